@@ -1,0 +1,62 @@
+# One command an intention; `make` lists them. Needed: make and Python 3.11 or newer.
+
+PYTHON ?= python3
+TORCH ?= 2.13.0
+BIN := .venv/bin
+READY := .venv/ready
+
+.DEFAULT_GOAL := help
+.PHONY: help .venv demo lab test lint fix bench lock clean
+
+help: ## show this list
+	@sed -n 's/^\([.a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s%s\n", $$1, $$2}'
+
+.venv: $(READY) ## install everything into .venv, in the versions of requirements.lock
+
+$(READY): requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON) here. Name another Python: make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(0 if sys.version_info >= (3, 11) else \
+	    "gptx_nb needs Python 3.11 or newer, and $(PYTHON) is " + v + ". Name another one: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+demo: $(READY) ## run the quickstart notebook in a real kernel, here on the terminal
+	$(BIN)/python notebooks/run.py
+
+# Jupyter refuses to run as root unless told so; in a container one often is.
+lab: $(READY) ## open the quickstart in JupyterLab, with its outputs if `make demo` made them
+	cd notebooks && exec ../$(BIN)/jupyter lab $$([ "$$(id -u)" != 0 ] || echo --allow-root) \
+	    $$(ls quickstart-executed.ipynb 2>/dev/null || echo quickstart.ipynb)
+
+test: lint ## check style and types, then run the tests
+	@tests/chromium.sh
+	$(BIN)/python -m pytest
+
+lint: $(READY) ## check style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+fix: $(READY) ## repair style where that can be done by a tool
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(READY) ## measure the first run: imports, cell to prediction, an answering kernel
+	$(BIN)/python benchmarks/first_run.py
+
+# A fresh venv, the pinned torch, this project with its dev extra; then what pip says is there. Left out: pip itself,
+# this project, the local part of a version (+cpu), and the GPU libraries that torch brings on some machines only.
+lock: ## renew requirements.lock: the newest versions that pyproject.toml allows
+	rm -rf build/lock
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet --upgrade pip
+	build/lock/bin/python -m pip install torch==$(TORCH) '.[dev]'
+	build/lock/bin/python -m pip list --format=freeze --exclude pip --exclude gptx-nb > build/lock/freeze
+	sed 's/+.*//' build/lock/freeze | grep -Ev '^(nvidia-|cuda-|triton)' | LC_ALL=C sort -f > requirements.lock
+	rm -rf build/lock
+
+clean: ## remove what these commands made; runs and models stay in their home
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache notebooks/*-executed.ipynb
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,61 @@
+"""Put examples into batches: which rows a step takes, and how they become padded tensors.
+
+`step_rows` is a pure function of (seed, step), so that a resumed run takes the same rows. Padding is on the right and
+masked by position: GPT-2 counts positions from the left, and its classification head looks for the last token that is
+not padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step: `micro` batches of {"input_ids", "attention_mask" (rows, length), "labels" (rows,)}."""
+
+    micro: list[Tensors]
+    tokens: int
+    weights: list[float]
+
+
+def step_rows(step: int, *, rows: int, batch_size: int, seed: int) -> tuple[list[int], int]:
+    """Return the row numbers of `step` and its epoch (from 0). Every epoch takes each row once, in a new order."""
+    steps_per_epoch = -(-rows // batch_size)
+    epoch, place = divmod(step, steps_per_epoch)
+    order = np.random.default_rng((seed, epoch)).permutation(rows)
+    return order[place * batch_size : (place + 1) * batch_size].tolist(), epoch
+
+
+def pad(rows: Sequence[Sequence[int]], pad_id: int) -> Tensors:
+    """Stack token rows: {"input_ids", "attention_mask"} of shape (rows, longest) int64, padded on the right.
+
+    A row without tokens gets one padding token that counts as real, so that there is a last token to classify.
+    """
+    filled = [list(row) or [pad_id] for row in rows]
+    longest = max(len(row) for row in filled)
+    ids = torch.full((len(filled), longest), pad_id, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for place, row in enumerate(filled):
+        ids[place, : len(row)] = torch.tensor(row)
+        mask[place, : len(row)] = 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def by_length(rows: Sequence[Sequence[int]], *, token_budget: int) -> list[list[int]]:
+    """Group row numbers, shortest first, so that rows x longest stays within `token_budget` padded tokens."""
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    groups: list[list[int]] = []
+    for index in order:
+        longest = max(1, len(rows[index]))
+        if groups and (len(groups[-1]) + 1) * longest <= token_budget:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups

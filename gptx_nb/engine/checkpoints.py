@@ -1,0 +1,124 @@
+"""Write and load the exact state of a training run: weights, optimiser state and position. No pickle.
+
+    checkpoints/000120/
+      model.safetensors       every trained tensor and buffer, in its training dtype
+      optimizer.safetensors   AdamW's moments, `exp_avg.<name>` and `exp_avg_sq.<name>`
+      progress.json           {"step": 120, ...}: what the loop needs besides tensors
+      manifest.json           name -> {size, sha256}; written last: a folder without it does not count
+
+A checkpoint is immutable. There is no generator state in it: the loop seeds every step from (seed, step).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from gptx_nb import files
+
+MODEL = "model.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+PROGRESS = "progress.json"
+MANIFEST = "manifest.json"
+
+
+def _distinct(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Drop the second name of a tied tensor (GPT-2 ties its output layer to its embedding): safetensors refuses aliases."""
+    seen: set[tuple[int, int]] = set()
+    distinct = {}
+    for name, tensor in state.items():
+        alias = (tensor.data_ptr(), tensor.numel())
+        if tensor.numel() and alias in seen:
+            continue
+        seen.add(alias)
+        distinct[name] = tensor.detach().to("cpu").contiguous()
+    return distinct
+
+
+def save(folder: Path, model: torch.nn.Module, optimizer: torch.optim.AdamW, progress: dict[str, Any]) -> Path:
+    """Write checkpoint `folder`/NNNNNN for `progress["step"]` and return it; one that is already there is kept."""
+    target = folder / f"{progress['step']:06d}"
+    if target.exists():
+        return target
+
+    def fill(beside: Path) -> None:
+        save_file(_distinct(model.state_dict()), beside / MODEL)
+        moments = {}
+        for name, parameter in model.named_parameters():
+            for key in ("exp_avg", "exp_avg_sq"):
+                if key in optimizer.state.get(parameter, {}):
+                    moments[f"{key}.{name}"] = optimizer.state[parameter][key].detach().to("cpu").contiguous()
+        save_file(moments, beside / OPTIMIZER)
+        files.write_json(beside / PROGRESS, progress)
+        manifest = {
+            name: {"size": (beside / name).stat().st_size, "sha256": files.sha256(beside / name)}
+            for name in (MODEL, OPTIMIZER, PROGRESS)
+        }
+        files.write_json(beside / MANIFEST, manifest)
+
+    files.write_folder(target, fill)
+    return target
+
+
+def complete(checkpoint: Path) -> bool:
+    """Say whether every file of `checkpoint` is there and unharmed."""
+    manifest = files.read_json(checkpoint / MANIFEST)
+    return manifest is not None and all(
+        (checkpoint / name).is_file()
+        and (checkpoint / name).stat().st_size == facts["size"]
+        and files.sha256(checkpoint / name) == facts["sha256"]
+        for name, facts in manifest.items()
+    )
+
+
+def every(folder: Path) -> list[Path]:
+    """Return the checkpoints in `folder`, oldest first, harmed ones among them."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.name.isdigit())
+
+
+def latest(folder: Path) -> Path | None:
+    """Return the newest checkpoint in `folder` that is complete; a harmed one is passed over for the one before it."""
+    return next((path for path in reversed(every(folder)) if complete(path)), None)
+
+
+def load(checkpoint: Path, model: torch.nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Any]:
+    """Put the state in `checkpoint` into `model` and `optimizer`; return its progress."""
+    load_weights(checkpoint / MODEL, model)
+    moments = load_file(checkpoint / OPTIMIZER)
+    progress: dict[str, Any] = files.read_json(checkpoint / PROGRESS)
+    for name, parameter in model.named_parameters():
+        if f"exp_avg.{name}" in moments:
+            optimizer.state[parameter] = {
+                # AdamW counts its steps itself, as a float32 tensor on the CPU unless fused.
+                "step": torch.tensor(float(progress["step"]), device=parameter.device if optimizer.defaults["fused"] else "cpu"),
+                "exp_avg": moments[f"exp_avg.{name}"].to(parameter.device),
+                "exp_avg_sq": moments[f"exp_avg_sq.{name}"].to(parameter.device),
+            }
+    return progress
+
+
+def save_weights(path: Path, model: torch.nn.Module) -> None:
+    """Write the weights alone, as one step."""
+    beside = path.with_name(f".{path.name}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(_distinct(model.state_dict()), beside)
+    files.replace(beside, path)
+
+
+def load_weights(path: Path, model: torch.nn.Module) -> None:
+    """Put the weights in `path` into `model`; tied tensors need only one of their names."""
+    missing, unexpected = model.load_state_dict(load_file(path), strict=False)
+    tied = {name for name in missing if name in dict(getattr(model, "_tied_weights_keys", None) or {})}
+    if unexpected or set(missing) - tied:
+        raise ValueError(f"{path} does not fit this model: missing {sorted(set(missing) - tied)}, unknown {unexpected}")
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints."""
+    for checkpoint in every(folder)[:-keep]:
+        files.remove_folder(checkpoint)

@@ -1,0 +1,173 @@
+"""Choose device and arithmetic, each with its reason. Asks torch; changes nothing.
+
+Matrix products in bfloat16 need units for it (AMX or AVX-512 BF16 on a CPU, Ampere or newer on CUDA): without them
+they are emulated, measured at 1/500 of the float32 speed on an AVX2 CPU. So the choice looks at the units.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptx_nb.errors import DeviceError
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where and in which arithmetic the engine computes. Memory in bytes; None where it cannot be told."""
+
+    device: torch.device
+    dtype: torch.dtype
+    reason: str
+    dtype_reason: str
+    name: str
+    memory_total: int | None
+    memory_free: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "device": str(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "reason": self.reason,
+            "dtype_reason": self.dtype_reason,
+            "name": self.name,
+            "memory_total": self.memory_total,
+            "memory_free": self.memory_free,
+            "cores": cores(),
+            "torch": torch.__version__,
+        }
+
+
+def choose(device: str = "auto", dtype: str = "auto") -> Device:
+    """Resolve `device` (auto, cpu, cuda, cuda:N, mps, xpu) and `dtype` (auto, float32, bfloat16, float16).
+
+    Raises DeviceError if a device was asked for by name and is not there.
+    """
+    chosen, reason = _device(device)
+    arithmetic, why = _dtype(chosen, dtype)
+    total, free = _memory(chosen)
+    return Device(chosen, arithmetic, reason, why, _name(chosen), total, free)
+
+
+def cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available() -> list[str]:
+    """Return the kinds of device that torch finds here, fastest first; always ends with cpu."""
+    found = []
+    if torch.cuda.is_available():
+        found.append("cuda")
+    if hasattr(torch, "xpu") and torch.xpu.is_available():
+        found.append("xpu")
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    return [*found, "cpu"]
+
+
+def _device(asked: str) -> tuple[torch.device, str]:
+    found = available()
+    if asked == "auto":
+        best = found[0]
+        if best != "cpu":
+            return torch.device(best), f"torch finds a {best} device"
+        return torch.device("cpu"), "no GPU that torch can use is here" + _why_no_gpu()
+    kind = asked.partition(":")[0]
+    if kind not in found:
+        raise DeviceError(
+            f"device: {asked} was asked for, and torch finds only {', '.join(found)} here{_why_no_gpu()}. "
+            "Type `device: auto` to use what is there"
+        )
+    device = torch.device(asked)
+    if kind == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
+        raise DeviceError(
+            f"device: {asked} was asked for, and this machine has {torch.cuda.device_count()} CUDA device(s): "
+            f"cuda:0 to cuda:{torch.cuda.device_count() - 1}"
+        )
+    return device, "asked for in the recipe"
+
+
+def _why_no_gpu() -> str:
+    if torch.version.cuda is None and torch.version.hip is None:
+        has_card = Path("/proc/driver/nvidia/version").exists()
+        return f" (this torch, {torch.__version__}, is built for CPU{'; an NVIDIA driver is here, so a CUDA build would see it' if has_card else ''})"
+    return ""
+
+
+def _dtype(device: torch.device, asked: str) -> tuple[torch.dtype, str]:
+    if asked != "auto":
+        chosen: torch.dtype = getattr(torch, asked)
+        if chosen is torch.float16 and device.type == "cpu":
+            raise DeviceError("dtype: float16 is not trained in on a CPU. Type `dtype: auto`, `float32` or `bfloat16`")
+        return chosen, "asked for in the recipe"
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16, "this GPU has bfloat16 units"
+        return torch.float16, "this GPU has no bfloat16 units; float16 with loss scaling"
+    if device.type == "xpu":
+        return torch.bfloat16, "Intel GPUs have bfloat16 units"
+    if device.type == "mps":
+        return torch.float32, "exact, and as fast as lower ones for small models on Apple GPUs"
+    flags = _cpu_flags()
+    units = next((name for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX-512 BF16")) if flag in flags), None)
+    if units:
+        return torch.bfloat16, f"this CPU has {units}"
+    return torch.float32, "this CPU has no bfloat16 units"
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("flags"):
+                return set(line.split())
+    except OSError:
+        pass  # not Linux: no such file, and float32 is right everywhere
+    return set()
+
+
+def _memory(device: torch.device) -> tuple[int | None, int | None]:
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return total, free
+    if device.type == "cpu":
+        return _main_memory()
+    return None, None
+
+
+def _main_memory() -> tuple[int | None, int | None]:
+    """Return total and available main memory in bytes, the cgroup's limit counted (a container sees the host's)."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None, None
+    sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+    total, free = sizes["MemTotal"], sizes["MemAvailable"]
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
+    except OSError:
+        return total, free
+    if limit != "max":
+        total, free = min(total, int(limit)), min(free, max(0, int(limit) - used))
+    return total, free
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "xpu":
+        return str(torch.xpu.get_device_name(device))
+    if device.type == "mps":
+        return "Apple GPU"
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return f"{line.partition(':')[2].strip()}, {cores()} cores"
+    except OSError:
+        pass  # not Linux
+    return f"CPU, {cores()} cores"

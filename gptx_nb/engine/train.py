@@ -1,0 +1,165 @@
+"""The training loop, readable from top to bottom. It knows neither tasks nor files: both come in as functions.
+
+Every step is a pure function of the weights, the optimiser state and (seed, step): `batch_at(step)` gives its batch,
+and the generators are seeded anew. So a run that goes on from a checkpoint repeats a run that was never cut, bit for
+bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the loop needs to know. Learning rates are per step; `warmup` and `decay` are fractions of all steps."""
+
+    steps: int
+    learning_rate: float
+    warmup: float = 0.1
+    decay: str = "linear"  # "linear" or "cosine", to zero
+    weight_decay: float = 0.01
+    clip: float = 1.0  # largest L2 norm of the whole gradient
+    seed: int = 0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eval_every: int | None = None  # steps; None: only at the end
+    save_every_seconds: float = 120.0
+
+
+class Batch(Protocol):
+    """What `batch_at` returns: the micro-batches of one optimiser step."""
+
+    @property
+    def micro(self) -> list[Tensors]: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def weights(self) -> list[float]: ...  # each micro-batch's share of the step's mean loss; sums to 1
+
+
+@dataclass(frozen=True)
+class Stop:
+    """How the loop ended: `step` steps are done; `early` when it was asked to stop."""
+
+    step: int
+    early: bool
+
+
+def learning_rate_at(step: int, settings: Settings) -> float:
+    """Return the learning rate of `step` (0 is the first): linear warm-up, then linear or cosine decay to zero."""
+    warmup = round(settings.warmup * settings.steps)
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / warmup
+    done = (step - warmup) / max(1, settings.steps - warmup)
+    left = 1 - done if settings.decay == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return settings.learning_rate * left
+
+
+def make_optimizer(model: torch.nn.Module, settings: Settings) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019); only matrices decay: biases, norms and scales have no reason to be small."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=settings.learning_rate, betas=settings.betas, fused=True
+    )
+
+
+def train(
+    model: torch.nn.Module,
+    optimizer: torch.optim.AdamW,
+    settings: Settings,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    batch_at: Callable[[int], Batch],
+    loss_of: Callable[[torch.nn.Module, Tensors], torch.Tensor],
+    first_step: int = 0,
+    record: Callable[[dict[str, Any]], None],
+    evaluate: Callable[[int], None],
+    save: Callable[[int], None],
+    should_stop: Callable[[], bool],
+) -> Stop:
+    """Run steps `first_step` to `settings.steps` and return how it ended.
+
+    `loss_of(model, tensors)` gives the mean loss of one micro-batch. `record` receives a dictionary a step, `evaluate`
+    is called with the number of steps done at the set distance and at the end, `save` whenever a checkpoint is due.
+    float32 weights are kept in every dtype: lower ones are used by autocast, float16 with loss scaling.
+    """
+    autocast = (
+        torch.autocast(device.type, dtype=dtype) if dtype is not torch.float32 else contextlib.nullcontext()
+    )
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.train()
+    saved_at = time.monotonic()
+
+    for step in range(first_step, settings.steps):
+        if should_stop():
+            save(step)
+            return Stop(step, early=True)
+
+        started = time.perf_counter()
+        seed_step(settings.seed, step)
+        rate = learning_rate_at(step, settings)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
+        batch = batch_at(step)
+        # Losses stay on the device until the step is done: reading one makes the GPU wait.
+        losses = []
+        for tensors, weight in zip(batch.micro, batch.weights, strict=True):
+            on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+            with autocast:
+                loss = loss_of(model, on_device) * weight
+            scaler.scale(loss).backward()
+            losses.append(loss.detach())
+        scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+
+        loss_value = float(torch.stack(losses).sum())
+        seconds = time.perf_counter() - started
+        record(
+            {
+                "step": step + 1,
+                "loss": loss_value,
+                "learning_rate": rate,
+                "gradient_norm": float(norm),
+                "tokens": batch.tokens,
+                "seconds": seconds,
+            }
+        )
+        if not math.isfinite(loss_value):
+            raise FloatingPointError(
+                f"the loss became {loss_value} at step {step + 1}: a smaller learning_rate "
+                f"(now {settings.learning_rate:g}) usually avoids this"
+            )
+
+        done = step + 1
+        if done == settings.steps or (settings.eval_every and done % settings.eval_every == 0):
+            evaluate(done)
+            model.train()
+        if done < settings.steps and time.monotonic() - saved_at >= settings.save_every_seconds:
+            save(done)
+            saved_at = time.monotonic()
+
+    return Stop(settings.steps, early=False)
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Seed torch's generators for one step (dropout is the only user), so that no generator state need be saved."""
+    torch.manual_seed((seed * 1_000_003 + step) % 2**63)

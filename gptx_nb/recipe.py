@@ -1,0 +1,360 @@
+"""Recipe: the only list of settings. Flags, completion, help, forms and the README table are derived from it (fields.py).
+
+`None` as a default means that the engine chooses and says why; what it chose stands in the run's own `recipe.yaml`.
+A recipe is read from YAML (a cell body, a file), from keywords, or from flags; every mistake gives one line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Hashable, Mapping
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from gptx_nb.catalog import CATALOG
+from gptx_nb.errors import RecipeError, nearest
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+Task = Literal["text-classification"]
+
+
+def setting(
+    default: Any, description: str, *, reason: str, unit: str | None = None, matters: bool = True, **bounds: Any
+) -> Any:
+    """A `Recipe` field. `reason` says why the default is what it is; `matters=False`: the trained model is the same."""
+    facts = {"reason": reason, "unit": unit, "matters": matters}
+    return Field(default, description=description, json_schema_extra=facts, **bounds)
+
+
+class Recipe(BaseModel):
+    """Everything a run is made from, apart from the rows of its table."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    task: Task = setting("text-classification", "What the model shall do.", reason="the only task so far")
+    model: str = setting(
+        "tiny",
+        "Base model: a short name, a folder, a .gguf file, or a name on the Hugging Face Hub.",
+        reason="ships inside the package, so the first run needs no download",
+        min_length=1,
+    )
+    revision: str | None = setting(
+        None, "Branch, tag or commit of a base model on the Hub.", reason="the Hub's main branch"
+    )
+    data: str | None = setting(
+        None,
+        "Examples: a variable of the notebook (DataFrame, Series, datasets.Dataset, list), a .csv, .tsv, .jsonl or "
+        ".parquet file, a data set's folder, or a name on the Hugging Face Hub.",
+        reason="give either data or examples",
+        min_length=1,
+    )
+    subset: str | None = setting(None, "Configuration of a Hub data set that has several.", reason="most have one")
+    split: str = setting("train", "Split of a data set to learn from.", reason="the usual name", min_length=1)
+    examples: Annotated[list[list[str] | dict[str, str]], Field(min_length=1)] | None = setting(
+        None, "Examples typed here: [text, label] each.", reason="give either data or examples"
+    )
+    text: str | None = setting(None, "Column that holds the text.", reason="found by name and content, and shown")
+    label: str | None = setting(None, "Column that holds the label.", reason="found by name and content, and shown")
+    labels: Annotated[list[str], Field(min_length=2)] | None = setting(
+        None, "Label names in the model's order.", reason="the table's labels, sorted; 0/1 get names only from here"
+    )
+    validation: float | str = setting(
+        0.2,
+        "Share of the examples held back for scoring, or a table of its own (as for data).",
+        reason="one in five keeps the score's error small and most examples for learning; split by label, fixed seed",
+        unit="share",
+    )
+    epochs: float | None = setting(
+        None,
+        "Passes over the examples.",
+        reason="3, or more where that would be fewer than 60 steps: small sets need longer (Mosbach et al. 2021)",
+        unit="passes",
+        gt=0,
+        le=1000,
+    )
+    batch_size: int = setting(16, "Examples a step.", reason="the usual size for fine-tuning", unit="examples", ge=1, le=4096)
+    learning_rate: float | None = setting(
+        None,
+        "Peak step size of AdamW.",
+        reason="by the model's size: smaller models take larger steps",
+        gt=0,
+        le=1,
+    )
+    warmup: float = setting(
+        0.1, "Share of the steps in which the learning rate rises.", reason="steadies the first steps", unit="share", ge=0, lt=1
+    )
+    weight_decay: float = setting(0.01, "AdamW's decay of matrices.", reason="AdamW's default", ge=0, le=1)
+    max_length: int | None = setting(
+        None,
+        "Longest text; what is beyond is cut, and counted.",
+        reason="the model's context, at most 512: longer rows cost memory and time",
+        unit="tokens",
+        ge=8,
+        le=1_048_576,
+    )
+    keep: Literal["best", "last"] = setting(
+        "best", "Which weights to keep: best on validation, or last.", reason="a small set overfits soon"
+    )
+    baselines: bool = setting(
+        True,
+        "Score a majority guess and TF-IDF + logistic regression on the same split.",
+        reason="shows whether the GPT is worth it",
+    )
+    seed: int = setting(0, "Seed of split, order and new weights.", reason="the same cell gives the same model", ge=0, le=2**31 - 1)
+    device: str = setting(
+        "auto",
+        "auto, cpu, cuda, cuda:N, mps or xpu.",
+        reason="the fastest there is",
+        matters=False,
+        
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
+        "auto", "Arithmetic of the matrix products.", reason="the fastest that the device computes well"
+    )
+    checkpoint_every: float = setting(
+        120.0,
+        "Time between checkpoints of an unfinished run.",
+        reason="little is lost in a crash, little time is spent",
+        unit="seconds",
+        matters=False,
+        gt=0,
+        le=86_400,
+    )
+
+    @field_validator("examples", mode="before")
+    @classmethod
+    def _examples_are_rows(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            return value
+        rows = []
+        for number, row in enumerate(value, 1):
+            if isinstance(row, Mapping):
+                rows.append({str(key): _as_text(item) for key, item in row.items()})
+            elif isinstance(row, list | tuple) and len(row) == 2:
+                rows.append([_as_text(item) for item in row])
+            else:
+                got = f"{len(row)} parts" if isinstance(row, list | tuple) else type(row).__name__
+                raise ValueError(
+                    f"example {number} has {got}, and needs two: [text, label]. "
+                    'Put a text with a comma or a colon in quotes: ["Good, but late", positive]'
+                )
+        return rows
+
+    @field_validator("validation")
+    @classmethod
+    def _validation_fits(cls, value: float | str) -> float | str:
+        if isinstance(value, float) and not 0 <= value <= 0.9:
+            raise ValueError("a share from 0 to 0.9, or the name of a table")
+        return value
+
+    @field_validator("device")
+    @classmethod
+    def _device_is_known(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", value):
+            raise ValueError("use auto, cpu, cuda, cuda:0 (or another number), mps or xpu")
+        return value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Recipe:
+        if self.data is not None and self.examples is not None:
+            raise ValueError("both data and examples are given; keep one of them")
+        if self.labels is not None and len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels: a name stands there twice")
+        return self
+
+    def digest(self) -> str:
+        """A fingerprint of the settings that decide what model comes out, in hexadecimal digits.
+
+        Where the examples come from is left out: their rows have a fingerprint of their own.
+        """
+        deciding = {
+            name: value
+            for name, value in self.model_dump(mode="json").items()
+            if name not in ("data", "examples") and matters(name)
+        }
+        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode("utf-8")).hexdigest()
+
+    def to_yaml(self) -> str:
+        """Return the recipe as YAML, complete, re-usable as a cell body."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+
+
+def matters(name: str) -> bool:
+    """Say whether the setting `name` can change the trained model."""
+    facts = Recipe.model_fields[name].json_schema_extra
+    return bool(facts["matters"]) if isinstance(facts, dict) else True
+
+
+def make_recipe(settings: Mapping[str, Any], where: str = "") -> Recipe:
+    """Make a Recipe from plain values; `where` opens the message of a RecipeError ("cell body", a file, "flags")."""
+    for key in settings:
+        if key not in Recipe.model_fields:
+            known = ", ".join(Recipe.model_fields)
+            raise RecipeError(f"{_lead(where, settings, key)}unknown setting {key!r}.{nearest(str(key), Recipe.model_fields)} Settings: {known}")
+    try:
+        return Recipe.model_validate(dict(settings))
+    except ValidationError as error:
+        place = error.errors(include_url=False)[0]["loc"]
+        raise RecipeError(_lead(where, settings, place[0] if place else None) + _one_line(error)) from None
+
+
+def parse_yaml(text: str, where: str = "cell body") -> dict[str, Any]:
+    """Read settings from YAML; raises RecipeError with line and column.
+
+    Differs from plain YAML 1.1 where that surprises: `1e-4` is a number; `yes`, `no`, `on`, `off` and dates are text;
+    a key given twice, a tag, an alias, NaN and infinity are errors; whatever stands in `examples` and `labels` is text.
+    """
+    try:
+        settings = yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise RecipeError(f"{where}{place}: {_explain(error, text)}") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{where}: {str(error).splitlines()[0]}") from None
+    if settings is None:
+        return Lines({}, {})
+    if not isinstance(settings, dict):
+        raise RecipeError(f"{where}: expected lines like `epochs: 3`, got {type(settings).__name__} {str(settings)[:60]!r}")
+    root = yaml.compose(text, Loader=_Loader)
+    lines = {key.value: key.start_mark.line + 1 for key, _ in root.value} if isinstance(root, yaml.MappingNode) else {}
+    return Lines(settings, lines)
+
+
+class Lines(dict[str, Any]):
+    """Settings with the line in which each key stands, for messages."""
+
+    def __init__(self, settings: Mapping[str, Any], lines: Mapping[str, int]) -> None:
+        super().__init__(settings)
+        self.lines = dict(lines)
+
+
+def check_name(name: str) -> str:
+    """Return `name` if a run can be called that, else raise RecipeError."""
+    if not NAME.fullmatch(name) or ".." in name:
+        fits = re.sub(r"[^A-Za-z0-9._-]+|\.\.+", "-", name).strip("-.")[:64] or "my-run"
+        raise RecipeError(
+            f"{name!r} cannot name a run: use 1 to 64 letters, digits, '-', '_' or '.', beginning with a letter or "
+            f"digit. For example: {fits}"
+        )
+    return name
+
+
+def known_models() -> list[str]:
+    """Return the short names of base models."""
+    return list(CATALOG)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with the differences that `parse_yaml` names."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read here", event.start_mark)
+        event = self.peek_event()
+        tag = getattr(event, "tag", None)
+        if tag is not None:
+            raise yaml.composer.ComposerError(None, None, f"tags ({tag}) are not read here", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key = key_node.value
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key!r} is given twice (first in line {seen[key]}); keep one", key_node.start_mark
+                )
+            seen[key] = key_node.start_mark.line + 1
+        return {
+            key_node.value: _texts(value_node) if key_node.value in ("examples", "labels") else self.construct_object(value_node, deep=True)
+            for key_node, value_node in node.value
+        }
+
+
+def _texts(node: yaml.Node) -> Any:
+    """Construct `node` with every scalar as the text that was typed (`no` stays 'no', `007` stays '007')."""
+    if isinstance(node, yaml.SequenceNode):
+        return [_texts(item) for item in node.value]
+    if isinstance(node, yaml.MappingNode):
+        return {key.value: _texts(value) for key, value in node.value}
+    return None if node.tag == "tag:yaml.org,2002:null" else node.value
+
+
+def _construct_float(loader: _Loader, node: yaml.ScalarNode) -> float:
+    value = float(loader.construct_yaml_float(node))
+    if not math.isfinite(value):
+        raise yaml.constructor.ConstructorError(None, None, f"{node.value} is not a finite number", node.start_mark)
+    return value
+
+
+_BOOLEAN, _TIMESTAMP, _FLOAT = (f"tag:yaml.org,2002:{kind}" for kind in ("bool", "timestamp", "float"))
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_BOOLEAN, _TIMESTAMP, _FLOAT)]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOLEAN, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    _FLOAT,
+    re.compile(r"^[-+]?(?:(?:\.\d+|\d+\.\d*)(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+_Loader.add_constructor(_FLOAT, _construct_float)
+
+
+def _explain(error: yaml.MarkedYAMLError, text: str) -> str:
+    problem = (error.problem or "cannot be read").strip()
+    mark = error.problem_mark or error.context_mark
+    line = text.splitlines()[mark.line] if mark and mark.line < len(text.splitlines()) else ""
+    if "quoted scalar" in (error.context or "") or "unexpected end of stream" in problem:
+        opened = error.context_mark
+        where = f" opened in line {opened.line + 1}" if opened else ""
+        return f"a quote{where} is never closed. Close it, or put the text in the other kind of quotes"
+    if "mapping values are not allowed" in problem or ("expected ',' or" in problem):
+        return f"{problem}. Put a text with a comma, colon or quote in quotes: [\"Good: very good\", positive]"
+    if "\\t" in problem:
+        return "a tab stands where YAML wants spaces"
+    return f"{problem} in {line.strip()[:60]!r}" if line.strip() and "given twice" not in problem else problem
+
+
+def _lead(where: str, settings: Mapping[str, Any], key: Any) -> str:
+    line = settings.lines.get(key) if isinstance(settings, Lines) else None
+    return f"{where}, line {line}: " if where and line else f"{where}: " if where else ""
+
+
+def _as_text(value: Any) -> str:
+    if value is None:
+        raise ValueError("an example holds an empty value; give text and label")
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str | int | float):
+        return str(value)
+    raise ValueError(
+        f"an example holds {str(value)[:40]!r} where a text is wanted. Put a text with a comma or a colon in quotes"
+    )
+
+
+def _one_line(error: ValidationError) -> str:
+    """Say the first mistake in `error` in one line: setting, what was got, what fits, what to type."""
+    first = error.errors(include_url=False)[0]
+    message = str(first["msg"]).removeprefix("Value error, ")
+    if not first["loc"]:
+        return message
+    name = str(first["loc"][0])
+    got = first["input"]
+    shown = "" if first["type"] == "value_error" and name == "examples" else f"{str(got)[:60]!r} does not fit: "
+    unit = (Recipe.model_fields[name].json_schema_extra or {}).get("unit")  # type: ignore[union-attr]
+    fits = message[0].lower() + message[1:] + (f" ({unit})" if unit else "")
+    hint = nearest(got, first.get("ctx", {}).get("expected", "").replace("'", "").replace(" or ", ", ").split(", ")) if isinstance(got, str) else ""
+    default = Recipe.model_fields[name].default
+    example = "" if default is None or name == "task" else f". The default is {name}: {default}"
+    return f"{name}: {shown}{fits}.{hint}" .rstrip(".") + (example or "")

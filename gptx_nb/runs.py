@@ -1,0 +1,375 @@
+"""Runs on disk: `Run` knows every file name of one run, `RunStore` finds runs. State is derived from evidence.
+
+A run is `<home>/runs/<name>/<version>/`; it may take several attempts (a crash and a resume are two).
+
+    request.json           what was asked: the recipe, the source of the examples, fingerprints, code version
+    recipe.yaml            the same, complete and resolved by the worker: columns, labels, learning rate, ...
+    plan.json              what the engine decided before training, each choice with its reason
+    source/                rows that came from memory (a DataFrame, inline examples), as they were handed over
+    data/                  the snapshot that the run learns from: train.parquet, validation.parquet, report.json
+    claims/1, claims/2     who may write, one per attempt
+    process-1.json         host, boot id, pid and start time of supervisor and worker: evidence, not state
+    metrics-1.jsonl        one writer per file
+    log-1.txt              stdout and stderr of the worker
+    end-1.json             the worker's last words: how it ended, as far as it knew
+    outcome-1.json         the supervisor's: exit status, signal, out-of-memory evidence
+    checkpoints/000120/    exact training state
+    best.safetensors       the weights that scored best so far
+    model/                 a plain Hugging Face folder, made as one step
+    scores.json            validation scores and baselines
+    stop                   a request from a view
+
+Reading never waits for a writer, and nothing here imports more than the standard library and core.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gptx_nb import files, metrics
+from gptx_nb.errors import RunNotFound, nearest
+from gptx_nb.recipe import Recipe, check_name, make_recipe, parse_yaml
+
+State = Literal["starting", "running", "stopping", "finished", "stopped", "interrupted", "failed", "elsewhere"]
+ACTIVE: tuple[State, ...] = ("starting", "running", "stopping", "elsewhere")
+
+
+def home() -> Path:
+    """Return where everything is kept: `$GPTX_HOME`, else the user's data directory."""
+    if given := os.environ.get("GPTX_HOME"):
+        return Path(given).expanduser().absolute()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "gptx_nb"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "gptx_nb"
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "gptx_nb"
+
+
+@dataclass(frozen=True)
+class Process:
+    """Evidence of one process: enough to tell it from every other, after reboots and reuse of its number too."""
+
+    host: str
+    boot: str
+    pid: int
+    started: str  # clock ticks since boot on Linux, `ps` start time elsewhere
+
+    @classmethod
+    def of(cls, pid: int) -> Process:
+        return cls(platform.node(), boot_id(), pid, start_time(pid) or "")
+
+    def alive(self) -> bool | None:
+        """Say whether the process still is; None if it ran on another host, of which nothing is known here."""
+        if self.host != platform.node():
+            return None
+        if self.boot != boot_id():
+            return False
+        return start_time(self.pid) == self.started
+
+    def to_json(self) -> dict[str, Any]:
+        return {"host": self.host, "boot": self.boot, "pid": self.pid, "started": self.started}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Process:
+        return cls(value["host"], value["boot"], int(value["pid"]), value["started"])
+
+
+def boot_id() -> str:
+    """Return what names this boot of the machine."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        output = subprocess.run(["sysctl", "-n", "kern.boottime"], capture_output=True, text=True, check=False).stdout
+        return re.sub(r"\D+", "-", output).strip("-")
+
+
+def start_time(pid: int) -> str | None:
+    """Return when process `pid` started, or None if there is none or only its dead body (a zombie)."""
+    if Path("/proc/self/stat").exists():
+        try:
+            # Fields after the name, which may hold spaces and brackets: 1st is the state, 20th the start in ticks.
+            fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except OSError:
+            return None
+        return None if fields[0] in "ZX" else fields[19]
+    listed = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    status, _, started = listed.stdout.strip().partition(" ")
+    return None if not status or status.startswith("Z") else started.strip()
+
+
+class Run:
+    """One version of a named run: a directory. Every file name is here and nowhere else."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.name = folder.parent.name
+        self.version = int(folder.name)
+
+    def __repr__(self) -> str:
+        return f"<Run {self.name} version {self.version}: {self.state()}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Run) and other.folder == self.folder
+
+    def __hash__(self) -> int:
+        return hash(self.folder)
+
+    # ---- file names -------------------------------------------------------------------------------------------------
+
+    @property
+    def request_file(self) -> Path:
+        return self.folder / "request.json"
+
+    @property
+    def recipe_file(self) -> Path:
+        return self.folder / "recipe.yaml"
+
+    @property
+    def plan_file(self) -> Path:
+        return self.folder / "plan.json"
+
+    @property
+    def source(self) -> Path:
+        return self.folder / "source"
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    @property
+    def report_file(self) -> Path:
+        return self.data / "report.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def best_weights(self) -> Path:
+        return self.folder / "best.safetensors"
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model"
+
+    @property
+    def scores_file(self) -> Path:
+        return self.folder / "scores.json"
+
+    @property
+    def stop_file(self) -> Path:
+        return self.folder / "stop"
+
+    def claim_file(self, attempt: int) -> Path:
+        return self.folder / "claims" / str(attempt)
+
+    def process_file(self, attempt: int) -> Path:
+        return self.folder / f"process-{attempt}.json"
+
+    def metrics_file(self, attempt: int) -> Path:
+        return self.folder / f"metrics-{attempt}.jsonl"
+
+    def log_file(self, attempt: int) -> Path:
+        return self.folder / f"log-{attempt}.txt"
+
+    def end_file(self, attempt: int) -> Path:
+        return self.folder / f"end-{attempt}.json"
+
+    def outcome_file(self, attempt: int) -> Path:
+        return self.folder / f"outcome-{attempt}.json"
+
+    # ---- what was asked, planned and found --------------------------------------------------------------------------
+
+    def request(self) -> dict[str, Any]:
+        """Return {"recipe": {...}, "source": {...}, "digest": ..., "code": ...} as written when the run was made."""
+        request: dict[str, Any] | None = files.read_json(self.request_file)
+        if request is None:
+            raise RunNotFound(f"run {self.name} version {self.version} has no request.json in {self.folder}")
+        return request
+
+    def recipe(self) -> Recipe:
+        """Return the resolved recipe, or the recipe as asked while the worker has not resolved it."""
+        try:
+            text = self.recipe_file.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return make_recipe(self.request()["recipe"], str(self.request_file))
+        return make_recipe(parse_yaml(text, str(self.recipe_file)), str(self.recipe_file))
+
+    def plan(self) -> dict[str, Any] | None:
+        plan: dict[str, Any] | None = files.read_json(self.plan_file)
+        return plan
+
+    def report(self) -> dict[str, Any] | None:
+        report: dict[str, Any] | None = files.read_json(self.report_file)
+        return report
+
+    def scores(self) -> dict[str, Any] | None:
+        scores: dict[str, Any] | None = files.read_json(self.scores_file)
+        return scores
+
+    # ---- evidence and state -----------------------------------------------------------------------------------------
+
+    def attempts(self) -> int:
+        """Return the number of attempts that were claimed."""
+        attempt = 0
+        while self.claim_file(attempt + 1).exists():
+            attempt += 1
+        return attempt
+
+    def processes(self, attempt: int) -> dict[str, Process]:
+        """Return the claimant and, once it has started, the worker of `attempt`: {"supervisor": ..., "worker": ...}."""
+        found = {}
+        if claim := files.read_json(self.claim_file(attempt)):
+            found["supervisor"] = Process.from_json(claim)
+        if evidence := files.read_json(self.process_file(attempt)):
+            found["worker"] = Process.from_json(evidence)
+        return found
+
+    def outcome(self) -> dict[str, Any] | None:
+        """Return how the latest attempt ended, or None while it goes on.
+
+        {"reason": "finished" | "stopped" | "mistake" | "failed" | "out of memory" | "killed" | "lost",
+        "error": class name or None, "message": text or None, "exit_status": int or None, "signal": int or None}.
+        The worker's last words say why; the supervisor's record says how. "lost": there is neither, and no process.
+        """
+        attempt = self.attempts()
+        if attempt == 0:
+            return None
+        words: dict[str, Any] = files.read_json(self.end_file(attempt)) or {}
+        outcome = files.read_json(self.outcome_file(attempt))
+        if outcome is None:
+            alive = [process.alive() for process in self.processes(attempt).values()]
+            if any(each is None or each for each in alive):
+                return None
+            outcome = {"reason": "lost", "exit_status": None, "signal": None}
+        return {"error": None, "message": None, **outcome, **words}
+
+    def state(self) -> State:
+        """Derive the state from claims, processes and outcome."""
+        attempt = self.attempts()
+        outcome = self.outcome()
+        if attempt == 0:
+            return "starting"
+        if outcome is None:
+            alive = [process.alive() for process in self.processes(attempt).values()]
+            if any(each is None for each in alive):
+                return "elsewhere"
+            if self.stop_file.exists():
+                return "stopping"
+            return "running" if self.process_file(attempt).exists() else "starting"
+        if outcome["reason"] in ("finished", "stopped"):
+            return "finished" if outcome["reason"] == "finished" else "stopped"
+        return "interrupted" if outcome["reason"] in ("killed", "lost") else "failed"
+
+    @property
+    def active(self) -> bool:
+        return self.state() in ACTIVE
+
+    # ---- metrics and log --------------------------------------------------------------------------------------------
+
+    def history(self) -> list[metrics.Record]:
+        """Return all records of all attempts as one line of time: a resumed attempt replaces what it repeats."""
+        merged: list[metrics.Record] = []
+        for attempt in range(1, self.attempts() + 1):
+            records, _ = metrics.read(self.metrics_file(attempt))
+            for record in records:
+                if record.get("kind") == "start":
+                    merged = [old for old in merged if old.get("step", 0) <= record["step"]]
+                merged.append(record)
+        return merged
+
+    def log_tail(self, lines: int = 12) -> str:
+        """Return the last `lines` lines of the latest attempt's log."""
+        try:
+            with open(self.log_file(max(1, self.attempts())), "rb") as handle:
+                handle.seek(0, os.SEEK_END)
+                handle.seek(max(0, handle.tell() - 65_536))
+                text = handle.read().decode("utf-8", errors="replace")
+        except FileNotFoundError:
+            return ""
+        return "\n".join(text.splitlines()[-lines:])
+
+    def request_stop(self) -> None:
+        """Ask the worker to save and stop. It looks at every step."""
+        files.write_text(self.stop_file, "")
+
+    def withdraw_stop(self) -> None:
+        self.stop_file.unlink(missing_ok=True)
+
+
+class RunStore:
+    """All runs below one home directory."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = (root or home()) / "runs"
+
+    def names(self) -> list[str]:
+        """Return the names of runs that have a version, sorted."""
+        if not self.root.is_dir():
+            return []
+        return sorted(folder.name for folder in self.root.iterdir() if next(self._folders(folder), None))
+
+    def versions(self, name: str) -> list[Run]:
+        """Return the versions of `name`, oldest first."""
+        return sorted((Run(folder) for folder in self._folders(self.root / check_name(name))), key=lambda run: run.version)
+
+    def runs(self) -> list[Run]:
+        """Return every version of every run, by name, then oldest first."""
+        return [run for name in self.names() for run in self.versions(name)]
+
+    def latest(self, name: str) -> Run | None:
+        return next(reversed(self.versions(name)), None)
+
+    def find(self, name: str, version: int | None = None) -> Run:
+        """Return a run by name (its latest version), `name/3`, or name and version; raises RunNotFound."""
+        name, _, given = name.partition("/")
+        if given:
+            if not given.isdigit():
+                raise RunNotFound(f"{name}/{given}: a version is a number, as in {name}/1")
+            version = int(given)
+        versions = self.versions(name)
+        if not versions:
+            known = self.names()
+            advice = f" Runs: {', '.join(known[:12])}." if known else " There are no runs yet."
+            raise RunNotFound(f"no run is called {name!r}.{nearest(name, known)}{advice} A cell `%%gpt_finetune {name}` makes one.")
+        if version is None:
+            return versions[-1]
+        for run in versions:
+            if run.version == version:
+                return run
+        raise RunNotFound(f"run {name!r} has no version {version}; it has {', '.join(str(run.version) for run in versions)}")
+
+    def create(self, name: str, fill: Any) -> Run:
+        """Make the next version of `name`; `fill(folder)` writes its first files. Complete or not there at all."""
+        check_name(name)
+        while True:
+            latest = self.latest(name)
+            folder = self.root / name / str(latest.version + 1 if latest else 1)
+            try:
+                files.write_folder(folder, fill)
+            except FileExistsError:
+                continue  # another cell made this version in the meantime
+            return Run(folder)
+
+    def remove(self, run: Run) -> None:
+        """Remove one version from disk."""
+        files.remove_folder(run.folder)
+        try:
+            run.folder.parent.rmdir()
+        except OSError:
+            pass  # it has other versions
+
+    @staticmethod
+    def _folders(folder: Path) -> Iterator[Path]:
+        if folder.is_dir() and not folder.name.startswith("."):
+            for path in folder.iterdir():
+                if path.name.isdigit() and (path / "request.json").is_file():
+                    yield path
