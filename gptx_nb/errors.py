@@ -53,7 +53,8 @@ class RunFailed(GptxError, RuntimeError):
 
 # What a worker writes into its last words, and what a view raises again from them.
 BY_NAME: dict[str, type[GptxError]] = {
-    kind.__name__: kind for kind in (UsageError, RecipeError, DataError, ModelError, DeviceError, RunNotFound, RunFailed)
+    kind.__name__: kind
+    for kind in (UsageError, RecipeError, DataError, ModelError, DeviceError, RunNotFound, RunFailed)
 }
 
 

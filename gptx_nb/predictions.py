@@ -148,7 +148,9 @@ class Predictions(Sequence[Prediction]):
                 f'<td style="{_CELL}">{_escaped(each.label)}</td>{_bar(each.probability)}</tr>'
                 for each in (self[place] for place in range(min(SHOWN_ROWS, len(self))))
             ]
-            names = "".join(f'<th style="{_CELL}font-weight:600">{name}</th>' for name in ("text", "label", "probability"))
+            names = "".join(
+                f'<th style="{_CELL}font-weight:600">{name}</th>' for name in ("text", "label", "probability")
+            )
             rows.insert(0, f"<tr>{names}</tr>")
             head = ""
             below = _more(len(self), SHOWN_ROWS, "row", "rows")
@@ -199,7 +201,8 @@ def _printable(text: str) -> str:
 def _columns(text: str) -> int:
     """The width of `text` in a terminal, in columns."""
     return sum(
-        0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text
+        0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+        for letter in text
     )
 
 

@@ -78,7 +78,9 @@ class Recipe(BaseModel):
         gt=0,
         le=1000,
     )
-    batch_size: int = setting(16, "Examples a step.", reason="the usual size for fine-tuning", unit="examples", ge=1, le=4096)
+    batch_size: int = setting(
+        16, "Examples a step.", reason="the usual size for fine-tuning", unit="examples", ge=1, le=4096
+    )
     learning_rate: float | None = setting(
         None,
         "Peak step size of AdamW.",
@@ -87,7 +89,12 @@ class Recipe(BaseModel):
         le=1,
     )
     warmup: float = setting(
-        0.1, "Share of the steps in which the learning rate rises.", reason="steadies the first steps", unit="share", ge=0, lt=1
+        0.1,
+        "Share of the steps in which the learning rate rises.",
+        reason="steadies the first steps",
+        unit="share",
+        ge=0,
+        lt=1,
     )
     weight_decay: float = setting(0.01, "AdamW's decay of matrices.", reason="AdamW's default", ge=0, le=1)
     max_length: int | None = setting(
@@ -106,13 +113,14 @@ class Recipe(BaseModel):
         "Score a majority guess and TF-IDF + logistic regression on the same split.",
         reason="shows whether the GPT is worth it",
     )
-    seed: int = setting(0, "Seed of split, order and new weights.", reason="the same cell gives the same model", ge=0, le=2**31 - 1)
+    seed: int = setting(
+        0, "Seed of split, order and new weights.", reason="the same cell gives the same model", ge=0, le=2**31 - 1
+    )
     device: str = setting(
         "auto",
         "auto, cpu, cuda, cuda:N, mps or xpu.",
         reason="the fastest there is",
         matters=False,
-        
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto", "Arithmetic of the matrix products.", reason="the fastest that the device computes well"
@@ -196,7 +204,9 @@ def make_recipe(settings: Mapping[str, Any], where: str = "") -> Recipe:
     for key in settings:
         if key not in Recipe.model_fields:
             known = ", ".join(Recipe.model_fields)
-            raise RecipeError(f"{_lead(where, settings, key)}unknown setting {key!r}.{nearest(str(key), Recipe.model_fields)} Settings: {known}")
+            raise RecipeError(
+                f"{_lead(where, settings, key)}unknown setting {key!r}.{nearest(str(key), Recipe.model_fields)} Settings: {known}"
+            )
     try:
         return Recipe.model_validate(dict(settings))
     except ValidationError as error:
@@ -211,7 +221,7 @@ def parse_yaml(text: str, where: str = "cell body") -> dict[str, Any]:
     a key given twice, a tag, an alias, NaN and infinity are errors; whatever stands in `examples` and `labels` is text.
     """
     try:
-        settings = yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
+        settings = yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -221,7 +231,9 @@ def parse_yaml(text: str, where: str = "cell body") -> dict[str, Any]:
     if settings is None:
         return Lines({}, {})
     if not isinstance(settings, dict):
-        raise RecipeError(f"{where}: expected lines like `epochs: 3`, got {type(settings).__name__} {str(settings)[:60]!r}")
+        raise RecipeError(
+            f"{where}: expected lines like `epochs: 3`, got {type(settings).__name__} {str(settings)[:60]!r}"
+        )
     root = yaml.compose(text, Loader=_Loader)
     lines = {key.value: key.start_mark.line + 1 for key, _ in root.value} if isinstance(root, yaml.MappingNode) else {}
     return Lines(settings, lines)
@@ -276,7 +288,9 @@ class _Loader(yaml.SafeLoader):
                 )
             seen[key] = key_node.start_mark.line + 1
         return {
-            key_node.value: _texts(value_node) if key_node.value in ("examples", "labels") else self.construct_object(value_node, deep=True)
+            key_node.value: _texts(value_node)
+            if key_node.value in ("examples", "labels")
+            else self.construct_object(value_node, deep=True)
             for key_node, value_node in node.value
         }
 
@@ -320,7 +334,7 @@ def _explain(error: yaml.MarkedYAMLError, text: str) -> str:
         where = f" opened in line {opened.line + 1}" if opened else ""
         return f"a quote{where} is never closed. Close it, or put the text in the other kind of quotes"
     if "mapping values are not allowed" in problem or ("expected ',' or" in problem):
-        return f"{problem}. Put a text with a comma, colon or quote in quotes: [\"Good: very good\", positive]"
+        return f'{problem}. Put a text with a comma, colon or quote in quotes: ["Good: very good", positive]'
     if "\\t" in problem:
         return "a tab stands where YAML wants spaces"
     return f"{problem} in {line.strip()[:60]!r}" if line.strip() and "given twice" not in problem else problem
@@ -354,7 +368,11 @@ def _one_line(error: ValidationError) -> str:
     shown = "" if first["type"] == "value_error" and name == "examples" else f"{str(got)[:60]!r} does not fit: "
     unit = (Recipe.model_fields[name].json_schema_extra or {}).get("unit")  # type: ignore[union-attr]
     fits = message[0].lower() + message[1:] + (f" ({unit})" if unit else "")
-    hint = nearest(got, first.get("ctx", {}).get("expected", "").replace("'", "").replace(" or ", ", ").split(", ")) if isinstance(got, str) else ""
+    hint = (
+        nearest(got, first.get("ctx", {}).get("expected", "").replace("'", "").replace(" or ", ", ").split(", "))
+        if isinstance(got, str)
+        else ""
+    )
     default = Recipe.model_fields[name].default
     example = "" if default is None or name == "task" else f". The default is {name}: {default}"
-    return f"{name}: {shown}{fits}.{hint}" .rstrip(".") + (example or "")
+    return f"{name}: {shown}{fits}.{hint}".rstrip(".") + (example or "")

@@ -319,7 +319,9 @@ class RunStore:
 
     def versions(self, name: str) -> list[Run]:
         """Return the versions of `name`, oldest first."""
-        return sorted((Run(folder) for folder in self._folders(self.root / check_name(name))), key=lambda run: run.version)
+        return sorted(
+            (Run(folder) for folder in self._folders(self.root / check_name(name))), key=lambda run: run.version
+        )
 
     def runs(self) -> list[Run]:
         """Return every version of every run, by name, then oldest first."""
@@ -339,13 +341,17 @@ class RunStore:
         if not versions:
             known = self.names()
             advice = f" Runs: {', '.join(known[:12])}." if known else " There are no runs yet."
-            raise RunNotFound(f"no run is called {name!r}.{nearest(name, known)}{advice} A cell `%%gpt_finetune {name}` makes one.")
+            raise RunNotFound(
+                f"no run is called {name!r}.{nearest(name, known)}{advice} A cell `%%gpt_finetune {name}` makes one."
+            )
         if version is None:
             return versions[-1]
         for run in versions:
             if run.version == version:
                 return run
-        raise RunNotFound(f"run {name!r} has no version {version}; it has {', '.join(str(run.version) for run in versions)}")
+        raise RunNotFound(
+            f"run {name!r} has no version {version}; it has {', '.join(str(run.version) for run in versions)}"
+        )
 
     def create(self, name: str, fill: Any) -> Run:
         """Make the next version of `name`; `fill(folder)` writes its first files. Complete or not there at all."""

@@ -109,7 +109,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--limit-mb", type=float, default=200.0, help="megabytes of training text to take (a fair sample)")
+    parser.add_argument(
+        "--limit-mb", type=float, default=200.0, help="megabytes of training text to take (a fair sample)"
+    )
     arguments = parser.parse_args()
 
     files = sorted([*arguments.corpus.glob("*.jsonl"), *arguments.corpus.glob("*.jsonl.xz")])
@@ -124,7 +126,9 @@ def main() -> None:
     tokenizer.save_pretrained(arguments.work / "tokenizer")
     facts = {
         "train": write_tokens(texts, tokenizer, arguments.work / "train.tokens"),
-        "validation": write_tokens([t for path in held_out for t in documents(path)], tokenizer, arguments.work / "validation.tokens"),
+        "validation": write_tokens(
+            [t for path in held_out for t in documents(path)], tokenizer, arguments.work / "validation.tokens"
+        ),
     }
     (arguments.work / "corpus.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(facts, indent=2))

@@ -87,7 +87,10 @@ def main() -> None:
         if entry["step"] % 50 == 0:
             rate = entry["tokens"] / entry["seconds"]
             left = (settings.steps - entry["step"]) * entry["seconds"] / 60
-            print(f"step {entry['step']}/{settings.steps}  loss {entry['loss']:.3f}  {rate:.0f} tokens/s  {left:.0f} min left", flush=True)
+            print(
+                f"step {entry['step']}/{settings.steps}  loss {entry['loss']:.3f}  {rate:.0f} tokens/s  {left:.0f} min left",
+                flush=True,
+            )
 
     def evaluate(step: int) -> None:
         last = step == settings.steps

@@ -95,7 +95,9 @@ def load(checkpoint: Path, model: torch.nn.Module, optimizer: torch.optim.AdamW)
         if f"exp_avg.{name}" in moments:
             optimizer.state[parameter] = {
                 # AdamW counts its steps itself, as a float32 tensor on the CPU unless fused.
-                "step": torch.tensor(float(progress["step"]), device=parameter.device if optimizer.defaults["fused"] else "cpu"),
+                "step": torch.tensor(
+                    float(progress["step"]), device=parameter.device if optimizer.defaults["fused"] else "cpu"
+                ),
                 "exp_avg": moments[f"exp_avg.{name}"].to(parameter.device),
                 "exp_avg_sq": moments[f"exp_avg_sq.{name}"].to(parameter.device),
             }

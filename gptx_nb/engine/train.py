@@ -97,9 +97,7 @@ def train(
     is called with the number of steps done at the set distance and at the end, `save` whenever a checkpoint is due.
     float32 weights are kept in every dtype: lower ones are used by autocast, float16 with loss scaling.
     """
-    autocast = (
-        torch.autocast(device.type, dtype=dtype) if dtype is not torch.float32 else contextlib.nullcontext()
-    )
+    autocast = torch.autocast(device.type, dtype=dtype) if dtype is not torch.float32 else contextlib.nullcontext()
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.train()

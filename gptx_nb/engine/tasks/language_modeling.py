@@ -108,7 +108,13 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def bits_per_byte(
-    model: torch.nn.Module, tokens: np.ndarray, *, length: int, text_bytes: int, rows: int = 16, limit: int | None = None
+    model: torch.nn.Module,
+    tokens: np.ndarray,
+    *,
+    length: int,
+    text_bytes: int,
+    rows: int = 16,
+    limit: int | None = None,
 ) -> float:
     """Score `tokens`, the encoding of `text_bytes` bytes of text, in rows of `length` without overlap: bits a byte.
 

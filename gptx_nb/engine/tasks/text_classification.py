@@ -25,7 +25,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int
     # A rough cut by characters first: a token spells at most a few dozen, and a book need not be tokenised whole.
     rough = [text[: max_length * 40] for text in texts]
     rows = tokenizer(rough, split_special_tokens=True, truncation=False, verbose=False)["input_ids"]
-    cut = sum(len(row) > max_length or len(text) > len(part) for row, text, part in zip(rows, texts, rough, strict=True))
+    cut = sum(
+        len(row) > max_length or len(text) > len(part) for row, text, part in zip(rows, texts, rough, strict=True)
+    )
     return [row[:max_length] for row in rows], cut
 
 
