@@ -34,7 +34,7 @@ class Predictions(Sequence[Prediction]):
 
     `run` names the run and version that answered, `classes` are the model's label names in its own order, `texts` the
     texts, `probabilities` a row a text and a column a class. `labels` is the likeliest class of each text. `cut` says
-    of each text whether it was longer than the model reads, and `index` is the index of the Series or DataFrame that
+    of each text whether it exceeds what the model reads, and `row_index` is the index of the Series or DataFrame that
     the texts came from, or None.
     """
 
@@ -45,14 +45,14 @@ class Predictions(Sequence[Prediction]):
         texts: Sequence[str],
         probabilities: Sequence[Sequence[float]],
         cut: Sequence[bool] | None = None,
-        index: Any = None,
+        row_index: Any = None,
     ) -> None:
         self.run = run
         self.classes = list(classes)
         self.texts = list(texts)
         self.probabilities = [list(row) for row in probabilities]
         self.cut = list(cut) if cut is not None else [False] * len(self.texts)
-        self.index = index
+        self.row_index = row_index
         if not len(self.texts) == len(self.probabilities) == len(self.cut):
             raise ValueError(f"{len(self.texts)} texts, {len(self.probabilities)} rows, {len(self.cut)} cut")
 
@@ -70,9 +70,9 @@ class Predictions(Sequence[Prediction]):
     def __getitem__(self, place: slice) -> Predictions: ...
     def __getitem__(self, place: int | slice) -> Prediction | Predictions:
         if isinstance(place, slice):
-            index = None if self.index is None else self.index[place]
+            row_index = None if self.row_index is None else self.row_index[place]
             return Predictions(
-                self.run, self.classes, self.texts[place], self.probabilities[place], self.cut[place], index
+                self.run, self.classes, self.texts[place], self.probabilities[place], self.cut[place], row_index
             )
         row = self.probabilities[place]
         best = _likeliest(row)
@@ -94,8 +94,8 @@ class Predictions(Sequence[Prediction]):
         for column, name in enumerate(self.classes):
             columns[f"p({name})"] = pandas.Series([row[column] for row in self.probabilities], dtype="float64")
         frame = pandas.DataFrame(columns)
-        if self.index is not None:
-            frame.index = pandas.Index(self.index)
+        if self.row_index is not None:
+            frame.index = pandas.Index(self.row_index)
         return frame
 
     def notes(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Recipe: the only list of settings. Flags, completion, help, forms and the README table are derived from it (fields.py).
+"""The only list of settings. Flags, completion, help, forms and the README table are derived from it (fields.py).
 
 `None` as a default means that the engine chooses and says why; what it chose stands in the run's own `recipe.yaml`.
 A recipe is read from YAML (a cell body, a file), from keywords, or from flags; every mistake gives one line.
@@ -28,7 +28,7 @@ def setting(
     default: Any, description: str, *, reason: str, unit: str | None = None, matters: bool = True, **bounds: Any
 ) -> Any:
     """A `Recipe` field. `reason` says why the default is what it is; `matters=False`: the trained model is the same."""
-    facts = {"reason": reason, "unit": unit, "matters": matters}
+    facts: dict[str, Any] = {"reason": reason, "unit": unit, "matters": matters}
     return Field(default, description=description, json_schema_extra=facts, **bounds)
 
 
@@ -140,7 +140,7 @@ class Recipe(BaseModel):
     def _examples_are_rows(cls, value: Any) -> Any:
         if not isinstance(value, list | tuple):
             return value
-        rows = []
+        rows: list[Any] = []
         for number, row in enumerate(value, 1):
             if isinstance(row, Mapping):
                 rows.append({str(key): _as_text(item) for key, item in row.items()})
@@ -205,7 +205,8 @@ def make_recipe(settings: Mapping[str, Any], where: str = "") -> Recipe:
         if key not in Recipe.model_fields:
             known = ", ".join(Recipe.model_fields)
             raise RecipeError(
-                f"{_lead(where, settings, key)}unknown setting {key!r}.{nearest(str(key), Recipe.model_fields)} Settings: {known}"
+                f"{_lead(where, settings, key)}unknown setting {key!r}."
+                f"{nearest(str(key), Recipe.model_fields)} Settings: {known}"
             )
     try:
         return Recipe.model_validate(dict(settings))
@@ -268,9 +269,9 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
+            event = self.peek_event()  # type: ignore[no-untyped-call]
             raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read here", event.start_mark)
-        event = self.peek_event()
+        event = self.peek_event()  # type: ignore[no-untyped-call]
         tag = getattr(event, "tag", None)
         if tag is not None:
             raise yaml.composer.ComposerError(None, None, f"tags ({tag}) are not read here", event.start_mark)

@@ -24,6 +24,7 @@ Reading never waits for a writer, and nothing here imports more than the standar
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -368,10 +369,8 @@ class RunStore:
     def remove(self, run: Run) -> None:
         """Remove one version from disk."""
         files.remove_folder(run.folder)
-        try:
+        with contextlib.suppress(OSError):  # it has other versions
             run.folder.parent.rmdir()
-        except OSError:
-            pass  # it has other versions
 
     @staticmethod
     def _folders(folder: Path) -> Iterator[Path]:

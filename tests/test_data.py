@@ -15,12 +15,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from gptx_nb.sources import Source
 
 from gptx_nb.engine import data
 from gptx_nb.engine.data import Table
 from gptx_nb.errors import DataError
 from gptx_nb.recipe import make_recipe
+from gptx_nb.sources import Source
 
 ROWS = [(f"sentence number {at} says something", "good" if at % 2 else "bad") for at in range(40)]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from gptx_nb.sources import Source
 
 from gptx_nb.engine import data
 from gptx_nb.recipe import make_recipe
+from gptx_nb.sources import Source
 
 SETS = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 

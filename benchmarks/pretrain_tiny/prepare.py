@@ -31,14 +31,13 @@ TOKENIZER_SAMPLE_BYTES = 60_000_000
 
 
 def documents(path: Path) -> Iterator[str]:
-    opened = lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8")
-    with opened as lines:
+    with lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)["text"]
 
 
 def pieces(text: str, size: int = 20_000) -> Iterator[str]:
-    """Cut books at paragraph ends into pieces of about `size` characters, so that no book rules a stretch of the file."""
+    """Cut books at paragraph ends into pieces of about `size` characters: no book rules a stretch of the file."""
     start = 0
     while start < len(text):
         end = text.find("\n", start + size)

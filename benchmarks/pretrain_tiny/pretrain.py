@@ -88,7 +88,7 @@ def main() -> None:
             rate = entry["tokens"] / entry["seconds"]
             left = (settings.steps - entry["step"]) * entry["seconds"] / 60
             print(
-                f"step {entry['step']}/{settings.steps}  loss {entry['loss']:.3f}  {rate:.0f} tokens/s  {left:.0f} min left",
+                f"step {entry['step']}/{settings.steps}  loss {entry['loss']:.3f}  {rate:.0f} tokens/s  {left:.0f} min",
                 flush=True,
             )
 

@@ -1,1 +1,1 @@
-"""The training backend: a plain library over torch, transformers and datasets. It knows nothing of notebooks or HTTP."""
+"""The training backend: a plain library over torch and transformers. It knows nothing of notebooks or HTTP."""

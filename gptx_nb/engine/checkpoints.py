@@ -26,7 +26,7 @@ MANIFEST = "manifest.json"
 
 
 def _distinct(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Drop the second name of a tied tensor (GPT-2 ties its output layer to its embedding): safetensors refuses aliases."""
+    """Drop the second name of a tied tensor (GPT-2's output layer is its embedding): safetensors refuses aliases."""
     seen: set[tuple[int, int]] = set()
     distinct = {}
     for name, tensor in state.items():
@@ -90,7 +90,7 @@ def load(checkpoint: Path, model: torch.nn.Module, optimizer: torch.optim.AdamW)
     """Put the state in `checkpoint` into `model` and `optimizer`; return its progress."""
     load_weights(checkpoint / MODEL, model)
     moments = load_file(checkpoint / OPTIMIZER)
-    progress: dict[str, Any] = files.read_json(checkpoint / PROGRESS)
+    progress: dict[str, Any] = files.read_json(checkpoint / PROGRESS) or {}
     for name, parameter in model.named_parameters():
         if f"exp_avg.{name}" in moments:
             optimizer.state[parameter] = {

@@ -95,7 +95,8 @@ def _device(asked: str) -> tuple[torch.device, str]:
 def _why_no_gpu() -> str:
     if torch.version.cuda is None and torch.version.hip is None:
         has_card = Path("/proc/driver/nvidia/version").exists()
-        return f" (this torch, {torch.__version__}, is built for CPU{'; an NVIDIA driver is here, so a CUDA build would see it' if has_card else ''})"
+        card = "; an NVIDIA driver is here, so a CUDA build would see it" if has_card else ""
+        return f" (this torch, {torch.__version__}, is built for CPU{card})"
     return ""
 
 

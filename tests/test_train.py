@@ -1,0 +1,68 @@
+"""The training loop on the embedded base model: exact resume, padding, tied weights."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gptx_nb.engine import checkpoints, models
+from gptx_nb.engine.tasks import text_classification as task
+from gptx_nb.engine.train import Settings, make_optimizer, train
+
+TEXTS = ["This movie is amazing!", "I hate it.", "The service was really bad, and it came late.", "Good"]
+LABELS = [1, 0, 0, 1]
+
+
+def run(folder: Path, *, stop_after: int | None = None, resume: bool = False) -> tuple[list[float], dict[str, Any]]:
+    base = models.find("tiny")
+    tokenizer = models.load_tokenizer(base)
+    model = models.load_classifier(base, tokenizer, ["negative", "positive"], seed=1)
+    settings = Settings(steps=6, learning_rate=1e-3)
+    optimizer = make_optimizer(model, settings)
+    rows, _ = task.encode(tokenizer, TEXTS, 64)
+    newest = checkpoints.latest(folder) if resume else None
+    first = checkpoints.load(newest, model, optimizer)["step"] if newest else 0
+    losses: list[float] = []
+    train(
+        model,
+        optimizer,
+        settings,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        batch_at=lambda step: task.make_step(step, rows, LABELS, batch_size=2, pad_id=tokenizer.pad_token_id, seed=0),
+        loss_of=task.loss,
+        first_step=first,
+        record=lambda entry: losses.append(entry["loss"]),
+        evaluate=lambda step: None,
+        save=lambda step: checkpoints.save(folder, model, optimizer, {"step": step}) and None,
+        should_stop=lambda: stop_after is not None and len(losses) == stop_after,
+    )
+    return losses, model.state_dict()
+
+
+def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not_to_the_last_bit(tmp_path: Path) -> None:
+    whole, weights = run(tmp_path / "whole")
+    first, _ = run(tmp_path / "cut", stop_after=3)
+    second, resumed = run(tmp_path / "cut", resume=True)
+    assert first + second == whole
+    assert all(torch.equal(resumed[name], weights[name]) for name in weights)
+
+
+def test_a_harmed_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    run(tmp_path, stop_after=2)
+    (tmp_path / "000002" / checkpoints.MODEL).write_bytes(b"harm")
+    assert checkpoints.latest(tmp_path) is None
+
+
+def test_a_batch_of_mixed_lengths_equals_one_text_at_a_time() -> None:
+    base = models.find("tiny")
+    tokenizer = models.load_tokenizer(base)
+    model = models.load_classifier(base, tokenizer, ["a", "b", "c"], seed=0)
+    texts = [*TEXTS, "it says <|endoftext|>", "<|endoftext|>", ""]
+    rows, cut = task.encode(tokenizer, texts, 64)
+    device = torch.device("cpu")
+    together = task.logits(model, rows, pad_id=tokenizer.pad_token_id, device=device, labels=3)
+    alone = [task.logits(model, [row], pad_id=tokenizer.pad_token_id, device=device, labels=3)[0] for row in rows]
+    assert cut == 0
+    assert np.abs(together - np.stack(alone)).max() < 1e-4
