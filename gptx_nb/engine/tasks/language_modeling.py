@@ -78,9 +78,9 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     """Mean cross entropy of a linear output layer, `CHUNK` positions at a time.
 
     `apply(states (n, width), weight (vocabulary, width), targets (n,) int64)` gives a float32 scalar. Gradients are
-    made in the forward pass, while a chunk's logits are at hand: no chunk is kept and none is computed twice (the method of
-    Liger Kernel's fused linear cross entropy, Hsu et al. 2024, arXiv:2410.10989). On two AVX2 cores this trains a
-    5 M model 1.4 times as fast as making the logits again in the backward pass.
+    made in the forward pass, while a chunk's logits are at hand: no chunk is kept and none is computed twice (the
+    method of Liger Kernel's fused linear cross entropy, Hsu et al. 2024, arXiv:2410.10989). On two AVX2 cores this
+    trains a 5 M model 1.4 times as fast as making the logits again in the backward pass.
     """
 
     @staticmethod
