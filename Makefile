@@ -25,10 +25,11 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY) ## run the quickstart notebook in a real kernel, here on the terminal
 	$(BIN)/python notebooks/run.py
 
-# Jupyter refuses to run as root unless told so; in a container one often is.
+# Jupyter refuses to run as root unless told so; in a container one often is. As the default URL, the notebook also opens
+# from the address that is printed where there is no browser.
 lab: $(READY) ## open the quickstart in JupyterLab, with its outputs if `make demo` made them
 	cd notebooks && exec ../$(BIN)/jupyter lab $$([ "$$(id -u)" != 0 ] || echo --allow-root) \
-	    $$(ls quickstart-executed.ipynb 2>/dev/null || echo quickstart.ipynb)
+	    --LabApp.default_url=/lab/tree/$$(ls quickstart-executed.ipynb 2>/dev/null || echo quickstart.ipynb)
 
 test: lint ## check style and types, then run the tests
 	@tests/chromium.sh

@@ -104,8 +104,10 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
         _flush_tree(beside)
         try:
             os.rename(beside, path)
-        except OSError as error:  # a folder that is not empty came in between
-            raise FileExistsError(path) from error
+        except OSError as error:
+            if path.exists():  # a folder that is not empty came in between
+                raise FileExistsError(path) from error
+            raise
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise

@@ -33,9 +33,9 @@ class Predictions(Sequence[Prediction]):
     """One `Prediction` a text, in the order of the texts.
 
     `run` names the run and version that answered, `classes` are the model's label names in its own order, `texts` the
-    texts, `probabilities` a row a text and a column a class. `labels` is the likeliest class of each text. `cut` says
-    of each text whether it exceeds what the model reads, and `row_index` is the index of the Series or DataFrame that
-    the texts came from, or None.
+    texts, `probabilities` a row a text and a column a class. `labels` is the likeliest class of each text. `cut` counts
+    the texts that exceed what the model reads, and `row_index` is the index of the Series or DataFrame that the texts
+    came from, or None.
     """
 
     def __init__(
@@ -44,17 +44,17 @@ class Predictions(Sequence[Prediction]):
         classes: Sequence[str],
         texts: Sequence[str],
         probabilities: Sequence[Sequence[float]],
-        cut: Sequence[bool] | None = None,
+        cut: int = 0,
         row_index: Any = None,
     ) -> None:
         self.run = run
         self.classes = list(classes)
         self.texts = list(texts)
         self.probabilities = [list(row) for row in probabilities]
-        self.cut = list(cut) if cut is not None else [False] * len(self.texts)
+        self.cut = cut
         self.row_index = row_index
-        if not len(self.texts) == len(self.probabilities) == len(self.cut):
-            raise ValueError(f"{len(self.texts)} texts, {len(self.probabilities)} rows, {len(self.cut)} cut")
+        if len(self.texts) != len(self.probabilities):
+            raise ValueError(f"{len(self.texts)} texts and {len(self.probabilities)} rows of probabilities")
 
     @property
     def labels(self) -> list[str]:
@@ -67,13 +67,10 @@ class Predictions(Sequence[Prediction]):
     @overload
     def __getitem__(self, place: int) -> Prediction: ...
     @overload
-    def __getitem__(self, place: slice) -> Predictions: ...
-    def __getitem__(self, place: int | slice) -> Prediction | Predictions:
+    def __getitem__(self, place: slice) -> list[Prediction]: ...
+    def __getitem__(self, place: int | slice) -> Prediction | list[Prediction]:
         if isinstance(place, slice):
-            row_index = None if self.row_index is None else self.row_index[place]
-            return Predictions(
-                self.run, self.classes, self.texts[place], self.probabilities[place], self.cut[place], row_index
-            )
+            return [self[number] for number in range(*place.indices(len(self)))]
         row = self.probabilities[place]
         best = _likeliest(row)
         ranked = sorted(zip(self.classes, row, strict=True), key=lambda pair: -pair[1])
@@ -100,12 +97,11 @@ class Predictions(Sequence[Prediction]):
 
     def notes(self) -> list[str]:
         """Return what a reader should know besides the table."""
-        cut = sum(self.cut)
-        if not cut:
+        if not self.cut:
             return []
         if len(self) == 1:
             return ["The text is longer than the model reads; only its beginning was used."]
-        were = "1 text is" if cut == 1 else f"{cut} texts are"
+        were = "1 text is" if self.cut == 1 else f"{self.cut:,} texts are"
         return [f"{were} longer than the model reads; only the beginning was used."]
 
     # ---- display ----------------------------------------------------------------------------------------------------
@@ -195,7 +191,10 @@ def _short(text: str, limit: int) -> str:
 
 def _printable(text: str) -> str:
     """One line without control characters: a text must not move a terminal's cursor or break a table."""
-    return "".join(letter if letter.isprintable() else " " for letter in text[: 2 * SHOWN_CHARACTERS]).strip()
+    # Joiners are not "printable", yet Persian, Indic scripts and emoji are wrong without them; they move nothing.
+    return "".join(
+        letter if letter.isprintable() or letter in "\u200c\u200d" else " " for letter in text[: 2 * SHOWN_CHARACTERS]
+    ).strip()
 
 
 def _columns(text: str) -> int:

@@ -26,18 +26,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
-import re
-import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from gptx_nb import files, metrics
 from gptx_nb.errors import RunNotFound, nearest
+from gptx_nb.process import Process, boot_id, start_time
 from gptx_nb.recipe import Recipe, check_name, make_recipe, parse_yaml
+from gptx_nb.run_files import RunFiles
+from gptx_nb.sources import Source
+
+__all__ = ["ACTIVE", "Process", "Run", "RunStore", "State", "boot_id", "home", "start_time"]
 
 State = Literal["starting", "running", "stopping", "finished", "stopped", "interrupted", "failed", "elsewhere"]
 ACTIVE: tuple[State, ...] = ("starting", "running", "stopping", "elsewhere")
@@ -54,63 +55,11 @@ def home() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "gptx_nb"
 
 
-@dataclass(frozen=True)
-class Process:
-    """Evidence of one process: enough to tell it from every other, after reboots and reuse of its number too."""
-
-    host: str
-    boot: str
-    pid: int
-    started: str  # clock ticks since boot on Linux, `ps` start time elsewhere
-
-    @classmethod
-    def of(cls, pid: int) -> Process:
-        return cls(platform.node(), boot_id(), pid, start_time(pid) or "")
-
-    def alive(self) -> bool | None:
-        """Say whether the process still is; None if it ran on another host, of which nothing is known here."""
-        if self.host != platform.node():
-            return None
-        if self.boot != boot_id():
-            return False
-        return start_time(self.pid) == self.started
-
-    def to_json(self) -> dict[str, Any]:
-        return {"host": self.host, "boot": self.boot, "pid": self.pid, "started": self.started}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Process:
-        return cls(value["host"], value["boot"], int(value["pid"]), value["started"])
-
-
-def boot_id() -> str:
-    """Return what names this boot of the machine."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        output = subprocess.run(["sysctl", "-n", "kern.boottime"], capture_output=True, text=True, check=False).stdout
-        return re.sub(r"\D+", "-", output).strip("-")
-
-
-def start_time(pid: int) -> str | None:
-    """Return when process `pid` started, or None if there is none or only its dead body (a zombie)."""
-    if Path("/proc/self/stat").exists():
-        try:
-            # Fields after the name, which may hold spaces and brackets: 1st is the state, 20th the start in ticks.
-            fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        except OSError:
-            return None
-        return None if fields[0] in "ZX" else fields[19]
-    listed = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    status, _, started = listed.stdout.strip().partition(" ")
-    return None if not status or status.startswith("Z") else started.strip()
-
-
-class Run:
-    """One version of a named run: a directory. Every file name is here and nowhere else."""
+class Run(RunFiles):
+    """One version of a named run: a directory. Its file names come from RunFiles."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        super().__init__(folder)
         self.name = folder.parent.name
         self.version = int(folder.name)
 
@@ -123,74 +72,14 @@ class Run:
     def __hash__(self) -> int:
         return hash(self.folder)
 
-    # ---- file names -------------------------------------------------------------------------------------------------
-
-    @property
-    def request_file(self) -> Path:
-        return self.folder / "request.json"
-
-    @property
-    def recipe_file(self) -> Path:
-        return self.folder / "recipe.yaml"
-
-    @property
-    def plan_file(self) -> Path:
-        return self.folder / "plan.json"
-
-    @property
-    def source(self) -> Path:
-        return self.folder / "source"
-
-    @property
-    def data(self) -> Path:
-        return self.folder / "data"
-
-    @property
-    def report_file(self) -> Path:
-        return self.data / "report.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
-
-    @property
-    def best_weights(self) -> Path:
-        return self.folder / "best.safetensors"
-
-    @property
-    def model(self) -> Path:
-        return self.folder / "model"
-
-    @property
-    def scores_file(self) -> Path:
-        return self.folder / "scores.json"
-
-    @property
-    def stop_file(self) -> Path:
-        return self.folder / "stop"
-
-    def claim_file(self, attempt: int) -> Path:
-        return self.folder / "claims" / str(attempt)
-
-    def process_file(self, attempt: int) -> Path:
-        return self.folder / f"process-{attempt}.json"
-
-    def metrics_file(self, attempt: int) -> Path:
-        return self.folder / f"metrics-{attempt}.jsonl"
-
-    def log_file(self, attempt: int) -> Path:
-        return self.folder / f"log-{attempt}.txt"
-
-    def end_file(self, attempt: int) -> Path:
-        return self.folder / f"end-{attempt}.json"
-
-    def outcome_file(self, attempt: int) -> Path:
-        return self.folder / f"outcome-{attempt}.json"
-
     # ---- what was asked, planned and found --------------------------------------------------------------------------
 
     def request(self) -> dict[str, Any]:
-        """Return {"recipe": {...}, "source": {...}, "digest": ..., "code": ...} as written when the run was made."""
+        """Return what was written when the run was made.
+
+        {"recipe": {...}, "source": {"train": {...}, "validation": {...} or None}, "digest": ..., "code": version,
+        "created": seconds since 1970, for show}
+        """
         request: dict[str, Any] | None = files.read_json(self.request_file)
         if request is None:
             raise RunNotFound(f"run {self.name} version {self.version} has no request.json in {self.folder}")
@@ -203,6 +92,11 @@ class Run:
         except FileNotFoundError:
             return make_recipe(self.request()["recipe"], str(self.request_file))
         return make_recipe(parse_yaml(text, str(self.recipe_file)), str(self.recipe_file))
+
+    def sources(self) -> dict[str, Source | None]:
+        """Return where the examples come from: {"train": ..., "validation": ... or None}."""
+        asked = self.request()["source"]
+        return {name: Source.from_json(value) if value else None for name, value in asked.items()}
 
     def plan(self) -> dict[str, Any] | None:
         plan: dict[str, Any] | None = files.read_json(self.plan_file)
@@ -250,7 +144,10 @@ class Run:
             alive = [process.alive() for process in self.processes(attempt).values()]
             if any(each is None or each for each in alive):
                 return None
-            outcome = {"reason": "lost", "exit_status": None, "signal": None}
+            # Both may have ended, in good order, since the first look.
+            words = files.read_json(self.end_file(attempt)) or {}
+            outcome = files.read_json(self.outcome_file(attempt))
+            outcome = outcome or {"reason": "lost", "exit_status": None, "signal": None}
         return {"error": None, "message": None, **outcome, **words}
 
     def state(self) -> State:
@@ -354,16 +251,25 @@ class RunStore:
             f"run {name!r} has no version {version}; it has {', '.join(str(run.version) for run in versions)}"
         )
 
-    def create(self, name: str, fill: Any) -> Run:
-        """Make the next version of `name`; `fill(folder)` writes its first files. Complete or not there at all."""
-        check_name(name)
+    def next_version(self, name: str) -> int:
+        """Return the number that the next version of `name` gets. Remains of a removed version keep theirs taken."""
+        folder = self.root / check_name(name)
+        taken = [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+        return max(taken, default=0) + 1
+
+    def create(self, name: str, fill: Callable[[Path], None], version: int | None = None) -> Run:
+        """Make the next version of `name`; `fill(folder)` writes its first files. Complete or not there at all.
+
+        With `version`: make that one, or raise FileExistsError where another cell has made it in the meantime.
+        """
         while True:
-            latest = self.latest(name)
-            folder = self.root / name / str(latest.version + 1 if latest else 1)
+            folder = self.root / check_name(name) / str(version or self.next_version(name))
             try:
                 files.write_folder(folder, fill)
             except FileExistsError:
-                continue  # another cell made this version in the meantime
+                if version is not None:
+                    raise
+                continue
             return Run(folder)
 
     def remove(self, run: Run) -> None:

@@ -61,3 +61,45 @@ def test_only_settings_that_matter_change_the_digest() -> None:
 def test_a_name_that_could_leave_its_folder_is_refused(name: str) -> None:
     with pytest.raises(RecipeError, match="cannot name a run"):
         check_name(name)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("models: gpt2", "cell body, line 1: unknown setting 'models'. Did you mean 'model'?"),
+        ("zzz: 1", "cell body, line 1: unknown setting 'zzz'. Settings: task, model"),
+        (
+            "batch_size: 0",
+            "cell body, line 1: batch_size: '0' does not fit: input should be greater than or equal to 1",
+        ),
+        ("validation: 0.95", "a share from 0 to 0.9, or the name of a table"),
+        ("labels: [one]", "cell body, line 1: labels: "),
+        ("labels: [a, a]", "labels: a name stands there twice"),
+        ("keep: bets", "Did you mean 'best'?"),
+        ("a: &x 1\nb: *x", "aliases (*name) are not read here"),
+        ("epochs:\t3\n\tseed: 1", "a tab stands where YAML wants spaces"),
+        ("- a\n- b", "cell body: expected lines like `epochs: 3`, got list"),
+        ("just words", "cell body: expected lines like `epochs: 3`, got str 'just words'"),
+        ("examples:\n - [Good: very, positive]", "Put a text with a comma or a colon in quotes"),
+        ("learning_rate: -.inf", "-.inf is not a finite number"),
+        ("? [a]: b\n: c", "cell body, line 1"),
+        ("task: chat", "task: 'chat' does not fit: input should be 'text-classification'"),
+    ],
+)
+def test_more_mistakes_give_one_line_too(body: str, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        read(body)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_keywords_are_checked_like_a_cell() -> None:
+    with pytest.raises(RecipeError, match="learning_rate: 'nan' does not fit"):
+        make_recipe({"learning_rate": float("nan")})
+    with pytest.raises(RecipeError, match=r"^unknown setting 'epoch'\. Did you mean 'epochs'\?"):
+        make_recipe({"epoch": 1})
+    assert make_recipe({"epochs": 3}) == read("epochs: 3") == read("epochs: 3.0")
+
+
+def test_an_empty_cell_is_the_defaults() -> None:
+    assert read("") == read("# nothing but a comment\n") == Recipe()

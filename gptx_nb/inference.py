@@ -1,0 +1,557 @@
+"""Client of the inference process: texts in, `Predictions` out. The process is started on demand and shared.
+
+One process a home directory keeps models warm for all kernels and threads of this user on this machine (`gptx_nb.serve`
+is its code). They meet in a directory that only the user can enter:
+
+    lock           held by the process as long as it lives: there is never a second one
+    socket         where it listens: HTTP/1.1 on a Unix socket
+    token          what every request has to carry
+    process.json   evidence of the process; removed when it ends in order, so that what is left behind tells of a crash
+
+Nothing here imports torch or pandas: tables are asked for their columns, not looked into. The process needs Unix
+sockets and file locks, which Linux and macOS have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import http.client
+import json
+import math
+import numbers
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gptx_nb
+from gptx_nb import files
+from gptx_nb.errors import BY_NAME, DataError, GptxError, RunFailed, RunNotFound, UsageError, nearest
+from gptx_nb.predictions import Predictions
+from gptx_nb.process import Process
+from gptx_nb.runs import Run, home
+
+Progress = Callable[[int, int], None]  # texts done, texts in all
+
+IDLE_SECONDS = 600.0
+# A request holds at most this much, so that progress shows, an interrupt ends it soon, and clients take turns.
+CHUNK_TEXTS = 128
+CHUNK_CHARACTERS = 200_000
+LARGEST_BODY = 32 * 2**20  # bytes
+LONGEST_TEXT = LARGEST_BODY // 16  # characters; one takes at most twelve bytes as JSON
+LARGEST_LOG = 2**20  # bytes; a larger one is put aside when the next process starts
+START_SECONDS = 60.0  # until the process listens; it does so before it imports torch
+FREE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """The file names of one home's inference process."""
+
+    home: Path
+    folder: Path
+
+    @classmethod
+    def of(cls, root: Path | None = None) -> Place:
+        """Return the place for `root`, by default for the home in use. Nothing is created."""
+        root = (root or home()).resolve()
+        # A Unix socket's name has about 100 bytes, and locks work on local disks: hence not below the home.
+        name = f"gptx_nb-{os.getuid()}/{hashlib.sha256(os.fsencode(root)).hexdigest()[:16]}"
+        folder = Path(tempfile.gettempdir()) / name
+        return cls(root, folder if len(os.fsencode(folder)) < 90 else Path("/tmp") / name)
+
+    @property
+    def lock(self) -> Path:
+        return self.folder / "lock"
+
+    @property
+    def socket(self) -> Path:
+        return self.folder / "socket"
+
+    @property
+    def token(self) -> Path:
+        return self.folder / "token"
+
+    @property
+    def process(self) -> Path:
+        return self.folder / "process.json"
+
+    @property
+    def log(self) -> Path:
+        return self.home / "inference.log"
+
+    def make(self) -> None:
+        """Make the directory, for this user only. Raises UsageError if another user has put one there."""
+        for folder in (self.folder.parent, self.folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = folder.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
+                raise UsageError(
+                    f"{folder} is not a folder of yours alone, so predictions cannot be kept private. Remove it, or "
+                    "set TMPDIR to a folder of yours"
+                )
+
+    def remove_files(self) -> None:
+        """Remove what a process leaves here. For who holds the lock."""
+        for path in (self.process, self.socket, self.token):
+            path.unlink(missing_ok=True)
+
+    def evidence(self) -> Process | None:
+        """Return the process that wrote itself down here, alive or not."""
+        try:
+            value = files.read_json(self.process)
+        except (ValueError, OSError):
+            return None
+        return Process.from_json(value) if value else None
+
+
+# ---- predicting -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What was asked about: the texts in order, and the index of the Series or DataFrame they came from, or None."""
+
+    texts: list[str]
+    index: Any = None
+
+
+def predict(run: Run, texts: Any, progress: Progress | None = None) -> Predictions:
+    """Classify a text, a list, a Series, or a DataFrame's text column with the model of `run`.
+
+    `progress(done, all)` is called after each part. Raises DataError for what is no text, RunNotFound for a run that
+    has no model yet, ModelError for a model that cannot be loaded, RunFailed if the inference process crashed; the
+    next call starts a new one.
+    """
+    label = f"{run.name}/{run.version}"
+    config = files.read_json(run.model / "config.json")
+    if config is None:
+        raise RunNotFound(f"run {label} has no model yet: it is {run.state()}. See `%gpt_watch {run.name}`")
+    asked = read_texts(texts, run.recipe().text, label)
+    # transformers leaves its default out of the file: two labels of these names.
+    named = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+    labels = [named[str(number)] for number in range(len(named))]
+    probabilities: list[list[float]] = []
+    cut = 0
+    chunks = list(_chunks(asked.texts, label))
+    if chunks:
+        with contextlib.closing(_Client(Place.of(run.folder.parents[2]))) as client:
+            for chunk in chunks:
+                body = {"folder": str(run.folder), "texts": chunk}
+                answer = client.ask("/v1/classify", body, f"predicting with {label}")
+                labels = answer["labels"]
+                probabilities += answer["probabilities"]
+                cut += answer["cut"]
+                if progress:
+                    progress(len(probabilities), len(asked.texts))
+    return Predictions(label, labels, asked.texts, probabilities, cut, asked.index)
+
+
+def read_texts(value: Any, column: str | None, label: str) -> Texts:
+    """Return the texts in `value`; `column` is the text column that run `label` learned from, for a DataFrame.
+
+    Numbers become text; None and NaN raise DataError, which names the row.
+    """
+    if isinstance(value, str):
+        return Texts([_as_text(value, "the text", "")])
+    advice = "Give a text, a list of texts, a Series, or a DataFrame"
+    if value is None or isinstance(value, bytes | bytearray | Mapping | Set | numbers.Number):
+        raise DataError(f"{_kind(value)} holds no texts to predict. {advice}")
+    known = getattr(value, "columns", getattr(value, "column_names", None))
+    if known is not None and not callable(known):
+        return _read_column(value, [str(each) for each in known], column, label)
+    index = None
+    if isinstance(value, list | tuple):
+        items = list(value)
+    elif (listed := getattr(value, "tolist", None) or getattr(value, "to_list", None)) is not None:
+        items = listed()
+        found = getattr(value, "index", None)
+        index = None if callable(found) else found
+        if not isinstance(items, list):  # an array without dimensions
+            items = [items]
+    elif isinstance(value, Iterable):
+        items = list(value)
+    else:
+        raise DataError(f"{_kind(value)} holds no texts to predict. {advice}")
+    return Texts(_as_texts(items, index, ""), index)
+
+
+def _read_column(table: Any, known: list[str], column: str | None, label: str) -> Texts:
+    if column is None:
+        column = known[0] if len(known) == 1 else "text"
+    if column not in known:
+        shown = ", ".join(known[:12]) + (f", … {len(known) - 12} more" if len(known) > 12 else "")
+        raise DataError(
+            f"the table has no column {column!r}, which run {label} reads its texts from.{nearest(column, known)} "
+            f"Columns: {shown or 'none'}. Give the texts themselves, as in df[{known[0] if known else 'text'!r}]"
+        )
+    if known.count(column) > 1:
+        raise DataError(f"the table has {known.count(column)} columns called {column!r}. Rename all but one")
+    values = table[column]
+    listed = getattr(values, "tolist", None) or getattr(values, "to_list", None)
+    items = listed() if listed is not None else list(values)
+    index = getattr(table, "index", None)
+    index = None if callable(index) else index
+    return Texts(_as_texts(items, index, f" of column {column!r}"), index)
+
+
+def _as_texts(items: list[Any], index: Any, where: str) -> list[str]:
+    texts = []
+    for number, item in enumerate(items):
+        if type(item) is str and item.isascii():  # the usual case, quickly
+            texts.append(item)
+            continue
+        at = f"row {number + 1} of {len(items)}{where}"
+        if index is not None:
+            at += f" (index {index[number]!r})"
+        texts.append(_as_text(item, at, "Leave such rows out, as with .dropna(), or fill them, as with .fillna('')"))
+    return texts
+
+
+def _as_text(item: Any, at: str, advice: str) -> str:
+    if isinstance(item, str):
+        try:
+            item.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{at} holds half a character (a lone surrogate, at place {error.start + 1}). "
+                "Mend it with text.encode('utf-8', 'replace').decode()"
+            ) from None
+        return str(item)
+    if item is None or type(item).__name__ in ("NAType", "NaTType") or (isinstance(item, float) and math.isnan(item)):
+        raise DataError(f"{at} is {'None' if item is None else 'missing (NaN)'}, not a text. {advice}")
+    if isinstance(item, numbers.Number):
+        return str(item)
+    raise DataError(f"{at} is {_kind(item)}, not a text. Make it one, as with str(…)")
+
+
+def _kind(value: Any) -> str:
+    return "None" if value is None else f"a value of type {type(value).__name__}"
+
+
+def _chunks(texts: list[str], label: str) -> Iterator[list[str]]:
+    chunk: list[str] = []
+    characters = 0
+    for number, text in enumerate(texts, 1):
+        if len(text) > LONGEST_TEXT:
+            raise DataError(
+                f"row {number} of {len(texts)} has {len(text):,} characters; at most {LONGEST_TEXT:,} can be sent. "
+                f"Run {label} reads only the beginning: cut it, as in text[:100_000]"
+            )
+        if chunk and (len(chunk) == CHUNK_TEXTS or characters + len(text) > CHUNK_CHARACTERS):
+            yield chunk
+            chunk, characters = [], 0
+        chunk.append(text)
+        characters += len(text)
+    if chunk:
+        yield chunk
+
+
+# ---- the process ----------------------------------------------------------------------------------------------------
+
+
+def warm(root: Path | None = None) -> None:
+    """Start the process if there is none, and return at once. It imports torch and loads a model when it is asked to.
+
+    Cheap enough to be called again and again, so that it stays warm while a run goes on.
+    """
+    place = Place.of(root)
+    if not _listens(place):
+        _spawn(place)
+
+
+def start(root: Path | None = None) -> dict[str, Any]:
+    """Start the process if there is none, wait until it answers, and return what `ping` returns."""
+    with contextlib.closing(_Client(Place.of(root))) as client:
+        return client.ask("/v1/health", None, "starting")
+
+
+def ping(root: Path | None = None) -> dict[str, Any] | None:
+    """Return {"pid", "models", "bytes", "idle", "limit"} (seconds idle, seconds until it ends itself), or None."""
+    place = Place.of(root)
+    if not _listens(place):
+        return None
+    with contextlib.closing(_Client(place)) as client:
+        try:
+            return client.ask("/v1/health", None, "answering", begin=False)
+        except RunFailed:
+            return None
+
+
+def free(root: Path | None = None) -> bool:
+    """End the process, and with it all memory it holds; return whether there was one. Takes at most 5 seconds.
+
+    What it is computing for others is dropped; they start a new one.
+    """
+    place = Place.of(root)
+    process = place.evidence() if _locked(place) else None
+    if process is None:
+        child = _children.get(place.folder)
+        if child is None or child.poll() is not None:
+            return False
+        # Started a moment ago and not at its place yet.
+        process = Process.of(child.pid)
+    # Asked first, so that it ends in order; one that does not listen any more is ended by force.
+    deadline = time.monotonic() + FREE_SECONDS
+    if _listens(place):
+        with contextlib.closing(_Client(place, timeout=1.0)) as client, contextlib.suppress(GptxError):
+            client.ask("/v1/free", {}, "ending", begin=False)
+    for word, until in ((None, 2.0), (signal.SIGTERM, 1.0), (signal.SIGKILL, 0.0)):
+        if word is not None and process.alive():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, word)
+        while process.alive() and time.monotonic() < deadline - until:
+            time.sleep(0.02)
+    if process.alive():
+        raise RunFailed(
+            f"the inference process {process.pid} could not be ended in {FREE_SECONDS:g} s. Log: {place.log}"
+        )
+    child = _children.get(place.folder)
+    if child is not None and child.pid == process.pid:
+        child.wait(1.0)  # not even its dead body is left
+    with _lock(place, fcntl.LOCK_EX) as held:
+        if held:  # else a new one is there already
+            place.remove_files()
+    return True
+
+
+def idle_seconds() -> float:
+    """Return after how many seconds without work the process ends: $GPTX_IDLE_SECONDS, else 600."""
+    given = os.environ.get("GPTX_IDLE_SECONDS")
+    if not given:
+        return IDLE_SECONDS
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise UsageError(f"GPTX_IDLE_SECONDS is {given!r}; it has to be a number of seconds above 0, as in 600")
+    return seconds
+
+
+@contextlib.contextmanager
+def _lock(place: Place, kind: int) -> Iterator[bool]:
+    """Hold the place's lock if no process holds it; say whether it is held now."""
+    place.make()
+    descriptor = os.open(place.lock, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        yield False
+    else:
+        yield True
+    finally:
+        os.close(descriptor)
+
+
+def _locked(place: Place) -> bool:
+    """Say whether a process holds the place. It may not listen yet, or not any more."""
+    if not place.lock.exists():
+        return False
+    # Shared: two clients that look at the same time do not see each other.
+    with _lock(place, fcntl.LOCK_SH) as free:
+        return not free
+
+
+def _listens(place: Place) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(place.socket))
+        except BlockingIOError:  # its queue of callers is full: it listens
+            return True
+        except OSError:
+            return False
+    return True
+
+
+_children: dict[Path, subprocess.Popen[bytes]] = {}  # the latest one that this process has started, by place
+_starting = threading.Lock()
+
+
+def _spawn(place: Place) -> tuple[subprocess.Popen[bytes], bool]:
+    """Start the process, unless one that was started here still is; return it and whether it is new.
+
+    One that finds another at its place ends at once with status 0.
+    """
+    with _starting:
+        running = _children.get(place.folder)
+        if running is not None and running.poll() is None:
+            return running, False  # another thread has just started it, or it is about to end
+        idle_seconds()  # a wrong value shall be seen here and not in a log
+        place.make()
+        place.home.mkdir(parents=True, exist_ok=True)
+        if place.log.exists() and place.log.stat().st_size > LARGEST_LOG:
+            os.replace(place.log, place.log.with_suffix(".log.old"))
+        package = str(Path(gptx_nb.__file__).parent.parent)  # it may be known here by the working directory only
+        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+        with open(place.log, "ab") as log:
+            child = subprocess.Popen(
+                [sys.executable, "-P", "-m", "gptx_nb.serve", str(place.home), str(place.folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                env={**os.environ, "PYTHONPATH": path, "GPTX_HOME": str(place.home)},
+                start_new_session=True,  # a kernel's interrupt or end does not reach it
+            )
+        _children[place.folder] = child
+        # Collects the exit status as soon as there is one: a zombie would look like a process left behind.
+        threading.Thread(target=child.wait, name="gptx-inference-reaper", daemon=True).start()
+        return child, True
+
+
+class _Connection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: Path, timeout: float | None) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+class _Client:
+    """One connection to the process, which is started, and started again after an orderly end, as needed."""
+
+    def __init__(self, place: Place, timeout: float | None = None) -> None:
+        self._place = place
+        self._timeout = timeout  # seconds; None: as long as it takes, since a crash closes the connection
+        self._connection: _Connection | None = None
+        self._token = ""
+        self._process: Process | None = None
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def ask(self, path: str, body: dict[str, Any] | None, doing: str, *, begin: bool = True) -> dict[str, Any]:
+        """Send `body` (None: GET) and return the answer. `begin`: start the process where there is none."""
+        for _ in range(4):  # it may end in order (idle, freed) and start anew in between; more often is no accident
+            try:
+                if self._connection is None:
+                    self._connect(begin)
+                status, answer = self._exchange(path, body)
+            except (OSError, http.client.HTTPException) as error:
+                self.close()
+                if begin and not self._crashed():
+                    continue
+                raise RunFailed(self._crash(doing, error)) from error
+            except BaseException:  # an interrupt: the answer still comes and must not be read by the next request
+                self.close()
+                raise
+            if status == 403:  # another process has taken the place since the token was read
+                self.close()
+                continue
+            if status != 200:
+                kind = BY_NAME.get(str(answer.get("kind")), RunFailed)
+                message = str(answer.get("error"))
+                raise kind(f"{message}. Log: {self._place.log}" if kind is RunFailed else message)
+            return answer
+        raise RunFailed(f"the inference process keeps ending or refuses this client. Log: {self._place.log}")
+
+    def _exchange(self, path: str, body: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
+        assert self._connection is not None
+        headers = {"Authorization": f"Bearer {self._token}"}
+        if body is None:
+            self._connection.request("GET", path, headers=headers)
+        else:
+            headers["Content-Type"] = "application/json"
+            self._connection.request("POST", path, json.dumps(body).encode("ascii"), headers)
+        response = self._connection.getresponse()
+        content = response.read()
+        if response.will_close:
+            self.close()
+        answer = json.loads(content)
+        return response.status, answer
+
+    def _connect(self, begin: bool) -> None:
+        self._place.make()  # also makes sure that nobody else has put a listener there
+        deadline = time.monotonic() + START_SECONDS
+        child: subprocess.Popen[bytes] | None = None
+        new = False
+        while True:
+            connection = _Connection(self._place.socket, self._timeout)
+            try:
+                connection.connect()
+                # Read after connecting: a token of a process that has gone in the meantime is refused, and read anew.
+                self._token = self._place.token.read_text(encoding="ascii")
+                self._process = self._place.evidence()
+            except OSError:
+                connection.close()
+                if not begin:
+                    raise
+            else:
+                self._connection = connection
+                return
+            if child is None or child.poll() is not None:
+                if child is not None and new and child.returncode != 0:
+                    raise RunFailed(
+                        f"the inference process did not start ({_ending(child.returncode)}). "
+                        f"Log: {self._place.log}{_tail(self._place.log)}"
+                    )
+                if not _locked(self._place):  # else another client's process is about to listen
+                    child, new = _spawn(self._place)
+            if time.monotonic() > deadline:
+                raise RunFailed(
+                    f"the inference process does not answer after {START_SECONDS:g} s. Log: {self._place.log}"
+                )
+            time.sleep(0.02)
+
+    def _crashed(self) -> bool:
+        """Say whether the process that was talked to is gone without having put its files away.
+
+        It may also have ended in order, or go on and have closed a connection that was silent for long.
+        """
+        process = self._process
+        deadline = time.monotonic() + 2.0
+        while process is not None and process.alive() and time.monotonic() < deadline and not _listens(self._place):
+            time.sleep(0.02)
+        return process is not None and not process.alive() and self._place.evidence() == process
+
+    def _crash(self, doing: str, error: Exception) -> str:
+        child = _children.get(self._place.folder)
+        process = self._process
+        if child is not None and process is not None and child.pid == process.pid:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(1.0)
+        ended = child is not None and process is not None and child.pid == process.pid and child.returncode is not None
+        how = _ending(child.returncode) if child is not None and ended else str(error) or type(error).__name__
+        return (
+            f"the inference process ended while {doing} ({how}). The next prediction starts a new one. "
+            f"Log: {self._place.log}{_tail(self._place.log)}"
+        )
+
+
+def _ending(status: int) -> str:
+    if status == -signal.SIGKILL:
+        return "killed, as happens when memory runs out"
+    if status < 0:
+        return f"signal {signal.Signals(-status).name}"
+    return f"exit status {status}"
+
+
+def _tail(log: Path, lines: int = 6) -> str:
+    try:
+        with open(log, "rb") as handle:
+            handle.seek(0, os.SEEK_END)
+            handle.seek(max(0, handle.tell() - 8_192))
+            text = handle.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+    return "".join(f"\n  {line}" for line in text.splitlines()[-lines:])

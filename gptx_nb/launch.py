@@ -1,0 +1,373 @@
+"""Start, attach, resume, show, wait for, stop: what running a cell does. Trains nothing and loads no ML library.
+
+A cell is a wish, not a command. `finetune` compares what is asked with the latest version of that name: settings that
+decide the model, bytes of the examples, version of gptx_nb. All equal: attach to it while it trains, resume it after
+it broke off, show it once it has finished. Anything else makes the next version. Of two cells that run at once one
+claims the attempt, and both attach. Interrupting a wait never touches the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import gptx_nb
+from gptx_nb import files, metrics
+from gptx_nb.catalog import CATALOG
+from gptx_nb.errors import BY_NAME, RunFailed, RunNotFound, UsageError
+from gptx_nb.recipe import Recipe, check_name, matters
+from gptx_nb.run_files import RunFiles
+from gptx_nb.runs import ACTIVE, Run, RunStore, home
+from gptx_nb.sources import Source, stage
+from gptx_nb.supervisor import CLAIMED, LOST
+
+Progress = Callable[[Run], None]
+Sources = dict[str, Source | None]
+
+POLL = 0.05  # seconds between looks while a run is checked before training
+_PAST_PREFLIGHT = ("training", "scoring", "saving")
+
+
+@dataclass(frozen=True)
+class Launched:
+    """What running a cell came to. `note` is one line for the user, or empty."""
+
+    run: Run
+    action: Literal["new", "attached", "resumed", "shown"]
+    note: str = ""
+
+
+def finetune(
+    name: str,
+    recipe: Recipe,
+    *,
+    data: object | None = None,
+    validation: object | None = None,
+    wait: bool = False,
+    progress: Progress | None = None,
+) -> Launched:
+    """Make sure that the run `name` with this recipe and data is trained, and return once training has begun.
+
+    `data` and `validation` are objects of the caller, where the recipe's own text does not say all (see sources.stage).
+    With `wait`, return when the run has ended. `progress` is called with the run while this waits. Raises UsageError
+    for a mistake, after which nothing is left behind, and RunFailed where the run broke off.
+    """
+    check_name(name)
+    recipe = _with_whole_path(recipe)
+    store = RunStore()
+    with _staging() as folder:
+        sources = stage(recipe, data, validation, folder)
+        while True:
+            try:
+                launched = _launch(store, name, recipe, sources, folder, progress)
+            except (FileExistsError, RunNotFound):
+                continue  # another cell was quicker to make, or to withdraw, that version: look again
+            with _going_on(launched.run):
+                if _preflight(launched, store, progress):
+                    break
+    if wait:
+        with _going_on(launched.run):
+            _until_ended(launched.run, progress)
+        raise_if_bad(launched.run)
+    return launched
+
+
+def wait(run: Run, progress: Progress | None = None, timeout: float | None = None) -> dict[str, Any]:
+    """Wait until the run has ended and return its outcome (see Run.outcome); TimeoutError after `timeout` seconds."""
+    return _until_ended(run, progress, timeout)
+
+
+def _until_ended(run: Run, progress: Progress | None = None, timeout: float | None = None) -> dict[str, Any]:
+    give_up = None if timeout is None else time.monotonic() + timeout
+    while (outcome := run.outcome()) is None:
+        _still_there(run)
+        if give_up is not None and time.monotonic() >= give_up:
+            raise TimeoutError(f"{_called(run)} still goes on after {timeout:g} seconds of waiting")
+        if progress:
+            progress(run)
+        time.sleep(0.2)
+    if progress:
+        progress(run)
+    return outcome
+
+
+def stop(run: Run, wait_seconds: float = 60, progress: Progress | None = None) -> str:
+    """Ask the run to save and stop, wait for that, and say in one line what came of it. Nothing is killed."""
+    if not run.active:
+        return f"{_called(run)} does not train: it is {run.state()}"
+    run.request_stop()
+    try:
+        _until_ended(run, progress, wait_seconds)
+    except TimeoutError:
+        log = run.log_file(max(1, run.attempts()))
+        return (
+            f"{_called(run)} was asked to stop and has not answered for {wait_seconds:g} seconds. It looks at every "
+            f"step, so a long step or scoring delays it; the request stands. Log: {log}"
+        )
+    if run.state() == "stopped":
+        return f"{_called(run)} has saved and stopped. Run its cell again to go on: `%%gpt_finetune {run.name}`"
+    return f"{_called(run)} is {run.state()}"
+
+
+def raise_if_bad(run: Run) -> None:
+    """Raise RunFailed if the latest attempt broke off, or the mistake that ended it."""
+    outcome = run.outcome()
+    if outcome is None or run.state() not in ("failed", "interrupted"):
+        return
+    if outcome["reason"] == "mistake":
+        raise _mistake(outcome)
+    log = run.log_file(run.attempts())
+    tail = run.log_tail()
+    shown = f"\nIts last lines:\n{tail}" if tail else " (it is empty)"
+    saved = run.checkpoints.is_dir() and any(path.name.isdigit() for path in run.checkpoints.iterdir())
+    again = "to resume it from its last checkpoint" if saved else "to try once more; nothing was saved yet"
+    raise RunFailed(
+        f"{_called(run)} broke off: {_cause(outcome)}\nLog: {log}{shown}\n"
+        f"Run the cell `%%gpt_finetune {run.name}` again {again}."
+    )
+
+
+# ---- what to do -----------------------------------------------------------------------------------------------------
+
+
+def _launch(
+    store: RunStore, name: str, recipe: Recipe, sources: Sources, staged: Path, progress: Progress | None
+) -> Launched:
+    """Attach, resume, show or make; raises FileExistsError or RunNotFound where another cell came in between."""
+    request = _request(recipe, sources)
+    latest = store.latest(name)
+    version = store.next_version(name)
+    if latest is not None and latest.request()["digest"] == request["digest"]:
+        attempt = latest.attempts()  # before the state: an attempt that is claimed from here on must not be passed over
+        state = latest.state()
+        if state == "stopping":  # its answer decides: let it save first
+            with _going_on(latest):
+                _until_ended(latest, progress)
+            state = latest.state()
+        if state in ACTIVE:
+            if attempt == 0:  # made, and its maker may be gone
+                _start(latest, 1)
+            where = " on another computer" if state == "elsewhere" else ""
+            return Launched(latest, "attached", f"{_called(latest)} is training already{where}: showing it")
+        if state == "finished" and latest.model.is_dir():
+            return Launched(latest, "shown", f"{_called(latest)} has finished with this recipe and data: showing it")
+        if state != "finished":
+            latest.withdraw_stop()
+            if _start(latest, attempt + 1):
+                return Launched(
+                    latest, "resumed", f"{_called(latest)} was {state}: going on with attempt {attempt + 1}"
+                )
+            return Launched(latest, "attached", f"{_called(latest)} is training already: showing it")
+
+    def fill(folder: Path) -> None:
+        inside = RunFiles(folder)
+        files.write_json(inside.request_file, request)
+        if RunFiles(staged).source.is_dir():
+            # Linked, not moved: where another cell makes this version first, the rows are wanted again.
+            shutil.copytree(RunFiles(staged).source, inside.source, copy_function=os.link)
+
+    note = _difference(latest, request) if latest else ""
+    run = store.create(name, fill, version)
+    _start(run, 1)
+    return Launched(run, "new", note)
+
+
+def _request(recipe: Recipe, sources: Sources) -> dict[str, Any]:
+    """Return what is written into request.json. Its digest is the same for cells that wish for the same model."""
+    code = gptx_nb.__version__
+    deciding = {
+        "recipe": recipe.digest(),
+        "code": code,
+        **{name: source.fingerprint if source else None for name, source in sources.items()},
+    }
+    return {
+        "recipe": recipe.model_dump(mode="json"),
+        "source": {name: source.to_json() if source else None for name, source in sources.items()},
+        "digest": hashlib.sha256(json.dumps(deciding, sort_keys=True).encode("utf-8")).hexdigest(),
+        "code": code,
+        "created": time.time(),
+    }
+
+
+def _difference(older: Run, request: dict[str, Any]) -> str:
+    """Say in one line what makes the new version differ from `older`."""
+    before = older.request()
+    changed = [
+        name
+        for name, value in request["recipe"].items()
+        if name not in ("data", "examples") and matters(name) and before["recipe"].get(name) != value
+    ]
+    for name, what in (("train", "the examples"), ("validation", "the validation table")):
+        old, new = before["source"][name], request["source"][name]
+        if (old and old["fingerprint"]) != (new and new["fingerprint"]):
+            changed.append(what)
+    if before["code"] != request["code"]:
+        changed.append(f"gptx_nb ({before['code']} before, {request['code']} now)")
+    why = (
+        f"changed since version {older.version}: {', '.join(changed)}" if changed else f"{_called(older)} has no model"
+    )
+    if older.active:
+        why += f". Version {older.version} still trains; `%gpt_stop {older.name}/{older.version}` stops it"
+    return why
+
+
+def _preflight(launched: Launched, store: RunStore, progress: Progress | None) -> bool:
+    """Wait until the run's data, model and device have proved good; False where another cell has withdrawn the run.
+
+    A mistake found on the way is raised, and a run in which nothing had begun is removed. Raises RunFailed where the
+    worker broke off.
+    """
+    run = launched.run
+    if launched.action == "shown":
+        return True
+    attempt = run.attempts()
+    looks = 0
+    outcome: dict[str, Any] | None = None
+    while outcome is None:
+        if not run.request_file.exists():
+            return False
+        if _has_begun(run, attempt):
+            return True
+        # Whether processes live is dearer to find out than whether a file is there.
+        if looks % 20 == 19 or run.outcome_file(attempt).exists():
+            outcome = run.outcome()
+        if progress:
+            progress(run)
+        time.sleep(POLL)
+        looks += 1
+    if outcome["reason"] == "mistake":
+        if not run.plan_file.exists():
+            store.remove(run)
+        raise _mistake(outcome)
+    raise_if_bad(run)
+    return True
+
+
+def _has_begun(run: Run, attempt: int) -> bool:
+    if not run.plan_file.exists():
+        return False
+    records, _ = metrics.read(run.metrics_file(attempt))
+    # The plan may be left from an earlier attempt: a later one has begun once it trains or scores itself.
+    return attempt == 1 or any(
+        record.get("kind") in ("start", "step") or record.get("phase") in _PAST_PREFLIGHT for record in records
+    )
+
+
+def _start(run: Run, attempt: int) -> bool:
+    """Start a supervisor for `attempt`; True if it has claimed it, False if another one has."""
+    try:
+        log = run.log_file(attempt).open("ab")
+    except FileNotFoundError:
+        raise RunNotFound(f"{_called(run)} is gone") from None
+    with log:
+        status = subprocess.Popen(
+            _supervisor_command(run, attempt),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            env=environment(),
+            # What a Jupyter server sends to the kernel's process group, or the kernel to its children, ends here.
+            start_new_session=True,
+        ).wait()
+    if status not in (CLAIMED, LOST):
+        raise RunFailed(
+            f"{_called(run)} could not be started.\nLog: {run.log_file(attempt)}\n{run.log_tail()}\n"
+            f"Run the cell `%%gpt_finetune {run.name}` again once that is mended."
+        )
+    return status == CLAIMED
+
+
+def _supervisor_command(run: Run, attempt: int) -> list[str]:
+    # -P: the folder it is started in is no place to import from.
+    return [sys.executable, "-P", "-m", "gptx_nb.supervisor", str(run.folder), str(attempt)]
+
+
+def environment() -> dict[str, str]:
+    """Return the environment for a process of ours: this one's, with the same home and the same gptx_nb."""
+    variables = {**os.environ, "GPTX_HOME": str(home()), "PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "1"}
+    package = str(Path(gptx_nb.__file__).resolve().parent.parent)
+    # A folder of installed packages is found anyway; named here, it would come before the standard library.
+    if package not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
+        given = variables.get("PYTHONPATH")
+        variables["PYTHONPATH"] = os.pathsep.join([package, given] if given else [package])
+    return variables
+
+
+def _with_whole_path(recipe: Recipe) -> Recipe:
+    """Return `recipe` with a base model's relative path made whole: the worker runs in another folder."""
+    name = recipe.model
+    path = os.path.abspath(os.path.expanduser(name))
+    like_path = name.startswith(("./", "../", "~", "/")) or name.endswith(".gguf")
+    if name not in CATALOG and (like_path or Path(path).exists()):
+        return recipe.model_copy(update={"model": path})
+    return recipe
+
+
+@contextlib.contextmanager
+def _staging() -> Iterator[Path]:
+    """An empty folder on the disk of the runs, which is gone afterwards."""
+    place = home() / "staging"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.mkdtemp(dir=place)
+    except OSError as error:
+        raise UsageError(
+            f"nothing can be written to {home()}: {error.strerror or error}. Set GPTX_HOME to a folder of yours, as in "
+            "`%env GPTX_HOME=~/gptx`"
+        ) from None
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# ---- words ----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _going_on(run: Run) -> Iterator[None]:
+    """Let an interrupt end the waiting, and say that it has not ended the run."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"{_called(run)} goes on training. See it with `%gpt_watch {run.name}`, end it with `%gpt_stop {run.name}`"
+        ) from None
+
+
+def _called(run: Run) -> str:
+    return f"run {run.name} version {run.version}"
+
+
+def _still_there(run: Run) -> None:
+    if not run.request_file.exists():
+        raise RunNotFound(f"{_called(run)} was removed. Run the cell `%%gpt_finetune {run.name}` to train it anew")
+
+
+def _mistake(outcome: dict[str, Any]) -> Exception:
+    return BY_NAME.get(outcome["error"] or "", UsageError)(outcome["message"] or "the worker refused its recipe")
+
+
+def _cause(outcome: dict[str, Any]) -> str:
+    said = f"{outcome['error'] or 'error'}: {outcome['message']}" if outcome["message"] else ""
+    if outcome["reason"] == "out of memory":
+        return f"out of memory{f' ({said})' if said else ''}. A smaller batch_size or max_length needs less."
+    if outcome["reason"] == "lost":
+        return "its process is gone without a word: the computer was restarted, or everything was killed."
+    if outcome["signal"]:
+        return f"its process was ended by {signal.Signals(outcome['signal']).name}."
+    return said or f"its process ended with status {outcome['exit_status']}."

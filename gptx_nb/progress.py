@@ -1,0 +1,497 @@
+"""How far a run is and what came of it, in numbers and plain words, for every view. Draws nothing and decides nothing.
+
+Everything is read from the run's files, so it is the same for a run that this process started, one that another did,
+and one that ended last week.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from gptx_nb import launch, metrics
+from gptx_nb.errors import GptxError
+from gptx_nb.runs import Run, State
+
+PHASES = {
+    "data": "reading the data",
+    "model": "loading the model",
+    "training": "training",
+    "scoring": "scoring",
+    "saving": "saving",
+}
+RECENT = 20  # steps over which speed is averaged
+NAMES = {"tfidf": "TF-IDF + logistic regression", "majority": "always the commonest label"}
+
+
+class Progress:
+    """One run, looked at again and again. `refresh` reads what was added to its files since the last time."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.state: State = "starting"
+        self.phase: str | None = None
+        self.total: int | None = None
+        self.steps: list[metrics.Record] = []
+        self.evaluations: list[metrics.Record] = []
+        self.notes: list[str] = []
+        self._offsets: dict[int, int] = {}
+
+    def refresh(self) -> Progress:
+        """Read on, and return self."""
+        # The state first: what is read afterwards is at least as new, so that an ended run is never shown half.
+        self.state = self.run.state()
+        for attempt in range(1, self.run.attempts() + 1):
+            records, offset = metrics.read(self.run.metrics_file(attempt), self._offsets.get(attempt, 0))
+            self._offsets[attempt] = offset
+            for record in records:
+                self._take(record)
+        return self
+
+    def _take(self, record: metrics.Record) -> None:
+        kind = record.get("kind")
+        if kind == "start":  # a resumed attempt repeats what came after its checkpoint
+            self.total = record.get("steps") or self.total
+            self.steps = [old for old in self.steps if old["step"] <= record["step"]]
+            self.evaluations = [old for old in self.evaluations if old["step"] <= record["step"]]
+        elif kind == "phase":
+            self.phase = record["phase"]
+        elif kind == "step":
+            self.steps.append(record)
+        elif kind == "evaluation":
+            self.evaluations.append(record)
+        elif kind == "note":
+            self.notes.append(str(record["text"]))
+
+    # ---- numbers ----------------------------------------------------------------------------------------------------
+
+    @property
+    def step(self) -> int:
+        return int(self.steps[-1]["step"]) if self.steps else 0
+
+    @property
+    def share(self) -> float:
+        """How much of the training is done, from 0 to 1."""
+        return min(1.0, self.step / self.total) if self.total else 0.0
+
+    @property
+    def loss(self) -> float | None:
+        """The mean of the last steps' losses: a single one jumps about."""
+        recent = [step["loss"] for step in self.steps[-5:] if step.get("loss") is not None]
+        return sum(recent) / len(recent) if recent else None
+
+    @property
+    def validation(self) -> float | None:
+        """The latest validation accuracy, from 0 to 1."""
+        found: float | None = self.evaluations[-1].get("accuracy") if self.evaluations else None
+        return found
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        recent = self.steps[-RECENT:]
+        seconds = sum(step.get("seconds") or 0.0 for step in recent)
+        return sum(step.get("tokens") or 0 for step in recent) / seconds if seconds else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """About how long training still takes, scoring and saving left out."""
+        recent = self.steps[-RECENT:]
+        if not self.total or len(recent) < 2 or self.phase in ("scoring", "saving"):
+            return None
+        took: float = (recent[-1]["time"] - recent[0]["time"]) / (len(recent) - 1)
+        return max(0.0, took * (self.total - self.step))
+
+    @property
+    def doing(self) -> str:
+        """What goes on, in a word or two."""
+        if self.state in ("running", "elsewhere"):
+            doing = PHASES.get(self.phase or "", "starting")
+            return f"{doing} on another computer" if self.state == "elsewhere" else doing
+        return {"stopping": "saving and stopping"}.get(self.state, self.state)
+
+    def facts(self) -> list[str]:
+        """The numbers of the moment, each in a few words."""
+        found = []
+        if self.step:
+            found.append(f"step {self.step:,}/{self.total:,}" if self.total else f"step {self.step:,}")
+        if self.loss is not None:
+            found.append(f"loss {number(self.loss)}")
+        if self.validation is not None:
+            found.append(f"validation {self.validation:.2f}")
+        if self.phase == "training" and (speed := self.tokens_per_second):
+            found.append(f"{speed:,.0f} tokens/s")
+        if self.state == "running" and (left := self.seconds_left) is not None:
+            found.append(f"{duration(left)} left")
+        return found
+
+    def line(self) -> str:
+        """Everything in one line."""
+        return "  ".join([called(self.run), self.doing, *self.facts()])
+
+
+def called(run: Run) -> str:
+    return f"{run.name} v{run.version}"
+
+
+def number(value: float) -> str:
+    """A loss in as many digits as say something."""
+    return f"{value:.2f}" if value >= 0.095 or value == 0 else f"{value:.2g}"
+
+
+def duration(seconds: float) -> str:
+    """A time in words: 12 s, 3 min, 1 h 20 min."""
+    if seconds < 99.5:
+        return f"{max(seconds, 0):.0f} s" if seconds >= 9.95 else f"{max(seconds, 0):.1f} s".replace(".0 s", " s")
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes % 60 else f"{minutes // 60} h"
+
+
+def size(count: float | None) -> str:
+    """A number of bytes in words: 21 MB."""
+    if count is None:
+        return ""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 999.5:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def one_line(text: str, limit: int = 120) -> str:
+    """`text` without line breaks and control characters, and no longer than `limit`."""
+    clean = re.sub(r"\s+", " ", "".join(letter if letter.isprintable() else " " for letter in text[: 4 * limit]))
+    return clean if len(clean) <= limit and len(text) <= 4 * limit else clean[: limit - 1].rstrip() + "…"
+
+
+# ---- before training ------------------------------------------------------------------------------------------------
+
+
+def mapping(report: dict[str, Any]) -> str:
+    """Say which column is what, and why."""
+    return str(report["why"])
+
+
+def rows_used(report: dict[str, Any]) -> str:
+    """Say how many rows there are and how many can be used."""
+    rows, used = report["rows"], report["used"]
+    if rows == used:
+        return f"{counted(rows, 'row')}, all used"
+    left_out = ", ".join(f"{count:,} with {why}" for why, count in report["dropped"].items())
+    return f"{counted(rows, 'row')}, {used:,} used; left out: {left_out or f'{rows - used:,}'}"
+
+
+def split_sizes(report: dict[str, Any]) -> str:
+    """Say how many examples are learned from and how many are held back."""
+    held = f"{report['validation']:,} held back for scoring" if report["validation"] else "none held back for scoring"
+    note = f" ({report['validation_note']})" if report.get("validation_note") else ""
+    return f"{report['train']:,} to learn from, {held}{note}"
+
+
+def lengths(plan: dict[str, Any]) -> str:
+    """Say how long the texts are in tokens and how many will be cut."""
+    tokens = plan["tokens"]
+    longest = plan["max_length"]["choice"]
+    cut = (
+        f"{counted(tokens['cut'], 'row')} longer than {longest:,} will be cut" if tokens["cut"] else "none will be cut"
+    )
+    return (
+        f"{tokens['min']:,} to {tokens['max']:,} tokens, median {number_of(tokens['median'])}, "
+        f"95 of 100 up to {number_of(tokens['p95'])}; {cut}"
+    )
+
+
+def number_of(value: float) -> str:
+    return f"{value:,.0f}" if float(value).is_integer() or value >= 10 else f"{value:,.1f}"
+
+
+def counted(count: int, thing: str) -> str:
+    return f"{count:,} {thing}" + ("" if count == 1 else "s")
+
+
+def choices(run: Run) -> list[tuple[str, str, str]]:
+    """Return what the engine chose for the run: (setting, value, reason)."""
+    plan = run.plan()
+    if plan is None:
+        return []
+    model = plan["model"]
+    facts = [f"{model['parameters'] / 1e6:.1f} million parameters"] if model.get("parameters") else []
+    facts += [str(model[key]) for key in ("licence", "where") if model.get(key)]
+    device = plan["device"]
+    named = f"{device['choice']} ({device['name']})" if device.get("name") else device["choice"]
+    found = [("model", str(model["name"]), ", ".join(facts)), ("device", named, device["reason"])]
+    for name in ("dtype", "learning_rate", "epochs", "max_length"):
+        found.append((name, _plain(plan[name]["choice"]), plan[name]["reason"] or ""))
+    found.append(("batch_size", _plain(plan["batch_size"]), f"{plan['steps']:,} steps in all"))
+    return found
+
+
+def _plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def warnings(run: Run) -> list[str]:
+    """Return what a user should know about data and plan, each once."""
+    report, plan = run.report(), run.plan()
+    found = [*((report or {}).get("warnings") or ()), *((plan or {}).get("notes") or ())]
+    return list(dict.fromkeys(str(each) for each in found))
+
+
+def preflight_lines(run: Run) -> list[str]:
+    """Return what was found out before training, as text."""
+    report, plan = run.report(), run.plan()
+    lines = []
+    if report is not None:
+        lines += [
+            f"data: {report.get('source') or 'examples'}: {rows_used(report)}",
+            f"columns: {mapping(report)}",
+            "labels: " + ", ".join(f"{one_line(name, 40)} {count:,}" for name, count in _first(report["labels"], 12)),
+            f"rows: {split_sizes(report)}",
+        ]
+    if plan is not None:
+        lines.append(f"lengths: {lengths(plan)}")
+        lines += [
+            f"example: {one_line(each['text'], 70)} -> {one_line(each['label'], 30)} ({each['tokens']:,} tokens)"
+            for each in plan["rendered"]
+        ]
+        lines += [f"{name}: {value}" + (f" ({why})" if why else "") for name, value, why in choices(run)]
+    return lines + [f"note: {note}" for note in warnings(run)]
+
+
+def _first(values: dict[str, int], limit: int) -> list[tuple[str, int]]:
+    return sorted(values.items(), key=lambda pair: -pair[1])[:limit]
+
+
+# ---- after training -------------------------------------------------------------------------------------------------
+
+
+def verdict(scores: dict[str, Any]) -> str:
+    """Say in one line what the scores are worth beside the baselines."""
+    validation = scores.get("validation")
+    if not validation:
+        return scores.get("note") or "No rows were held back, so there is no score: try it before you trust it."
+    rows, ours = validation["rows"], validation["accuracy"]
+    on = f"on {counted(rows, 'row')}"
+    if rows < 10:
+        return f"Only {counted(rows, 'row')} held back: a score of {ours:.2f} says little. More examples would tell."
+    baselines = scores.get("baselines") or {}
+    majority, words = (baselines.get(name, {}).get("accuracy") for name in ("majority", "tfidf"))
+    if majority is not None and ours <= majority:
+        return f"No better than always saying the commonest label: {ours:.2f} against {majority:.2f} {on}."
+    if words is None:
+        beside = f", always saying the commonest label {majority:.2f}" if majority is not None else ""
+        return f"{ours:.2f} {on}{beside}."
+    middle = (ours + words) / 2
+    chance = 2 * math.sqrt(max(middle * (1 - middle), 0.0) / rows)
+    if words - ours > chance:
+        return f"TF-IDF does better: {words:.2f} against {ours:.2f} {on}. This GPT is not worth it here."
+    if words >= ours:
+        return f"TF-IDF does as well: {words:.2f} against {ours:.2f} {on}."
+    if ours - words <= chance:
+        return f"Ahead of TF-IDF, {ours:.2f} against {words:.2f}, but {on} that can be chance."
+    return f"Better than TF-IDF: {ours:.2f} against {words:.2f} {on}."
+
+
+def score_rows(run: Run) -> list[tuple[str, float, float]]:
+    """Return (who, accuracy, macro F1) of the model and of each baseline; empty where nothing was held back."""
+    scores = run.scores()
+    if not scores or not scores.get("validation"):
+        return []
+    validation = scores["validation"]
+    rows = [(f"{called(run)} ({model_name(run)})", validation["accuracy"], validation["macro_f1"])]
+    baselines = scores.get("baselines") or {}
+    rows += [
+        (words, baselines[name]["accuracy"], baselines[name]["macro_f1"])
+        for name, words in NAMES.items()
+        if name in baselines
+    ]
+    return rows
+
+
+def model_name(run: Run) -> str:
+    """The base model as it was asked for; a folder by its last part."""
+    name = str(run.request()["recipe"]["model"])
+    return Path(name).name if os.path.isabs(name) else name
+
+
+def headline(run: Run) -> str:
+    """Name the run, its state and, if it has finished, its score and time."""
+    parts = [called(run), run.state()]
+    scores = run.scores() if parts[1] == "finished" else None
+    if scores:
+        if validation := scores.get("validation"):
+            parts.append(f"accuracy {validation['accuracy']:.2f} on {counted(validation['rows'], 'held-out row')}")
+        if scores.get("seconds") is not None:
+            parts.append(f"trained in {duration(scores['seconds'])}")
+    return "  ".join(parts)
+
+
+def trouble(run: Run) -> str:
+    """Return why the run has no model and what to type next, or an empty text."""
+    try:
+        launch.raise_if_bad(run)
+    except GptxError as error:
+        return str(error)
+    if run.state() == "stopped":
+        return f"It was stopped and saved. Run the cell `%%gpt_finetune {run.name}` again to go on from there."
+    return ""
+
+
+def result_lines(run: Run) -> list[str]:
+    """Return how the run ended, as text: scores beside the baselines, or what went wrong."""
+    lines = [headline(run)]
+    if why := trouble(run):
+        return lines + why.splitlines()
+    scores = run.scores()
+    if scores is None:
+        return lines
+    lines.append(verdict(scores))
+    if rows := score_rows(run):
+        width = max(len(who) for who, _, _ in rows)
+        lines.append(f"{'':{width}}  accuracy  macro F1")
+        lines += [f"{who:{width}}  {accuracy:8.2f}  {f1:8.2f}" for who, accuracy, f1 in rows]
+    return lines + [f"note: {note}" for note in [*warnings(run), *_notes(run)]]
+
+
+def _notes(run: Run) -> list[str]:
+    return [str(record["text"]) for record in run.history() if record.get("kind") == "note"]
+
+
+# ---- all runs -------------------------------------------------------------------------------------------------------
+
+
+def run_row(run: Run) -> dict[str, Any]:
+    """Return a line of the list of runs, ready for JSON: score from 0 to 1 or None, times in seconds."""
+    request = run.request()
+    report, scores = run.report(), run.scores()
+    validation = (scores or {}).get("validation")
+    return {
+        "name": run.name,
+        "version": run.version,
+        "state": run.state(),
+        "model": model_name(run),
+        "rows": report["used"] if report else None,
+        "accuracy": validation["accuracy"] if validation else None,
+        "seconds": (scores or {}).get("seconds"),
+        "created": request["created"],
+        "bytes": sum(path.lstat().st_size for path in run.folder.rglob("*") if path.is_file()),
+        "folder": str(run.folder),
+    }
+
+
+def run_rows(runs: Iterable[Run]) -> list[dict[str, Any]]:
+    """Return a line a run, newest first; a run that is removed meanwhile is left out."""
+    rows = []
+    for run in runs:
+        try:
+            rows.append(run_row(run))
+        except (LookupError, FileNotFoundError):
+            continue
+    return sorted(rows, key=lambda row: -row["created"])
+
+
+COLUMNS = ("run", "state", "model", "rows", "score", "trained in", "size", "started")
+NUMERIC = ("rows", "score", "trained in", "size")
+
+
+def run_cells(row: dict[str, Any]) -> list[str]:
+    """Return the words for `COLUMNS`."""
+    return [
+        f"{row['name']} v{row['version']}",
+        row["state"],
+        row["model"],
+        "" if row["rows"] is None else f"{row['rows']:,}",
+        "" if row["accuracy"] is None else f"{row['accuracy']:.2f}",
+        "" if row["seconds"] is None else duration(row["seconds"]),
+        size(row["bytes"]),
+        time.strftime("%Y-%m-%d %H:%M", time.localtime(row["created"])),
+    ]
+
+
+NO_RUNS = "There are no runs yet. A cell `%%gpt_finetune NAME` makes one."
+
+
+def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Iterable[str] = ()) -> str:
+    """Lay out cells in columns, those named in `right` to the right."""
+    widths = [max(len(row[at]) for row in [head, *rows]) for at in range(len(head))]
+    aligned = [">" if name in right else "<" for name in head]
+    return "\n".join(
+        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, aligned, widths, strict=True)).rstrip()
+        for row in [head, *rows]
+    )
+
+
+def runs_text(rows: Sequence[dict[str, Any]]) -> str:
+    return text_table(COLUMNS, [run_cells(row) for row in rows], NUMERIC) if rows else NO_RUNS
+
+
+def device_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (what, words) of the device that a run would use (see launch of the worker with --device)."""
+    memory = ""
+    if facts.get("memory_total"):
+        free = f", {size(facts['memory_free'])} free" if facts.get("memory_free") is not None else ""
+        memory = size(facts["memory_total"]) + free
+    found = [
+        ("device", f"{facts['device']}: {facts['reason']}"),
+        ("name", facts.get("name") or ""),
+        ("arithmetic", f"{facts['dtype']}: {facts['dtype_reason']}"),
+        ("memory", memory),
+        ("processor cores", str(facts.get("cores") or "")),
+        ("torch", str(facts.get("torch") or "")),
+    ]
+    return [(what, words) for what, words in found if words]
+
+
+# ---- a line on a terminal -------------------------------------------------------------------------------------------
+
+
+class StatusLine:
+    """Shows a run's progress in one line that overwrites itself; where that cannot be, a line every few seconds."""
+
+    EVERY = 5.0  # seconds
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        # A notebook's stream is no terminal and still understands a carriage return.
+        self._overwrites = self._stream.isatty() or type(self._stream).__name__ == "OutStream"
+        self._progress: Progress | None = None
+        self._last = ""
+        self._spoke = -math.inf
+
+    def __call__(self, run: Run) -> None:
+        if self._progress is None or self._progress.run != run:
+            self._progress = Progress(run)
+        now = time.monotonic()
+        if now - self._spoke < (0.25 if self._overwrites else self.EVERY):
+            return
+        self._show(self._progress.refresh().line(), now)
+
+    def texts(self, done: int, total: int) -> None:
+        """Show how many texts of a prediction are done."""
+        now = time.monotonic()
+        if done < total and now - self._spoke >= (0.25 if self._overwrites else self.EVERY):
+            self._show(f"{done:,} of {total:,} texts", now)
+
+    def _show(self, line: str, now: float) -> None:
+        if line == self._last:
+            return
+        if self._overwrites:
+            self._stream.write("\r" + line + " " * max(0, len(self._last) - len(line)))
+        else:
+            self._stream.write(line + "\n")
+        self._stream.flush()
+        self._last, self._spoke = line, now
+
+    def close(self) -> None:
+        """Remove the line, so that what comes next stands alone."""
+        if self._overwrites and self._last:
+            self._stream.write("\r" + " " * len(self._last) + "\r")
+            self._stream.flush()
+        self._last = ""

@@ -1,0 +1,76 @@
+"""RunFiles: every file name in a run's directory, here and nowhere else. Touches no file. Standard library only:
+the supervisor needs it, and stays tiny. What the files hold is told in runs.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class RunFiles:
+    """The names of one run's files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def request_file(self) -> Path:
+        return self.folder / "request.json"
+
+    @property
+    def recipe_file(self) -> Path:
+        return self.folder / "recipe.yaml"
+
+    @property
+    def plan_file(self) -> Path:
+        return self.folder / "plan.json"
+
+    @property
+    def source(self) -> Path:
+        return self.folder / "source"
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    @property
+    def report_file(self) -> Path:
+        return self.data / "report.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def best_weights(self) -> Path:
+        return self.folder / "best.safetensors"
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model"
+
+    @property
+    def scores_file(self) -> Path:
+        return self.folder / "scores.json"
+
+    @property
+    def stop_file(self) -> Path:
+        return self.folder / "stop"
+
+    def claim_file(self, attempt: int) -> Path:
+        return self.folder / "claims" / str(attempt)
+
+    def process_file(self, attempt: int) -> Path:
+        return self.folder / f"process-{attempt}.json"
+
+    def metrics_file(self, attempt: int) -> Path:
+        return self.folder / f"metrics-{attempt}.jsonl"
+
+    def log_file(self, attempt: int) -> Path:
+        return self.folder / f"log-{attempt}.txt"
+
+    def end_file(self, attempt: int) -> Path:
+        return self.folder / f"end-{attempt}.json"
+
+    def outcome_file(self, attempt: int) -> Path:
+        return self.folder / f"outcome-{attempt}.json"

@@ -1,0 +1,364 @@
+"""`python -m gptx_nb.serve HOME FOLDER`: take the place, listen, answer, end when idle. See gptx_nb.inference.Place.
+
+It listens before it imports torch, so that it can be started ahead of need without a wait. All computing happens in one
+thread, in the order of the requests. Texts are never logged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import signal
+import socket
+import socketserver
+import sys
+import threading
+import time
+import traceback
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from gptx_nb import files, inference
+from gptx_nb.errors import GptxError, ModelError
+from gptx_nb.inference import LARGEST_BODY, Place
+from gptx_nb.process import Process
+from gptx_nb.run_files import RunFiles
+from gptx_nb.runs import Run
+
+if TYPE_CHECKING:
+    from gptx_nb.engine.predict import Answer, Classifier
+
+KEPT_MODELS = 3
+GONE = (BrokenPipeError, ConnectionResetError, TimeoutError)  # the client was interrupted, or sends no more
+# Seconds; how often it looks whether it has been idle for too long or has lost its place.
+WATCH_SECONDS = 0.25
+
+
+def log(text: str) -> None:
+    """Write a line to the log, which is where stderr goes."""
+    sys.stderr.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} [{os.getpid()}] {text}\n")
+    sys.stderr.flush()
+
+
+class Refused(Exception):
+    """A request that gets an error as its answer: HTTP status, one line, class name of the error for the client."""
+
+    def __init__(self, status: int, message: str, kind: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.kind = kind
+
+
+class Models:
+    """Loaded classifiers, the latest used last. Every method but `names` and `held` runs in the computing thread."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.resolve()
+        self._loaded: OrderedDict[tuple[str, int, int], Classifier] = OrderedDict()
+
+    def names(self) -> list[str]:
+        """Return the runs whose models are loaded, as "reviews/3"."""
+        return ["/".join(Path(folder).parts[-3:-1]) for folder, _, _ in list(self._loaded)]
+
+    def held(self) -> int:
+        """Return how many bytes the loaded weights take."""
+        return sum(each.bytes for each in list(self._loaded.values()))
+
+    def folder_of(self, given: str) -> Path:
+        """Return the model folder of the run directory `given`; refuse all that is not below the home's runs."""
+        try:
+            # Links are followed before the place is judged.
+            folder = Path(os.path.realpath(RunFiles(Path(given)).model))
+            inside = folder.is_relative_to(self._root) and len(folder.relative_to(self._root).parts) == 3
+            if inside and folder.is_dir():
+                return folder
+        except (OSError, ValueError):  # no path at all: a zero byte, a name of a mile
+            pass
+        raise Refused(404, "there is no such run, or it has no model yet", "RunNotFound")
+
+    def classify(self, folder: Path, texts: list[str]) -> tuple[list[str], Answer]:
+        """Return label names and the answer; loads the model if need be."""
+        classifier = self._get(folder)
+        return classifier.labels, classifier.classify(texts)
+
+    def _get(self, folder: Path) -> Classifier:
+        # First here, not at the top: the process listens while these seconds pass.
+        from gptx_nb.engine import device
+        from gptx_nb.engine.predict import Classifier
+
+        found = folder.stat()
+        key = (str(folder), found.st_ino, found.st_mtime_ns)  # a run that was removed and made anew is another one
+        if key in self._loaded:
+            self._loaded.move_to_end(key)
+            return self._loaded[key]
+        # The recipe's GPU may be gone or another one; its wish for the CPU is kept.
+        asked = Run(folder.parent).recipe().device
+        chosen = device.choose("cpu" if asked == "cpu" else "auto")
+        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        if chosen.memory_free is not None:
+            self._make_room(size, (chosen.memory_free + self.held()) // 2)
+        else:
+            self._make_room(size, None)
+        started = time.monotonic()
+        classifier = Classifier.load(folder, chosen)
+        self._loaded[key] = classifier
+        seconds = time.monotonic() - started
+        log(f"loaded {self.names()[-1]}: {classifier.bytes / 2**20:.0f} MiB on {chosen.device} in {seconds:.1f} s")
+        return classifier
+
+    def _make_room(self, size: int, limit: int | None) -> None:
+        """Unload the models that were not used for longest, so that `size` more bytes stay within `limit`."""
+        while self._loaded and (len(self._loaded) >= KEPT_MODELS or (limit is not None and self.held() + size > limit)):
+            log(f"unloading {self.names()[0]}")
+            self._loaded.popitem(last=False)[1].close()
+
+
+class Server(ThreadingHTTPServer):
+    """Listens on the place's socket. `end` may be called from any thread and does not return."""
+
+    address_family = socket.AF_UNIX
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 128
+
+    def __init__(self, place: Place, token: str, limit: float) -> None:
+        self.place = place
+        self.token = token
+        self.models = Models(place.home / "runs")
+        self.limit = limit
+        self.worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="computing")
+        self._state = threading.Lock()
+        self._active = 0
+        self._last = time.monotonic()
+        super().__init__(cast(Any, str(place.socket)), Handler)  # typeshed knows addresses of TCP only
+        os.chmod(place.socket, 0o600)
+        self._inode = place.socket.stat().st_ino
+
+    def server_bind(self) -> None:
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = "localhost", 0  # HTTPServer would look the address up as a host name
+
+    @contextlib.contextmanager
+    def working(self) -> Any:
+        """Count a request as work: the process does not end while it goes on, and is idle from its end on."""
+        with self._state:
+            self._active += 1
+        try:
+            yield
+        finally:
+            with self._state:
+                self._active -= 1
+                self._last = time.monotonic()
+
+    def idle(self) -> float:
+        """Return for how many seconds there has been no work."""
+        with self._state:
+            return 0.0 if self._active else time.monotonic() - self._last
+
+    def watch(self) -> None:
+        """End the process when it is idle for too long, or when its socket is no longer its own."""
+        while True:
+            time.sleep(min(WATCH_SECONDS, self.limit))
+            with self._state:
+                # Judged and acted on under the lock, so that no request begins in between.
+                if not self._active and time.monotonic() - self._last >= self.limit:
+                    self.end(f"idle for {self.limit:g} s")
+                try:
+                    mine = self.place.socket.stat().st_ino == self._inode
+                except OSError:
+                    mine = False
+                if not mine and not self._active:
+                    self.end("its socket was removed")
+
+    def leave(self) -> None:
+        """Put the place's files away: no new request comes in, and clients that are cut off know it was in order."""
+        with contextlib.suppress(OSError):
+            if self.place.socket.stat().st_ino == self._inode:
+                self.place.remove_files()
+
+    def end(self, reason: str) -> None:
+        """Leave the place and end the process at once, whatever is being computed."""
+        self.leave()
+        log(f"ending: {reason}")
+        # Threads may be deep in a matrix product: waiting for them could take long, and there is nothing left to save.
+        os._exit(0)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection. Every answer is JSON."""
+
+    protocol_version = "HTTP/1.1"
+    server_version = "gptx_nb"
+    timeout = 60.0  # seconds; a connection on which nothing comes is closed
+    server: Server
+
+    def do_GET(self) -> None:
+        self._answer({"/v1/health": self._health})
+
+    def do_POST(self) -> None:
+        self._answer({"/v1/classify": self._classify, "/v1/free": self._free})
+
+    def _answer(self, routes: dict[str, Any]) -> None:
+        try:
+            body = self._body()
+            if not secrets.compare_digest(
+                self.headers.get("Authorization", "").encode(), f"Bearer {self.server.token}".encode()
+            ):
+                raise Refused(403, "the token is missing or wrong")
+            if self.path not in routes:
+                raise Refused(404, f"no such route for {self.command}")
+            self._send(200, routes[self.path](body))
+        except Refused as refused:
+            self._send(refused.status, {"error": refused.message, "kind": refused.kind})
+        except GptxError as error:
+            self._send(422, {"error": str(error), "kind": type(error).__name__})
+        except GONE:
+            self.close_connection = True
+        except Exception as error:
+            log(traceback.format_exc().rstrip())
+            self._send(500, {"error": f"{type(error).__name__} in the inference process", "kind": None})
+
+    def _body(self) -> bytes:
+        """Read the request's body, also of one that will be refused: else its sender would not hear why."""
+        given = self.headers.get("Content-Length", "0")
+        if not given.isdigit() or "Transfer-Encoding" in self.headers:
+            self.close_connection = True
+            raise Refused(400, "a request needs a Content-Length")
+        if int(given) > LARGEST_BODY:
+            self.close_connection = True
+            raise Refused(413, f"a request has at most {LARGEST_BODY} bytes")
+        return self.rfile.read(int(given))
+
+    def _health(self, body: bytes) -> dict[str, Any]:
+        models = self.server.models
+        return {
+            "pid": os.getpid(),
+            "models": models.names(),
+            "bytes": models.held(),
+            "idle": self.server.idle(),
+            "limit": self.server.limit,
+        }
+
+    def _free(self, body: bytes) -> dict[str, Any]:
+        self.server.leave()  # before the answer: whose client asks again next must not meet this process
+        self._send(200, {})
+        self.server.end("freed on demand")
+        return {}
+
+    def _classify(self, body: bytes) -> dict[str, Any]:
+        try:
+            asked = json.loads(body)
+        except ValueError:
+            raise Refused(400, "the body is not JSON") from None
+        folder = asked.get("folder") if isinstance(asked, dict) else None
+        texts = asked.get("texts") if isinstance(asked, dict) else None
+        if (
+            not isinstance(folder, str)
+            or not isinstance(texts, list)
+            or not all(isinstance(each, str) for each in texts)
+        ):
+            raise Refused(400, 'the body has to be {"folder": text, "texts": [text, ...]}')
+        try:
+            "".join(texts).encode()
+        except UnicodeEncodeError:
+            raise Refused(400, "a text holds half a character (a lone surrogate)") from None
+        with self.server.working():
+            model = self.server.models.folder_of(folder)
+            try:
+                labels, answer = self.server.worker.submit(self.server.models.classify, model, texts).result()
+            except Exception as error:
+                self._end_without_memory(error)
+                if isinstance(error, ModelError):  # the folder's name alone would not say whose
+                    raise ModelError(f"run {model.parts[-3]}/{model.parts[-2]}: {error}") from error
+                raise
+            return {"labels": labels, "probabilities": answer.probabilities, "cut": answer.cut}
+
+    def _end_without_memory(self, error: Exception) -> None:
+        """End the process if `error` says that memory ran out: only that gives all of it back."""
+        from gptx_nb.engine.predict import is_out_of_memory
+
+        if is_out_of_memory(error):
+            log(traceback.format_exc().rstrip())
+            self.server.leave()  # before the answer, as above
+            message = "memory ran out in the inference process, which has ended; the next prediction starts a new one"
+            self._send(507, {"error": message, "kind": None})
+            self.server.end("out of memory")
+
+    def _send(self, status: int, value: dict[str, Any]) -> None:
+        content = json.dumps(value, allow_nan=False).encode("ascii")
+        try:
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            if self.close_connection:
+                self.send_header("Connection", "close")
+            self.end_headers()
+            self.wfile.write(content)
+            self.wfile.flush()
+        except GONE:
+            self.close_connection = True
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        self.close_connection = True
+        self._send(code, {"error": message or "the request cannot be read", "kind": None})
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing of single requests."""
+
+
+def import_engine() -> None:
+    """Import what takes seconds, in the computing thread, so that the first request finds it there."""
+    from gptx_nb.engine.predict import use_all_cores
+
+    use_all_cores()
+    log("torch and transformers are imported")
+
+
+def take(place: Place) -> bool:
+    """Lock the place until this process ends, however it ends; say whether it could be had."""
+    descriptor = os.open(place.lock, os.O_RDWR | os.O_CREAT, 0o600)  # stays open
+    for _ in range(20):  # a client that looks whether there is a process holds the lock for a moment
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.02)
+        else:
+            return True
+    return False
+
+
+def main() -> int:
+    place = Place(Path(sys.argv[1]), Path(sys.argv[2]))
+    if not take(place):
+        return 0  # there is one already
+    os.environ["HF_HUB_OFFLINE"] = "1"  # a run's model is a local folder; nothing here asks a hub
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # the log is for what matters
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    place.remove_files()  # what is left of one that crashed
+    token = secrets.token_urlsafe(32)
+    with open(os.open(place.token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as handle:
+        handle.write(token)
+    files.write_json(place.process, Process.of(os.getpid()).to_json())
+    # Listening comes last: who is let in finds the rest.
+    server = Server(place, token, inference.idle_seconds())
+    signal.signal(signal.SIGTERM, lambda number, frame: server.end("SIGTERM"))
+    log(f"listening for {place.home}, until idle for {server.limit:g} s")
+    server.worker.submit(import_engine).add_done_callback(
+        lambda done: log(f"the engine cannot be imported: {done.exception()!r}") if done.exception() else None
+    )
+    threading.Thread(target=server.watch, name="watch", daemon=True).start()
+    server.serve_forever(poll_interval=0.1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

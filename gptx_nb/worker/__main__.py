@@ -1,0 +1,352 @@
+"""Carries one attempt of a run from its table to its model. Talks to nobody: everything goes to the run's directory.
+
+    python -m gptx_nb.worker RUN_DIR ATTEMPT
+    python -m gptx_nb.worker --device          prints what this machine computes on, as JSON
+
+Exit status 0: finished; 3: stopped as asked, saved; 2: the user's mistake, told in end-N.json; 1: a bug or a lack of
+memory, told in end-N.json and with its traceback in the log. The data are checked before torch is imported, so that a
+mistake in the table is told within a second or two.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptx_nb import files
+from gptx_nb.errors import UsageError
+from gptx_nb.metrics import MetricsWriter
+from gptx_nb.recipe import Recipe
+from gptx_nb.runs import Run
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from gptx_nb.engine.data import Table
+
+FINISHED, FAILED, MISTAKE, STOPPED = 0, 1, 2, 3
+
+FEWEST_STEPS = 60  # a small set is gone through until this many steps are done (Mosbach et al. 2021, arXiv:2006.04884)
+MOST_LENGTH = 512  # tokens; longer rows are taken where the recipe asks for them
+MOST_EVALUATIONS = 20  # of one run: scoring should stay a small part of its time
+
+
+def main(arguments: list[str]) -> int:
+    if arguments == ["--device"]:
+        from gptx_nb.engine import device
+
+        print(json.dumps(device.choose().to_json()))
+        return FINISHED
+    run, attempt = Run(Path(arguments[0])), int(arguments[1])
+    os.nice(5)  # the notebook answers first
+    metrics = MetricsWriter(run.metrics_file(attempt))
+    words: dict[str, Any]
+    try:
+        stopped = _Attempt(run, attempt, metrics).carry_out()
+        status = STOPPED if stopped else FINISHED
+        words = {"reason": "stopped" if stopped else "finished", "error": None, "message": None}
+    except UsageError as error:
+        status = MISTAKE
+        words = {"reason": "mistake", "error": type(error).__name__, "message": str(error)}
+    except Exception as error:
+        traceback.print_exc()
+        status = FAILED
+        words = _last_words(error, run)
+    metrics.close()
+    files.write_json(run.end_file(attempt), words)
+    return status
+
+
+def _last_words(error: Exception, run: Run) -> dict[str, Any]:
+    from gptx_nb.engine.predict import is_out_of_memory
+
+    if is_out_of_memory(error):
+        recipe = run.recipe()
+        message = (
+            f"the device has too little memory for batch_size: {recipe.batch_size}. Type "
+            f"`batch_size: {max(1, recipe.batch_size // 2)}`, or a smaller max_length"
+        )
+        return {"reason": "out of memory", "error": type(error).__name__, "message": message}
+    return {"reason": "failed", "error": type(error).__name__, "message": str(error) or type(error).__name__}
+
+
+class _Attempt:
+    """One attempt, from top to bottom in `carry_out`."""
+
+    def __init__(self, run: Run, attempt: int, metrics: MetricsWriter) -> None:
+        self.run = run
+        self.attempt = attempt
+        self.metrics = metrics
+        self.terminated = False
+        # A machine that shuts down, or a queue that ends a job, sends this first: save and stop, as if asked.
+        signal.signal(signal.SIGTERM, self._on_terminate)
+
+    def _on_terminate(self, *_: object) -> None:
+        self.terminated = True
+
+    def phase(self, name: str) -> None:
+        self.metrics.append({"kind": "phase", "phase": name, "time": time.time()})
+
+    def note(self, text: str) -> None:
+        self.metrics.append({"kind": "note", "text": text, "time": time.time()})
+
+    def should_stop(self) -> bool:
+        return self.terminated or self.run.stop_file.exists()
+
+    def carry_out(self) -> bool:
+        """Return whether the run was stopped before its last step."""
+        run = self.run
+        recipe = run.recipe()
+        self.phase("data")
+        table = self._table(recipe)
+
+        self.phase("model")
+        import torch
+        import transformers
+
+        from gptx_nb.engine import checkpoints, evaluate, models
+        from gptx_nb.engine import device as devices
+        from gptx_nb.engine.predict import use_all_cores
+        from gptx_nb.engine.tasks import text_classification as task
+        from gptx_nb.engine.train import Settings, make_optimizer, train
+
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        use_all_cores()
+        device = devices.choose(recipe.device, recipe.dtype)
+        base = models.find(recipe.model, recipe.revision, self.note)
+        tokenizer = models.load_tokenizer(base)
+        model = models.load_classifier(base, tokenizer, table.labels, recipe.seed)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+
+        context = models.context(base.config)
+        max_length, length_reason = _max_length(recipe, context)
+        rows, cut = task.encode(tokenizer, table.train.texts, max_length)
+        held_rows: list[list[int]] = []
+        if table.validation is not None:
+            held_rows, held_cut = task.encode(tokenizer, table.validation.texts, max_length)
+            cut += held_cut
+        steps_per_epoch = -(-len(rows) // recipe.batch_size)
+        epochs, epochs_reason = _epochs(recipe, len(rows), steps_per_epoch)
+        steps = max(1, round(epochs * steps_per_epoch))
+        learning_rate, rate_reason = _learning_rate(recipe, parameters)
+
+        resolved = recipe.model_copy(
+            update={
+                "text": table.report["text"],
+                "label": table.report["label"],
+                "labels": table.labels,
+                "epochs": epochs,
+                "learning_rate": learning_rate,
+                "max_length": max_length,
+            }
+        )
+        if not run.recipe_file.exists():
+            files.write_text(run.recipe_file, resolved.to_yaml())
+        lengths = sorted(len(row) for row in [*rows, *held_rows])
+        plan = {
+            "device": {"choice": str(device.device), "reason": device.reason, "name": device.name},
+            "dtype": {"choice": str(device.dtype).removeprefix("torch."), "reason": device.dtype_reason},
+            "model": {
+                "name": base.name,
+                "where": base.where,
+                "parameters": parameters,
+                "licence": base.licence,
+                "context": context,
+            },
+            "learning_rate": {"choice": learning_rate, "reason": rate_reason},
+            "epochs": {"choice": epochs, "reason": epochs_reason},
+            "steps": steps,
+            "batch_size": recipe.batch_size,
+            "max_length": {"choice": max_length, "reason": length_reason},
+            "labels": table.labels,
+            "train_rows": len(rows),
+            "validation_rows": len(held_rows),
+            "tokens": {
+                "min": lengths[0],
+                "median": lengths[len(lengths) // 2],
+                "p95": lengths[min(len(lengths) - 1, int(len(lengths) * 0.95))],
+                "max": lengths[-1],
+                "cut": cut,
+            },
+            "rendered": [
+                {
+                    "text": tokenizer.decode(rows[index]),
+                    "label": table.labels[table.train.labels[index]],
+                    "tokens": len(rows[index]),
+                }
+                for index in range(min(3, len(rows)))
+            ],
+            "notes": [*table.report.get("warnings", [])],
+        }
+
+        settings = Settings(
+            steps=steps,
+            learning_rate=learning_rate,
+            warmup=recipe.warmup,
+            weight_decay=recipe.weight_decay,
+            seed=recipe.seed,
+            eval_every=max(steps_per_epoch, -(-steps // MOST_EVALUATIONS)),
+            save_every_seconds=recipe.checkpoint_every,
+        )
+        torch.nn.Module.to(model, device.device)  # transformers' own `to` is typed wrongly
+        optimizer = make_optimizer(model, settings)
+        best: dict[str, Any] = {"score": None, "step": None}
+        first_step = 0
+        if checkpoint := checkpoints.latest(run.checkpoints):
+            progress = checkpoints.load(checkpoint, model, optimizer)
+            first_step, best = progress["step"], progress["best"]
+        if not run.plan_file.exists():
+            files.write_json(run.plan_file, plan)
+
+        def score() -> dict[str, Any]:
+            assert table.validation is not None
+            return evaluate.scores(table.labels, table.validation.labels, logits_of(held_rows))
+
+        def logits_of(tokens: list[list[int]]) -> np.ndarray:
+            return task.logits(
+                model, tokens, pad_id=tokenizer.pad_token_id, device=device.device, labels=len(table.labels)
+            )
+
+        def record(entry: dict[str, Any]) -> None:
+            epoch = entry["step"] / steps_per_epoch
+            self.metrics.append({"kind": "step", **entry, "epoch": epoch, "time": time.time()})
+
+        def evaluate_at(step: int) -> None:
+            nonlocal best
+            if table.validation is None:
+                return
+            found = score()
+            self.metrics.append(
+                {
+                    "kind": "evaluation",
+                    "step": step,
+                    "validation_loss": found["loss"],
+                    "accuracy": found["accuracy"],
+                    "macro_f1": found["macro_f1"],
+                    "time": time.time(),
+                }
+            )
+            # Among equal accuracies the surer one: a small validation set has many ties.
+            rank = [found["accuracy"], -found["loss"]]
+            if best["score"] is None or rank > best["score"]:
+                best = {"score": rank, "step": step}
+                if recipe.keep == "best":
+                    checkpoints.save_weights(run.best_weights, model)
+
+        def save(step: int) -> None:
+            checkpoints.save(run.checkpoints, model, optimizer, {"step": step, "best": best})
+            checkpoints.prune(run.checkpoints, keep=2)
+
+        self.metrics.append({"kind": "start", "step": first_step, "steps": steps, "time": time.time()})
+        self.phase("training")
+        end = train(
+            model,
+            optimizer,
+            settings,
+            device=device.device,
+            dtype=device.dtype,
+            batch_at=lambda step: task.make_step(
+                step,
+                rows,
+                table.train.labels,
+                batch_size=recipe.batch_size,
+                pad_id=tokenizer.pad_token_id,
+                seed=recipe.seed,
+            ),
+            loss_of=task.loss,
+            first_step=first_step,
+            record=record,
+            evaluate=evaluate_at,
+            save=save,
+            should_stop=self.should_stop,
+        )
+
+        self.phase("scoring")
+        kept_step = end.step
+        if recipe.keep == "best" and best["step"] is not None:
+            checkpoints.load_weights(run.best_weights, model)
+            kept_step = best["step"]
+        self._write_scores(recipe, table, score() if table.validation is not None else None, kept_step)
+
+        self.phase("saving")
+        # A run that was stopped has left a model of its own; this one takes its place. Readers keep what they opened.
+        if run.model.exists():
+            files.remove_folder(run.model)
+        models.save(run.model, model, tokenizer, max_length)
+        return end.early
+
+    def _table(self, recipe: Recipe) -> Table:
+        """Read the snapshot, or make it from the source in the first attempt."""
+        from gptx_nb.engine import data
+
+        if self.run.report_file.exists():
+            return data.load_snapshot(self.run.data)
+        table = data.load(recipe, self.run.sources(), self.run.folder)
+        data.save_snapshot(table, self.run.data)
+        return table
+
+    def _write_scores(self, recipe: Recipe, table: Table, scores: dict[str, Any] | None, kept_step: int) -> None:
+        from gptx_nb.engine import evaluate
+
+        steps = [record for record in self.run.history() if record.get("kind") == "step"]
+        seconds = sum(record["seconds"] for record in steps)
+        compare = recipe.baselines and table.validation is not None
+        files.write_json(
+            self.run.scores_file,
+            {
+                "validation": scores,
+                "baselines": _baselines(evaluate.baselines, table) if compare else {},
+                "best_step": kept_step,
+                "note": None if scores else table.report["validation_note"],
+                "seconds": seconds,
+                "tokens_per_second": sum(record["tokens"] for record in steps) / seconds if seconds else None,
+            },
+        )
+
+
+def _baselines(score: Callable[..., dict[str, dict[str, float]]], table: Table) -> dict[str, dict[str, float]]:
+    assert table.validation is not None
+    return score(table.train, table.validation)
+
+
+def _max_length(recipe: Recipe, context: int) -> tuple[int, str]:
+    if recipe.max_length is None:
+        length = min(context, MOST_LENGTH)
+        return (
+            length,
+            "the model's context" if length == context else f"the model sees {context:,}; longer rows cost time",
+        )
+    if recipe.max_length > context:
+        return context, f"{recipe.max_length:,} was asked for, and the model sees {context:,}"
+    return recipe.max_length, "asked for in the recipe"
+
+
+def _epochs(recipe: Recipe, rows: int, steps_per_epoch: int) -> tuple[float, str]:
+    if recipe.epochs is not None:
+        return recipe.epochs, "asked for in the recipe"
+    needed = -(-FEWEST_STEPS // steps_per_epoch)
+    if needed <= 3:
+        return 3.0, "the usual number"
+    return float(
+        needed
+    ), f"{rows} examples make {steps_per_epoch} step(s) an epoch; fewer than {FEWEST_STEPS} teach little"
+
+
+def _learning_rate(recipe: Recipe, parameters: int) -> tuple[float, str]:
+    if recipe.learning_rate is not None:
+        return recipe.learning_rate, "asked for in the recipe"
+    millions = parameters / 1e6
+    rate = float(f"{1.2e-3 / max(1.0, millions) ** 0.5:.1e}")
+    return rate, f"for {millions:,.1f} million parameters: 0.0012 / sqrt(millions)"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,540 @@
+"""What running a cell does: start, attach, resume, show; one attempt for many cells; nothing lost, nothing left behind.
+
+Most tests let a worker of a few lines act in place of the real one, in real processes; the last ones train.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from jupyter_client.manager import KernelManager
+
+import gptx_nb
+from gptx_nb import launch
+from gptx_nb.errors import DataError, ModelError, RecipeError, RunFailed, RunNotFound, UsageError
+from gptx_nb.process import Process
+from gptx_nb.recipe import Recipe
+from gptx_nb.runs import Run, RunStore
+
+WORKER = """
+import os, sys, time
+from pathlib import Path
+from gptx_nb import files
+from gptx_nb.metrics import MetricsWriter
+from gptx_nb.runs import Run, home
+
+run, attempt = Run(Path(sys.argv[1])), int(sys.argv[2])
+how = (home() / "behaviour").read_text()
+metrics = MetricsWriter(run.metrics_file(attempt))
+
+def end(reason, status, error=None, message=None):
+    files.write_json(run.end_file(attempt), {"reason": reason, "error": error, "message": message})
+    sys.exit(status)
+
+metrics.append({"kind": "phase", "phase": "data", "time": time.time()})
+if how == "mistake":
+    end("mistake", 2, "DataError", "reviews.csv has no column 'x'")
+if how == "crash early":
+    raise ValueError("a bug")
+files.write_json(run.plan_file, {})
+metrics.append({"kind": "phase", "phase": "training", "time": time.time()})
+print("training", how, flush=True)
+if how == "killed":
+    os.kill(os.getpid(), 9)
+if how == "crash":
+    end("failed", 1, "FloatingPointError", "the loss became nan at step 3")
+while how in ("train", "deaf"):
+    time.sleep(0.02)
+    if how == "train" and run.stop_file.exists():
+        end("stopped", 3)
+run.model.mkdir(exist_ok=True)
+end("finished", 0)
+"""
+SUPERVISOR = "import sys; from gptx_nb import supervisor; sys.exit(supervisor.main(sys.argv[1:3], sys.argv[3:]))"
+RECIPE = Recipe(examples=[["Good", "positive"], ["Bad", "negative"]])
+FRAME = pd.DataFrame({"text": ["Good", "Bad"], "label": ["positive", "negative"]})
+
+
+def supervisor_of_a_stand_in(run: Run, attempt: int) -> list[str]:
+    where = [str(run.folder), str(attempt)]
+    return [sys.executable, "-c", SUPERVISOR, *where, sys.executable, "-c", WORKER, *where]
+
+
+@pytest.fixture
+def behave(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Say how the worker that stands in for the real one shall behave from now on."""
+    monkeypatch.setattr(launch, "_supervisor_command", supervisor_of_a_stand_in)
+    home.mkdir()
+
+    def behave(how: str) -> None:
+        (home / "behaviour").write_text(how)
+
+    behave("finish")
+    yield behave
+    behave("finish")
+    for run in RunStore().runs():
+        for attempt in range(1, run.attempts() + 1):
+            for process in run.processes(attempt).values():
+                if process.alive():
+                    os.kill(process.pid, signal.SIGKILL)
+
+
+def until(true: Callable[[], object], seconds: float = 20) -> None:
+    give_up = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < give_up, "waited in vain"
+        time.sleep(0.01)
+
+
+def ended(run: Run) -> str:
+    until(lambda: not run.active)
+    return run.state()
+
+
+def test_a_new_name_makes_version_one(behave: Callable[[str], None], home: Path) -> None:
+    launched = launch.finetune("demo", RECIPE)
+    run = launched.run
+    assert (launched.action, run.name, run.version) == ("new", "demo", 1)
+    assert run.request()["recipe"]["examples"] == [["Good", "positive"], ["Bad", "negative"]]
+    assert run.request()["code"] == gptx_nb.__version__
+    assert (run.source / "train.jsonl").read_text().count("\n") == 2
+    assert ended(run) == "finished"
+    assert list((home / "staging").iterdir()) == []
+
+
+def test_waiting_ends_with_the_run_and_shows_progress(behave: Callable[[str], None]) -> None:
+    seen: list[Run] = []
+    run = launch.finetune("demo", RECIPE, wait=True, progress=seen.append).run
+    assert run.state() == "finished"
+    assert seen
+    assert set(seen) == {run}
+
+
+def test_a_cell_run_again_attaches_while_the_run_trains(behave: Callable[[str], None]) -> None:
+    behave("train")
+    first = launch.finetune("demo", RECIPE)
+    again = launch.finetune("demo", RECIPE)
+    assert (again.action, again.run) == ("attached", first.run)
+    assert again.note == "run demo version 1 is training already: showing it"
+    assert first.run.attempts() == 1
+
+
+def test_a_cell_run_again_shows_the_finished_run(behave: Callable[[str], None]) -> None:
+    first = launch.finetune("demo", RECIPE, wait=True)
+    again = launch.finetune("demo", RECIPE, wait=True)
+    assert (again.action, again.run) == ("shown", first.run)
+    assert first.run.attempts() == 1
+
+
+def test_settings_that_do_not_matter_make_no_new_version(behave: Callable[[str], None]) -> None:
+    launch.finetune("demo", RECIPE, wait=True)
+    other = RECIPE.model_copy(update={"checkpoint_every": 5.0, "device": "cpu"})
+    assert launch.finetune("demo", other).action == "shown"
+
+
+def test_anything_that_matters_makes_the_next_version_and_is_named(
+    behave: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = FRAME.copy()
+    recipe = Recipe(data="df")
+    launch.finetune("demo", recipe, data=frame, wait=True)
+    frame.loc[0, "text"] = "Very good"
+    second = launch.finetune("demo", recipe, data=frame, wait=True)
+    assert (second.action, second.run.version) == ("new", 2)
+    assert second.note == "changed since version 1: the examples"
+    third = launch.finetune("demo", recipe.model_copy(update={"epochs": 2.0}), data=frame, wait=True)
+    assert third.note == "changed since version 2: epochs"
+    monkeypatch.setattr(gptx_nb, "__version__", "9.9")
+    fourth = launch.finetune("demo", recipe.model_copy(update={"epochs": 2.0}), data=frame, wait=True)
+    assert fourth.note == "changed since version 3: gptx_nb (0.1.0 before, 9.9 now)"
+    own = launch.finetune("demo", recipe, data=frame, validation=FRAME, wait=True)
+    assert own.note == "changed since version 4: epochs, the validation table"
+    assert own.run.version == 5
+
+
+def test_a_run_that_still_trains_is_told_beside_its_successor(behave: Callable[[str], None]) -> None:
+    behave("train")
+    launch.finetune("demo", RECIPE)
+    second = launch.finetune("demo", RECIPE.model_copy(update={"seed": 1}))
+    assert second.action == "new"
+    assert second.note == "changed since version 1: seed. Version 1 still trains; `%gpt_stop demo/1` stops it"
+    assert RunStore().find("demo/1").state() == "running"
+
+
+@pytest.mark.parametrize(("how", "state"), [("train", "stopped"), ("killed", "interrupted"), ("crash", "failed")])
+def test_a_run_that_broke_off_is_resumed_as_the_next_attempt(
+    behave: Callable[[str], None], how: str, state: str
+) -> None:
+    behave(how)
+    if how == "train":
+        run = launch.finetune("demo", RECIPE).run
+        launch.stop(run)
+    else:
+        with pytest.raises(RunFailed):
+            launch.finetune("demo", RECIPE, wait=True)
+        run = RunStore().find("demo")
+    assert run.state() == state
+    behave("finish")
+    again = launch.finetune("demo", RECIPE, wait=True)
+    assert (again.action, again.run, run.attempts()) == ("resumed", run, 2)
+    assert again.note == f"run demo version 1 was {state}: going on with attempt 2"
+    assert run.state() == "finished"
+    assert not run.stop_file.exists()
+
+
+def test_a_run_that_is_stopping_is_resumed_once_it_has_stopped(behave: Callable[[str], None]) -> None:
+    behave("deaf")
+    run = launch.finetune("demo", RECIPE).run
+    run.request_stop()
+    assert run.state() == "stopping"
+    worker = run.processes(1)["worker"].pid
+    threading.Timer(0.3, os.kill, (worker, signal.SIGKILL)).start()
+    behave("finish")
+    again = launch.finetune("demo", RECIPE)
+    assert (again.action, run.attempts()) == ("resumed", 2)
+    assert ended(run) == "finished"
+
+
+def test_a_finished_run_without_its_model_is_trained_anew(behave: Callable[[str], None]) -> None:
+    run = launch.finetune("demo", RECIPE, wait=True).run
+    run.model.rmdir()
+    assert launch.finetune("demo", RECIPE, wait=True).run.version == 2
+
+
+def test_a_run_whose_maker_vanished_before_it_started_is_started(behave: Callable[[str], None]) -> None:
+    run = launch.finetune("demo", RECIPE, wait=True).run
+    request = run.request_file.read_bytes()
+    RunStore().remove(run)
+    RunStore().create("demo", lambda folder: (folder / "request.json").write_bytes(request) and None)
+    assert run.state() == "starting"
+    assert launch.finetune("demo", RECIPE).action == "attached"
+    assert ended(run) == "finished"
+
+
+def test_a_mistake_is_raised_by_its_name_and_nothing_is_left(behave: Callable[[str], None], home: Path) -> None:
+    behave("mistake")
+    with pytest.raises(DataError, match=r"^reviews.csv has no column 'x'$"):
+        launch.finetune("demo", RECIPE)
+    assert RunStore().names() == []
+    assert not (home / "runs" / "demo").exists()
+    behave("finish")
+    assert launch.finetune("demo", RECIPE, wait=True).run.version == 1
+
+
+def test_a_mistake_when_resuming_takes_nothing_away(behave: Callable[[str], None]) -> None:
+    behave("train")
+    run = launch.finetune("demo", RECIPE).run
+    launch.stop(run)
+    behave("mistake")
+    with pytest.raises(DataError, match="no column 'x'"):
+        launch.finetune("demo", RECIPE)
+    assert RunStore().find("demo") == run
+    behave("finish")
+    assert launch.finetune("demo", RECIPE, wait=True).run.attempts() == 3
+
+
+def test_a_mistake_of_the_caller_starts_nothing(behave: Callable[[str], None], home: Path) -> None:
+    with pytest.raises(DataError, match=r"there is no file 'nowhere\.csv'"):
+        launch.finetune("demo", Recipe(data="nowhere.csv"))
+    with pytest.raises(RecipeError, match=r"'\.\./x' cannot name a run"):
+        launch.finetune("../x", RECIPE)
+    with pytest.raises(DataError, match="there is nothing to learn from"):
+        launch.finetune("demo", Recipe())
+    assert not (home / "runs").exists()
+
+
+def test_a_home_that_cannot_be_written_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home.write_text("a file")
+    with pytest.raises(UsageError, match=r"nothing can be written to .*Set GPTX_HOME to a folder of yours"):
+        launch.finetune("demo", RECIPE)
+
+
+def test_a_run_that_broke_off_names_cause_log_and_next_step(behave: Callable[[str], None]) -> None:
+    behave("crash")
+    with pytest.raises(RunFailed) as caught:
+        launch.finetune("demo", RECIPE, wait=True)
+    run = RunStore().find("demo")
+    assert str(caught.value) == (
+        "run demo version 1 broke off: FloatingPointError: the loss became nan at step 3\n"
+        f"Log: {run.log_file(1)}\nIts last lines:\ntraining crash\n"
+        "Run the cell `%%gpt_finetune demo` again to try once more; nothing was saved yet."
+    )
+    (run.checkpoints / "000003").mkdir(parents=True)
+    with pytest.raises(RunFailed, match="`%%gpt_finetune demo` again to resume it from its last checkpoint"):
+        launch.raise_if_bad(run)
+
+
+def test_a_bug_before_training_is_raised_with_the_log(behave: Callable[[str], None]) -> None:
+    behave("crash early")
+    with pytest.raises(RunFailed, match=r"(?s)its process ended with status 1\..*ValueError: a bug"):
+        launch.finetune("demo", RECIPE)
+
+
+def test_a_killed_worker_is_told_with_its_signal(behave: Callable[[str], None]) -> None:
+    behave("killed")
+    with pytest.raises(RunFailed, match="broke off: its process was ended by SIGKILL"):
+        launch.finetune("demo", RECIPE, wait=True)
+
+
+def test_a_supervisor_that_cannot_start_is_told(behave: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = [sys.executable, "-c", "raise SystemExit('no such thing')"]
+    monkeypatch.setattr(launch, "_supervisor_command", lambda run, attempt: broken)
+    with pytest.raises(RunFailed, match=r"(?s)could not be started\..*no such thing"):
+        launch.finetune("demo", RECIPE)
+
+
+def test_of_many_cells_at_once_one_attempt_comes(behave: Callable[[str], None]) -> None:
+    behave("train")
+    found: list[launch.Launched] = []
+    cells = [threading.Thread(target=lambda: found.append(launch.finetune("demo", RECIPE))) for _ in range(5)]
+    for cell in cells:
+        cell.start()
+    for cell in cells:
+        cell.join()
+    assert sorted(each.action for each in found) == ["attached"] * 4 + ["new"]
+    assert {each.run for each in found} == {RunStore().find("demo/1")}
+    assert RunStore().find("demo").version == 1
+    assert found[0].run.attempts() == 1
+
+
+def test_of_many_cells_that_resume_at_once_one_attempt_comes(behave: Callable[[str], None]) -> None:
+    behave("train")
+    run = launch.finetune("demo", RECIPE).run
+    launch.stop(run)
+    found: list[str] = []
+    cells = [threading.Thread(target=lambda: found.append(launch.finetune("demo", RECIPE).action)) for _ in range(5)]
+    for cell in cells:
+        cell.start()
+    for cell in cells:
+        cell.join()
+    assert sorted(found) == ["attached"] * 4 + ["resumed"]
+    assert run.attempts() == 2
+    assert run.state() == "running"
+
+
+def test_many_cells_with_the_same_mistake_all_hear_of_it(behave: Callable[[str], None]) -> None:
+    behave("mistake")
+    heard: list[str] = []
+
+    def cell() -> None:
+        try:
+            launch.finetune("demo", RECIPE)
+        except DataError as error:
+            heard.append(str(error))
+
+    cells = [threading.Thread(target=cell) for _ in range(3)]
+    for each in cells:
+        each.start()
+    for each in cells:
+        each.join()
+    assert heard == ["reviews.csv has no column 'x'"] * 3
+    assert RunStore().names() == []
+
+
+def test_an_interrupt_ends_the_waiting_and_not_the_run(behave: Callable[[str], None]) -> None:
+    behave("train")
+
+    def interrupt(run: Run) -> None:
+        if run.plan_file.exists():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match=r"run demo version 1 goes on training\. .*`%gpt_stop demo`"):
+        launch.finetune("demo", RECIPE, wait=True, progress=interrupt)
+    assert RunStore().find("demo").state() == "running"
+
+
+def test_stopping_says_what_came_of_it(behave: Callable[[str], None]) -> None:
+    behave("train")
+    run = launch.finetune("demo", RECIPE).run
+    assert launch.stop(run) == (
+        "run demo version 1 has saved and stopped. Run its cell again to go on: `%%gpt_finetune demo`"
+    )
+    assert launch.stop(run) == "run demo version 1 does not train: it is stopped"
+
+
+def test_a_worker_that_does_not_answer_is_told_and_not_killed(behave: Callable[[str], None]) -> None:
+    behave("deaf")
+    run = launch.finetune("demo", RECIPE).run
+    said = launch.stop(run, wait_seconds=0.3)
+    assert "was asked to stop and has not answered for 0.3 seconds" in said
+    assert str(run.log_file(1)) in said
+    assert run.state() == "stopping"
+
+
+def test_waiting_has_an_end_where_one_is_set(behave: Callable[[str], None]) -> None:
+    behave("train")
+    run = launch.finetune("demo", RECIPE).run
+    with pytest.raises(TimeoutError, match=r"run demo version 1 still goes on after 0\.3 seconds of waiting"):
+        launch.wait(run, timeout=0.3)
+    launch.stop(run)
+    assert launch.wait(run)["reason"] == "stopped"
+    RunStore().remove(run)
+    with pytest.raises(RunNotFound, match="run demo version 1 was removed"):
+        launch.wait(run)
+
+
+def test_the_worker_gets_the_callers_home_and_package(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/somewhere")
+    monkeypatch.chdir(tmp_path)
+    code = "import gptx_nb, os; print(gptx_nb.__file__); print(os.environ['GPTX_HOME'])"
+    command = [sys.executable, "-P", "-c", code]
+    done = subprocess.run(command, env=launch.environment(), cwd="/", capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [gptx_nb.__file__, str(home)]
+    assert launch.environment()["PYTHONPATH"].endswith(":/somewhere")
+
+
+def test_a_base_model_in_a_folder_is_known_by_its_whole_path(
+    behave: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    for given, kept in (("mine", str(tmp_path / "mine")), ("./gone", str(tmp_path / "gone")), ("gpt2", "gpt2")):
+        run = launch.finetune(f"m-{given.strip('./')}", RECIPE.model_copy(update={"model": given}), wait=True).run
+        assert run.request()["recipe"]["model"] == kept
+
+
+# ---- in a real kernel -----------------------------------------------------------------------------------------------
+
+IN_KERNEL = f"""
+import sys
+from gptx_nb import launch
+from gptx_nb.recipe import Recipe
+def command(run, attempt):
+    where = [str(run.folder), str(attempt)]
+    return [sys.executable, "-c", {SUPERVISOR!r}, *where, sys.executable, "-c", {WORKER!r}, *where]
+launch._supervisor_command = command
+recipe = Recipe(examples=[["Good", "positive"], ["Bad", "negative"]])
+"""
+
+
+def test_a_run_outlives_interrupt_restart_and_shutdown_of_its_kernel(behave: Callable[[str], None]) -> None:
+    behave("train")
+    manager = KernelManager()
+    manager.start_kernel(cwd="/", env=launch.environment())
+    client = manager.client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=60)
+        client.execute(IN_KERNEL + "launch.finetune('demo', recipe, wait=True)")
+        until(lambda: RunStore().latest("demo") is not None)
+        run = RunStore().find("demo")
+        until(lambda: run.state() == "running" and run.plan_file.exists(), 60)
+        processes = run.processes(1)
+
+        def unharmed() -> bool:
+            time.sleep(0.5)
+            return run.state() == "running" and all(each.alive() for each in processes.values())
+
+        manager.interrupt_kernel()
+        reply = client.get_shell_msg(timeout=30)
+        assert reply["content"]["ename"] == "KeyboardInterrupt"
+        assert "goes on training" in reply["content"]["evalue"]
+        assert unharmed()
+        manager.restart_kernel()
+        client.wait_for_ready(timeout=60)
+        assert unharmed()
+        answer = client.execute(IN_KERNEL + "print(launch.finetune('demo', recipe).action)", reply=True, timeout=60)
+        assert answer["content"]["status"] == "ok"
+        assert run.attempts() == 1
+        manager.shutdown_kernel()
+        assert unharmed()
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    assert unharmed()
+    launch.stop(run)
+    assert run.state() == "stopped"
+    assert not any(Process.alive(each) for each in processes.values())
+
+
+# ---- with the real worker -------------------------------------------------------------------------------------------
+
+SMALL = {"epochs": 2.0, "batch_size": 4, "device": "cpu", "dtype": "float32", "baselines": False}
+REVIEWS = pd.DataFrame(
+    {
+        "text": [
+            f"{word} {thing}" for thing in ("film", "book", "song", "meal") for word in ("good", "bad", "fine", "poor")
+        ],
+        "label": ["positive", "negative"] * 8,
+    }
+)
+
+
+def test_a_frame_is_trained_on_and_the_model_is_a_plain_folder(home: Path, tiny_model: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    recipe = Recipe.model_validate({**SMALL, "model": str(tiny_model), "data": "df"})
+    run = launch.finetune("real", recipe, data=REVIEWS, wait=True).run
+    assert run.state() == "finished"
+    plan, scores, report = run.plan(), run.scores(), run.report()
+    assert plan is not None
+    assert scores is not None
+    assert report is not None
+    assert plan["labels"] == ["negative", "positive"]
+    assert report["train"] + report["validation"] == 16
+    assert scores["validation"]["rows"] == report["validation"]
+    phases = [record["phase"] for record in run.history() if record["kind"] == "phase"]
+    assert phases == ["data", "model", "training", "scoring", "saving"]
+    model = AutoModelForSequenceClassification.from_pretrained(run.model)
+    assert model.config.id2label == {0: "negative", 1: "positive"}
+    assert launch.finetune("real", recipe, data=REVIEWS.copy()).action == "shown"
+
+
+def test_a_stopped_run_goes_on_to_the_weights_of_an_uncut_one(home: Path, tiny_model: Path) -> None:
+    from safetensors.numpy import load_file
+
+    recipe = Recipe.model_validate({**SMALL, "model": str(tiny_model), "data": "df", "epochs": 40.0, "keep": "last"})
+    whole = launch.finetune("whole", recipe, data=REVIEWS, wait=True).run
+
+    cut = launch.finetune("cut", recipe, data=REVIEWS).run
+    until(lambda: any(record["kind"] == "step" for record in cut.history()), 120)
+    launch.stop(cut)
+    assert cut.state() == "stopped"
+    again = launch.finetune("cut", recipe, data=REVIEWS, wait=True)
+    assert (again.action, cut.attempts()) == ("resumed", 2)
+    one, other = (load_file(run.model / "model.safetensors") for run in (whole, cut))
+    assert one.keys() == other.keys()
+    assert all((one[name] == other[name]).all() for name in one)
+
+
+def test_a_worker_that_is_killed_is_resumed_from_its_last_checkpoint(home: Path, tiny_model: Path) -> None:
+    recipe = Recipe.model_validate(
+        {**SMALL, "model": str(tiny_model), "data": "df", "epochs": 100.0, "checkpoint_every": 0.05}
+    )
+    run = launch.finetune("killed", recipe, data=REVIEWS).run
+    until(lambda: run.checkpoints.is_dir() and any(each.name.isdigit() for each in run.checkpoints.iterdir()), 120)
+    os.kill(run.processes(1)["worker"].pid, signal.SIGKILL)
+    assert ended(run) == "interrupted"
+    assert launch.finetune("killed", recipe, data=REVIEWS, wait=True).action == "resumed"
+    first = next(record for record in run.history() if record["kind"] == "start")
+    assert first["step"] == 0
+    resumed = [record for record in run.history() if record["kind"] == "start"][-1]
+    assert resumed["step"] > 0
+    steps = [record["step"] for record in run.history() if record["kind"] == "step"]
+    assert steps == list(range(1, steps[-1] + 1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"text": "review"}, DataError, "has no column 'review'"),
+        ({"model": "/nowhere/at/all"}, ModelError, "/nowhere/at/all"),
+    ],
+)
+def test_a_mistake_found_by_the_worker_leaves_nothing(
+    home: Path, tiny_model: Path, settings: dict[str, str], error: type[UsageError], message: str
+) -> None:
+    recipe = Recipe.model_validate({**SMALL, "model": str(tiny_model), "data": "df", **settings})
+    with pytest.raises(error) as caught:
+        launch.finetune("mistaken", recipe, data=REVIEWS)
+    assert message in str(caught.value)
+    assert RunStore().names() == []

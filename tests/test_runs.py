@@ -1,0 +1,230 @@
+"""A run is a directory: names are checked, versions counted, and the state is derived from evidence alone."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gptx_nb import files
+from gptx_nb.errors import RecipeError, RunNotFound
+from gptx_nb.metrics import MetricsWriter
+from gptx_nb.process import Process
+from gptx_nb.recipe import Recipe
+from gptx_nb.runs import Run, RunStore, home
+from gptx_nb.sources import Source
+
+REQUEST = {
+    "recipe": Recipe(epochs=2).model_dump(mode="json"),
+    "source": {"train": Source("file", "a.csv", "0", "/a.csv").to_json(), "validation": None},
+    "digest": "0",
+    "code": "0.1.0",
+}
+
+
+def fill(folder: Path) -> None:
+    files.write_json(folder / "request.json", REQUEST)
+
+
+def gone() -> Process:
+    """Evidence of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    evidence = Process.of(process.pid)
+    process.wait()
+    return evidence
+
+
+HERE = Process.of(os.getpid())
+ELSEWHERE = Process("another host", "boot", 1, "1")
+
+
+def claim(run: Run, claimant: Process, worker: Process | None = None, attempt: int = 1) -> None:
+    files.create_exclusive(run.claim_file(attempt), json.dumps(claimant.to_json()).encode())
+    if worker:
+        files.write_json(run.process_file(attempt), worker.to_json())
+
+
+@pytest.fixture
+def run(home: Path) -> Run:
+    return RunStore().create("demo", fill)
+
+
+def test_home_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("GPTX_HOME", "~/here")
+    assert home() == Path.home() / "here"
+    monkeypatch.delenv("GPTX_HOME")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    if sys.platform == "linux":
+        assert home() == tmp_path / "gptx_nb"
+
+
+def test_versions_are_counted_and_found(home: Path) -> None:
+    store = RunStore()
+    assert store.names() == []
+    assert store.latest("demo") is None
+    first, second = store.create("demo", fill), store.create("demo", fill)
+    other = store.create("other", fill)
+    assert (first.version, second.version) == (1, 2)
+    assert store.runs() == [first, second, other]
+    assert store.find("demo") == store.find("demo/2") == store.find("demo", 2) == second
+    store.remove(second)
+    assert store.find("demo") == first
+    assert store.next_version("demo") == 2
+
+
+def test_what_is_not_there_is_answered_with_what_is(home: Path) -> None:
+    store = RunStore()
+    with pytest.raises(
+        RunNotFound, match=r"no run is called 'demo'. There are no runs yet. A cell `%%gpt_finetune demo`"
+    ):
+        store.find("demo")
+    store.create("reviews", fill)
+    with pytest.raises(RunNotFound, match=r"no run is called 'review'. Did you mean 'reviews'\? Runs: reviews."):
+        store.find("review")
+    with pytest.raises(RunNotFound, match="run 'reviews' has no version 7; it has 1"):
+        store.find("reviews", 7)
+    with pytest.raises(RunNotFound, match="reviews/x: a version is a number"):
+        store.find("reviews/x")
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".", "x y"])
+def test_no_name_leaves_the_folder_of_runs(home: Path, name: str) -> None:
+    with pytest.raises(RecipeError, match="cannot name a run"):
+        RunStore().create(name, fill)
+    assert not home.exists()
+
+
+def test_a_version_that_is_half_made_is_no_version(home: Path) -> None:
+    def broken(folder: Path) -> None:
+        files.write_text(folder / "source" / "train.jsonl", "{}")
+        raise OSError("disk full")
+
+    store = RunStore()
+    with pytest.raises(OSError, match="disk full"):
+        store.create("demo", broken)
+    assert store.names() == []
+    assert list((store.root / "demo").iterdir()) == []
+
+
+def test_a_version_that_another_has_made_is_told_where_a_number_was_asked_for(home: Path) -> None:
+    store = RunStore()
+    store.create("demo", fill, version=1)
+    with pytest.raises(FileExistsError):
+        store.create("demo", fill, version=1)
+    assert store.create("demo", fill).version == 2
+
+
+def test_remains_of_a_removed_version_do_not_block_the_next(home: Path) -> None:
+    store = RunStore()
+    remains = store.root / "demo" / "1"
+    remains.mkdir(parents=True)
+    (remains / "outcome-1.json").write_text("{}")
+    assert store.create("demo", fill).version == 2
+
+
+def test_a_run_is_starting_until_its_worker_is_there(run: Run) -> None:
+    assert run.state() == "starting"
+    claim(run, HERE)
+    assert run.state() == "starting"
+    files.write_json(run.process_file(1), HERE.to_json())
+    assert run.state() == "running"
+    run.request_stop()
+    assert run.state() == "stopping"
+    run.withdraw_stop()
+    assert run.state() == "running"
+    assert run.active
+    assert repr(run) == "<Run demo version 1: running>"
+
+
+def test_a_run_goes_on_while_either_process_lives(run: Run) -> None:
+    claim(run, gone(), HERE)
+    assert run.state() == "running"
+
+
+def test_a_run_without_processes_or_words_was_interrupted(run: Run) -> None:
+    claim(run, gone(), gone())
+    assert run.state() == "interrupted"
+    outcome = run.outcome()
+    assert outcome is not None
+    assert outcome["reason"] == "lost"
+
+
+def test_a_run_of_another_boot_was_interrupted(run: Run) -> None:
+    before = Process(HERE.host, "an earlier boot", HERE.pid, HERE.started)
+    claim(run, before, before)
+    assert run.state() == "interrupted"
+
+
+def test_of_a_run_on_another_host_nothing_is_claimed(run: Run) -> None:
+    claim(run, ELSEWHERE, ELSEWHERE)
+    assert run.state() == "elsewhere"
+    files.write_json(run.outcome_file(1), {"reason": "finished", "exit_status": 0, "signal": None})
+    assert run.state() == "finished"
+
+
+@pytest.mark.parametrize(
+    ("reason", "state"),
+    [
+        ("finished", "finished"),
+        ("stopped", "stopped"),
+        ("mistake", "failed"),
+        ("failed", "failed"),
+        ("out of memory", "failed"),
+        ("killed", "interrupted"),
+        ("lost", "interrupted"),
+    ],
+)
+def test_the_outcome_decides_the_state(run: Run, reason: str, state: str) -> None:
+    claim(run, gone(), gone())
+    files.write_json(run.outcome_file(1), {"reason": reason, "exit_status": None, "signal": None})
+    assert run.state() == state
+
+
+def test_the_workers_word_counts_over_the_supervisors(run: Run) -> None:
+    claim(run, gone(), gone())
+    files.write_json(run.outcome_file(1), {"reason": "failed", "exit_status": 1, "signal": None, "message": None})
+    files.write_json(run.end_file(1), {"reason": "out of memory", "error": "OutOfMemoryError", "message": "2 GB"})
+    assert run.outcome() == {
+        "reason": "out of memory",
+        "error": "OutOfMemoryError",
+        "message": "2 GB",
+        "exit_status": 1,
+        "signal": None,
+    }
+
+
+def test_a_later_attempt_replaces_the_outcome_of_an_earlier_one(run: Run) -> None:
+    claim(run, gone(), gone())
+    claim(run, HERE, HERE, attempt=2)
+    assert run.attempts() == 2
+    assert run.outcome() is None
+    assert run.state() == "running"
+
+
+def test_a_resumed_attempt_replaces_the_steps_it_repeats(run: Run) -> None:
+    for attempt, start, steps in ((1, 0, (1, 2, 3)), (2, 2, (3, 4))):
+        claim(run, gone(), gone(), attempt)
+        writer = MetricsWriter(run.metrics_file(attempt))
+        writer.append({"kind": "start", "step": start})
+        for step in steps:
+            writer.append({"kind": "step", "step": step, "attempt": attempt})
+        writer.close()
+    steps_of = [(each["step"], each["attempt"]) for each in run.history() if each["kind"] == "step"]
+    assert steps_of == [(1, 1), (2, 1), (3, 2), (4, 2)]
+
+
+def test_what_was_asked_is_read_back_until_the_worker_has_resolved_it(run: Run) -> None:
+    assert run.recipe() == Recipe(epochs=2)
+    assert run.sources()["train"] == Source("file", "a.csv", "0", "/a.csv")
+    assert run.sources()["validation"] is None
+    files.write_text(run.recipe_file, Recipe(epochs=2, text="review").to_yaml())
+    assert run.recipe().text == "review"
+    assert run.plan() is run.report() is run.scores() is None
+
+
+def test_only_the_end_of_a_long_log_is_read(run: Run) -> None:
+    assert run.log_tail() == ""
+    run.log_file(1).write_text("".join(f"line {number}\n" for number in range(100_000)))
+    assert run.log_tail(2) == "line 99998\nline 99999"
