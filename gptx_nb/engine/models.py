@@ -8,11 +8,14 @@ a pickle is never loaded, and code from a model's repository is never run.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import urllib.error
+import urllib.request
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,7 +60,9 @@ class Base:
 
     @property
     def options(self) -> dict[str, Any]:
-        return {"gguf_file": self.gguf} if self.gguf else {"revision": self.revision or "main"}
+        if self.gguf:
+            return {"gguf_file": self.gguf}
+        return {"revision": self.revision or "main", "local_files_only": _only_local(self.path)}
 
 
 def find(name: str, revision: str | None = None, note: Callable[[str], None] = lambda text: None) -> Base:
@@ -67,7 +72,7 @@ def find(name: str, revision: str | None = None, note: Callable[[str], None] = l
     """
     where, path, gguf, licence = _locate(name, revision, note)
     try:
-        options: dict[str, Any] = {"gguf_file": gguf} if gguf else {"revision": revision or "main"}
+        options = Base(name, where, path, gguf, revision, licence, PreTrainedConfig()).options
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(_cannot_load(name, where, path, error)) from error
@@ -114,7 +119,7 @@ def _from_catalog(entry: Entry, revision: str | None, note: Callable[[str], None
     folder = cache() / f"{entry.name}-{entry.wheel.version}"
     if folder.is_dir():
         return f"{entry.wheel.package} {entry.wheel.version}, kept in {folder}", str(folder), None, entry.licence
-    if not _offline():
+    if not _offline() and hub_trouble() is None:
         try:
             AutoConfig.from_pretrained(entry.hub, revision=revision or "main", trust_remote_code=False)
         except (OSError, ValueError) as error:
@@ -205,12 +210,39 @@ def _short(error: Exception) -> str:
 def _cannot_load(name: str, where: str, path: str, error: Exception) -> str:
     if Path(path).is_dir():
         return f"model: {name} ({where}) cannot be read: {_short(error)}"
-    names = [*CATALOG, *(entry.hub for entry in CATALOG.values() if entry.hub)]
-    reason = "HF_HUB_OFFLINE is set and it is not in the Hub cache" if _offline() else _short(error)
+    reason = "HF_HUB_OFFLINE is set and it is not in the Hub cache" if _offline() else hub_trouble() or _short(error)
+    advice = "Without a network: `model: tiny` or `model: smollm2-135m`"
+    if name in CATALOG:
+        return f"model: {name} ({where}) could not be had: {reason}. {advice}"
+    names = [each for each in (*CATALOG, *(entry.hub for entry in CATALOG.values() if entry.hub)) if each != name]
     return (
         f"model: {name} is no short name, no folder here, and could not be had from the Hugging Face Hub: {reason}."
-        f"{nearest(name, names)} Without a network: `model: tiny` or `model: smollm2-135m`"
+        f"{nearest(name, names)} {advice}"
     )
+
+
+@functools.cache
+def hub_trouble() -> str | None:
+    """Say why the Hub does not answer, or None if it does. Asked once a process, and answered within five seconds.
+
+    The Hub's own client tries a host that is not there for half a minute.
+    """
+    from huggingface_hub import constants
+
+    request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=5):
+            return None
+    except urllib.error.HTTPError:
+        return None  # it is there, and does not like the question
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        return f"{constants.ENDPOINT} does not answer ({reason})"
+
+
+def _only_local(name_or_path: str) -> bool:
+    """Say whether `from_pretrained` should look at this machine only."""
+    return not Path(name_or_path).is_dir() and (_offline() or hub_trouble() is not None)
 
 
 def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
@@ -218,9 +250,8 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
 
     Which token pads does not matter, as no text can become it (see `text_classification.encode`).
     """
-    options = {"gguf_file": base.gguf} if base.gguf else {"revision": base.revision or "main"}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=False, **options)
+        tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=False, **base.options)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"model: the tokenizer of {base.name} ({base.where}) cannot be read: {_short(error)}"

