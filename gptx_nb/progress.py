@@ -189,10 +189,8 @@ def rows_used(report: dict[str, Any]) -> str:
 
 
 def split_sizes(report: dict[str, Any]) -> str:
-    """Say how many examples are learned from and how many are held back."""
-    held = f"{report['validation']:,} held back for scoring" if report["validation"] else "none held back for scoring"
-    note = f" ({report['validation_note']})" if report.get("validation_note") else ""
-    return f"{report['train']:,} to learn from, {held}{note}"
+    """Say how many examples are learned from, and what the score is measured on."""
+    return f"{report['train']:,} to learn from; scoring: {report['validation_note']}"
 
 
 def lengths(plan: dict[str, Any]) -> str:
@@ -225,7 +223,7 @@ def choices(run: Run) -> list[tuple[str, str, str]]:
     facts = [f"{model['parameters'] / 1e6:.1f} million parameters"] if model.get("parameters") else []
     facts += [str(model[key]) for key in ("licence", "where") if model.get(key)]
     device = plan["device"]
-    named = f"{device['choice']} ({device['name']})" if device.get("name") else device["choice"]
+    named = ", ".join(filter(None, (device["choice"], device.get("name"))))
     found = [("model", str(model["name"]), ", ".join(facts)), ("device", named, device["reason"])]
     for name in ("dtype", "learning_rate", "epochs", "max_length"):
         found.append((name, _plain(plan[name]["choice"]), plan[name]["reason"] or ""))

@@ -43,14 +43,16 @@ OPEN = """async path => {
     }
 }"""
 
-FINETUNE = f"""%%gpt_finetune demo --epochs 300
+RUN = "() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }"  # does not wait for them
+
+FINETUNE = f"""%%gpt_finetune demo --epochs 120
 task: text-classification
 model: MODEL
 examples:
+  - ["{SCRIPT}", "<b onclick=window.hacked=1>bold</b>"]
   - [This movie is amazing!, positive]
   - [I hate this product., negative]
   - [The service was really bad., negative]
-  - ["{SCRIPT}", "<b onclick=window.hacked=1>bold</b>"]
 """
 
 
@@ -121,7 +123,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def page(browser: Any) -> Iterator[Any]:
     context = browser.new_context(viewport={"width": 1100, "height": 1500})
-    context.set_default_timeout(30_000)
+    context.set_default_timeout(120_000)  # a loaded machine trains, and draws, slowly
     yield context.new_page()
     context.close()
 
@@ -166,10 +168,10 @@ def test_a_live_output_becomes_a_static_one_that_survives_a_reload(
         ],
     )
     open_notebook(page, lab, "journey.ipynb")
-    page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    page.evaluate(RUN)
     cells = page.locator(".jp-Notebook .jp-CodeCell")
     trained = cells.nth(1).locator(".jp-OutputArea-output")
-    page.wait_for_function("() => /step \\d+\\/300/.test(document.querySelectorAll('.jp-CodeCell')[1].innerText)")
+    page.wait_for_function("() => /step \\d+\\/120/.test(document.querySelectorAll('.jp-CodeCell')[1].innerText)")
     assert "%gpt_stop demo" in trained.inner_text()
     shoot(page, "live")
 
@@ -207,17 +209,16 @@ def test_mistakes_and_lists_read_well(page: Any, lab: tuple[str, Path], tiny_mod
         [
             "%load_ext gptx_nb",
             "%gpt_device",
-            "import time\ntime.sleep(0)",
             "%%gpt_finetune reviews\ndata: nofile.csv",
         ],
     )
     open_notebook(page, lab, "mistakes.ipynb")
-    page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    page.evaluate(RUN)
     cells = page.locator(".jp-Notebook .jp-CodeCell")
     cells.nth(1).get_by_text("torch").first.wait_for()
-    cells.nth(3).get_by_text("UsageError: data: there is no file 'nofile.csv'").wait_for()
-    assert "Traceback" not in cells.nth(3).inner_text()
-    assert "not started" in cells.nth(3).inner_text()
+    cells.nth(2).get_by_text("UsageError: data: there is no file 'nofile.csv'").wait_for()
+    assert "Traceback" not in cells.nth(2).inner_text()
+    assert "not started" in cells.nth(2).inner_text()
     shoot(page, "mistake")
     store = RunStore(lab[1].parent / "home")
     assert "reviews" not in store.names()

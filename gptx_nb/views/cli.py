@@ -1,0 +1,211 @@
+"""The command line, `gptx-nb`: the same wishes as the magics, for a terminal or a script. Parses, calls core, prints.
+
+Results go to standard output, progress and messages to standard error. Exit status: 0, 2 for a mistake of the user (one
+line), 1 where a run broke off, 130 after Ctrl-C, which ends the waiting and never a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import gptx_nb
+from gptx_nb import fields, files
+from gptx_nb.errors import GptxError, UsageError, nearest
+from gptx_nb.recipe import Lines, make_recipe, parse_yaml
+from gptx_nb.runs import RunStore
+
+Command = Callable[[argparse.Namespace], None]
+
+MISTAKE, BROKEN, INTERRUPTED = 2, 1, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    try:
+        parsed = parser().parse_args(arguments)
+        command: Command = parsed.command
+        command(parsed)
+        sys.stdout.flush()
+    except UsageError as error:
+        print(f"gptx-nb: {error}", file=sys.stderr)
+        return MISTAKE
+    except GptxError as error:
+        print(f"gptx-nb: {error}", file=sys.stderr)
+        return BROKEN
+    except KeyboardInterrupt as error:
+        print(f"\n{error}" if str(error) else "", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever reads has enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose mistakes are one line, with the nearest flag or command."""
+
+    def error(self, message: str) -> NoReturn:
+        known = [*self._option_string_actions, *(str(name) for each in self._actions for name in each.choices or ())]
+        wrong = re.search(r"unrecognized arguments: (\S+)|invalid choice: '([^']*)'", message)
+        hint = nearest((wrong[1] or wrong[2]).partition("=")[0], known) if wrong else ""
+        raise UsageError(f"{message}.{hint} `{self.prog} --help` shows what there is")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, left = self.parse_known_args(args, namespace)
+        if left:
+            getattr(parsed, "parser", self).error(f"unrecognized arguments: {' '.join(left)}")
+        return parsed
+
+
+def parser() -> Parser:
+    """Return the parser of all commands; its settings come from Recipe."""
+    top = Parser(prog="gptx-nb", description="Fine-tune a GPT on a table, and ask it.", allow_abbrev=False)
+    top.add_argument("--version", action="version", version=f"gptx-nb {gptx_nb.__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, command: Command, words: str, aliases: Sequence[str] = ()) -> Parser:
+        one = commands.add_parser(name, aliases=list(aliases), help=words, description=words, allow_abbrev=False)
+        one.set_defaults(command=command, parser=one)
+        return one
+
+    one = add("finetune", finetune, "train a run, attach to it, resume it, or show it", ["train"])
+    one.add_argument("name", help="what the run is called")
+    one.add_argument("recipe", nargs="?", type=Path, help="a YAML file of settings, `name: value` a line")
+    one.add_argument("--detach", action="store_true", help="return once training has begun")
+    settings = one.add_argument_group("settings", "They win over the recipe's file.")
+    for flag in fields.flags():
+        settings.add_argument(flag.option, **flag.arguments)
+
+    one = add("predict", predict, "ask a run about texts: given here, or a text a line from a file or standard input")
+    one.add_argument("name", help="a run; NAME/2 is version 2")
+    one.add_argument("text", nargs="*", default=[], help="a text each")
+    one.add_argument("--file", type=Path, help="a text a line")
+    one.add_argument("--json", action="store_true", help="print JSON")
+
+    one = add("runs", runs, "list all runs, newest first")
+    one.add_argument("--json", action="store_true", help="print JSON")
+    for name, command, words in (
+        ("watch", watch, "show a run until it ends"),
+        ("stop", stop, "save and stop a run; `finetune` goes on with it"),
+    ):
+        add(name, command, words).add_argument("name", help="a run; NAME/2 is version 2")
+    add("device", device, "show where a run would train, and why")
+    add("free", free, "end the inference process and free its memory")
+    return top
+
+
+def finetune(given: argparse.Namespace) -> None:
+    from gptx_nb import launch, progress
+
+    settings: dict[str, Any] = {}
+    where = "flags"
+    if given.recipe is not None:
+        where = str(given.recipe)
+        settings = parse_yaml(_read(given.recipe), where)
+    flags = fields.read_flags({setting.name: getattr(given, setting.name) for setting in fields.settings()})
+    make_recipe(flags, "flags")
+    lines = {name: line for name, line in getattr(settings, "lines", {}).items() if name not in flags}
+    recipe = make_recipe(Lines({**settings, **flags}, lines), where)
+    status = progress.StatusLine()
+    told = False
+
+    def look(run: Any) -> None:
+        nonlocal told
+        if not told and run.plan_file.exists():
+            told = True
+            status.close()
+            print("\n".join(progress.preflight_lines(run)), file=sys.stderr)
+        status(run)
+
+    try:
+        launched = launch.finetune(given.name, recipe, wait=not given.detach, progress=look)
+    finally:
+        status.close()
+    if launched.note:
+        print(launched.note, file=sys.stderr)
+    view = progress.Progress(launched.run).refresh()
+    print("\n".join(progress.result_lines(launched.run)) if not launched.run.active else view.line())
+
+
+def predict(given: argparse.Namespace) -> None:
+    from gptx_nb import api
+
+    if given.file is not None and given.text:
+        raise UsageError("both texts and --file are given; keep one of them")
+    if given.text:
+        texts = given.text
+    elif given.file is not None:
+        texts = [line for line in _read(given.file).splitlines() if line.strip()]
+    elif sys.stdin.isatty():
+        raise UsageError(f'what text? Type it behind the name, as in `gptx-nb predict {given.name} "Nice."`')
+    else:
+        texts = [line for line in sys.stdin.read().splitlines() if line.strip()]
+    found = api.predict(given.name, texts)
+    if given.json:
+        rows = [
+            {
+                "text": each.text,
+                "label": each.label,
+                "probability": each.probability,
+                "probabilities": each.probabilities,
+            }
+            for each in found
+        ]
+        print(json.dumps(files.finite(rows), ensure_ascii=False, indent=2))
+    else:
+        for each in found:
+            print(f"{each.label}\t{each.probability:.3f}\t{' '.join(each.text.split())}")
+        for note in found.notes():
+            print(note, file=sys.stderr)
+
+
+def runs(given: argparse.Namespace) -> None:
+    from gptx_nb import progress
+
+    rows = progress.run_rows(RunStore().runs())
+    print(json.dumps(files.finite(rows), ensure_ascii=False, indent=2) if given.json else progress.runs_text(rows))
+
+
+def watch(given: argparse.Namespace) -> None:
+    from gptx_nb import api, launch, progress
+
+    run = api.watch(given.name)
+    launch.raise_if_bad(run)
+    print("\n".join(progress.result_lines(run)))
+
+
+def stop(given: argparse.Namespace) -> None:
+    from gptx_nb import api
+
+    print(api.stop(given.name))
+
+
+def device(given: argparse.Namespace) -> None:
+    from gptx_nb import api, progress
+
+    print(progress.text_table(("", ""), progress.device_lines(api.device())).lstrip())
+
+
+def free(given: argparse.Namespace) -> None:
+    from gptx_nb import inference
+
+    print("The inference process has ended." if inference.free() else "There is no inference process.")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}. Check its name") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text (byte {error.start + 1}). Save it as UTF-8") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

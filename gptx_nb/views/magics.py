@@ -1,0 +1,592 @@
+"""The magics: parse a line, call core, show what comes of it. Each has a Python twin in `gptx_nb`.
+
+Nothing in a line or body is expanded but {{expression}}, so a `$VARIABLE` never lands in an output. A user's mistake is
+one message without a traceback; a bug keeps its traceback. Nothing here waits for training, except where asked to.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import types
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
+
+from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMatcherResult, context_matcher
+from IPython.core.error import UsageError as IPythonUsageError
+from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class, no_var_expand
+from IPython.display import clear_output
+from traitlets import Any as AnyTrait
+
+from gptx_nb import fields
+from gptx_nb.errors import DataError, GptxError, RecipeError, UsageError, nearest
+from gptx_nb.recipe import Lines, Recipe, check_name, make_recipe, parse_yaml
+from gptx_nb.runs import Run, RunStore
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from gptx_nb.predictions import Predictions
+    from gptx_nb.views.panels import DeviceView, LiveView, RunTable, RunView
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+EXPRESSION = re.compile(r"\{\{(.+?)\}\}", re.DOTALL)
+SECRET_NAME = re.compile(r"\$\{?\w*(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL)\w*\}?", re.IGNORECASE)
+SECRET = re.compile(r"\bhf_[A-Za-z0-9]{20,}|\bsk-[A-Za-z0-9_-]{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}")
+ALONE = "gptx value {} "  # stands in the YAML for an expression that is a whole value
+NOT_CONFIGURED = ("data", "examples", "text", "label", "labels")  # they belong to one table
+
+
+class Brief(Exception):
+    """An error that needs no traceback: IPython shows its name and message."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"\x1b[31m{type(self).__name__}\x1b[0m: {self}"]
+
+
+class Interrupted(KeyboardInterrupt):
+    """An interrupt that says in one line what it has ended, and what not."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self) or "Interrupted."]
+
+
+def briefly(method: Callable[P, T]) -> Callable[P, T]:
+    """Let a magic show a user's mistake, a run that broke off, and an interrupt as one message without a traceback."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(*args, **kwargs)
+        except UsageError as error:
+            raise IPythonUsageError(str(error)) from None
+        except GptxError as error:
+            raise type(type(error).__name__, (Brief,), {})(str(error)) from None
+        except KeyboardInterrupt as error:
+            raise Interrupted(str(error)) from None
+
+    return call
+
+
+# One trait a setting, so that `%config GptxMagics.model = "gpt2"` changes the default of this notebook.
+_DEFAULTS = {
+    setting.name: AnyTrait(None, allow_none=True, help=f"{setting.description} Unless set: {setting.reason}.").tag(
+        config=True
+    )
+    for setting in fields.settings()
+    if setting.name not in NOT_CONFIGURED
+}
+_Configured: Any = types.new_class("_Configured", (Magics,), exec_body=lambda body: body.update(_DEFAULTS))
+
+
+@magics_class
+class GptxMagics(_Configured):  # type: ignore[misc]
+    """Fine-tune a GPT on a table, and ask it."""
+
+    shell: InteractiveShell
+
+    @no_var_expand
+    @line_cell_magic
+    @briefly
+    def gpt_finetune(self, line: str, cell: str | None = None) -> RunView:
+        name, recipe, objects = self._wish(line, cell)
+        from gptx_nb import launch
+
+        with self._showing(name) as screen:
+            try:
+                launched = launch.finetune(name, recipe, **objects, progress=screen.look)
+            except DataError as error:
+                raise DataError(f"{error}{self._meant(recipe, objects)}") from None
+            return screen.result(launched.run, launched.note)
+
+    @no_var_expand
+    @line_cell_magic
+    @briefly
+    def gpt_predict(self, line: str, cell: str | None = None) -> Predictions:
+        """Ask a run about texts.
+
+        %gpt_predict NAME text             the rest of the line, quotes around it are taken off
+        %gpt_predict NAME {{expression}}   a text, list, Series or DataFrame of this notebook
+        %%gpt_predict NAME                 a text a line
+
+        NAME/2 is version 2. While the run trains, this waits for it; an interrupt ends the waiting, not the training.
+        """
+        name, texts = self._question(line, cell)
+        from gptx_nb import api, inference
+
+        run = RunStore().find(name)
+        if run.active:
+            with self._showing(run.name, briefly=True) as screen:
+                api.wait_for_model(run, screen.look)
+                screen.clear()
+        else:
+            api.require_model(run)
+        return inference.predict(run, texts)
+
+    @no_var_expand
+    @line_magic
+    @briefly
+    def gpt_watch(self, line: str) -> RunView:
+        """Show a run until it ends: %gpt_watch NAME. An interrupt ends the showing, not the run."""
+        run = self._run(line, "gpt_watch")
+        from gptx_nb import api, launch
+
+        with self._showing(run.name) as screen:
+            try:
+                launch.wait(run, screen.look)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(api.going_on(run)) from None
+            return screen.result(run)
+
+    @no_var_expand
+    @line_magic
+    @briefly
+    def gpt_stop(self, line: str) -> None:
+        """Save and stop a run: %gpt_stop NAME. Running its cell again goes on from there."""
+        run = self._run(line, "gpt_stop")
+        from gptx_nb import launch
+
+        print(launch.stop(run))
+
+    @no_var_expand
+    @line_magic
+    @briefly
+    def gpt_runs(self, line: str) -> RunTable:
+        """List all runs, newest first: %gpt_runs. With a name, its versions: %gpt_runs NAME."""
+        from gptx_nb import progress
+        from gptx_nb.views.panels import RunTable
+
+        store = RunStore()
+        name = self._words(line)
+        if name:
+            store.find(name)
+        return RunTable(progress.run_rows(store.versions(name) if name else store.runs()))
+
+    @no_var_expand
+    @line_magic
+    @briefly
+    def gpt_device(self, line: str) -> DeviceView:
+        """Show where a run would train, in which arithmetic, and why: %gpt_device."""
+        if line.strip():
+            raise UsageError(f"%gpt_device takes nothing after it, and got {line.strip()[:40]!r}")
+        from gptx_nb import api
+        from gptx_nb.views.panels import DeviceView
+
+        return DeviceView(api.device())
+
+    # ---- what was typed ---------------------------------------------------------------------------------------------
+
+    def _wish(self, line: str, cell: str | None) -> tuple[str, Recipe, dict[str, Any]]:
+        """Read name, recipe and the tables that it names. Flags win over the body, the body over %config."""
+        _refuse_secrets(line)
+        _refuse_secrets(cell or "", names=False)
+        name, typed = read_line(line)
+        flags = fields.read_flags(
+            {key: text if key in ("data", "validation") else self._inserted(text) for key, text in typed.items()}
+        )
+        found: list[tuple[str, Any]] = []
+        body = parse_yaml(self._set_aside(cell or "", found))
+        body.update(_put_back(dict(body), found))
+        objects: dict[str, Any] = {}
+        for source in (body, flags):
+            for key in ("data", "validation"):
+                if key in source:
+                    objects.pop(key, None)
+                    self._resolve(source, key, objects)
+        defaults = {key: value for key in _DEFAULTS if (value := getattr(self, key)) is not None}
+        make_recipe(defaults, "%config GptxMagics")
+        make_recipe(flags, f"%gpt_finetune {name}")
+        lines = {key: at for key, at in getattr(body, "lines", {}).items() if key not in flags}
+        where = "cell body" if cell is not None else f"%gpt_finetune {name}"
+        return name, make_recipe(Lines({**defaults, **body, **flags}, lines), where), objects
+
+    def _resolve(self, settings: dict[str, Any], key: str, objects: dict[str, object]) -> None:
+        """Where a setting names a table of this notebook, put that into `objects`; the name stays in the recipe."""
+        given = settings[key]
+        if isinstance(given, str) and (match := EXPRESSION.fullmatch(given.strip())):  # a flag
+            settings[key], value = match[1].strip(), self._value(match[1])
+        elif isinstance(given, str) and given.isidentifier() and given in self.shell.user_ns:
+            value = self.shell.user_ns[given]
+            if isinstance(value, types.ModuleType) or callable(value):
+                return  # a name that means something else here
+        elif isinstance(given, _Found):
+            settings[key], value = given.expression, given.value
+        else:
+            return
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            settings[key] = value
+        else:
+            objects[key] = value
+
+    def _question(self, line: str, cell: str | None) -> tuple[str, Any]:
+        _refuse_secrets(line)
+        name, _, text = line.strip().partition(" ")
+        text = text.strip()
+        if not name:
+            raise UsageError('which run? Type its name and a text, as in `%gpt_predict reviews "Nice."`')
+        if cell is not None:
+            if text:
+                raise UsageError(
+                    f"%%gpt_predict takes the name of a run, then a text a line below; got {text[:40]!r} too"
+                )
+            texts = [each for each in cell.splitlines() if each.strip()]
+            if not texts:
+                raise UsageError(f"there is no text below `%%gpt_predict {name}`. Write one a line")
+            return name, texts
+        if not text:
+            raise UsageError(f'what text? Type it behind the name, as in `%gpt_predict {name} "Nice."`')
+        if match := EXPRESSION.fullmatch(text):
+            return name, self._value(match[1])
+        return name, self._inserted(unquoted(text))
+
+    def _run(self, line: str, magic: str) -> Run:
+        name = self._words(line)
+        if not name or " " in name:
+            raise UsageError(f"%{magic} takes the name of one run, as in `%{magic} reviews`. `%gpt_runs` lists them")
+        return RunStore().find(name)
+
+    def _words(self, line: str) -> str:
+        _refuse_secrets(line)
+        return unquoted(self._inserted(line.strip()))
+
+    def _meant(self, recipe: Recipe, objects: Mapping[str, object]) -> str:
+        """Name the table of this notebook that `data` may have meant."""
+        if recipe.data is None or "data" in objects or not recipe.data.isidentifier():
+            return ""
+        return nearest(recipe.data, tables(self.shell.user_ns))
+
+    # ---- {{expression}} ---------------------------------------------------------------------------------------------
+
+    def _value(self, expression: str) -> Any:
+        try:
+            return eval(expression.strip(), self.shell.user_global_ns, self.shell.user_ns)
+        except Exception as error:
+            raise UsageError(f"{{{{{expression}}}}}: {type(error).__name__}: {error}") from None
+
+    def _inserted(self, text: str) -> str:
+        return EXPRESSION.sub(lambda match: str(self._value(match[1])), text)
+
+    def _set_aside(self, body: str, found: list[tuple[str, Any]]) -> str:
+        """Replace every expression by a word that YAML takes as text; its value is put back after reading."""
+
+        def replaced(match: re.Match[str]) -> str:
+            found.append((match[1].strip(), self._value(match[1])))
+            return ALONE.format(len(found) - 1).strip()
+
+        return EXPRESSION.sub(replaced, body)
+
+    # ---- showing ----------------------------------------------------------------------------------------------------
+
+    def _showing(self, name: str, *, briefly: bool = False) -> _Screen:
+        return _Screen(name, in_notebook=getattr(self.shell, "kernel", None) is not None, briefly=briefly)
+
+
+class _Found:
+    """A value of the notebook, and the expression that gave it."""
+
+    def __init__(self, expression: str, value: Any) -> None:
+        self.expression, self.value = expression, value
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+def _put_back(value: Any, found: list[tuple[str, Any]]) -> Any:
+    """Put the values of expressions back in their places; one in the middle of a text becomes text."""
+    if not found:
+        return value
+    if isinstance(value, dict):
+        return {
+            key: _put_back(item, found) if key in ("data", "validation") else _plain(_put_back(item, found))
+            for key, item in value.items()
+        }
+    if isinstance(value, list):
+        return [_put_back(item, found) for item in value]
+    if not isinstance(value, str):
+        return value
+    for at, (expression, each) in enumerate(found):
+        mark = ALONE.format(at).strip()
+        if value == mark:
+            return _Found(expression, each)
+    pattern = re.compile(ALONE.format(r"(\d+)").strip())
+    return pattern.sub(lambda match: str(found[int(match[1])][1]), value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, _Found):
+        return value.value
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+class _Screen:
+    """Where a magic shows a run while it waits: an output of the notebook, or a line on the terminal."""
+
+    def __init__(self, name: str, *, in_notebook: bool, briefly: bool) -> None:
+        from gptx_nb.progress import StatusLine
+        from gptx_nb.views.panels import LiveView
+
+        self._view: LiveView | None = LiveView(name, briefly=briefly) if in_notebook else None
+        self._line = StatusLine()
+
+    def __enter__(self) -> _Screen:
+        if self._view:
+            self._view.show()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._line.close()
+        if self._view is None or error is None:
+            return
+        if isinstance(error, KeyboardInterrupt) and hasattr(self._view, "run"):
+            self._view.follow()  # only the waiting has ended
+        elif isinstance(error, GptxError) and not isinstance(error, UsageError) and hasattr(self._view, "run"):
+            self._view.refresh(self._view.run)
+        else:
+            self._view.say("not started")
+
+    def look(self, run: Run) -> None:
+        if self._view is None:
+            self._line(run)
+        else:
+            self._view.look(run)
+
+    def result(self, run: Run, note: str = "") -> RunView:
+        """Return the view of `run`, which goes on by itself if the run does."""
+        from gptx_nb.views.panels import RunView
+
+        if self._view is None:
+            return RunView(run, note)
+        self._view.note = note
+        self._view.refresh(run)
+        return self._view.follow()
+
+    def clear(self) -> None:
+        """Let the next output take the place of what was shown."""
+        if self._view is not None:
+            clear_output(wait=True)  # type: ignore[no-untyped-call]
+
+
+# ---- lines ----------------------------------------------------------------------------------------------------------
+
+
+def read_line(line: str) -> tuple[str, dict[str, str]]:
+    """Return the run's name and the flags of a line `NAME --epochs 3 --data=df`; raises UsageError."""
+    words = list(_split(line))
+    known = {flag.option: flag.setting.name for flag in fields.flags()}
+    name = ""
+    typed: dict[str, str] = {}
+    at = 0
+    while at < len(words):
+        word = words[at]
+        at += 1
+        if not word.startswith("--"):
+            if name:
+                raise RecipeError(
+                    f"{unquoted(word)[:60]!r} is one word too many: the run is called {name!r}. Settings are "
+                    "flags, as in `--epochs 3`, or lines below"
+                )
+            name = unquoted(word)
+            continue
+        option, separator, value = word.partition("=")
+        option = option.replace("_", "-")
+        if option not in known:
+            raise RecipeError(f"unknown flag {option!r}.{nearest(option, known)} Flags: {', '.join(known)}")
+        if known[option] in typed:
+            raise RecipeError(f"{option} is given twice; keep one")
+        if not separator:
+            if at == len(words) or words[at].startswith("--"):
+                raise RecipeError(f"{option} needs a value: {fields.find(known[option]).fits}")
+            value = words[at]
+            at += 1
+        typed[known[option]] = value
+    if not name:
+        raise RecipeError("the run needs a name, as in `%%gpt_finetune reviews`")
+    return check_name(name), typed
+
+
+def _split(line: str) -> Iterator[str]:
+    """Split at spaces outside of quotes, brackets and {{}}; quotes stay, a backslash is a letter like any other."""
+    pattern = re.compile(r"""(?:\{\{.*?\}\}|\[[^\]]*\]|"[^"]*"|'[^']*'|[^\s"'\[]|\[)+""")
+    at = 0
+    while at < len(line):
+        if line[at].isspace():
+            at += 1
+        elif match := pattern.match(line, at):
+            if match.end() < len(line) and not line[match.end()].isspace():
+                _unclosed(line)
+            yield match[0]
+            at = match.end()
+        else:
+            _unclosed(line)
+
+
+def _unclosed(line: str) -> NoReturn:
+    raise RecipeError(f"a quote is never closed in {line.strip()[:80]!r}. Close it, or use the other kind of quotes")
+
+
+def unquoted(text: str) -> str:
+    """Take one pair of quotes around `text` off."""
+    return text[1:-1] if len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'" else text
+
+
+def _refuse_secrets(text: str, *, names: bool = True) -> None:
+    if SECRET.search(text):
+        raise UsageError(
+            "an access token stands here. It would be saved with the notebook: take it out, and log in once with "
+            "`huggingface_hub.login()` instead"
+        )
+    if names and (match := SECRET_NAME.search(text)):
+        raise UsageError(
+            f"{match[0]} is not expanded here, so that no secret lands in an output or in a run's files. Hub access "
+            "needs no token in a line: log in once with `huggingface_hub.login()`"
+        )
+
+
+# ---- completion -----------------------------------------------------------------------------------------------------
+
+TAKE_A_RUN = ("gpt_finetune", "gpt_predict", "gpt_watch", "gpt_stop", "gpt_runs")
+CALL = re.compile(r"^\s*(?:\w+\s*=\s*)?(%%?)(gpt_[a-z]+)\s(.*)$", re.DOTALL)
+MIME_TABLES = ("DataFrame", "Series", "Dataset", "DatasetDict", "Table", "LazyFrame")
+
+
+def tables(user_ns: Mapping[str, Any]) -> list[str]:
+    """Return the names of variables that hold a table or rows."""
+    return [
+        name
+        for name, value in user_ns.items()
+        if not name.startswith("_")
+        and name not in ("In", "Out")
+        and (type(value).__name__ in MIME_TABLES or (isinstance(value, list | dict) and len(value) > 0))
+    ]
+
+
+def offers(text: str, line: int, column: int, user_ns: Mapping[str, Any]) -> tuple[list[str], str] | None:
+    """Return what could be typed at the cursor and the fragment that it would replace; None outside of our magics."""
+    lines = text.split("\n")
+    before = lines[line][:column]
+    first = CALL.match(lines[0] if lines[0].startswith("%%") else lines[line])
+    if first is None:
+        return None
+    if line > 0 and lines[0].startswith("%%"):
+        return _in_body(before, user_ns) if first[2] == "gpt_finetune" else None
+    call = CALL.match(before)
+    if call is None or call[2] not in TAKE_A_RUN:
+        return None
+    words = call[3].split(" ")
+    fragment = words[-1]
+    if len([word for word in words[:-1] if word]) == 0:
+        return [name for name in RunStore().names() if name.startswith(fragment)], fragment
+    if call[2] != "gpt_finetune":
+        return None
+    option, separator, start = fragment.rpartition("=")
+    if not separator and len(words) > 1 and words[-2].startswith("--"):
+        option, start = words[-2], fragment
+    if option.startswith("--"):
+        return _values(option[2:].replace("-", "_"), start, user_ns), start
+    return fields.completions(fragment or "--"), fragment
+
+
+def _in_body(before: str, user_ns: Mapping[str, Any]) -> tuple[list[str], str] | None:
+    if match := re.fullmatch(r"(\w*)", before):
+        return fields.completions(match[1]), match[1]
+    if match := re.fullmatch(r"(\w+)\s*:\s*(\S*)", before):
+        return _values(match[1], match[2], user_ns), match[2]
+    return None
+
+
+def _values(name: str, start: str, user_ns: Mapping[str, Any]) -> list[str]:
+    if name not in Recipe.model_fields:
+        return []
+    found = fields.values(name, start)
+    if name in ("data", "validation"):
+        found += [each for each in tables(user_ns) if each.startswith(start)] + _files(start)
+    return found
+
+
+def _files(start: str) -> list[str]:
+    folder, name = os.path.split(start)
+    try:
+        entries = sorted(os.scandir(os.path.expanduser(folder) or "."), key=lambda entry: entry.name)
+    except OSError:
+        return []
+    endings = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+    return [
+        os.path.join(folder, entry.name) + ("/" if entry.is_dir() else "")
+        for entry in entries
+        if entry.name.startswith(name)
+        and not entry.name.startswith(".")
+        and (entry.is_dir() or entry.name.endswith(endings))
+    ][:50]
+
+
+def _matcher(shell: InteractiveShell) -> Callable[[CompletionContext], SimpleMatcherResult]:
+    @context_matcher(identifier="gptx_nb")  # type: ignore[untyped-decorator]
+    def match(context: CompletionContext) -> SimpleMatcherResult:
+        found = offers(context.full_text, context.cursor_line, context.cursor_position, shell.user_ns)
+        if found is None:
+            return SimpleMatcherResult(completions=[])
+        names, fragment = found
+        return SimpleMatcherResult(
+            completions=[SimpleCompletion(text=name, type="magic") for name in names],
+            matched_fragment=fragment,
+            suppress=True,
+            ordered=True,
+        )
+
+    return match  # type: ignore[no-any-return]
+
+
+# ---- loading --------------------------------------------------------------------------------------------------------
+
+GptxMagics.gpt_finetune.__doc__ = f"""Fine-tune a GPT on a table, in a process of its own; this notebook stays free.
+
+    %%gpt_finetune NAME [--setting value ...]
+    data: df
+    epochs: 3
+
+    %gpt_finetune NAME --data df --epochs 3
+
+Running the cell again is safe: it attaches to a run that goes on, resumes one that broke off, shows one that has
+finished with the same recipe and data, and makes the next version if anything that matters has changed. Flags win over
+lines, lines over `%config GptxMagics.SETTING = value`. {{{{expression}}}} is the value of a Python expression.
+
+Settings, as lines `name: value` or as flags `--name value`:
+
+{fields.help_text()}
+"""
+
+_LOADED = "_gptx_nb_loaded"
+
+
+def load(shell: InteractiveShell) -> None:
+    """Register magics, completion, and how a Run shows itself."""
+    magics = GptxMagics(shell)
+    matcher = _matcher(shell)
+    shell.register_magics(magics)
+    shell.Completer.custom_matchers.append(matcher)
+    formatter = shell.display_formatter
+    if formatter is not None:
+        formatter.mimebundle_formatter.for_type(Run, _show_run)
+    setattr(shell, _LOADED, (magics, matcher))
+
+
+def unload(shell: InteractiveShell) -> None:
+    """Take back what `load` did."""
+    magics, matcher = getattr(shell, _LOADED)
+    delattr(shell, _LOADED)
+    shell.configurables.remove(magics)
+    shell.Completer.custom_matchers.remove(matcher)
+    for kind, names in magics.magics.items():
+        for name in names:
+            shell.magics_manager.magics[kind].pop(name, None)
+    if shell.display_formatter is not None:
+        shell.display_formatter.mimebundle_formatter.pop(Run)
+
+
+def _show_run(run: Run, include: object = None, exclude: object = None) -> dict[str, Any]:
+    from gptx_nb.views.panels import bundle_of
+
+    return bundle_of(run)

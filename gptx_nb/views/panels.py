@@ -1,0 +1,583 @@
+"""What a run looks like in a notebook: live while it trains, then a table and a plot that read without a kernel.
+
+A view is a function of the run's files: HTML, text and, at the end, a PNG. One thread of this module keeps the live
+ones up to date through their display handles; it never prints. Once a run has ended its view is plain HTML: tables and
+an image, no script, no style sheet, no network. Colours are JupyterLab's own where there are any, so that a light and
+a dark theme both read; else those of the page around. Everything that comes from a table or a log is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextvars
+import html
+import io
+import logging
+import re
+import threading
+import time
+import traceback
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from IPython.core.getipython import get_ipython
+from IPython.display import DisplayHandle, display
+
+from gptx_nb import progress
+from gptx_nb.progress import Progress, counted, one_line
+from gptx_nb.runs import ACTIVE, Run
+
+Bundle = dict[str, Any]  # a text by its MIME type
+
+EVERY = 0.3  # seconds between updates of a live view
+SHOWN_LABELS = 12
+SHOWN_PAIRS = 10
+CURVE_POINTS = 120
+
+_BORDER = "var(--jp-border-color2,rgba(128,128,128,.35))"
+_ACCENT = "var(--jp-brand-color1,#1976d2)"
+_DOT = "var(--jp-warn-color1,#f57c00)"
+_FRAME = (
+    "color:var(--jp-ui-font-color1,inherit);font-family:var(--jp-ui-font-family,inherit);"
+    "font-size:var(--jp-ui-font-size1,inherit);line-height:1.5;max-width:60em;padding:2px 0"
+)
+_CELL = (
+    "text-align:left;vertical-align:top;padding:2px 14px 2px 0;background:none;color:inherit;border:0;"
+    f"border-bottom:1px solid {_BORDER};max-width:34em;overflow-wrap:anywhere;white-space:normal"
+)
+_RIGHT = (
+    "text-align:right;vertical-align:top;padding:2px 14px 2px 0;background:none;color:inherit;border:0;"
+    f"border-bottom:1px solid {_BORDER};white-space:nowrap;font-variant-numeric:tabular-nums"
+)
+_MUTED = "opacity:.75"
+_BADGES = {
+    "finished": "var(--jp-success-color1,#388e3c)",
+    "failed": "var(--jp-error-color1,#d32f2f)",
+    "interrupted": "var(--jp-error-color1,#d32f2f)",
+    "stopped": "var(--jp-warn-color1,#f57c00)",
+}
+
+
+# ---- parts ----------------------------------------------------------------------------------------------------------
+
+
+def _escaped(text: object, limit: int = 300) -> str:
+    return html.escape(one_line(str(text), limit))
+
+
+def _prose(text: str) -> str:
+    """Escape a sentence of ours; what stands in backticks is code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+
+
+def _line(text: str, style: str = "") -> str:
+    return f'<div style="{style}">{text}</div>' if style else f"<div>{text}</div>"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """Lay out cells of HTML; columns whose place is in `right` hold numbers."""
+
+    def cells(row: Sequence[str], tag: str, weight: str) -> str:
+        style = [(_RIGHT if at in right else _CELL) + weight for at in range(len(row))]
+        # dir=auto: Arabic and Hebrew texts start at the right.
+        return "".join(f'<{tag} dir="auto" style="{style[at]}">{cell}</{tag}>' for at, cell in enumerate(row))
+
+    lines = [f'<tr style="background:none">{cells(row, "td", "")}</tr>' for row in rows]
+    if any(head):
+        lines.insert(0, f'<tr style="background:none">{cells(head, "th", ";font-weight:600")}</tr>')
+    style = "border-collapse:collapse;margin:4px 0 10px 0;color:inherit;font-size:inherit"
+    return f'<table style="{style}">{"".join(lines)}</table>'
+
+
+def _bar(share: float, width: str = "120px", height: int = 8, colour: str = _ACCENT) -> str:
+    return (
+        f'<span style="display:inline-block;width:{width};max-width:100%;height:{height}px;vertical-align:middle;'
+        f'background:{_BORDER}"><span style="display:block;width:{100 * min(max(share, 0.0), 1.0):.1f}%;'
+        f'height:{height}px;background:{colour}"></span></span>'
+    )
+
+
+def _heading(text: str) -> str:
+    return _line(html.escape(text), "font-weight:600;margin-top:8px")
+
+
+def _folded(title: str, inside: str, *, unfolded: bool = False) -> str:
+    if not inside:
+        return ""
+    opened = " open" if unfolded else ""
+    summary = f'<summary style="cursor:pointer;font-weight:600">{html.escape(title)}</summary>'
+    return f'<details{opened} style="margin-top:6px">{summary}<div style="margin-top:4px">{inside}</div></details>'
+
+
+def _title(run: Run, state: str, rest: str = "") -> str:
+    colour = _BADGES.get(state, _ACCENT)
+    mark = f'<span style="color:{colour}">●</span>'
+    extra = f' <span style="{_MUTED}">· {html.escape(rest)}</span>' if rest else ""
+    return _line(f"{mark} <b>{html.escape(run.name)}</b> v{run.version} · {html.escape(state)}{extra}")
+
+
+# ---- before training ------------------------------------------------------------------------------------------------
+
+
+def preflight(run: Run) -> str:
+    """Show what was found out before training: columns and why, three examples, class counts, lengths, split, notes."""
+    report, plan = run.report(), run.plan()
+    parts = []
+    if report is not None:
+        shown = report.get("source") or "examples"
+        parts.append(_line(f"{_escaped(shown)}: {html.escape(progress.rows_used(report))}"))
+        parts.append(_line(f"Columns: {_escaped(progress.mapping(report), 600)}"))
+        parts.append(_line(f"Split: {_escaped(progress.split_sizes(report), 600)}"))
+        if plan is None:
+            parts.append(
+                _table(("text", "label"), [(_escaped(e["text"]), _escaped(e["label"])) for e in report["examples"]])
+            )
+    if plan is not None:
+        parts.append(_line(f"Length: {html.escape(progress.lengths(plan))}"))
+        parts.append(
+            _table(
+                ("text, as the model reads it", "label", "tokens"),
+                [(_escaped(each["text"]), _escaped(each["label"]), f"{each['tokens']:,}") for each in plan["rendered"]],
+                right=(2,),
+            )
+        )
+    if report is not None:
+        parts.append(_class_counts(report["labels"]))
+    parts += [_line(f"⚠ {_prose(one_line(note, 400))}") for note in progress.warnings(run)]
+    return "".join(parts)
+
+
+def _class_counts(counts: dict[str, int]) -> str:
+    most = max(counts.values(), default=1) or 1
+    ranked = sorted(counts.items(), key=lambda pair: -pair[1])
+    rows = [(_escaped(name, 60), f"{count:,}", _bar(count / most)) for name, count in ranked[:SHOWN_LABELS]]
+    return _table(("label", "rows", ""), rows, right=(1,)) + _more(len(ranked), SHOWN_LABELS, "label")
+
+
+def _more(count: int, shown: int, thing: str) -> str:
+    return _line(f"… {counted(count - shown, f'more {thing}')}", _MUTED) if count > shown else ""
+
+
+def _choices(run: Run) -> str:
+    return _table(
+        ("setting", "value", "why"),
+        [(_escaped(name), _escaped(value), _escaped(why)) for name, value, why in progress.choices(run)],
+    )
+
+
+# ---- while it trains ------------------------------------------------------------------------------------------------
+
+
+def live(run: Run, seen: Progress, note: str = "", *, briefly: bool = False) -> Bundle:
+    """Return the view of a run that goes on; `briefly`: without data and choices, for who waits for something else."""
+    parts = [_title(run, seen.doing)]
+    if note:
+        parts.append(_line(_prose(note), _MUTED))
+    parts.append(f'<div style="margin:4px 0">{_bar(seen.share, "min(420px,100%)", 10)}</div>')
+    if facts := seen.facts():
+        parts.append(_line(html.escape(" · ".join(facts)), "font-variant-numeric:tabular-nums"))
+    parts.append(_curve(seen))
+    parts += [_line(f"⚠ {_prose(one_line(each, 400))}") for each in seen.notes[-3:]]
+    name = html.escape(run.name)
+    parts.append(
+        _line(
+            f"It goes on without this notebook. <code>%gpt_stop {name}</code> saves and stops it; "
+            f"<code>%gpt_watch {name}</code> shows it anywhere.",
+            _MUTED,
+        )
+    )
+    if not briefly:
+        parts.append(_folded("Data", preflight(run), unfolded=True))
+        parts.append(_folded("What was chosen, and why", _choices(run)))
+    return {"text/plain": seen.line(), "text/html": f'<div style="{_FRAME}">{"".join(parts)}</div>'}
+
+
+def waiting(name: str, doing: str) -> Bundle:
+    """Return the view of a run that is not there yet."""
+    words = f"<b>{html.escape(name)}</b> · {html.escape(doing)}"
+    return {"text/plain": f"{name}  {doing}", "text/html": f'<div style="{_FRAME}">{words}</div>'}
+
+
+def _curve(seen: Progress) -> str:
+    """Draw the loss of the steps as a line and of the validation rows as dots."""
+    points = thinned([(step["step"], step["loss"]) for step in seen.steps if step.get("loss") is not None])
+    if len(points) < 2:
+        return ""
+    dots = [(e["step"], e["validation_loss"]) for e in seen.evaluations if e.get("validation_loss") is not None]
+    low = min(value for _, value in points + dots)
+    high = max(value for _, value in points + dots)
+    width, height, last = 420, 80, max(seen.total or 0, points[-1][0])
+
+    def at(step: float, value: float) -> str:
+        x = width * step / last
+        y = 4 + (height - 8) * (1 - (value - low) / ((high - low) or 1))
+        return f"{x:.1f},{y:.1f}"
+
+    line = " ".join(at(*point) for point in points)
+    circles = "".join(
+        '<circle cx="{}" cy="{}" r="3" fill="{}"/>'.format(*at(*dot).split(","), _DOT) for dot in thinned(dots)
+    )
+    legend = f"Loss, from {progress.number(points[0][1])} to {progress.number(points[-1][1])}"
+    if dots:
+        legend += (
+            f': <span style="color:{_ACCENT}">—</span> learning, <span style="color:{_DOT}">●</span> held-out rows'
+        )
+    return (
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" aria-label="loss by step" '
+        f'style="max-width:100%;border-bottom:1px solid {_BORDER};display:block;margin-top:4px">'
+        f'<polyline fill="none" stroke="{_ACCENT}" stroke-width="1.5" points="{line}"/>{circles}</svg>'
+        + _line(legend, f"{_MUTED};font-size:90%")
+    )
+
+
+def thinned(points: Sequence[tuple[float, float]], limit: int = CURVE_POINTS) -> list[tuple[float, float]]:
+    """Return at most `limit` points: means of neighbours."""
+    if len(points) <= limit:
+        return list(points)
+    found = []
+    for number in range(limit):
+        part = points[number * len(points) // limit : (number + 1) * len(points) // limit]
+        found.append((part[-1][0], sum(value for _, value in part) / len(part)))
+    return found
+
+
+# ---- when it has ended ----------------------------------------------------------------------------------------------
+
+
+def ended(run: Run, note: str = "") -> Bundle:
+    """Return the view of a run that has ended: the same for ever, and readable without kernel, script and network."""
+    seen = Progress(run).refresh()
+    scores = run.scores() if seen.state == "finished" else None
+    rest = progress.headline(run).split("  ")[2:]
+    parts = [_title(run, seen.state, " · ".join(rest))]
+    if note:
+        parts.append(_line(_prose(note), _MUTED))
+    if why := progress.trouble(run):
+        parts.append(_trouble(why))
+        if seen.steps:
+            parts.append(_line(html.escape(" · ".join(seen.facts())), _MUTED))
+    if scores is not None:
+        parts.append(_line(_prose(progress.verdict(scores)), "font-weight:600;margin:4px 0"))
+        rows = [(_escaped(who), f"{acc:.2f}", f"{f1:.2f}") for who, acc, f1 in progress.score_rows(run)]
+        if rows:
+            parts.append(_table(("on the held-out rows", "accuracy", "macro F1"), rows, right=(1, 2)))
+    bundle: Bundle = {"text/plain": "\n".join(progress.result_lines(run))}
+    image = plot(seen, scores)
+    if image is not None:
+        bundle["image/png"] = base64.b64encode(image).decode("ascii")
+        parts.append(
+            f'<img alt="Loss and validation accuracy by step" style="max-width:100%;width:700px" '
+            f'src="data:image/png;base64,{bundle["image/png"]}">'
+        )
+    if scores is not None and scores.get("validation"):
+        validation = scores["validation"]
+        parts.append(_per_class(validation))
+        parts.append(_confusion(validation))
+    parts += [_line(f"⚠ {_prose(one_line(each, 400))}") for each in dict.fromkeys(seen.notes)]
+    if scores is not None:
+        name = html.escape(run.name)
+        parts.append(
+            _line(f'Ask it: <code>%gpt_predict {name} "…"</code> or <code>gptx_nb.predict("{name}", texts)</code>')
+        )
+    parts.append(_folded("Data", preflight(run)))
+    parts.append(_folded("Recipe, and what was chosen", _choices(run) + _recipe(run)))
+    bundle["text/html"] = f'<div style="{_FRAME}">{"".join(parts)}</div>'
+    return bundle
+
+
+def _trouble(why: str) -> str:
+    first, *rest = why.splitlines()
+    parts = [_line(_prose(first[0].upper() + first[1:]), "margin:4px 0")]
+    if len(rest) > 1:
+        shown = "\n".join(one_line(line, 400) for line in rest[:-1])
+        parts.append(
+            f'<pre style="white-space:pre-wrap;overflow-wrap:anywhere;color:inherit;background:none;font-size:90%;'
+            f'border-left:3px solid {_BORDER};padding:0 0 0 8px;margin:4px 0">{html.escape(shown)}</pre>'
+        )
+    if rest:
+        parts.append(_line(_prose(rest[-1])))
+    return "".join(parts)
+
+
+def _per_class(validation: dict[str, Any]) -> str:
+    rows = [
+        (
+            _escaped(each["label"], 60),
+            *(f"{each[name]:.2f}" for name in ("precision", "recall", "f1")),
+            str(each["rows"]),
+        )
+        for each in validation["per_class"][:SHOWN_LABELS]
+    ]
+    table = _table(("label", "precision", "recall", "F1", "rows"), rows, right=(1, 2, 3, 4))
+    return _heading("By label") + table + _more(len(validation["per_class"]), SHOWN_LABELS, "label")
+
+
+def _confusion(validation: dict[str, Any]) -> str:
+    """Show which label was taken for which: all of them, or of many labels the most frequent mistakes."""
+    labels, counts = validation["labels"], validation["confusion"]
+    if len(labels) > SHOWN_LABELS:
+        wrong = sorted(
+            (
+                (count, labels[true], labels[said])
+                for true, row in enumerate(counts)
+                for said, count in enumerate(row)
+                if true != said and count
+            ),
+            key=lambda each: -each[0],
+        )
+        rows = [(_escaped(true, 60), _escaped(said, 60), str(count)) for count, true, said in wrong[:SHOWN_PAIRS]]
+        table = _table(("label", "taken for", "rows"), rows, right=(2,)) if rows else _line("None.")
+        return _heading("Most frequent mistakes") + table + _more(len(wrong), SHOWN_PAIRS, "pair")
+    head = ["label ↓ taken for →", *(_escaped(label, 24) for label in labels)]
+    lines = []
+    for true, row in enumerate(counts):
+        cells = [f"<b>{count}</b>" if said == true else str(count) for said, count in enumerate(row)]
+        lines.append([_escaped(labels[true], 40), *cells])
+    return _heading("Confusion matrix") + _table(head, lines, right=range(1, len(labels) + 1))
+
+
+def _recipe(run: Run) -> str:
+    lines = run.recipe().model_copy(update={"examples": None}).to_yaml()
+    shown = "\n".join(line for line in lines.splitlines() if not line.endswith(": null"))
+    where = _line(f"Files: <code>{html.escape(str(run.folder))}</code>; the model: <code>model</code> in it")
+    return (
+        f'<pre style="white-space:pre-wrap;overflow-wrap:anywhere;color:inherit;background:none;font-size:90%;'
+        f'margin:4px 0">{html.escape(shown)}</pre>{where}'
+    )
+
+
+def plot(seen: Progress, scores: dict[str, Any] | None) -> bytes | None:
+    """Draw loss and validation accuracy by step as a PNG that reads on white and on black; None without two steps."""
+    losses = thinned([(step["step"], step["loss"]) for step in seen.steps if step.get("loss") is not None], 300)
+    if len(losses) < 2:
+        return None
+    # It says so when it builds its font cache; nothing may print from a thread.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    grey, blue, orange = "#808080", "#2e86de", "#e67e22"  # each has a contrast of 3 to white and to black
+    figure = Figure(figsize=(7, 2.3), dpi=144, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.patch.set_alpha(0)
+    accuracies = [(e["step"], e["accuracy"]) for e in seen.evaluations if e.get("accuracy") is not None]
+    validation = [(e["step"], e["validation_loss"]) for e in seen.evaluations if e.get("validation_loss") is not None]
+    axes = figure.subplots(1, 2 if accuracies else 1, squeeze=False)[0]
+    axes[0].plot(*zip(*losses, strict=True), color=blue, linewidth=1.4, label="learning")
+    if validation:
+        axes[0].plot(*zip(*validation, strict=True), "o-", color=orange, linewidth=1.2, markersize=4, label="held out")
+    axes[0].set_title("loss", color=grey, fontsize=9)
+    axes[0].set_ylim(bottom=0)
+    if accuracies:
+        axes[1].plot(
+            *zip(*accuracies, strict=True), "o-", color=orange, linewidth=1.2, markersize=4, label="this model"
+        )
+        for (name, words), style in zip((("tfidf", "TF-IDF"), ("majority", "majority")), ("--", ":"), strict=True):
+            if name in ((scores or {}).get("baselines") or {}):
+                height = (scores or {})["baselines"][name]["accuracy"]
+                axes[1].axhline(height, color=grey, linewidth=1.2, linestyle=style, label=words)
+        axes[1].set_title("accuracy on the held-out rows", color=grey, fontsize=9)
+        axes[1].set_ylim(0, 1.03)
+    for each in axes:
+        each.patch.set_alpha(0)
+        each.set_xlim(0, losses[-1][0] * 1.02)
+        each.set_xlabel("step", color=grey, fontsize=8)
+        each.tick_params(colors=grey, labelsize=8)
+        if len(each.lines) > 1:
+            each.legend(fontsize=7, frameon=False, labelcolor=grey)
+        for name, spine in each.spines.items():
+            spine.set_color(grey)
+            spine.set_visible(name in ("left", "bottom"))
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()
+
+
+# ---- objects that show themselves -----------------------------------------------------------------------------------
+
+
+def bundle_of(run: Run, note: str = "") -> Bundle:
+    """Return the view of `run` as it is now."""
+    seen = Progress(run).refresh()
+    return live(run, seen, note) if seen.state in ACTIVE else ended(run, note)
+
+
+class RunView:
+    """A run that shows itself as it is at that moment. `run` is the run."""
+
+    def __init__(self, run: Run, note: str = "") -> None:
+        self.run = run
+        self.note = note
+
+    def __repr__(self) -> str:
+        return str(self._repr_mimebundle_()["text/plain"])
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> Bundle:
+        if self.run.active:
+            seen = Progress(self.run).refresh()
+            shown = live(self.run, seen, self.note)
+            lines = [self.note, *progress.preflight_lines(self.run), shown["text/plain"]]
+            return {**shown, "text/plain": "\n".join(line for line in lines if line)}
+        return ended(self.run, self.note)
+
+
+class LiveView(RunView):
+    """One output of a notebook that follows a run and becomes static when the run ends.
+
+    It is shown before there is a run: `show`, then `look` while a cell waits, then `follow` to leave it to the thread.
+    """
+
+    def __init__(self, name: str, *, briefly: bool = False) -> None:
+        self.name = name
+        self.note = ""
+        self._briefly = briefly
+        self.done = False
+        self._seen: Progress | None = None
+        self._handle: DisplayHandle | None = None
+        self._bundle: Bundle = {}
+        self._looked = 0.0
+        self._cell: int | None = None
+        self._context = contextvars.copy_context()
+
+    def show(self, doing: str = "starting") -> LiveView:
+        """Make the output, in the cell that runs now."""
+        self._bundle = waiting(self.name, doing)
+        self._cell = _cell()
+        # ipykernel keeps the cell that an output belongs to in a context variable, which no other thread has.
+        self._context = contextvars.copy_context()
+        self._handle = display(self._bundle, raw=True, display_id=True)  # type: ignore[no-untyped-call]
+        return self
+
+    def look(self, run: Run) -> None:
+        """Show how far `run` is, unless that was done a moment ago."""
+        if time.monotonic() - self._looked >= EVERY:
+            self.refresh(run)
+
+    def refresh(self, run: Run) -> None:
+        """Show how far `run` is; what is shown of an ended run is final."""
+        if self._seen is None or self._seen.run != run:
+            self.run = run
+            self._seen = Progress(run)
+        self._looked = time.monotonic()
+        seen = self._seen.refresh()
+        if seen.state in ACTIVE:
+            self._put(live(run, seen, self.note, briefly=self._briefly))
+        else:
+            self._put(ended(run, self.note))
+            self.done = True
+
+    def say(self, doing: str) -> None:
+        """Show some words in place of a run."""
+        self._put(waiting(self.name, doing))
+
+    def follow(self) -> LiveView:
+        """Leave it to the thread to keep this up to date."""
+        if not self.done:
+            _FOLLOWER.add(self)
+        return self
+
+    def step(self) -> None:
+        """Refresh from the thread; a bug is shown in place of the run, with its traceback."""
+        try:
+            self._context.run(self.refresh, self.run)
+        except FileNotFoundError:  # removed from disk
+            self._context.run(self.say, "was removed")
+            self.done = True
+        except Exception:
+            text = traceback.format_exc()
+            shown = {"text/plain": text, "text/html": f"<pre>{html.escape(text)}</pre>"}
+            self.done = True
+            self._context.run(self._put, shown)
+
+    def _put(self, bundle: Bundle) -> None:
+        if self._handle is not None and bundle != self._bundle:
+            self._bundle = bundle
+            self._handle.update(bundle, raw=True)  # type: ignore[no-untyped-call]
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> Bundle:
+        return bundle_of(self.run, self.note)
+
+    def _ipython_display_(self) -> None:
+        """Show it again, unless it is the result of the cell that shows it already."""
+        if self._cell is not None and self._cell == _cell():
+            return
+        again = LiveView(self.name)
+        again.note = self.note
+        again.show()
+        again.refresh(self.run)
+        again.follow()
+
+
+def _cell() -> int | None:
+    shell = get_ipython()
+    return shell.execution_count if shell is not None else None
+
+
+class _Follower:
+    """The one thread that keeps all live views up to date, as long as there are any."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._views: list[LiveView] = []
+        self._thread: threading.Thread | None = None
+
+    def add(self, view: LiveView) -> None:
+        with self._lock:
+            self._views.append(view)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="gptx-live", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(EVERY)
+            with self._lock:
+                self._views = [view for view in self._views if not view.done]
+                views = list(self._views)
+                if not views:
+                    self._thread = None
+                    return
+            for view in views:
+                view.step()
+
+
+_FOLLOWER = _Follower()
+
+
+class RunTable(Sequence[dict[str, Any]]):
+    """All runs, newest first; each is a dict (see progress.run_row)."""
+
+    def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
+        self._rows = list(rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, at: Any) -> Any:
+        return self._rows[at]
+
+    def __repr__(self) -> str:
+        return progress.runs_text(self._rows)
+
+    def _repr_html_(self) -> str:
+        if not self._rows:
+            return f'<div style="{_FRAME}">{_prose(progress.NO_RUNS)}</div>'
+        rows = [[html.escape(cell) for cell in progress.run_cells(row)] for row in self._rows]
+        right = [progress.COLUMNS.index(name) for name in progress.NUMERIC]
+        return f'<div style="{_FRAME}">{_table(progress.COLUMNS, rows, right)}</div>'
+
+
+class DeviceView:
+    """The device that a run would use, and why. `facts` is what gptx_nb.device() returns."""
+
+    def __init__(self, facts: dict[str, Any]) -> None:
+        self.facts = facts
+
+    def __repr__(self) -> str:
+        return progress.text_table(("", ""), progress.device_lines(self.facts)).lstrip()
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (f"<b>{html.escape(what)}</b>", html.escape(words)) for what, words in progress.device_lines(self.facts)
+        ]
+        return f'<div style="{_FRAME}">{_table(("", ""), rows)}</div>'
