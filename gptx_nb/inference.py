@@ -35,8 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gptx_nb
-from gptx_nb import files
+from gptx_nb import files, launch
 from gptx_nb.errors import BY_NAME, DataError, GptxError, RunFailed, RunNotFound, UsageError, nearest
 from gptx_nb.predictions import Predictions
 from gptx_nb.process import Process
@@ -394,8 +393,6 @@ def _spawn(place: Place) -> tuple[subprocess.Popen[bytes], bool]:
         place.home.mkdir(parents=True, exist_ok=True)
         if place.log.exists() and place.log.stat().st_size > LARGEST_LOG:
             os.replace(place.log, place.log.with_suffix(".log.old"))
-        package = str(Path(gptx_nb.__file__).parent.parent)  # it may be known here by the working directory only
-        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
         with open(place.log, "ab") as log:
             child = subprocess.Popen(
                 [sys.executable, "-P", "-m", "gptx_nb.serve", str(place.home), str(place.folder)],
@@ -403,7 +400,7 @@ def _spawn(place: Place) -> tuple[subprocess.Popen[bytes], bool]:
                 stdout=log,
                 stderr=log,
                 cwd="/",
-                env={**os.environ, "PYTHONPATH": path, "GPTX_HOME": str(place.home)},
+                env={**launch.environment(), "GPTX_HOME": str(place.home)},
                 start_new_session=True,  # a kernel's interrupt or end does not reach it
             )
         _children[place.folder] = child
