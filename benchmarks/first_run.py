@@ -42,7 +42,7 @@ epochs: 100
 TABLE = """
 import pandas as pd
 words = {"a good": "yes", "a bad": "no", "a fine": "yes", "a poor": "no"}
-rows = [(f"{word} {thing} {n}", label) for word, label in words.items() for thing in ("film", "book") for n in range(20)]
+rows = [(f"{word} {thing} {n}", label) for word, label in words.items() for thing in ("film", "book") for n in range(9)]
 busy = pd.DataFrame(rows, columns=["text", "label"])
 """
 
