@@ -6,6 +6,7 @@ see the old file or the new one, never a part. Appends are one `write` of whole 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -144,6 +145,13 @@ def remove_folder(path: Path) -> None:
     except FileNotFoundError:
         return
     shutil.rmtree(gone, ignore_errors=True)
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Say whether `error` means that there is no room to write, or no more for this user."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "No space left on device" in str(error)  # safetensors has an error class of its own for everything
 
 
 def sha256(path: Path) -> str:

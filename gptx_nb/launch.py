@@ -334,6 +334,13 @@ def _staging() -> Iterator[Path]:
         ) from None
     try:
         yield Path(folder)
+    except OSError as error:
+        if not files.disk_is_full(error):
+            raise
+        raise UsageError(
+            f"no room is left on the disk of {home()}. Free some, or set GPTX_HOME to a folder on another disk, as in "
+            "`%env GPTX_HOME=/elsewhere/gptx`"
+        ) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

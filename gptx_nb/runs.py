@@ -230,7 +230,10 @@ class RunStore:
 
     def find(self, name: str, version: int | None = None) -> Run:
         """Return a run by name (its latest version), `name/3`, or name and version; raises RunNotFound."""
-        name, _, given = name.partition("/")
+        typed = name
+        name, _, given = typed.partition("/")
+        if given and name.strip(".") == "":
+            check_name(typed)  # ../x: a wrong name, rather than a wrong version of a run
         if given:
             if not given.isdigit():
                 raise RunNotFound(f"{name}/{given}: a version is a number, as in {name}/1")

@@ -27,6 +27,7 @@ FILE_ENDINGS = (
     *(".csv", ".tsv", ".tab", ".txt", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".feather", ".xlsx", ".xls"),
     *(".ods", ".gz", ".xz", ".bz2", ".zip", ".zst", ".pkl", ".npz", ".npy", ".sqlite", ".db", ".yaml", ".yml", ".html"),
 )
+MOST_FILES = 10_000  # in a data set's folder
 
 NO_EXAMPLES = (
     "there is nothing to learn from. Name a table, as in `data: reviews.csv` or `data: df`, or type examples:\n"
@@ -149,12 +150,30 @@ def _fingerprint_file(path: Path, setting: str) -> str:
 
 
 def _fingerprint_folder(folder: Path, setting: str) -> str:
-    """Return a SHA-256 over the names and bytes of all files below `folder`, hidden ones left out."""
+    """Return a SHA-256 over the names and bytes of all tables below `folder`, and what describes them.
+
+    Hidden files are left out. A folder of very many files is somebody's disk, not a data set, and is refused unread.
+    """
+    found: list[Path] = []
+    looked_at = 0
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        looked_at += len(folders) + len(names)
+        if looked_at > MOST_FILES:
+            raise DataError(
+                f"{setting}: {folder} holds more than {MOST_FILES:,} files, and is no data set's folder. Name the one "
+                f"in it, or a file, as in `{setting}: {folder / 'train.csv'}`"
+            )
+        found += [
+            Path(place, name)
+            for name in names
+            if not name.startswith(".") and name.lower().endswith((*FILE_ENDINGS, "readme.md"))
+        ]
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") for part in name.parts):
-            digest.update(f"{name.as_posix()}\0{_fingerprint_file(path, setting)}\n".encode())
+    for path in sorted(found):
+        if path.is_file():
+            name = path.relative_to(folder).as_posix()
+            digest.update(f"{name}\0{_fingerprint_file(path, setting)}\n".encode())
     return digest.hexdigest()
 
 

@@ -6,6 +6,7 @@ import json
 import lzma
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gptx_nb.engine import data
+from gptx_nb.engine import data, hub
 from gptx_nb.engine.data import Table
 from gptx_nb.errors import DataError
 from gptx_nb.recipe import make_recipe
@@ -556,9 +557,10 @@ def test_the_recipe_orders_and_names_labels(tmp_path: Path) -> None:
 
 def test_one_label_only_is_refused(tmp_path: Path) -> None:
     assert refusal(csv(tmp_path / "t.csv", [(text, "good") for text, _ in ROWS])) == (
-        "t.csv: every row has the label 'good' (column 'label'); at least two labels are needed. Add rows with "
-        "another, or choose the column, as in `label: label`"
+        "t.csv: every row has the label 'good' (column 'label'); at least two labels are needed. Add rows with another"
     )
+    more = text_file(tmp_path / "more.csv", "text,label,verdict\na b,x,good\nc d,x,bad\n")
+    assert refusal(more, label="label").endswith("Add rows with another, or choose the column, as in `label: verdict`")
 
 
 def test_a_column_of_nearly_as_many_values_as_rows_is_no_label(tmp_path: Path) -> None:
@@ -756,3 +758,19 @@ def test_a_staged_table_is_found_below_the_run_folder(tmp_path: Path) -> None:
     source = Source(kind="examples", shown="examples", fingerprint="0", path="source/train.jsonl.xz", options={})
     table = data.load(make_recipe({}), {"train": source, "validation": None}, tmp_path)
     assert table.labels == ["bad", "good"]
+
+
+def test_a_hub_that_does_not_answer_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    from huggingface_hub import constants
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(hub, "trouble", lambda: "it does not answer")
+    before = datasets.config.HF_HUB_OFFLINE
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    started = time.monotonic()
+    source = Source(kind="hub", shown="no-one/dff", fingerprint="0", path=None, options={})
+    with pytest.raises(DataError, match="the Hub cannot be reached"):
+        data.load(make_recipe({"data": "no-one/dff"}), {"train": source}, tmp_path)
+    assert time.monotonic() - started < 10
+    assert (False, before) == (constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE)

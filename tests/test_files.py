@@ -1,5 +1,6 @@
 """File operations under faults: after an error or a crash at any of their steps, readers find the old or the new."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -187,3 +188,9 @@ def test_json_has_no_number_that_other_parsers_refuse(tmp_path: Path) -> None:
 
 def test_removing_what_is_gone_is_no_error(tmp_path: Path) -> None:
     files.remove_folder(tmp_path / "gone")
+
+
+def test_a_full_disk_is_known_by_whoever_says_so() -> None:
+    assert files.disk_is_full(OSError(errno.ENOSPC, "No space left on device"))
+    assert files.disk_is_full(RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"))
+    assert not files.disk_is_full(PermissionError(errno.EACCES, "Permission denied"))

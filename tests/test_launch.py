@@ -3,6 +3,7 @@
 Most tests let a worker of a few lines act in place of the real one, in real processes; the last ones train.
 """
 
+import errno
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 from jupyter_client.manager import KernelManager
 
 import gptx_nb
-from gptx_nb import launch
+from gptx_nb import files, launch
 from gptx_nb.errors import DataError, ModelError, RecipeError, RunFailed, RunNotFound, UsageError
 from gptx_nb.process import Process
 from gptx_nb.recipe import Recipe
@@ -256,6 +257,17 @@ def test_a_home_that_cannot_be_written_is_told(home: Path, monkeypatch: pytest.M
         launch.finetune("demo", RECIPE)
 
 
+def test_a_full_disk_is_told_and_leaves_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "write_json", full)
+    with pytest.raises(UsageError, match=r"no room is left on the disk of .*Free some, or set GPTX_HOME"):
+        launch.finetune("demo", RECIPE)
+    assert RunStore().runs() == []
+    assert list((home / "staging").iterdir()) == []
+
+
 def test_a_run_that_broke_off_names_cause_log_and_next_step(behave: Callable[[str], None]) -> None:
     behave("crash")
     with pytest.raises(RunFailed) as caught:
@@ -406,7 +418,7 @@ def test_a_base_model_in_a_folder_is_known_by_its_whole_path(
 
 IN_KERNEL = f"""
 import sys
-from gptx_nb import launch
+from gptx_nb import files, launch
 from gptx_nb.recipe import Recipe
 def command(run, attempt):
     where = [str(run.folder), str(attempt)]

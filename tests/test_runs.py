@@ -87,6 +87,8 @@ def test_what_is_not_there_is_answered_with_what_is(home: Path) -> None:
         store.find("reviews", 7)
     with pytest.raises(RunNotFound, match="reviews/x: a version is a number"):
         store.find("reviews/x")
+    with pytest.raises(RecipeError, match=r"'\.\./x' cannot name a run"):
+        store.find("../x")
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".", "x y"])

@@ -166,9 +166,20 @@ def test_a_folder_is_known_by_the_names_and_bytes_of_its_files(tmp_path: Path) -
     (folder / "train.csv").write_text("text,label\na,b\n")
     first = train(tmp_path, data=str(folder))
     (folder / ".cache").write_text("x")
+    (folder / "film.mp4").write_bytes(b"x")
     assert train(tmp_path, data=str(folder)) == first
     (folder / "train.csv").rename(folder / "test.csv")
     assert train(tmp_path, data=str(folder)).fingerprint != first.fingerprint
+
+
+def test_a_folder_of_very_many_files_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gptx_nb.sources.MOST_FILES", 3)
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    for number in range(4):
+        (folder / f"{number}.csv").touch()
+    with pytest.raises(DataError, match=r"data: .*disk holds more than 3 files, and is no data set's folder\. Name"):
+        train(tmp_path, data=str(folder))
 
 
 @pytest.mark.parametrize("name", ["stanfordnlp/sst2", "imdb", "someone/reviews.v2"])

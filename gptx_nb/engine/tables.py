@@ -8,6 +8,7 @@ imported only then. Whatever cannot be read is one DataError that says what to t
 from __future__ import annotations
 
 import bz2
+import contextlib
 import csv
 import gzip
 import io
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from gptx_nb.engine import hub
 from gptx_nb.errors import DataError, nearest
 
 if TYPE_CHECKING:
@@ -370,7 +372,8 @@ def _read_dataset(shown: str, name: str, folder: Path | None, subset: str | None
                 f"{shown} is a folder without a table in it. Name the file, as in `data: {shown.rstrip('/')}/train.csv`"
             )
         else:
-            loaded = datasets.load_dataset(name, name=subset)
+            with contextlib.nullcontext() if folder else hub.only_cached_without_answer():
+                loaded = datasets.load_dataset(name, name=subset)
     except DataError:
         raise
     except Exception as error:  # a library's boundary: hubs, file formats and networks fail in dozens of classes

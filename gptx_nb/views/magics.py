@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
@@ -216,6 +217,8 @@ class GptxMagics(_Configured):  # type: ignore[misc]
             settings[key], value = given.expression, given.value
         else:
             return
+        if value is None:
+            raise UsageError(f"{key}: {settings[key]} is None here, and no table. Give it its rows first")
         if isinstance(value, str | int | float) and not isinstance(value, bool):
             settings[key] = value
         else:
@@ -567,6 +570,7 @@ def load(shell: InteractiveShell) -> None:
     matcher = _matcher(shell)
     shell.register_magics(magics)
     shell.Completer.custom_matchers.append(matcher)
+    shell.events.register("post_run_cell", _settle)
     formatter = shell.display_formatter
     if formatter is not None:
         formatter.mimebundle_formatter.for_type(Run, _show_run)
@@ -579,11 +583,17 @@ def unload(shell: InteractiveShell) -> None:
     delattr(shell, _LOADED)
     shell.configurables.remove(magics)
     shell.Completer.custom_matchers.remove(matcher)
+    shell.events.unregister("post_run_cell", _settle)
     for kind, names in magics.magics.items():
         for name in names:
             shell.magics_manager.magics[kind].pop(name, None)
     if shell.display_formatter is not None:
         shell.display_formatter.mimebundle_formatter.pop(Run)
+
+
+def _settle(*_: object) -> None:
+    if panels := sys.modules.get("gptx_nb.views.panels"):  # else nothing was shown yet
+        panels.settle()
 
 
 def _show_run(run: Run, include: object = None, exclude: object = None) -> dict[str, Any]:

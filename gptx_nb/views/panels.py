@@ -9,6 +9,7 @@ a dark theme both read; else those of the page around. Everything that comes fro
 from __future__ import annotations
 
 import base64
+import contextlib
 import contextvars
 import html
 import io
@@ -438,6 +439,7 @@ class LiveView(RunView):
         self._looked = 0.0
         self._cell: int | None = None
         self._context = contextvars.copy_context()
+        self._lock = threading.Lock()  # the thread and a cell that ends may refresh at once
 
     def show(self, doing: str = "starting") -> LiveView:
         """Make the output, in the cell that runs now."""
@@ -479,7 +481,8 @@ class LiveView(RunView):
     def step(self) -> None:
         """Refresh from the thread; a bug is shown in place of the run, with its traceback."""
         try:
-            self._context.run(self.refresh, self.run)
+            with self._lock:
+                self._context.run(self.refresh, self.run)
         except FileNotFoundError:  # removed from disk
             self._context.run(self.say, "was removed")
             self.done = True
@@ -488,6 +491,19 @@ class LiveView(RunView):
             shown = {"text/plain": text, "text/html": f"<pre>{html.escape(text)}</pre>"}
             self.done = True
             self._context.run(self._put, shown)
+
+    def settle(self) -> bool:
+        """Where the run has ended, show that as part of the cell that runs now; return whether it has ended."""
+        with self._lock:
+            if not self.done:
+                if self.run.outcome() is None and self.run.folder.is_dir():
+                    return False
+                self.done = True  # nothing is left for the thread
+                with contextlib.suppress(FileNotFoundError):  # removed from disk
+                    self._bundle = ended(self.run, self.note)
+            if self._handle is not None:
+                self._handle.update(self._bundle, raw=True)  # type: ignore[no-untyped-call]
+        return True
 
     def _put(self, bundle: Bundle) -> None:
         if self._handle is not None and bundle != self._bundle:
@@ -519,14 +535,24 @@ class _Follower:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._views: list[LiveView] = []
+        self._unsettled: list[LiveView] = []
         self._thread: threading.Thread | None = None
 
     def add(self, view: LiveView) -> None:
         with self._lock:
             self._views.append(view)
+            self._unsettled.append(view)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="gptx-live", daemon=True)
                 self._thread.start()
+
+    def settle(self) -> None:
+        """Show the end of runs once more, as part of the cell that runs now."""
+        with self._lock:
+            views, self._unsettled = self._unsettled, []
+        left = [view for view in views if not view.settle()]
+        with self._lock:
+            self._unsettled = left + self._unsettled
 
     def _run(self) -> None:
         while True:
@@ -542,6 +568,16 @@ class _Follower:
 
 
 _FOLLOWER = _Follower()
+
+
+def settle(*_: object) -> None:
+    """At the end of a cell, show once more how runs of earlier cells have ended.
+
+    Clients without a browser (nbclient, and so `jupyter nbconvert --execute` and papermill) drop what a thread displays
+    for an earlier cell; what the running cell displays they put into its place. Else they would save a run for ever
+    in training.
+    """
+    _FOLLOWER.settle()
 
 
 class RunTable(Sequence[dict[str, Any]]):

@@ -74,6 +74,9 @@ def _last_words(error: Exception, run: Run) -> dict[str, Any]:
             f"`batch_size: {max(1, recipe.batch_size // 2)}`, or a smaller max_length"
         )
         return {"reason": "out of memory", "error": type(error).__name__, "message": message}
+    if files.disk_is_full(error):
+        message = f"no room is left on the disk of {run.folder}. Free some first"
+        return {"reason": "failed", "error": "OSError", "message": message}
     return {"reason": "failed", "error": type(error).__name__, "message": str(error) or type(error).__name__}
 
 
