@@ -5,7 +5,7 @@
 CORPUS holds `*.jsonl` or `*.jsonl.xz` with one document a line (`{"text": ...}`); files whose name starts with
 `validation` are held out. WORK receives `tokenizer/` (byte-level BPE, Radford et al. 2019, through `tokenizers`),
 `train.tokens` and `validation.tokens` (little-endian uint16, every document opened by the end-of-text token) and
-`corpus.json` (bytes, documents and tokens of each part).
+`corpus.json` (bytes, documents and tokens of each part), and `embeddings.safetensors`: where `pretrain.py` begins.
 
 Documents of all files are interleaved by a fixed shuffle, so that any prefix of `train.tokens` is a fair sample of the
 whole corpus: a run that is stopped early has seen every source.
@@ -21,13 +21,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
-VOCABULARY = 8192
+VOCABULARY = 16384
 CONTEXT = 512
 TOKENIZER_SAMPLE_BYTES = 60_000_000
+WINDOW = 4  # tokens to either side that count as neighbours
+MOST_WIDTH = 512
 
 
 def documents(path: Path) -> Iterator[str]:
@@ -99,6 +103,30 @@ def write_tokens(texts: list[str], tokenizer: PreTrainedTokenizerFast, path: Pat
     return {"documents": len(texts), "bytes": sum(len(text.encode("utf-8")) for text in texts), "tokens": tokens}
 
 
+def cooccurrence_embeddings(tokens: np.ndarray, vocabulary: int) -> torch.Tensor:
+    """Return (vocabulary, MOST_WIDTH) float32: what a token's neighbours say of it, strongest axis first.
+
+    The left singular vectors of the positive pointwise mutual information between a token and those at most WINDOW
+    away, contexts smoothed by the power 0.75 (Levy & Goldberg 2014; Levy, Goldberg & Dagan 2015). One pass over the
+    whole corpus in a minute or two, which a model of this size would need hours for.
+    """
+    counts = np.zeros(vocabulary * vocabulary, dtype=np.float32)
+    for distance in range(1, WINDOW + 1):
+        for start in range(0, len(tokens) - distance, 2_000_000):
+            left = np.asarray(tokens[start : min(start + 2_000_000, len(tokens) - distance)], dtype=np.int64)
+            right = np.asarray(tokens[start + distance : start + distance + len(left)], dtype=np.int64)
+            pairs, times = np.unique(left * vocabulary + right, return_counts=True)
+            counts[pairs] += times
+    both = torch.from_numpy(counts.reshape(vocabulary, vocabulary))
+    both = both + both.T
+    of_token = both.sum(dim=1)
+    smoothed = of_token**0.75 / (of_token**0.75).sum()
+    information = (both / (of_token[:, None] * smoothed).clamp_min(1e-12)).log().clamp_min(0)  # log 0 becomes 0 too
+    torch.manual_seed(0)
+    vectors = torch.svd_lowrank(information, q=MOST_WIDTH, niter=3)[0]
+    return vectors
+
+
 def batched(texts: list[str], size: int) -> Iterator[list[str]]:
     for start in range(0, len(texts), size):
         yield texts[start : start + size]
@@ -109,7 +137,7 @@ def main() -> None:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument(
-        "--limit-mb", type=float, default=200.0, help="megabytes of training text to take (a fair sample)"
+        "--limit-mb", type=float, default=1000.0, help="megabytes of training text to take (a fair sample)"
     )
     arguments = parser.parse_args()
 
@@ -129,6 +157,11 @@ def main() -> None:
             [t for path in held_out for t in documents(path)], tokenizer, arguments.work / "validation.tokens"
         ),
     }
+    tokens = np.memmap(arguments.work / "train.tokens", dtype="<u2", mode="r")
+    save_file(
+        {"embeddings": cooccurrence_embeddings(tokens, len(tokenizer)).contiguous()},
+        arguments.work / "embeddings.safetensors",
+    )
     (arguments.work / "corpus.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(facts, indent=2))
 

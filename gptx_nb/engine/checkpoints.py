@@ -2,7 +2,7 @@
 
     checkpoints/000120/
       model.safetensors       every trained tensor and buffer, in its training dtype
-      optimizer.safetensors   AdamW's moments, `exp_avg.<name>` and `exp_avg_sq.<name>`
+      optimizer.safetensors   what the optimiser keeps: AdamW's `exp_avg.<name>`, `exp_avg_sq.<name>`, `step.<name>`
       progress.json           {"step": 120, ...}: what the loop needs besides tensors
       manifest.json           name -> {size, sha256}; written last: a folder without it does not count
 
@@ -18,6 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gptx_nb import files
+from gptx_nb.engine import optimizer as optimizers
+from gptx_nb.engine.optimizer import Optimizer
 
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -38,7 +40,11 @@ def _distinct(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return distinct
 
 
-def save(folder: Path, model: torch.nn.Module, optimizer: torch.optim.AdamW, progress: dict[str, Any]) -> Path:
+def _names(model: torch.nn.Module) -> dict[torch.Tensor, str]:
+    return {parameter: name for name, parameter in model.named_parameters()}
+
+
+def save(folder: Path, model: torch.nn.Module, optimizer: Optimizer, progress: dict[str, Any]) -> Path:
     """Write checkpoint `folder`/NNNNNN for `progress["step"]` and return it; one that is already there is kept."""
     target = folder / f"{progress['step']:06d}"
     if target.exists():
@@ -46,12 +52,7 @@ def save(folder: Path, model: torch.nn.Module, optimizer: torch.optim.AdamW, pro
 
     def fill(beside: Path) -> None:
         save_file(_distinct(model.state_dict()), beside / MODEL)
-        moments = {}
-        for name, parameter in model.named_parameters():
-            for key in ("exp_avg", "exp_avg_sq"):
-                if key in optimizer.state.get(parameter, {}):
-                    moments[f"{key}.{name}"] = optimizer.state[parameter][key].detach().to("cpu").contiguous()
-        save_file(moments, beside / OPTIMIZER)
+        save_file(optimizers.state(optimizer, _names(model)), beside / OPTIMIZER)
         files.write_json(beside / PROGRESS, progress)
         manifest = {
             name: {"size": (beside / name).stat().st_size, "sha256": files.sha256(beside / name)}
@@ -86,21 +87,11 @@ def latest(folder: Path) -> Path | None:
     return next((path for path in reversed(every(folder)) if complete(path)), None)
 
 
-def load(checkpoint: Path, model: torch.nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Any]:
+def load(checkpoint: Path, model: torch.nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     """Put the state in `checkpoint` into `model` and `optimizer`; return its progress."""
     load_weights(checkpoint / MODEL, model)
-    moments = load_file(checkpoint / OPTIMIZER)
+    optimizers.load_state(optimizer, _names(model), load_file(checkpoint / OPTIMIZER))
     progress: dict[str, Any] = files.read_json(checkpoint / PROGRESS) or {}
-    for name, parameter in model.named_parameters():
-        if f"exp_avg.{name}" in moments:
-            optimizer.state[parameter] = {
-                # AdamW counts its steps itself, as a float32 tensor on the CPU unless fused.
-                "step": torch.tensor(
-                    float(progress["step"]), device=parameter.device if optimizer.defaults["fused"] else "cpu"
-                ),
-                "exp_avg": moments[f"exp_avg.{name}"].to(parameter.device),
-                "exp_avg_sq": moments[f"exp_avg_sq.{name}"].to(parameter.device),
-            }
     return progress
 
 

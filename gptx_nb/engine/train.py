@@ -16,6 +16,9 @@ from typing import Any, Protocol
 
 import torch
 
+from gptx_nb.engine import optimizer as optimizers
+from gptx_nb.engine.optimizer import Optimizer
+
 Tensors = dict[str, torch.Tensor]
 
 
@@ -26,7 +29,9 @@ class Settings:
     steps: int
     learning_rate: float
     warmup: float = 0.1
-    decay: str = "linear"  # "linear" or "cosine", to zero
+    decay: str = "linear"  # to zero: "linear", "cosine", or "wsd": constant, then linear in the last `cooldown`
+    cooldown: float = 0.2
+    optimizer: str = "adamw"  # or "muon"
     weight_decay: float = 0.01
     clip: float = 1.0  # largest L2 norm of the whole gradient
     seed: int = 0
@@ -55,30 +60,32 @@ class Stop:
 
 
 def learning_rate_at(step: int, settings: Settings) -> float:
-    """Return the learning rate of `step` (0 is the first): linear warm-up, then linear or cosine decay to zero."""
+    """Return the learning rate of `step` (0 is the first): linear warm-up, then the decay that `settings` names.
+
+    "wsd" (warm-up, stable, decay; Hu et al. 2024, arXiv:2404.06395) lets a run that is still stable be made longer.
+    """
     warmup = round(settings.warmup * settings.steps)
     if step < warmup:
         return settings.learning_rate * (step + 1) / warmup
     done = (step - warmup) / max(1, settings.steps - warmup)
-    left = 1 - done if settings.decay == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    if settings.decay == "wsd":
+        left = min(1.0, (settings.steps - step) / max(1.0, settings.cooldown * settings.steps))
+    elif settings.decay == "cosine":
+        left = 0.5 * (1 + math.cos(math.pi * done))
+    else:
+        left = 1 - done
     return settings.learning_rate * left
 
 
-def make_optimizer(model: torch.nn.Module, settings: Settings) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019); only matrices decay: biases, norms and scales have no reason to be small."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=settings.learning_rate, betas=settings.betas, fused=True
-    )
+def make_optimizer(model: torch.nn.Module, settings: Settings) -> Optimizer:
+    """Return the optimiser of `settings` for the parameters of `model` that are trained."""
+    make = optimizers.muon if settings.optimizer == "muon" else optimizers.adamw
+    return make(model, settings.learning_rate, settings.weight_decay, settings.betas)
 
 
 def train(
     model: torch.nn.Module,
-    optimizer: torch.optim.AdamW,
+    optimizer: Optimizer,
     settings: Settings,
     *,
     device: torch.device,
@@ -99,6 +106,7 @@ def train(
     """
     autocast = torch.autocast(device.type, dtype=dtype) if dtype is not torch.float32 else contextlib.nullcontext()
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+    stepping: Any = optimizer  # a Chain serves too
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.train()
     saved_at = time.monotonic()
@@ -123,9 +131,9 @@ def train(
                 loss = loss_of(model, on_device) * weight
             scaler.scale(loss).backward()
             losses.append(loss.detach())
-        scaler.unscale_(optimizer)
+        scaler.unscale_(stepping)
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
-        scaler.step(optimizer)
+        scaler.step(stepping)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
 

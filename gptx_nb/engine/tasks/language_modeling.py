@@ -14,7 +14,9 @@ import numpy as np
 import torch
 
 Tensors = dict[str, torch.Tensor]
-CHUNK = 2048  # positions whose logits exist at once
+# Logits that exist at once, float32.
+CPU_LOGITS = 4 * 2**20
+GPU_LOGITS = 128 * 2**20
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,12 @@ def loss(model: torch.nn.Module, tensors: Tensors) -> torch.Tensor:
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """Mean cross entropy of a linear output layer, `CHUNK` positions at a time.
+    """Mean cross entropy of a linear output layer, a chunk of positions at a time.
 
     `apply(states (n, width), weight (vocabulary, width), targets (n,) int64)` gives a float32 scalar. Gradients are
     made in the forward pass, while a chunk's logits are at hand: no chunk is kept and none is computed twice (the
-    method of Liger Kernel's fused linear cross entropy, Hsu et al. 2024, arXiv:2410.10989). On two AVX2 cores this
-    trains a 5 M model 1.4 times as fast as making the logits again in the backward pass.
+    method of Liger Kernel's fused linear cross entropy, Hsu et al. 2024, arXiv:2410.10989). Matrix products are in the
+    dtype of `states`; what is summed over the vocabulary or over chunks is float32.
     """
 
     @staticmethod
@@ -91,16 +93,18 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             state_gradient = torch.empty_like(states) if wants_gradient else None
             weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if wants_gradient else None
             total = states.new_zeros((), dtype=torch.float32)
-            for start in range(0, len(targets), CHUNK):
-                chunk, target = states[start : start + CHUNK], targets[start : start + CHUNK, None]
+            size = chunk_size(states.device, len(weight))
+            for start in range(0, len(targets), size):
+                chunk, target = states[start : start + size], targets[start : start + size, None]
                 logits = (chunk @ weight_in.T).float()
                 normaliser = torch.logsumexp(logits, dim=-1, keepdim=True)
                 total += (normaliser - logits.gather(1, target)).sum()
                 if state_gradient is not None and weight_gradient is not None:
                     # d loss / d logits = softmax - one-hot
                     error = logits.sub_(normaliser).exp_().scatter_add_(1, target, torch.full_like(normaliser, -1.0))
-                    state_gradient[start : start + CHUNK] = error.to(states.dtype) @ weight_in
-                    weight_gradient.addmm_(error.T, chunk.float())
+                    error = error.to(states.dtype)
+                    state_gradient[start : start + size] = error @ weight_in
+                    weight_gradient += error.T @ chunk
             count = max(1, len(targets))
             if state_gradient is not None and weight_gradient is not None:
                 ctx.save_for_backward(state_gradient / count, (weight_gradient / count).to(weight.dtype))
@@ -110,6 +114,16 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         state_gradient, weight_gradient = ctx.saved_tensors
         return state_gradient * gradients[0], weight_gradient * gradients[0], None
+
+
+def chunk_size(device: torch.device, vocabulary: int) -> int:
+    """Return how many positions' logits exist at once.
+
+    On a CPU as many as its caches hold: measured on two cores with 16,384 tokens in the vocabulary, 256 positions take
+    half the time of 2,048. A GPU wants large products.
+    """
+    values = CPU_LOGITS if device.type == "cpu" else GPU_LOGITS
+    return max(64, values // vocabulary)
 
 
 def bits_per_byte(
