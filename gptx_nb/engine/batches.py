@@ -1,4 +1,4 @@
-"""Put examples into batches: which rows a step takes, and how they become padded tensors.
+"""Put examples into batches: which rows a step takes, which of them go together, how they are padded.
 
 `step_rows` is a pure function of (seed, step), so that a resumed run takes the same rows. Padding is on the right and
 masked by position: GPT-2 counts positions from the left, and its classification head looks for the last token that is
@@ -48,14 +48,21 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int) -> Tensors:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def by_length(rows: Sequence[Sequence[int]], *, token_budget: int) -> list[list[int]]:
-    """Group row numbers, shortest first, so that rows x longest stays within `token_budget` padded tokens."""
+def by_length(rows: Sequence[Sequence[int]], *, token_budget: int, packed: bool = False) -> list[list[int]]:
+    """Group row numbers, shortest first, so that a group's tokens stay within `token_budget`.
+
+    Padding counts. A packed group has none but inside attention, so there only real tokens do.
+    """
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     groups: list[list[int]] = []
+    used = 0
     for index in order:
-        longest = max(1, len(rows[index]))
-        if groups and (len(groups[-1]) + 1) * longest <= token_budget:
+        length = max(1, len(rows[index]))
+        would_use = used + length if packed else (len(groups[-1]) + 1) * length if groups else length
+        if groups and would_use <= token_budget:
             groups[-1].append(index)
+            used = would_use
         else:
             groups.append([index])
+            used = length
     return groups

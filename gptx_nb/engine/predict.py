@@ -1,7 +1,7 @@
 """A trained classifier: texts in, probabilities out. It loads a plain Hugging Face folder and knows no run.
 
 Tokens, batches and arithmetic are those of training's scoring (`text_classification`): float32, rows of similar length
-together, padding on the right. So a text's result does not depend on the texts beside it.
+together, packed where the model allows that. So a text's result does not depend on the texts beside it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from gptx_nb.engine import packing
 from gptx_nb.engine.device import Device, cores
 from gptx_nb.engine.models import context
 from gptx_nb.engine.tasks import text_classification
@@ -55,6 +56,7 @@ class Classifier:
         self.bytes = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
         self._device = device.device
         torch.nn.Module.to(model, device.device)  # transformers' own `to` is typed wrongly
+        self._packed = packing.use(model) is None
         self._model = model.eval()
         self._tokenizer = tokenizer
         self._pad_id: int = pad_id
@@ -103,6 +105,7 @@ class Classifier:
             pad_id=self._pad_id,
             device=self._device,
             labels=len(self.labels),
+            packed=self._packed,
             token_budget=CPU_TOKENS if self._device.type == "cpu" else GPU_TOKENS,
         )
         if not np.isfinite(logits).all():

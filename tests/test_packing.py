@@ -1,0 +1,122 @@
+"""Texts packed into one row give what each gives alone, for every kind of model that is packed."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+
+from gptx_nb.engine import batches, packing
+from gptx_nb.engine.tasks import text_classification as task
+
+CPU = torch.device("cpu")
+PAD = 1
+# Lengths of one, of many, and none at all.
+ROWS = [np.random.default_rng(n).integers(2, 90, n).tolist() for n in (5, 1, 31, 0, 12, 5)]
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 90,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,  # fewer than heads: their keys are shared
+    "max_position_embeddings": 64,
+}
+GPT2: dict[str, Any] = {"vocab_size": 90, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+
+
+def small(kind: str, **settings: Any) -> PreTrainedModel:
+    torch.manual_seed(0)
+    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": PAD}
+    config = AutoConfig.for_model(kind, **(GPT2 if kind == "gpt2" else SIZES), **ends, num_labels=3, **settings)
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
+    for parameter in model.parameters():  # so that no head gives nearly nothing
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+@pytest.mark.parametrize("kind", packing.PACKABLE)
+def test_packed_texts_give_the_logits_of_one_text_at_a_time(kind: str) -> None:
+    model = small(kind, **({"sliding_window": None} if kind == "mistral" else {}))
+    alone = [task.logits(model, [row], pad_id=PAD, device=CPU, labels=3)[0] for row in ROWS]
+    assert packing.use(model) is None
+    together = task.logits(model, ROWS, pad_id=PAD, device=CPU, labels=3, packed=True)
+    apart = task.logits(model, ROWS, pad_id=PAD, device=CPU, labels=3, packed=True, token_budget=8)
+    assert np.abs(together - np.stack(alone)).max() < 1e-4
+    assert np.abs(apart - np.stack(alone)).max() < 1e-4
+    assert np.abs(np.diff(together, axis=0)).min(axis=1).max() > 1e-2  # texts differ in what they give
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("token_budget", [10, 10_000])
+def test_a_packed_step_has_the_loss_and_gradients_of_a_padded_one(kind: str, token_budget: int) -> None:
+    model = small(kind, **(NO_DROPOUT if kind == "gpt2" else {})).train()
+
+    def step(packed: bool) -> tuple[float, dict[str, torch.Tensor], int]:
+        made = task.make_step(
+            0, ROWS, [0, 1, 2, 0, 1, 2], batch_size=6, pad_id=PAD, seed=0, packed=packed, token_budget=token_budget
+        )
+        model.zero_grad()
+        total = 0.0
+        for tensors, weight in zip(made.micro, made.weights, strict=True):
+            loss = task.loss(model, tensors) * weight
+            loss.backward()
+            total += loss.item()
+        assert sum(made.weights) == pytest.approx(1)
+        return total, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}, made.tokens
+
+    expected_loss, expected, expected_tokens = step(packed=False)
+    assert packing.use(model) is None
+    found_loss, found, found_tokens = step(packed=True)
+    assert found_loss == pytest.approx(expected_loss, abs=1e-5)
+    assert found_tokens == expected_tokens == 55
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert torch.allclose(found[name], gradient, atol=1e-5), name
+
+
+def test_activation_checkpointing_recomputes_packed_attention() -> None:
+    model = small("llama").train()
+    assert packing.use(model) is None
+    tensors = {**packing.pack(ROWS, PAD), "labels": torch.tensor([0, 1, 2, 0, 1, 2])}
+    task.loss(model, tensors).backward()
+    expected = model.get_input_embeddings().weight.grad.clone()
+    model.zero_grad()
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    task.loss(model, tensors).backward()
+    assert torch.allclose(model.get_input_embeddings().weight.grad, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "reason"),
+    [
+        ("gemma2", {}, "the attention of gemma2 models cannot be replaced"),
+        ("mistral", {"sliding_window": 16}, "its attention sees 16 tokens only"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "its attention is scaled in a way of its own"),
+    ],
+)
+def test_a_model_whose_attention_is_not_plain_is_left_as_it_is(
+    kind: str, settings: dict[str, Any], reason: str
+) -> None:
+    model = small(kind, **settings)
+    before = model.config._attn_implementation
+    assert packing.use(model) == reason
+    assert model.config._attn_implementation == before
+
+
+def test_a_saved_model_does_not_ask_for_our_attention(tmp_path: Any) -> None:
+    model = small("llama")
+    packing.use(model)
+    model.save_pretrained(tmp_path)
+    assert packing.ATTENTION not in (tmp_path / "config.json").read_text()
+
+
+def test_groups_keep_to_the_budget_and_lose_no_row() -> None:
+    rows = [[0] * length for length in (7, 3, 9, 1, 5, 20)]
+    padded = batches.by_length(rows, token_budget=12)
+    assert padded == [[3, 1], [4], [0], [2], [5]]
+    packed = batches.by_length(rows, token_budget=12, packed=True)
+    assert packed == [[3, 1, 4], [0], [2], [5]]
