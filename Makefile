@@ -47,14 +47,14 @@ fix: $(READY) ## repair style where that can be done by a tool
 bench: $(READY) ## measure the first run: imports, cell to prediction, an answering kernel
 	$(BIN)/python benchmarks/first_run.py
 
-# A fresh venv, the pinned torch, this project with its dev extra; then what pip says is there. Left out: pip itself,
-# this project, the local part of a version (+cpu), and the GPU libraries that torch brings on some machines only.
+# A fresh venv, the pinned torch, this project with its dev extra; then what pip says is there. Left out: this
+# project, the local part of a version (+cpu), and the GPU libraries that torch brings on some machines only.
 lock: ## renew requirements.lock: the newest versions that pyproject.toml allows
 	rm -rf build/lock
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet --upgrade pip
 	build/lock/bin/python -m pip install torch==$(TORCH) '.[dev]'
-	build/lock/bin/python -m pip list --format=freeze --exclude pip --exclude gptx-nb > build/lock/freeze
+	build/lock/bin/python -m pip list --format=freeze --exclude gptx-nb > build/lock/freeze
 	sed 's/+.*//' build/lock/freeze | grep -Ev '^(nvidia-|cuda-|triton)' | LC_ALL=C sort -f > requirements.lock
 	rm -rf build/lock
 

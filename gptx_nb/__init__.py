@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from gptx_nb.api import device, finetune, load, predict, runs, stop, watch
+    from gptx_nb.api import device, finetune, free, load, predict, runs, stop, watch
     from gptx_nb.errors import (
         DataError,
         DeviceError,
@@ -47,6 +47,7 @@ __all__ = [
     "__version__",
     "device",
     "finetune",
+    "free",
     "load",
     "load_ipython_extension",
     "predict",
@@ -57,7 +58,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(("device", "finetune", "load", "predict", "runs", "stop", "watch"), "gptx_nb.api"),
+    **dict.fromkeys(("device", "finetune", "free", "load", "predict", "runs", "stop", "watch"), "gptx_nb.api"),
     **dict.fromkeys(
         (
             *("DataError", "DeviceError", "GptxError", "ModelError", "RecipeError"),

@@ -1,7 +1,7 @@
-"""The Python twins of the magics: finetune, predict, watch, stop, runs, load, device. Shows at most a line of progress.
+"""The Python twins of the magics: finetune, predict, watch, stop, runs, load, device, free.
 
-Each returns a plain object, so that a script reads like a notebook. Only `load` imports an ML library here; training
-and prediction run in processes of their own.
+Each returns a plain object, so that a script reads like a notebook, and shows at most a line of progress. Only `load`
+imports an ML library here; training and prediction run in processes of their own.
 """
 
 from __future__ import annotations
@@ -165,3 +165,11 @@ def device() -> dict[str, Any]:
         tail = "\n".join((done.stderr or done.stdout).strip().splitlines()[-6:])
         raise RunFailed(f"the engine could not be asked for its device (exit status {done.returncode}):\n{tail}")
     return facts
+
+
+def free() -> str:
+    """End the inference process, which keeps models warm, and return in one line what came of it.
+
+    Its memory, on a GPU too, is free then. Runs go on; the next prediction starts a new process.
+    """
+    return "The inference process has ended." if inference.free() else "There is no inference process."

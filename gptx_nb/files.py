@@ -17,6 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+# How file systems say that they have no hard links (FAT, many network and cloud disks), or none to that place.
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
+
 
 def flush_directory(directory: Path) -> None:
     """Make a rename or a new name in `directory` survive a power cut (no-op where directories cannot be opened)."""
@@ -118,7 +121,8 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
 def create_exclusive(path: Path, content: bytes) -> bool:
     """Create `path` with `content`, or return False where it exists.
 
-    Made with link(2), which is atomic on local file systems and on NFS, and never shows a half-written file.
+    Made with link(2), which is atomic on local file systems and on NFS, and never shows a half-written file. Where
+    there are no links, the name is taken first: a reader may then find the file empty for a moment.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
@@ -131,10 +135,38 @@ def create_exclusive(path: Path, content: bytes) -> bool:
             os.link(beside, path)
         except FileExistsError:
             return False
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            try:
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+            except FileExistsError:
+                return False
+            os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
     flush_directory(path.parent)
     return True
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file that is not written to any more a second name, or, where there are no hard links, copy it."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        shutil.copyfile(source, target)
+
+
+def touch(path: Path) -> None:
+    """Renew the time of the file `path`, which needs no room on the disk."""
+    os.utime(path)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file; readers keep what they have opened."""
+    path.unlink(missing_ok=True)
 
 
 def remove_folder(path: Path) -> None:

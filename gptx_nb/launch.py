@@ -1,9 +1,9 @@
 """Start, attach, resume, show, wait for, stop: what running a cell does. Trains nothing and loads no ML library.
 
 A cell is a wish, not a command. `finetune` compares what is asked with the latest version of that name: settings that
-decide the model, bytes of the examples, version of gptx_nb. All equal: attach to it while it trains, resume it after
-it broke off, show it once it has finished. Anything else makes the next version. Of two cells that run at once one
-claims the attempt, and both attach. Interrupting a wait never touches the run.
+decide the model, bytes of the examples and of a base model on this disk, version of gptx_nb. All equal: attach to it
+while it trains, resume it after it broke off, show it once it has finished. Anything else makes the next version. Of
+two cells that run at once one claims the attempt, and both attach. Interrupting a wait never touches the run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any, Literal
 import gptx_nb
 from gptx_nb import files, metrics
 from gptx_nb.catalog import CATALOG
-from gptx_nb.errors import BY_NAME, RunFailed, RunNotFound, UsageError
+from gptx_nb.errors import BY_NAME, ModelError, RunFailed, RunNotFound, UsageError
 from gptx_nb.recipe import Recipe, check_name, matters
 from gptx_nb.run_files import RunFiles
 from gptx_nb.runs import ACTIVE, Run, RunStore, home
@@ -39,6 +39,8 @@ Sources = dict[str, Source | None]
 
 POLL = 0.05  # seconds between looks while a run is checked before training
 _PAST_PREFLIGHT = ("training", "scoring", "saving")
+# What `from_pretrained` reads of a model's folder: configuration, weights, tokenizer, chat template.
+MODEL_ENDINGS = (".json", ".safetensors", ".txt", ".model", ".jinja")
 
 
 @dataclass(frozen=True)
@@ -68,19 +70,23 @@ def finetune(
     check_name(name)
     recipe = _with_whole_path(recipe)
     store = RunStore()
-    with _staging() as folder:
-        sources = stage(recipe, data, validation, folder)
-        while True:
-            try:
-                launched = _launch(store, name, recipe, sources, folder, progress)
-            except (FileExistsError, RunNotFound):
-                continue  # another cell was quicker to make, or to withdraw, that version: look again
-            with _going_on(launched.run):
-                if _preflight(launched, store, progress):
-                    break
-    if wait:
-        with _going_on(launched.run):
+    launched: Launched | None = None
+    try:
+        with _staging() as folder:
+            sources = stage(recipe, data, validation, folder)
+            while launched is None or not _preflight(launched, store, progress):
+                try:
+                    launched = _launch(store, name, recipe, sources, folder, progress)
+                except (FileExistsError, RunNotFound):
+                    launched = None  # another cell was quicker to make, or to withdraw, that version: look again
+        assert launched is not None
+        if wait:
             _until_ended(launched.run, progress)
+    except KeyboardInterrupt:
+        if launched is None:
+            raise
+        raise KeyboardInterrupt(_goes_on(launched.run)) from None
+    if wait:
         raise_if_bad(launched.run)
     return launched
 
@@ -157,49 +163,84 @@ def _launch(
             with _going_on(latest):
                 _until_ended(latest, progress)
             state = latest.state()
+        if state == "elsewhere":  # or it ended there together with its container: that shows after a while
+            with _going_on(latest):
+                _until_known(latest, attempt, progress)
+            state = latest.state()
+        changed = _free_changes(latest, recipe)
         if state in ACTIVE:
             if attempt == 0:  # made, and its maker may be gone
-                _start(latest, 1)
+                _start(latest, 1, progress)
             where = " on another computer" if state == "elsewhere" else ""
-            return Launched(latest, "attached", f"{_called(latest)} is training already{where}: showing it")
+            note = f"{_called(latest)} is training already{where}: showing it"
+            if changed:
+                note += f". To have {changed}, type `%gpt_stop {name}` and run this cell again"
+            return Launched(latest, "attached", note)
         if state == "finished" and latest.model.is_dir():
             return Launched(latest, "shown", f"{_called(latest)} has finished with this recipe and data: showing it")
         if state != "finished":
             latest.withdraw_stop()
-            if _start(latest, attempt + 1):
-                return Launched(
-                    latest, "resumed", f"{_called(latest)} was {state}: going on with attempt {attempt + 1}"
-                )
+            files.write_json(latest.settings_file(attempt + 1), _free(recipe))
+            if _start(latest, attempt + 1, progress):
+                note = f"{_called(latest)} was {state}: going on with attempt {attempt + 1}"
+                return Launched(latest, "resumed", f"{note}, with {changed}" if changed else note)
             return Launched(latest, "attached", f"{_called(latest)} is training already: showing it")
 
     def fill(folder: Path) -> None:
         inside = RunFiles(folder)
         files.write_json(inside.request_file, request)
         if RunFiles(staged).source.is_dir():
+            inside.source.mkdir()
             # Linked, not moved: where another cell makes this version first, the rows are wanted again.
-            shutil.copytree(RunFiles(staged).source, inside.source, copy_function=os.link)
+            for table in RunFiles(staged).source.iterdir():
+                files.link(table, inside.source / table.name)
 
     note = _difference(latest, request) if latest else ""
     run = store.create(name, fill, version)
-    _start(run, 1)
+    _start(run, 1, progress)
     return Launched(run, "new", note)
+
+
+def _until_known(run: Run, attempt: int, progress: Progress | None) -> None:
+    """Wait until an attempt on another computer has shown a sign of life, or none for too long."""
+    while run.alive(attempt) is None and run.outcome() is None:
+        _still_there(run)
+        if progress:
+            progress(run)
+        time.sleep(0.2)
 
 
 def _request(recipe: Recipe, sources: Sources) -> dict[str, Any]:
     """Return what is written into request.json. Its digest is the same for cells that wish for the same model."""
     code = gptx_nb.__version__
+    base = _base_fingerprint(recipe.model)
     deciding = {
         "recipe": recipe.digest(),
+        "base": base,
         "code": code,
         **{name: source.fingerprint if source else None for name, source in sources.items()},
     }
     return {
         "recipe": recipe.model_dump(mode="json"),
         "source": {name: source.to_json() if source else None for name, source in sources.items()},
+        "base": base,
         "digest": hashlib.sha256(json.dumps(deciding, sort_keys=True).encode("utf-8")).hexdigest(),
         "code": code,
         "created": time.time(),
     }
+
+
+def _free(recipe: Recipe) -> dict[str, Any]:
+    """Return the settings that may change from attempt to attempt: the trained model is the same."""
+    return {name: value for name, value in recipe.model_dump(mode="json").items() if not matters(name)}
+
+
+def _free_changes(run: Run, recipe: Recipe) -> str:
+    """Say which of those are now asked for otherwise than in the latest attempt of `run`."""
+    before = _free(run.recipe())
+    return ", ".join(
+        f"{name}: {value} ({before[name]} before)" for name, value in _free(recipe).items() if value != before[name]
+    )
 
 
 def _difference(older: Run, request: dict[str, Any]) -> str:
@@ -214,6 +255,8 @@ def _difference(older: Run, request: dict[str, Any]) -> str:
         old, new = before["source"][name], request["source"][name]
         if (old and old["fingerprint"]) != (new and new["fingerprint"]):
             changed.append(what)
+    if "model" not in changed and before.get("base") != request["base"]:
+        changed.append("the base model's files")
     if before["code"] != request["code"]:
         changed.append(f"gptx_nb ({before['code']} before, {request['code']} now)")
     why = (
@@ -266,23 +309,28 @@ def _has_begun(run: Run, attempt: int) -> bool:
     )
 
 
-def _start(run: Run, attempt: int) -> bool:
+def _start(run: Run, attempt: int, progress: Progress | None) -> bool:
     """Start a supervisor for `attempt`; True if it has claimed it, False if another one has."""
     try:
         log = run.log_file(attempt).open("ab")
     except FileNotFoundError:
         raise RunNotFound(f"{_called(run)} is gone") from None
-    with log:
-        status = subprocess.Popen(
-            _supervisor_command(run, attempt),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd="/",
-            env=environment(),
-            # What a Jupyter server sends to the kernel's process group, or the kernel to its children, ends here.
-            start_new_session=True,
-        ).wait()
+    with log, _going_on(run):
+        try:
+            if progress:  # from here on an interrupt is shown with the run
+                progress(run)
+        finally:  # an interrupt ends the waiting, and the run is made by now
+            supervisor = subprocess.Popen(
+                _supervisor_command(run, attempt),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                env=environment(),
+                # What a Jupyter server sends to the kernel's process group, or the kernel to its children, ends here.
+                start_new_session=True,
+            )
+        status = supervisor.wait()
     if status not in (CLAIMED, LOST):
         raise RunFailed(
             f"{_called(run)} could not be started.\nLog: {run.log_file(attempt)}\n{run.log_tail()}\n"
@@ -320,6 +368,27 @@ def _with_whole_path(recipe: Recipe) -> Recipe:
     return recipe
 
 
+def _base_fingerprint(model: str) -> str | None:
+    """Return a SHA-256 over the names and bytes of a base model on this disk, None for one that has a name only.
+
+    A folder or file that is not there is told by the worker, which knows what a base model needs.
+    """
+    path = Path(model)
+    if not path.is_absolute():
+        return None
+    digest = hashlib.sha256()
+    try:
+        inside = sorted(each for each in path.iterdir() if each.name.endswith(MODEL_ENDINGS)) if path.is_dir() else None
+        for each in inside or [path]:
+            if each.is_file() and not each.name.startswith("."):
+                digest.update(f"{each.name}\0{files.sha256(each)}\n".encode())
+    except OSError as error:
+        raise ModelError(
+            f"model: {error.filename or path} cannot be opened: {error.strerror or error}. Check its permissions"
+        ) from None
+    return digest.hexdigest()
+
+
 @contextlib.contextmanager
 def _staging() -> Iterator[Path]:
     """An empty folder on the disk of the runs, which is gone afterwards."""
@@ -354,9 +423,11 @@ def _going_on(run: Run) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"{_called(run)} goes on training. See it with `%gpt_watch {run.name}`, end it with `%gpt_stop {run.name}`"
-        ) from None
+        raise KeyboardInterrupt(_goes_on(run)) from None
+
+
+def _goes_on(run: Run) -> str:
+    return f"{_called(run)} goes on training. See it with `%gpt_watch {run.name}`, end it with `%gpt_stop {run.name}`"
 
 
 def _called(run: Run) -> str:

@@ -42,6 +42,7 @@ class Progress:
         self.evaluations: list[metrics.Record] = []
         self.notes: list[str] = []
         self._offsets: dict[int, int] = {}
+        self._resumed_at = 0  # how many of the steps stood there when the latest attempt began
 
     def refresh(self) -> Progress:
         """Read on, and return self."""
@@ -60,6 +61,7 @@ class Progress:
             self.total = record.get("steps") or self.total
             self.steps = [old for old in self.steps if old["step"] <= record["step"]]
             self.evaluations = [old for old in self.evaluations if old["step"] <= record["step"]]
+            self._resumed_at = len(self.steps)
         elif kind == "phase":
             self.phase = record["phase"]
         elif kind == "step":
@@ -93,15 +95,20 @@ class Progress:
         return found
 
     @property
+    def _recent(self) -> list[metrics.Record]:
+        """The last steps of the latest attempt: before it lies a pause, or another device."""
+        return self.steps[self._resumed_at :][-RECENT:]
+
+    @property
     def tokens_per_second(self) -> float | None:
-        recent = self.steps[-RECENT:]
+        recent = self._recent
         seconds = sum(step.get("seconds") or 0.0 for step in recent)
         return sum(step.get("tokens") or 0 for step in recent) / seconds if seconds else None
 
     @property
     def seconds_left(self) -> float | None:
         """About how long training still takes, scoring and saving left out."""
-        recent = self.steps[-RECENT:]
+        recent = self._recent
         if not self.total or len(recent) < 2 or self.phase in ("scoring", "saving"):
             return None
         took: float = (recent[-1]["time"] - recent[0]["time"]) / (len(recent) - 1)

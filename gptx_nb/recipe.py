@@ -11,10 +11,11 @@ import json
 import math
 import re
 from collections.abc import Hashable, Mapping
-from typing import Annotated, Any, Literal
+from numbers import Integral
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from gptx_nb.catalog import CATALOG
 from gptx_nb.errors import RecipeError, nearest
@@ -22,6 +23,8 @@ from gptx_nb.errors import RecipeError, nearest
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 Task = Literal["text-classification"]
+
+_SHARE = re.compile(r"\s*(\d*[.,]?\d+)\s*(%?)\s*")  # as text: `20%`, `'0.2'`, `0,2`
 
 
 def setting(
@@ -62,11 +65,14 @@ class Recipe(BaseModel):
     text: str | None = setting(None, "Column that holds the text.", reason="found by name and content, and shown")
     label: str | None = setting(None, "Column that holds the label.", reason="found by name and content, and shown")
     labels: Annotated[list[str], Field(min_length=2)] | None = setting(
-        None, "Label names in the model's order.", reason="the table's labels, sorted; 0/1 get names only from here"
+        None,
+        "Label names in the model's order.",
+        reason="the table's labels in the order that it declares, else sorted; 0/1 get names only from here",
     )
     validation: float | str = setting(
         0.2,
-        "Share of the examples held back for scoring, or a table of its own (as for data).",
+        "Share of the examples held back for scoring, or a table of its own (as for data). At the default, a data "
+        "set's own validation split is taken.",
         reason="one in five keeps the score's error small and most examples for learning; split by label, fixed seed",
         unit="share",
     )
@@ -135,6 +141,18 @@ class Recipe(BaseModel):
         le=86_400,
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _a_number_is_no_truth(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and _types(str(info.field_name)) & {int, float}:
+            raise ValueError("a number is wanted, not true or false")
+        return value
+
+    @field_validator("text", "label", mode="before")
+    @classmethod
+    def _columns_may_be_numbered(cls, value: Any) -> Any:
+        return value if isinstance(value, bool) or not isinstance(value, Integral) else str(value)
+
     @field_validator("examples", mode="before")
     @classmethod
     def _examples_are_rows(cls, value: Any) -> Any:
@@ -157,8 +175,12 @@ class Recipe(BaseModel):
     @field_validator("validation")
     @classmethod
     def _validation_fits(cls, value: float | str) -> float | str:
-        if isinstance(value, float) and not 0 <= value <= 0.9:
+        typed = _SHARE.fullmatch(value) if isinstance(value, str) else None
+        share = float(typed[1].replace(",", ".")) / (100 if typed[2] else 1) if typed else value
+        if isinstance(share, float) and not 0 <= share <= 0.9:
             raise ValueError("a share from 0 to 0.9, or the name of a table")
+        if typed:
+            raise ValueError(f"type {share:g}")
         return value
 
     @field_validator("device")
@@ -193,6 +215,12 @@ class Recipe(BaseModel):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
 
 
+def _types(name: str) -> set[Any]:
+    """Return the types that the setting `name` may have: {float, str} for `float | str`."""
+    annotation = Recipe.model_fields[name].annotation
+    return set(get_args(annotation)) or {annotation}
+
+
 def matters(name: str) -> bool:
     """Say whether the setting `name` can change the trained model."""
     facts = Recipe.model_fields[name].json_schema_extra
@@ -218,20 +246,27 @@ def make_recipe(settings: Mapping[str, Any], where: str = "") -> Recipe:
 def parse_yaml(text: str, where: str = "cell body") -> dict[str, Any]:
     """Read settings from YAML; raises RecipeError with line and column.
 
-    Differs from plain YAML 1.1 where that surprises: `1e-4` is a number; `yes`, `no`, `on`, `off` and dates are text;
-    a key given twice, a tag, an alias, NaN and infinity are errors; whatever stands in `examples` and `labels` is text.
+    Differs from plain YAML 1.1 where that surprises: `1e-4` is a number; `yes`, `no`, `on`, `off`, dates, `010`, `0x10`
+    and `1:30` are text; a key given twice, a tag, an alias, NaN and infinity are errors; whatever stands in `examples`,
+    `labels` and settings that hold a text is text.
     """
     try:
         settings = yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
+        problem = error.problem or ""
+        if "expected ':'" in problem:
+            mark = error.context_mark or mark  # the problem is noticed only where the next line begins
+        if "expected ':'" in problem or "mapping values" in problem:
+            _refuse_unspaced(text, mark, where)
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise RecipeError(f"{where}{place}: {_explain(error, text)}") from None
+        raise RecipeError(f"{where}{place}: {_explain(error, text, mark)}") from None
     except yaml.YAMLError as error:
         raise RecipeError(f"{where}: {str(error).splitlines()[0]}") from None
     if settings is None:
         return Lines({}, {})
     if not isinstance(settings, dict):
+        _refuse_unspaced(text, None, where)
         raise RecipeError(
             f"{where}: expected lines like `epochs: 3`, got {type(settings).__name__} {str(settings)[:60]!r}"
         )
@@ -278,22 +313,31 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: dict[Any, int] = {}
-        for key_node, _ in node.value:
-            key = key_node.value
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key!r} is given twice (first in line {seen[key]}); keep one", key_node.start_mark
-                )
-            seen[key] = key_node.start_mark.line + 1
+        _check_keys(node)
         return {
             key_node.value: _texts(value_node)
-            if key_node.value in ("examples", "labels")
+            if key_node.value in _TEXTS
             else self.construct_object(value_node, deep=True)
             for key_node, value_node in node.value
         }
+
+
+# Settings whose values stay as they were typed: a column called 0, a commit 1234567.
+_TEXTS = {"examples", "labels", *(name for name in Recipe.model_fields if _types(name) <= {str, type(None)})}
+
+
+def _check_keys(node: yaml.MappingNode) -> None:
+    """Raise ConstructorError where a key of `node` is no word, or is given twice."""
+    seen: dict[str, int] = {}
+    for key_node, _ in node.value:
+        key = key_node.value
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{key!r} is given twice (first in line {seen[key]}); keep one", key_node.start_mark
+            )
+        seen[key] = key_node.start_mark.line + 1
 
 
 def _texts(node: yaml.Node) -> Any:
@@ -301,6 +345,7 @@ def _texts(node: yaml.Node) -> Any:
     if isinstance(node, yaml.SequenceNode):
         return [_texts(item) for item in node.value]
     if isinstance(node, yaml.MappingNode):
+        _check_keys(node)
         return {key.value: _texts(value) for key, value in node.value}
     return None if node.tag == "tag:yaml.org,2002:null" else node.value
 
@@ -312,12 +357,13 @@ def _construct_float(loader: _Loader, node: yaml.ScalarNode) -> float:
     return value
 
 
-_BOOLEAN, _TIMESTAMP, _FLOAT = (f"tag:yaml.org,2002:{kind}" for kind in ("bool", "timestamp", "float"))
+_BOOLEAN, _TIMESTAMP, _INTEGER, _FLOAT = (f"tag:yaml.org,2002:{kind}" for kind in ("bool", "timestamp", "int", "float"))
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_BOOLEAN, _TIMESTAMP, _FLOAT)]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_BOOLEAN, _TIMESTAMP, _INTEGER, _FLOAT)]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(_BOOLEAN, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(_INTEGER, re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
     _FLOAT,
     re.compile(r"^[-+]?(?:(?:\.\d+|\d+\.\d*)(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$"),
@@ -326,9 +372,21 @@ _Loader.add_implicit_resolver(
 _Loader.add_constructor(_FLOAT, _construct_float)
 
 
-def _explain(error: yaml.MarkedYAMLError, text: str) -> str:
+def _refuse_unspaced(text: str, mark: yaml.Mark | None, where: str) -> None:
+    """Raise RecipeError for the first line, down to `mark`, with a setting that lacks its colon or the space after."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if mark and number > mark.line + 1:
+            return
+        typed = re.fullmatch(r"(\w+)\s*(?::(?!\s)|\s)\s*([^\s:].*)", line)
+        if typed and typed[1] in Recipe.model_fields:
+            raise RecipeError(
+                f"{where}, line {number}: {line.strip()[:60]!r} is no setting yet. Write "
+                f"`{typed[1]}: {typed[2].strip()[:60]}`, with a colon and a space"
+            ) from None
+
+
+def _explain(error: yaml.MarkedYAMLError, text: str, mark: yaml.Mark | None) -> str:
     problem = (error.problem or "cannot be read").strip()
-    mark = error.problem_mark or error.context_mark
     line = text.splitlines()[mark.line] if mark and mark.line < len(text.splitlines()) else ""
     if "quoted scalar" in (error.context or "") or "unexpected end of stream" in problem:
         opened = error.context_mark
@@ -366,7 +424,8 @@ def _one_line(error: ValidationError) -> str:
         return message
     name = str(first["loc"][0])
     got = first["input"]
-    shown = "" if first["type"] == "value_error" and name == "examples" else f"{str(got)[:60]!r} does not fit: "
+    typed = str(got).lower() if isinstance(got, bool) else str(got)
+    shown = "" if first["type"] == "value_error" and name == "examples" else f"{typed[:60]!r} does not fit: "
     unit = (Recipe.model_fields[name].json_schema_extra or {}).get("unit")  # type: ignore[union-attr]
     fits = message[0].lower() + message[1:] + (f" ({unit})" if unit else "")
     hint = (

@@ -42,8 +42,8 @@ class RunFiles:
         return self.folder / "checkpoints"
 
     @property
-    def best_weights(self) -> Path:
-        return self.folder / "best.safetensors"
+    def best(self) -> Path:
+        return self.folder / "best"
 
     @property
     def model(self) -> Path:
@@ -59,6 +59,9 @@ class RunFiles:
 
     def claim_file(self, attempt: int) -> Path:
         return self.folder / "claims" / str(attempt)
+
+    def settings_file(self, attempt: int) -> Path:
+        return self.folder / f"settings-{attempt}.json"
 
     def process_file(self, attempt: int) -> Path:
         return self.folder / f"process-{attempt}.json"

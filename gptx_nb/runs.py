@@ -7,14 +7,16 @@ A run is `<home>/runs/<name>/<version>/`; it may take several attempts (a crash 
     plan.json              what the engine decided before training, each choice with its reason
     source/                rows that came from memory (a DataFrame, inline examples), as they were handed over
     data/                  the snapshot that the run learns from: train.parquet, validation.parquet, report.json
-    claims/1, claims/2     who may write, one per attempt
-    process-1.json         host, boot id, pid and start time of supervisor and worker: evidence, not state
+    claims/1, claims/2     who may write, one per attempt: host, boot id, pid and start time of the supervisor
+    settings-2.json        settings of a later attempt that do not decide the model, such as `device`
+    process-1.json         the same of the worker: evidence, not state. Its time is renewed every 10 s while that lives
     metrics-1.jsonl        one writer per file
     log-1.txt              stdout and stderr of the worker
     end-1.json             the worker's last words: how it ended, as far as it knew
     outcome-1.json         the supervisor's: exit status, signal, out-of-memory evidence
     checkpoints/000120/    exact training state
-    best.safetensors       the weights that scored best so far
+    best/000100.safetensors
+                           the weights that scored best so far, by step. Gone, like checkpoints/, once it has finished
     model/                 a plain Hugging Face folder, made as one step
     scores.json            validation scores and baselines
     stop                   a request from a view
@@ -33,7 +35,7 @@ from typing import Any, Literal
 
 from gptx_nb import files, metrics
 from gptx_nb.errors import RunNotFound, nearest
-from gptx_nb.process import Process, boot_id, start_time
+from gptx_nb.process import Process, boot_id, signs_of_life, start_time
 from gptx_nb.recipe import Recipe, check_name, make_recipe, parse_yaml
 from gptx_nb.run_files import RunFiles
 from gptx_nb.sources import Source
@@ -77,8 +79,8 @@ class Run(RunFiles):
     def request(self) -> dict[str, Any]:
         """Return what was written when the run was made.
 
-        {"recipe": {...}, "source": {"train": {...}, "validation": {...} or None}, "digest": ..., "code": version,
-        "created": seconds since 1970, for show}
+        {"recipe": {...}, "source": {"train": {...}, "validation": {...} or None}, "base": fingerprint of a base model
+        on this disk or None, "digest": ..., "code": version, "created": seconds since 1970, for show}
         """
         request: dict[str, Any] | None = files.read_json(self.request_file)
         if request is None:
@@ -86,12 +88,16 @@ class Run(RunFiles):
         return request
 
     def recipe(self) -> Recipe:
-        """Return the resolved recipe, or the recipe as asked while the worker has not resolved it."""
+        """Return the resolved recipe, or the recipe as asked while the worker has not resolved it.
+
+        What does not decide the model is as the latest attempt was asked to have it.
+        """
+        settings = files.read_json(self.settings_file(self.attempts())) or {}
         try:
             text = self.recipe_file.read_text(encoding="utf-8")
         except FileNotFoundError:
-            return make_recipe(self.request()["recipe"], str(self.request_file))
-        return make_recipe(parse_yaml(text, str(self.recipe_file)), str(self.recipe_file))
+            return make_recipe({**self.request()["recipe"], **settings}, str(self.request_file))
+        return make_recipe({**parse_yaml(text, str(self.recipe_file)), **settings}, str(self.recipe_file))
 
     def sources(self) -> dict[str, Source | None]:
         """Return where the examples come from: {"train": ..., "validation": ... or None}."""
@@ -122,27 +128,36 @@ class Run(RunFiles):
     def processes(self, attempt: int) -> dict[str, Process]:
         """Return the claimant and, once it has started, the worker of `attempt`: {"supervisor": ..., "worker": ...}."""
         found = {}
-        if claim := files.read_json(self.claim_file(attempt)):
-            found["supervisor"] = Process.from_json(claim)
+        with contextlib.suppress(ValueError):  # a claim may be empty for a moment: see files.create_exclusive
+            if claim := files.read_json(self.claim_file(attempt)):
+                found["supervisor"] = Process.from_json(claim)
         if evidence := files.read_json(self.process_file(attempt)):
             found["worker"] = Process.from_json(evidence)
         return found
 
-    def outcome(self) -> dict[str, Any] | None:
-        """Return how the latest attempt ended, or None while it goes on.
+    def alive(self, attempt: int) -> bool | None:
+        """Say whether a process of `attempt` lives; None while nothing is known of one that runs elsewhere."""
+        alive = [process.alive() for process in self.processes(attempt).values()]
+        if any(alive):
+            return True
+        if alive and None not in alive:
+            return False
+        return signs_of_life(self.claim_file(attempt), self.process_file(attempt), self.metrics_file(attempt))
+
+    def outcome(self, attempt: int | None = None) -> dict[str, Any] | None:
+        """Return how an attempt, by default the latest one, ended, or None while it goes on.
 
         {"reason": "finished" | "stopped" | "mistake" | "failed" | "out of memory" | "killed" | "lost",
         "error": class name or None, "message": text or None, "exit_status": int or None, "signal": int or None}.
         The worker's last words say why; the supervisor's record says how. "lost": there is neither, and no process.
         """
-        attempt = self.attempts()
+        attempt = attempt or self.attempts()
         if attempt == 0:
             return None
         words: dict[str, Any] = files.read_json(self.end_file(attempt)) or {}
         outcome = files.read_json(self.outcome_file(attempt))
         if outcome is None:
-            alive = [process.alive() for process in self.processes(attempt).values()]
-            if any(each is None or each for each in alive):
+            if self.alive(attempt) is not False:
                 return None
             # Both may have ended, in good order, since the first look.
             words = files.read_json(self.end_file(attempt)) or {}
@@ -153,9 +168,12 @@ class Run(RunFiles):
     def state(self) -> State:
         """Derive the state from claims, processes and outcome."""
         attempt = self.attempts()
-        outcome = self.outcome()
         if attempt == 0:
             return "starting"
+        outcome = self.outcome(attempt)
+        while attempt > 1 and outcome is not None and outcome["reason"] == "mistake":
+            attempt -= 1  # an attempt that was refused has changed nothing
+            outcome = self.outcome(attempt)
         if outcome is None:
             alive = [process.alive() for process in self.processes(attempt).values()]
             if any(each is None for each in alive):

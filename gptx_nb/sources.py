@@ -115,6 +115,19 @@ def _named(given: str | os.PathLike[str], setting: str, recipe: Recipe) -> Sourc
     )
 
 
+def check_unchanged(source: Source, setting: str, run_folder: Path) -> None:
+    """Raise DataError where the bytes of `source` are no longer those that were there when the cell was run.
+
+    To be asked after reading: what was read before that is then known to be what the fingerprint says.
+    """
+    if source.path is None:
+        return
+    path = run_folder / source.path
+    now = _fingerprint_folder(path, setting) if source.kind == "folder" else _fingerprint_file(path, setting)
+    if now != source.fingerprint:
+        raise DataError(f"{setting}: {source.shown} was changed while it was read. Run the cell again once it is saved")
+
+
 def _looks_like_path(text: str) -> bool:
     return (
         text.startswith(("/", "./", "../", "~", ".\\", "..\\"))

@@ -5,23 +5,25 @@
 It runs in a session of its own, away from kernel, terminal and server, so that it lives on when they end. Of several
 that want the same attempt, the one whose claim is linked first goes on; the others leave without a word. The worker's
 output goes straight to the run's log file: nobody has to read it for the worker to go on, and a supervisor that is
-killed takes nothing down.
+killed takes nothing down. While the worker lives, the time of its process file is renewed, for readers elsewhere.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gptx_nb import files
-from gptx_nb.process import Process
+from gptx_nb.process import BEAT, Process
 from gptx_nb.run_files import RunFiles
 
 CLAIMED, FAILED, LOST = 0, 1, 3  # exit status: this one has the attempt; it could not be claimed; another one has it
@@ -54,7 +56,10 @@ def supervise(run: RunFiles, attempt: int, command: Sequence[str]) -> dict[str, 
     except OSError as error:
         outcome["message"] = f"the worker could not be started: {error}"
     else:
+        ended = threading.Event()
+        threading.Thread(target=_beat, args=(run.process_file(attempt), ended), daemon=True).start()
         status = worker.wait()
+        ended.set()
         outcome["out_of_memory_kills"] = killed = _difference(kills, out_of_memory_kills())
         if status < 0:
             outcome["signal"] = -status
@@ -81,6 +86,12 @@ def _start(run: RunFiles, attempt: int, command: Sequence[str]) -> subprocess.Po
         worker.wait()
         raise
     return worker
+
+
+def _beat(evidence: Path, ended: threading.Event) -> None:
+    while not ended.wait(BEAT):
+        with contextlib.suppress(OSError):  # the run was removed, or its disk does not answer now: the next one may do
+            files.touch(evidence)
 
 
 def out_of_memory_kills() -> int | None:

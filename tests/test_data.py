@@ -21,7 +21,7 @@ from gptx_nb.engine import data, hub
 from gptx_nb.engine.data import Table
 from gptx_nb.errors import DataError
 from gptx_nb.recipe import make_recipe
-from gptx_nb.sources import Source
+from gptx_nb.sources import Source, stage
 
 ROWS = [(f"sentence number {at} says something", "good" if at % 2 else "bad") for at in range(40)]
 
@@ -197,6 +197,38 @@ def test_a_csv_with_a_mistake_is_refused_with_its_line(tmp_path: Path, content: 
     assert refusal(text_file(tmp_path / "t.csv", content)) == message
 
 
+def test_rows_behind_a_quote_left_open_are_not_swallowed(tmp_path: Path) -> None:
+    lines = [f"{text},{label}" for text, label in ROWS]
+    swallowing = [*lines[:2], '"an open one,good', *lines[2:37], 'a late end",bad', *lines[38:]]
+    message = (
+        "t.csv, lines 4 to 40: a quote (\") is opened in line 4 and takes in rows such as 'an open one,good'. Close "
+        "it where its text ends. If all that is one text, save the table as .jsonl"
+    )
+    assert refusal(text_file(tmp_path / "t.csv", "\n".join(["text,label", *swallowing]))) == message
+    # The label first, Windows' line ends, semicolons, and no other row that would know the labels.
+    turned = ['good;"an open one', *(f"{label};{text}" for text, label in ROWS[:6]), 'bad;a late end"', "fair;well"]
+    assert refusal(text_file(tmp_path / "u.csv", "\r\n".join(["label;text", *turned]))) == (
+        "u.csv, lines 2 to 9: a quote (\") is opened in line 2 and takes in rows such as 'bad;sentence number 0 says "
+        "something'. Close it where its text ends. If all that is one text, save the table as .jsonl"
+    )
+
+
+def test_texts_of_several_lines_are_not_taken_for_rows(tmp_path: Path) -> None:
+    poem = "la la, la la\nla la, la la\ngood, and bad\n,\nDear Ann,\nit cost 1,5"
+    lines = [f'"{text}",{label}' for text, label in [*ROWS, (poem, "good")]]
+    table = load(text_file(tmp_path / "t.csv", "\n".join(["text,label", *lines])), validation=0)
+    assert table.train.texts[-1] == poem
+    assert table.report["warnings"] == []
+
+
+def test_one_line_of_a_text_that_looks_like_a_row_is_told(tmp_path: Path) -> None:
+    lines = [f"{text},{label}" for text, label in ROWS]
+    path = text_file(tmp_path / "t.csv", "\n".join(["text,label", '"open,good', 'end",bad', *lines]))
+    assert load(path, validation=0).report["warnings"] == [
+        "t.csv, lines 2 to 3: one text holds 'open,good'. Is a quote (\") left open there?"
+    ]
+
+
 def test_a_long_question_is_a_header_once_the_recipe_names_it(tmp_path: Path) -> None:
     rows = [(text, label) for text, label in ROWS]
     path = csv(tmp_path / "form.csv", rows, ("What did you think of our service?", "verdict"))
@@ -300,6 +332,41 @@ def test_a_folder_of_tables_is_a_data_set_with_splits(tmp_path: Path) -> None:
     assert table.report["validation_note"] == "5 rows of set/dev.csv"
 
 
+def test_a_folders_own_validation_split_is_used_unless_a_share_is_asked_for(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    csv(folder / "train.csv")
+    csv(folder / "test.csv", ROWS[:7])
+    assert load(folder).report["validation_note"] == "8 of 40 examples held back (validation: 0.2), by label, seed 0"
+    csv(folder / "validation.csv", [("something new", "good"), ("something else", "bad")])
+    report = load(folder).report
+    assert (report["train"], report["validation"]) == (40, 2)
+    assert report["validation_note"] == "2 rows of set/validation.csv, the data set's own split 'validation'"
+    assert load(folder, validation=0.1).report["validation"] == 4
+    assert load(folder, split="validation", validation=0.2).report["validation"] == 0
+    csv(folder / "validation.csv", [("something new", "goods")])
+    assert refusal(folder) == (
+        "set brings its own split 'validation' for scoring. set/validation.csv: the label 'goods' of 1 row is not "
+        "among the training table's labels: bad, good. Did you mean 'good'? Add it there, or correct the rows. Or "
+        "hold back a share of the rows to learn from, as in `validation: 0.1`"
+    )
+
+
+def test_a_saved_data_sets_own_validation_split_is_used(tmp_path: Path) -> None:
+    import datasets
+
+    parts = {"train": ROWS, "validation": ROWS[:6]}
+    made = {
+        name: datasets.Dataset.from_list([{"text": text, "label": label} for text, label in rows])
+        for name, rows in parts.items()
+    }
+    datasets.DatasetDict(made).save_to_disk(str(tmp_path / "set"))
+    report = load(tmp_path / "set").report
+    assert (report["train"], report["validation"]) == (40, 6)
+    assert report["validation_note"] == "6 rows of set, the data set's own split 'validation'"
+    assert load(tmp_path / "set", validation=0.25).report["validation"] == 10
+
+
 def test_a_folder_with_other_file_names_is_read_by_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
@@ -350,6 +417,52 @@ def test_a_name_that_is_nothing_here_says_so_when_the_hub_is_out_of_reach(tmp_pa
         "'no-one/dff' is no variable here and no file, and the Hub cannot be reached. Check the name, or give a "
         "file, as in "
         "`data: reviews.csv`\n"
+    )
+
+
+def test_a_validation_table_that_is_nothing_here_is_named_as_such(tmp_path: Path) -> None:
+    source = Source(kind="hub", shown="nosuch", fingerprint="0", path=None, options={})
+    sources = {"train": file_source(csv(tmp_path / "t.csv")), "validation": source}
+    with pytest.raises(DataError) as caught:
+        data.load(make_recipe({"data": "t.csv", "validation": "nosuch"}), sources, tmp_path)
+    assert str(caught.value) == (
+        "validation: 'nosuch' is no variable here and no file, and the Hub cannot be reached. Check the name, or give "
+        "a file, as in `validation: held-out.csv`"
+    )
+
+
+def test_an_empty_validation_table_says_which_setting_to_change(tmp_path: Path) -> None:
+    own = text_file(tmp_path / "v.csv", "text,label\n")
+    assert refusal(csv(tmp_path / "t.csv"), own, validation=str(own)) == (
+        "v.csv has no rows. Add examples below its header, or name another table with `validation:`"
+    )
+
+
+def test_a_data_set_without_a_split_for_scoring_says_what_to_give(tmp_path: Path) -> None:
+    import datasets
+
+    rows = datasets.Dataset.from_list([{"text": text, "label": label} for text, label in ROWS])
+    datasets.DatasetDict({"a": rows, "b": rows}).save_to_disk(str(tmp_path / "set"))
+    assert refusal(csv(tmp_path / "t.csv"), tmp_path / "set", validation="set") == (
+        "set has no split 'validation'. Splits: a, b. Give a file with rows for scoring, as in "
+        "`validation: held-out.csv`"
+    )
+
+
+@pytest.mark.parametrize("rows", [[], pd.DataFrame(), pd.DataFrame({"text": [], "label": []}), {}])
+def test_an_object_without_rows_is_told_to_be_filled_not_to_get_a_header(tmp_path: Path, rows: Any) -> None:
+    recipe = make_recipe({"data": "rows"})
+    sources = stage(recipe, rows, None, tmp_path)
+    with pytest.raises(DataError) as caught:
+        data.load(recipe, sources, tmp_path)
+    assert str(caught.value) == (
+        f"rows ({type(rows).__name__}) has no rows. Put texts and labels in it, or name another table with `data:`"
+    )
+
+
+def test_an_empty_file_of_json_lines_is_told_without_a_header(tmp_path: Path) -> None:
+    assert refusal(text_file(tmp_path / "t.jsonl", "\n")) == (
+        "t.jsonl has no rows. Put texts and labels in it, or name another table with `data:`"
     )
 
 
@@ -533,6 +646,20 @@ def test_labels_become_texts_in_a_stable_order(tmp_path: Path, values: list[Any]
 
 def test_whole_floats_in_a_csv_are_whole_numbers(tmp_path: Path) -> None:
     assert load(csv(tmp_path / "t.csv", [(f"text {at}", float(at % 2)) for at in range(12)])).labels == ["0", "1"]
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_a_categorical_of_pandas_keeps_its_order(tmp_path: Path, ordered: bool) -> None:
+    grades = pd.Categorical(["hi", "lo", "mid"] * 5, categories=["lo", "none", "mid", "hi"], ordered=ordered)
+    frame = pd.DataFrame({"text": [f"text {at}" for at in range(15)], "label": grades})
+    recipe = make_recipe({"data": "df"})
+    assert data.load(recipe, stage(recipe, frame, None, tmp_path), tmp_path).labels == ["lo", "mid", "hi"]
+
+
+def test_a_dictionary_that_nobody_put_in_order_gives_sorted_labels(tmp_path: Path) -> None:
+    labels = pa.array(["hi", "lo", "mid"] * 5).dictionary_encode()
+    pq.write_table(pa.table({"text": [f"text {at}" for at in range(15)], "label": labels}), tmp_path / "t.parquet")
+    assert load(tmp_path / "t.parquet").labels == ["hi", "lo", "mid"]
 
 
 def test_the_recipe_orders_and_names_labels(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 import errno
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -153,11 +155,60 @@ def test_a_fault_at_any_step_leaves_the_old_or_the_new(
     assert {result["found"] for result in faults} >= {before}
 
 
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda target: files.write_bytes(target, b"a"),
+        lambda target: files.create_exclusive(target, b"a"),
+        lambda target: files.replace(target.with_name("part"), target),
+        lambda target: files.write_folder(target, lambda folder: files.write_text(folder / "a", "1")),
+    ],
+    ids=["write", "claim", "put in place", "make a folder"],
+)
+def test_a_new_name_is_flushed_to_disk_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], object]
+) -> None:
+    target = tmp_path / "target"
+    (tmp_path / "part").write_bytes(b"a")
+    flushed = []
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        fsync(descriptor)
+        if os.path.samestat(os.fstat(descriptor), tmp_path.stat()):
+            flushed.append(target.exists())
+
+    monkeypatch.setattr(os, "fsync", watched)
+    write(target)
+    assert flushed[-1:] == [True], "its folder was not flushed after the name stood there: a power cut takes it away"
+
+
 def test_one_of_two_claims_is_refused(tmp_path: Path) -> None:
     assert files.create_exclusive(tmp_path / "claims" / "1", b"me")
     assert not files.create_exclusive(tmp_path / "claims" / "1", b"you")
     assert (tmp_path / "claims" / "1").read_bytes() == b"me"
     assert [path.name for path in (tmp_path / "claims").iterdir()] == ["1"]
+
+
+def no_links(*_: object) -> None:
+    raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
+def test_without_hard_links_one_of_two_claims_is_refused_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "link", no_links)
+    test_one_of_two_claims_is_refused(tmp_path)
+
+
+def test_without_hard_links_a_file_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_bytes(b"rows")
+    files.link(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").samefile(tmp_path / "a")
+    monkeypatch.setattr(os, "link", no_links)
+    files.link(tmp_path / "a", tmp_path / "c")
+    assert (tmp_path / "c").read_bytes() == b"rows"
+    monkeypatch.undo()
+    with pytest.raises(FileNotFoundError):
+        files.link(tmp_path / "gone", tmp_path / "d")
 
 
 def test_a_folder_made_as_one_step_is_never_overwritten(tmp_path: Path) -> None:

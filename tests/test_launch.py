@@ -4,6 +4,7 @@ Most tests let a worker of a few lines act in place of the real one, in real pro
 """
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -11,15 +12,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 from jupyter_client.manager import KernelManager
 
 import gptx_nb
-from gptx_nb import files, launch
-from gptx_nb.errors import DataError, ModelError, RecipeError, RunFailed, RunNotFound, UsageError
+from gptx_nb import api, files, launch, process
+from gptx_nb.errors import DataError, DeviceError, ModelError, RecipeError, RunFailed, RunNotFound, UsageError
 from gptx_nb.process import Process
 from gptx_nb.recipe import Recipe
 from gptx_nb.runs import Run, RunStore
@@ -82,9 +85,9 @@ def behave(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[st
     behave("finish")
     for run in RunStore().runs():
         for attempt in range(1, run.attempts() + 1):
-            for process in run.processes(attempt).values():
-                if process.alive():
-                    os.kill(process.pid, signal.SIGKILL)
+            for evidence in run.processes(attempt).values():
+                if evidence.alive():
+                    os.kill(evidence.pid, signal.SIGKILL)
 
 
 def until(true: Callable[[], object], seconds: float = 20) -> None:
@@ -190,6 +193,73 @@ def test_a_run_that_broke_off_is_resumed_as_the_next_attempt(
     assert not run.stop_file.exists()
 
 
+def test_device_and_checkpoints_may_change_from_attempt_to_attempt(behave: Callable[[str], None]) -> None:
+    behave("train")
+    run = launch.finetune("demo", RECIPE).run
+    other = RECIPE.model_copy(update={"device": "cpu", "checkpoint_every": 5.0})
+    assert launch.finetune("demo", other).note == (
+        "run demo version 1 is training already: showing it. To have device: cpu (auto before), checkpoint_every: 5.0 "
+        "(120.0 before), type `%gpt_stop demo` and run this cell again"
+    )
+    launch.stop(run)
+    assert launch.finetune("demo", other).note == (
+        "run demo version 1 was stopped: going on with attempt 2, with device: cpu (auto before), "
+        "checkpoint_every: 5.0 (120.0 before)"
+    )
+    assert (run.recipe().device, run.recipe().checkpoint_every) == ("cpu", 5.0)
+    launch.stop(run)
+    assert launch.finetune("demo", other).note == "run demo version 1 was stopped: going on with attempt 3"
+    assert run.recipe().device == "cpu"
+
+
+def moved_elsewhere(run: Run) -> None:
+    """Leave what a run leaves whose container was taken away with all its processes, on another computer."""
+    for evidence in run.processes(1).values():
+        os.kill(evidence.pid, signal.SIGKILL)
+    until(lambda: not any(evidence.alive() for evidence in run.processes(1).values()))
+    for path in (run.claim_file(1), run.process_file(1)):
+        there = replace(Process.from_json(json.loads(path.read_text())), host="there", boot="another", space="another")
+        files.write_json(path, there.to_json())
+    run.outcome_file(1).unlink(missing_ok=True)
+
+
+def test_a_run_that_ended_with_its_container_is_resumed(
+    behave: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "SILENCE", 1.0)
+    behave("train")
+    run = launch.finetune("demo", RECIPE).run
+    moved_elsewhere(run)
+    assert run.state() == "elsewhere"
+    behave("finish")
+    again = launch.finetune("demo", RECIPE, wait=True)
+    assert again.note == "run demo version 1 was interrupted: going on with attempt 2"
+    assert run.state() == "finished"
+
+
+def test_a_run_that_trains_on_another_computer_is_attached_to(behave: Callable[[str], None]) -> None:
+    behave("train")
+    run = launch.finetune("demo", RECIPE).run
+    moved_elsewhere(run)
+    threading.Timer(0.5, files.touch, [run.process_file(1)]).start()
+    again = launch.finetune("demo", RECIPE)
+    assert again.note == "run demo version 1 is training already on another computer: showing it"
+    assert run.attempts() == 1
+
+
+def test_nobody_waits_without_end_for_a_run_that_ended_elsewhere(
+    behave: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "SILENCE", 1.0)
+    behave("train")
+    run = launch.finetune("demo", RECIPE).run
+    moved_elsewhere(run)
+    assert launch.stop(run, wait_seconds=20) == "run demo version 1 is interrupted"
+    assert launch.wait(run, timeout=20)["reason"] == "lost"
+    with pytest.raises(RunFailed, match=r"(?s)its process is gone without a word.*`%%gpt_finetune demo` again"):
+        api.require_model(run)
+
+
 def test_a_run_that_is_stopping_is_resumed_once_it_has_stopped(behave: Callable[[str], None]) -> None:
     behave("deaf")
     run = launch.finetune("demo", RECIPE).run
@@ -266,6 +336,39 @@ def test_a_full_disk_is_told_and_leaves_nothing(home: Path, monkeypatch: pytest.
         launch.finetune("demo", RECIPE)
     assert RunStore().runs() == []
     assert list((home / "staging").iterdir()) == []
+
+
+SUPERVISOR_WITHOUT_LINKS = f"""
+import os
+
+def no_links(*_):
+    raise PermissionError(1, "Operation not permitted")
+
+os.link = no_links
+{SUPERVISOR}
+"""
+
+
+def test_a_disk_without_hard_links_serves_as_home(
+    behave: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    def supervisor(run: Run, attempt: int) -> list[str]:
+        return [
+            SUPERVISOR_WITHOUT_LINKS if part == SUPERVISOR else part for part in supervisor_of_a_stand_in(run, attempt)
+        ]
+
+    monkeypatch.setattr(os, "link", no_links)
+    monkeypatch.setattr(launch, "_supervisor_command", supervisor)
+    behave("train")
+    run = launch.finetune("demo", RECIPE).run
+    assert (run.source / "train.jsonl").read_text().count("\n") == 2
+    assert launch.finetune("demo", RECIPE).action == "attached"
+    launch.stop(run)
+    assert launch.finetune("demo", RECIPE).action == "resumed"
+    assert set(run.processes(2)) == {"supervisor", "worker"}
 
 
 def test_a_run_that_broke_off_names_cause_log_and_next_step(behave: Callable[[str], None]) -> None:
@@ -362,6 +465,25 @@ def test_an_interrupt_ends_the_waiting_and_not_the_run(behave: Callable[[str], N
     assert RunStore().find("demo").state() == "running"
 
 
+def test_an_interrupt_while_a_run_starts_is_told_with_the_run(
+    behave: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(run: Run, attempt: int) -> list[str]:
+        command = supervisor_of_a_stand_in(run, attempt)
+        return [f"import time; time.sleep(1); {part}" if part == SUPERVISOR else part for part in command]
+
+    monkeypatch.setattr(launch, "_supervisor_command", slow)
+    behave("train")
+    seen: list[Run] = []
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt, match=r"run demo version 1 goes on training\. .*`%gpt_stop demo`"):
+        launch.finetune("demo", RECIPE, progress=seen.append)
+    run = RunStore().find("demo")
+    assert seen == [run]
+    assert run.state() == "starting"
+    until(lambda: run.state() == "running")
+
+
 def test_stopping_says_what_came_of_it(behave: Callable[[str], None]) -> None:
     behave("train")
     run = launch.finetune("demo", RECIPE).run
@@ -412,6 +534,24 @@ def test_a_base_model_in_a_folder_is_known_by_its_whole_path(
     for given, kept in (("mine", str(tmp_path / "mine")), ("./gone", str(tmp_path / "gone")), ("gpt2", "gpt2")):
         run = launch.finetune(f"m-{given.strip('./')}", RECIPE.model_copy(update={"model": given}), wait=True).run
         assert run.request()["recipe"]["model"] == kept
+
+
+def test_a_base_model_whose_files_have_changed_makes_the_next_version(
+    behave: Callable[[str], None], tmp_path: Path
+) -> None:
+    folder, gguf = tmp_path / "mine", tmp_path / "mine.gguf"
+    folder.mkdir()
+    for path in (folder / "model.safetensors", folder / "config.json", gguf):
+        path.write_bytes(b"before")
+    for name, model, changing in (("folder", folder, folder / "model.safetensors"), ("file", gguf, gguf)):
+        recipe = RECIPE.model_copy(update={"model": str(model)})
+        launch.finetune(name, recipe, wait=True)
+        (tmp_path / "mine" / "README.md").write_text("no part of the model")
+        assert launch.finetune(name, recipe).action == "shown"
+        changing.write_bytes(b"after!")
+        again = launch.finetune(name, recipe, wait=True)
+        assert (again.action, again.run.version) == ("new", 2)
+        assert again.note == "changed since version 1: the base model's files"
 
 
 # ---- in a real kernel -----------------------------------------------------------------------------------------------
@@ -466,6 +606,36 @@ def test_a_run_outlives_interrupt_restart_and_shutdown_of_its_kernel(behave: Cal
     launch.stop(run)
     assert run.state() == "stopped"
     assert not any(Process.alive(each) for each in processes.values())
+
+
+def test_an_interrupt_while_a_cell_starts_its_run_leaves_the_run_on_the_screen(behave: Callable[[str], None]) -> None:
+    behave("train")
+    slow = IN_KERNEL.replace(SUPERVISOR, f"import time; time.sleep(2); {SUPERVISOR}")
+    cell = "%%gpt_finetune demo\nexamples:\n  - [Good, positive]\n  - [Bad, negative]"
+    manager = KernelManager()
+    manager.start_kernel(cwd="/", env=launch.environment(), stderr=subprocess.DEVNULL)
+    client = manager.client()
+    client.start_channels()
+    shown: list[str] = []
+    try:
+        client.wait_for_ready(timeout=60)
+        client.execute(f"{slow}\n%load_ext gptx_nb", reply=True, timeout=60)
+        until(lambda: client.get_iopub_msg(timeout=20)["content"].get("execution_state") == "idle")
+        client.execute(cell)
+        until(lambda: RunStore().latest("demo") is not None, 60)
+        time.sleep(0.3)
+        manager.interrupt_kernel()
+        answer = client.get_shell_msg(timeout=30)["content"]
+        assert answer["evalue"].startswith("run demo version 1 goes on training. See it with `%gpt_watch demo`")
+        while (content := client.get_iopub_msg(timeout=20)["content"]).get("execution_state") != "idle":
+            shown.append(content.get("data", {}).get("text/plain", ""))
+        assert any("demo v1" in text for text in shown)
+        assert not any("not started" in text for text in shown)
+        run = RunStore().find("demo")
+        until(lambda: run.state() == "running")
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
 
 
 # ---- with the real worker -------------------------------------------------------------------------------------------
@@ -533,6 +703,142 @@ def test_a_worker_that_is_killed_is_resumed_from_its_last_checkpoint(home: Path,
     assert resumed["step"] > 0
     steps = [record["step"] for record in run.history() if record["kind"] == "step"]
     assert steps == list(range(1, steps[-1] + 1))
+
+
+def test_a_resumed_run_names_the_step_whose_weights_it_keeps(home: Path, tiny_model: Path) -> None:
+    recipe = Recipe.model_validate(
+        {**SMALL, "model": str(tiny_model), "data": "df", "epochs": 400.0, "checkpoint_every": 86_400}
+    )
+    run = launch.finetune("best", recipe, data=REVIEWS).run
+
+    def evaluations() -> list[dict[str, Any]]:
+        return [record for record in run.history() if record["kind"] == "evaluation"]
+
+    def best() -> dict[str, Any]:
+        return max(evaluations(), key=lambda each: (each["accuracy"], -each["validation_loss"]))
+
+    until(evaluations, 120)
+    launch.stop(run)
+    stopped, at_stop = run.scores(), best()
+    assert stopped is not None
+    assert stopped["best_step"] == at_stop["step"]
+    launch.finetune("best", recipe, data=REVIEWS)
+    # Better weights, and a step after them: they are written.
+    until(lambda: at_stop["step"] < best()["step"] < run.history()[-1].get("step", 0), 120)
+    os.kill(run.processes(2)["worker"].pid, signal.SIGKILL)
+    assert ended(run) == "interrupted"
+
+    run.request_stop()  # before the next attempt has taken a step: what the crash has undone is not to be kept
+    assert launch._start(run, 3, None)
+    assert ended(run) == "stopped"
+    scores = run.scores()
+    assert scores is not None
+    assert scores["best_step"] == at_stop["step"]
+    assert scores["validation"]["loss"] == pytest.approx(at_stop["validation_loss"], abs=1e-6)
+
+
+def test_a_stopped_run_takes_another_device_and_one_that_is_absent_is_refused(home: Path, tiny_model: Path) -> None:
+    recipe = Recipe.model_validate({**SMALL, "model": str(tiny_model), "data": "df", "epochs": 400.0})
+    run = launch.finetune("moved", recipe, data=REVIEWS).run
+    launch.stop(run)
+    plan = run.plan()
+    assert plan is not None
+    assert plan["device"]["reason"] == "asked for in the recipe"
+
+    with pytest.raises(DeviceError, match="device: cuda:99 was asked for, and"):
+        launch.finetune("moved", recipe.model_copy(update={"device": "cuda:99"}), data=REVIEWS)
+    assert run.state() == "stopped"
+    assert run.plan() == plan
+    api.require_model(run)
+
+    other = recipe.model_copy(update={"device": "auto", "checkpoint_every": 0.05})
+    note = launch.finetune("moved", other, data=REVIEWS).note
+    assert "was stopped: going on with attempt 3, with device: auto (cuda:99 before), checkpoint_every: 0.05" in note
+    newest = max(path.name for path in run.checkpoints.iterdir())
+    until(lambda: max(path.name for path in run.checkpoints.iterdir() if path.name.isdigit()) > newest, 60)
+    assert run.state() == "running", "checkpoints are made as often as asked for now"
+    renewed = run.plan()
+    assert renewed is not None
+    assert renewed["device"]["reason"] != "asked for in the recipe"
+    assert {**renewed, "device": plan["device"], "dtype": plan["dtype"]} == plan
+    launch.stop(run)
+
+
+def test_a_finished_run_needs_its_model_alone(home: Path, tiny_model: Path) -> None:
+    recipe = Recipe.model_validate(
+        {**SMALL, "model": str(tiny_model), "data": "df", "epochs": 40.0, "checkpoint_every": 0.05}
+    )
+    run = launch.finetune("finished", recipe, data=REVIEWS).run
+    until(lambda: run.best.is_dir() and run.checkpoints.is_dir(), 120)
+    launch.stop(run)
+    assert run.state() == "stopped"
+    assert run.best.is_dir()
+    assert run.checkpoints.is_dir()
+    launch.finetune("finished", recipe, data=REVIEWS, wait=True)
+    assert run.state() == "finished"
+    assert not run.best.exists()
+    assert not run.checkpoints.exists()
+    assert run.model.is_dir()
+
+
+DYING_WORKER = """
+import os, sys
+from gptx_nb import files
+from gptx_nb.worker import __main__ as worker
+
+def dying(real):
+    def call(path, *rest):
+        if path.name == sys.argv[3]:
+            os._exit(9)
+        return real(path, *rest)
+    return call
+
+files.write_json, files.remove_folder = dying(files.write_json), dying(files.remove_folder)
+sys.exit(worker.main(sys.argv[1:3]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("at", "state", "action"), [("end-1.json", "failed", "resumed"), ("checkpoints", "finished", "shown")]
+)
+def test_nothing_is_lost_where_a_run_dies_at_its_very_end(
+    home: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, at: str, state: str, action: str
+) -> None:
+    def supervisor(run: Run, attempt: int) -> list[str]:
+        where = [str(run.folder), str(attempt)]
+        return [sys.executable, "-c", SUPERVISOR, *where, sys.executable, "-c", DYING_WORKER, *where, at]
+
+    recipe = Recipe.model_validate({**SMALL, "model": str(tiny_model), "data": "df", "checkpoint_every": 0.001})
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "_supervisor_command", supervisor)
+        run = launch.finetune("dying", recipe, data=REVIEWS).run
+        assert ended(run) == state
+    assert any(path.name.isdigit() for path in run.checkpoints.iterdir())
+    assert launch.finetune("dying", recipe, data=REVIEWS, wait=True).action == action
+    assert run.state() == "finished"
+    api.require_model(run)
+
+
+def test_an_attempt_that_was_taken_for_dead_makes_way(home: Path, tiny_model: Path) -> None:
+    recipe = Recipe.model_validate({**SMALL, "model": str(tiny_model), "data": "df", "epochs": 400.0})
+    run = launch.finetune("taken", recipe, data=REVIEWS).run
+    files.write_json(run.claim_file(2), Process.of(os.getpid()).to_json())
+    until(run.end_file(1).exists, 60)
+    words = files.read_json(run.end_file(1)) or {}
+    assert words["message"].startswith("attempt 2 goes on with this run: this one, on ")
+
+
+def test_a_table_that_changes_before_it_is_read_is_refused(home: Path, tiny_model: Path, tmp_path: Path) -> None:
+    table = tmp_path / "reviews.csv"
+    REVIEWS.to_csv(table, index=False)
+    recipe = Recipe.model_validate({**SMALL, "model": str(tiny_model), "data": str(table)})
+
+    def edit(run: Run) -> None:
+        table.write_text(table.read_text().replace("good film", "better film"))
+
+    with pytest.raises(DataError, match=r"data: .*reviews\.csv was changed while it was read\. Run the cell again"):
+        launch.finetune("edited", recipe, progress=edit)
+    assert RunStore().names() == []
 
 
 @pytest.mark.parametrize(

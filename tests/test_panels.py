@@ -205,6 +205,25 @@ def test_progress_reads_on_and_a_resumed_attempt_replaces_what_it_repeats(home: 
     assert [step["step"] for step in seen.steps] == list(range(1, 22))
 
 
+def test_the_pause_before_a_resumed_attempt_does_not_count_as_time_that_a_step_takes(home: Path) -> None:
+    run = make(steps=30, phase="training")
+    seen = progress.Progress(run).refresh()
+    assert seen.seconds_left == pytest.approx(30 * 0.25)
+    files.create_exclusive(run.claim_file(2), run.claim_file(1).read_bytes())
+    files.write_bytes(run.process_file(2), run.process_file(1).read_bytes())
+    writer = metrics.MetricsWriter(run.metrics_file(2))
+    night = 8 * 3600.0
+    writer.append({"kind": "start", "step": 30, "steps": 60, "time": 0.0})
+    assert seen.refresh().seconds_left is None
+    for step in (31, 32, 33):
+        record = made_runs.step_record(step)
+        writer.append({**record, "time": record["time"] + night, "seconds": 0.1})
+    writer.close()
+    assert seen.refresh().seconds_left == pytest.approx(27 * 0.25)
+    assert "6.8 s left" in seen.facts()
+    assert seen.tokens_per_second == pytest.approx(6200)
+
+
 @pytest.mark.parametrize(
     ("accuracy", "tfidf", "majority", "rows", "said"),
     [

@@ -37,6 +37,7 @@ def test_the_public_names_are_these() -> None:
         "__version__",
         "device",
         "finetune",
+        "free",
         "load",
         "load_ipython_extension",
         "predict",
@@ -81,6 +82,9 @@ def test_the_twins_do_what_the_magics_do(tiny_model: Path, capsys: pytest.Captur
     answers = gptx_nb.predict("demo", ["I love it", "bad"])
     assert answers.run == "demo/2"
     assert gptx_nb.stop("demo") == "run demo version 2 does not train: it is finished"
+    assert gptx_nb.free() == "The inference process has ended."
+    assert inference.ping() is None
+    assert gptx_nb.free() == "There is no inference process."
     assert capsys.readouterr().out == ""  # progress goes to standard error
 
     model, tokenizer = gptx_nb.load("demo")

@@ -103,3 +103,73 @@ def test_keywords_are_checked_like_a_cell() -> None:
 
 def test_an_empty_cell_is_the_defaults() -> None:
     assert read("") == read("# nothing but a comment\n") == Recipe()
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("examples: [{text: a, text: b}]", "cell body, line 1, column 22: 'text' is given twice (first in line 1)"),
+        ("examples:\n - {text: a, [b]: c}", "cell body, line 2, column 14: a key must be a word"),
+        ("batch_size: true", "batch_size: 'true' does not fit: a number is wanted, not true or false"),
+        ("epochs: true", "epochs: 'true' does not fit: a number is wanted, not true or false"),
+        ("seed: false", "seed: 'false' does not fit: a number is wanted, not true or false"),
+        ("validation: true", "validation: 'true' does not fit: a number is wanted, not true or false"),
+        ("batch_size: 1:30", "batch_size: '1:30' does not fit: input should be a valid integer"),
+        ("epochs: 1:30.5", "epochs: '1:30.5' does not fit: input should be a valid number"),
+        ("seed: 0x10", "seed: '0x10' does not fit: input should be a valid integer"),
+    ],
+)
+def test_a_value_that_yaml_would_take_for_another_is_refused(body: str, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        read(body)
+    assert message in str(caught.value)
+
+
+def test_a_leading_zero_does_not_make_a_number_octal() -> None:
+    assert read("batch_size: 010").batch_size == 10
+    assert read("examples: [[a, 010], [b, '1:30']]").examples == [["a", "010"], ["b", "1:30"]]
+
+
+@pytest.mark.parametrize("share", ["20%", "'0.2'", "'20 %'", "0,2"])
+def test_a_share_typed_as_text_says_which_number_to_type(share: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        read(f"data: a.csv\nvalidation: {share}")
+    shown = share.strip("'")
+    assert str(caught.value).startswith(f"cell body, line 2: validation: {shown!r} does not fit: type 0.2")
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        ("data: nofile.csv\nepochs:3", 2),
+        ("data: nofile.csv\nepochs:3\nseed: 1", 2),
+        ("epochs:3\ndata: nofile.csv", 1),
+        ("epochs:3", 1),
+        ("data: nofile.csv\nepochs 3\n", 2),
+        ("data: nofile.csv\nepochs :3\n", 2),
+    ],
+)
+def test_a_setting_without_its_colon_or_the_space_after_it_is_named_with_its_line(body: str, line: int) -> None:
+    with pytest.raises(RecipeError) as caught:
+        read(body)
+    assert str(caught.value).startswith(f"cell body, line {line}: 'epochs")
+    assert str(caught.value).endswith("is no setting yet. Write `epochs: 3`, with a colon and a space")
+
+
+def test_a_line_that_is_no_setting_is_told_with_its_own_place() -> None:
+    with pytest.raises(RecipeError, match=r"^cell body, line 2, column 1: could not find expected ':' in 'hm'$"):
+        read("data: a.csv\nhm\nseed: 1")
+
+
+def test_columns_may_be_numbered() -> None:
+    recipe = read("text: 0\nlabel: 1")
+    assert (recipe.text, recipe.label) == ("0", "1")
+    assert make_recipe({"text": 0, "label": 1}) == recipe
+    assert read(recipe.to_yaml()) == recipe
+
+
+def test_settings_that_hold_a_text_keep_it_as_it_was_typed() -> None:
+    recipe = read("subset: 2018\nrevision: 1.10\ntext: 007\nlabel: true\nmodel: 1e-4")
+    typed = (recipe.subset, recipe.revision, recipe.text, recipe.label, recipe.model)
+    assert typed == ("2018", "1.10", "007", "true", "1e-4")
+    assert read("text: ~").text is None

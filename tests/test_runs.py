@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from gptx_nb import files
+from gptx_nb import files, process
 from gptx_nb.errors import RecipeError, RunNotFound
 from gptx_nb.metrics import MetricsWriter
 from gptx_nb.process import Process
@@ -37,7 +39,7 @@ def gone() -> Process:
 
 
 HERE = Process.of(os.getpid())
-ELSEWHERE = Process("another host", "boot", 1, "1")
+ELSEWHERE = replace(HERE, host="another host", machine="another", boot="another boot", pid=1)
 
 
 def claim(run: Run, claimant: Process, worker: Process | None = None, attempt: int = 1) -> None:
@@ -154,16 +156,77 @@ def test_a_run_without_processes_or_words_was_interrupted(run: Run) -> None:
 
 
 def test_a_run_of_another_boot_was_interrupted(run: Run) -> None:
-    before = Process(HERE.host, "an earlier boot", HERE.pid, HERE.started)
+    before = replace(HERE, boot="an earlier boot")
     claim(run, before, before)
     assert run.state() == "interrupted"
 
 
-def test_of_a_run_on_another_host_nothing_is_claimed(run: Run) -> None:
-    claim(run, ELSEWHERE, ELSEWHERE)
-    assert run.state() == "elsewhere"
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        ELSEWHERE,
+        replace(HERE, host="another container", space="pid:[1]"),  # on the same computer
+        replace(HERE, host="another container", boot="another boot"),  # of the same image, with its machine id
+    ],
+    ids=["computer", "container", "image"],
+)
+def test_a_run_elsewhere_goes_on_while_its_files_change_and_was_interrupted_once_they_do_not(
+    run: Run, monkeypatch: pytest.MonkeyPatch, elsewhere: Process
+) -> None:
+    monkeypatch.setattr(process, "SILENCE", 0.5)
+    claim(run, elsewhere, elsewhere)
+    assert (run.state(), run.alive(1)) == ("elsewhere", None)
+    for _ in range(8):  # longer in all than it may be silent
+        time.sleep(0.1)
+        files.touch(run.process_file(1))
+        assert (run.state(), run.alive(1)) == ("elsewhere", True)
+    time.sleep(0.55)
+    assert run.state() == "interrupted"
+    outcome = run.outcome()
+    assert outcome is not None
+    assert outcome["reason"] == "lost"
     files.write_json(run.outcome_file(1), {"reason": "finished", "exit_status": 0, "signal": None})
     assert run.state() == "finished"
+
+
+def test_a_clock_that_is_wrong_on_the_other_computer_does_not_matter(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "SILENCE", 0.2)
+    claim(run, ELSEWHERE, ELSEWHERE)
+    for path in (run.claim_file(1), run.process_file(1)):
+        os.utime(path, (1.0, 1.0))
+    assert run.state() == "elsewhere"
+    os.utime(run.process_file(1), (2.0, 2.0))
+    assert run.alive(1)
+    os.utime(run.process_file(1), (2e9, 2e9))
+    assert run.alive(1)
+    time.sleep(0.25)
+    assert run.state() == "interrupted"
+
+
+def test_a_computer_that_was_renamed_knows_its_run(run: Run) -> None:
+    claim(run, replace(HERE, host="its name before"))
+    assert run.state() == "starting"
+    claim(run, replace(gone(), host="its name before"), attempt=2)
+    assert run.state() == "interrupted"
+
+
+def test_a_claim_that_is_still_empty_belongs_to_somebody(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "SILENCE", 0.2)
+    run.claim_file(1).parent.mkdir()
+    run.claim_file(1).touch()
+    assert run.state() == "starting"
+    time.sleep(0.25)
+    assert run.state() == "interrupted"
+
+
+def test_an_attempt_that_was_refused_leaves_the_run_as_it_was(run: Run) -> None:
+    for attempt, reason in ((1, "stopped"), (2, "mistake")):
+        claim(run, gone(), gone(), attempt)
+        files.write_json(run.outcome_file(attempt), {"reason": reason, "exit_status": 3, "signal": None})
+    assert run.state() == "stopped"
+    outcome = run.outcome()
+    assert outcome is not None
+    assert outcome["reason"] == "mistake"
 
 
 @pytest.mark.parametrize(
@@ -224,6 +287,10 @@ def test_what_was_asked_is_read_back_until_the_worker_has_resolved_it(run: Run) 
     files.write_text(run.recipe_file, Recipe(epochs=2, text="review").to_yaml())
     assert run.recipe().text == "review"
     assert run.plan() is run.report() is run.scores() is None
+    claim(run, gone())
+    claim(run, gone(), attempt=2)
+    files.write_json(run.settings_file(2), {"device": "cpu", "checkpoint_every": 5.0})
+    assert (run.recipe().text, run.recipe().device, run.recipe().checkpoint_every) == ("review", "cpu", 5.0)
 
 
 def test_only_the_end_of_a_long_log_is_read(run: Run) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from gptx_nb.errors import DataError
 from gptx_nb.recipe import Recipe, make_recipe
-from gptx_nb.sources import Source, stage
+from gptx_nb.sources import Source, check_unchanged, stage
 
 ROWS = [("Good, very", "positive"), ("Bad", "negative"), ("Schön \u2028 🙂", "positive")]
 FRAME = pd.DataFrame(ROWS, columns=["text", "label"])
@@ -170,6 +170,22 @@ def test_a_folder_is_known_by_the_names_and_bytes_of_its_files(tmp_path: Path) -
     assert train(tmp_path, data=str(folder)) == first
     (folder / "train.csv").rename(folder / "test.csv")
     assert train(tmp_path, data=str(folder)).fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize("name", ["set/train.csv", "set"])
+def test_a_table_that_is_no_longer_what_its_fingerprint_says_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("set").mkdir()
+    Path("set/train.csv").write_text("text,label\na,b\n")
+    source = train(tmp_path, data=name)
+    check_unchanged(source, "data", tmp_path)
+    Path("set/train.csv").write_text("text,label\na,c\n")
+    with pytest.raises(DataError, match=f"^data: {name} was changed while it was read. Run the cell again"):
+        check_unchanged(source, "data", tmp_path)
+    for other in (train(tmp_path, FRAME), train(tmp_path, data="imdb")):
+        check_unchanged(other, "data", tmp_path)
 
 
 def test_a_folder_of_very_many_files_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -113,6 +115,24 @@ def test_a_run_goes_on_when_its_supervisor_is_killed(run: Run) -> None:
     assert run.state() == "finished"  # by the worker's own word: nobody else was there
 
 
+def test_the_supervisor_gives_signs_of_life_while_the_worker_lives(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "BEAT", 0.05)
+    evidence = run.process_file(1)
+    # The worker itself looks whether the time of its process file goes on.
+    code = (
+        f"import os, time\nwhile not os.path.exists({str(evidence)!r}): time.sleep(0.01)\n"
+        f"first = os.stat({str(evidence)!r}).st_mtime_ns\n"
+        f"while os.stat({str(evidence)!r}).st_mtime_ns == first: time.sleep(0.01)\n"
+    )
+    finished = threading.Thread(target=supervisor.supervise, args=(run, 1, [sys.executable, "-c", code]), daemon=True)
+    finished.start()
+    finished.join(20)
+    assert not finished.is_alive()
+    last = evidence.stat().st_mtime_ns
+    time.sleep(0.2)
+    assert evidence.stat().st_mtime_ns == last
+
+
 def test_a_run_whose_processes_are_all_killed_counts_as_interrupted(run: Run) -> None:
     start(run, "import time; time.sleep(60)").wait()
     until(run.process_file(1).exists)
@@ -155,9 +175,12 @@ def test_a_killed_worker_is_out_of_memory_only_where_the_system_says_so(
 def test_evidence_tells_a_process_from_a_later_one_of_the_same_number() -> None:
     here = Process.of(os.getpid())
     assert here.alive() is True
-    assert Process(here.host, here.boot, here.pid, "1").alive() is False
-    assert Process(here.host, "another boot", here.pid, here.started).alive() is False
-    assert Process("another host", here.boot, here.pid, here.started).alive() is None
+    assert replace(here, started="1").alive() is False
+    assert replace(here, boot="another boot").alive() is False
+    assert replace(here, host="its name before").alive() is True
+    assert replace(here, host="another container", space="another").alive() is None
+    assert replace(here, host="another container", boot="another boot").alive() is None
+    assert replace(here, machine="a namesake", boot="another boot").alive() is None
     assert Process.from_json(here.to_json()) == here
     ended = subprocess.Popen([sys.executable, "-c", ""])
     evidence = Process.of(ended.pid)

@@ -3,10 +3,15 @@
     checkpoints/000120/
       model.safetensors       every trained tensor and buffer, in its training dtype
       optimizer.safetensors   what the optimiser keeps: AdamW's `exp_avg.<name>`, `exp_avg_sq.<name>`, `step.<name>`
-      progress.json           {"step": 120, ...}: what the loop needs besides tensors
+      progress.json           {"step": 120, "scaler": {...}, ...}: what the loop needs besides tensors
       manifest.json           name -> {size, sha256}; written last: a folder without it does not count
 
 A checkpoint is immutable. There is no generator state in it: the loop seeds every step from (seed, step).
+
+    best/000100.safetensors   the weights alone, as they were after step 100, when they scored best so far
+
+A checkpoint names in its progress the step that was best at that time, `"best": {"step": 100, ...}`. So a run that goes
+on from it does not take for step 100 what a later step, done before a crash, has left.
 """
 
 from __future__ import annotations
@@ -44,7 +49,13 @@ def _names(model: torch.nn.Module) -> dict[torch.Tensor, str]:
     return {parameter: name for name, parameter in model.named_parameters()}
 
 
-def save(folder: Path, model: torch.nn.Module, optimizer: Optimizer, progress: dict[str, Any]) -> Path:
+def save(
+    folder: Path,
+    model: torch.nn.Module,
+    optimizer: Optimizer,
+    progress: dict[str, Any],
+    scaler: torch.amp.GradScaler | None = None,
+) -> Path:
     """Write checkpoint `folder`/NNNNNN for `progress["step"]` and return it; one that is already there is kept."""
     target = folder / f"{progress['step']:06d}"
     if target.exists():
@@ -53,7 +64,7 @@ def save(folder: Path, model: torch.nn.Module, optimizer: Optimizer, progress: d
     def fill(beside: Path) -> None:
         save_file(_distinct(model.state_dict()), beside / MODEL)
         save_file(optimizers.state(optimizer, _names(model)), beside / OPTIMIZER)
-        files.write_json(beside / PROGRESS, progress)
+        files.write_json(beside / PROGRESS, {**progress, "scaler": scaler.state_dict() if scaler else {}})
         manifest = {
             name: {"size": (beside / name).stat().st_size, "sha256": files.sha256(beside / name)}
             for name in (MODEL, OPTIMIZER, PROGRESS)
@@ -87,23 +98,38 @@ def latest(folder: Path) -> Path | None:
     return next((path for path in reversed(every(folder)) if complete(path)), None)
 
 
-def load(checkpoint: Path, model: torch.nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    """Put the state in `checkpoint` into `model` and `optimizer`; return its progress."""
-    load_weights(checkpoint / MODEL, model)
+def load(
+    checkpoint: Path, model: torch.nn.Module, optimizer: Optimizer, scaler: torch.amp.GradScaler | None = None
+) -> dict[str, Any]:
+    """Put the state in `checkpoint` into `model`, `optimizer` and `scaler`; return its progress."""
+    _load_weights(checkpoint / MODEL, model)
     optimizers.load_state(optimizer, _names(model), load_file(checkpoint / OPTIMIZER))
     progress: dict[str, Any] = files.read_json(checkpoint / PROGRESS) or {}
+    # A run that goes on in another dtype, on another device, begins with a new scale.
+    if scaler and scaler.is_enabled() and progress.get("scaler"):
+        scaler.load_state_dict(progress["scaler"])
     return progress
 
 
-def save_weights(path: Path, model: torch.nn.Module) -> None:
-    """Write the weights alone, as one step."""
+def save_best(folder: Path, step: int, model: torch.nn.Module) -> None:
+    """Write the weights alone, as the best so far, after `step` steps."""
+    path = _best(folder, step)
     beside = path.with_name(f".{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(_distinct(model.state_dict()), beside)
     files.replace(beside, path)
 
 
-def load_weights(path: Path, model: torch.nn.Module) -> None:
+def load_best(folder: Path, step: int, model: torch.nn.Module) -> None:
+    """Put the weights that were best after `step` steps into `model`."""
+    _load_weights(_best(folder, step), model)
+
+
+def _best(folder: Path, step: int) -> Path:
+    return folder / f"{step:06d}.safetensors"
+
+
+def _load_weights(path: Path, model: torch.nn.Module) -> None:
     """Put the weights in `path` into `model`; tied tensors need only one of their names."""
     missing, unexpected = model.load_state_dict(load_file(path), strict=False)
     tied = {name for name in missing if name in dict(getattr(model, "_tied_weights_keys", None) or {})}
@@ -115,3 +141,21 @@ def prune(folder: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints."""
     for checkpoint in every(folder)[:-keep]:
         files.remove_folder(checkpoint)
+
+
+def prune_best(folder: Path, checkpoints: Path, best: int | None) -> None:
+    """Remove the weights in `folder` of all steps but `best` and those that a checkpoint in `checkpoints` names."""
+    named = {best, *(_named_best(checkpoint) for checkpoint in every(checkpoints))}
+    kept = {_best(folder, step) for step in named if step is not None}
+    for path in folder.glob("*"):  # what a crash has left half written, too
+        if path not in kept:
+            files.remove_file(path)
+
+
+def _named_best(checkpoint: Path) -> int | None:
+    try:
+        progress = files.read_json(checkpoint / PROGRESS) or {}
+    except ValueError:  # a harmed checkpoint is never gone on from
+        return None
+    step: int | None = progress.get("best", {}).get("step")
+    return step

@@ -14,7 +14,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ LABEL_NAMES = (
 )
 ID_NAMES = ("id", "idx", "index", "guid", "uuid", "key", "url", "link", "date", "time", "timestamp")
 
+_DEFAULT_SHARE = Recipe.model_fields["validation"].default
 SMALLEST_SPLIT = 10  # fewer examples than this are all needed for learning
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
 _WHOLE = re.compile(r"(-?\d+)(\.0+)?")
@@ -112,11 +113,25 @@ def load(recipe: Recipe, sources: Mapping[str, Source | None], run_folder: Path)
         warnings.append(f"no row has the label {_listed(without)}")
 
     own = sources.get("validation")
+    # As of a DatasetDict in the notebook: a share that was asked for goes first.
+    its_own = sheet.own_validation if own is None and recipe.validation == _DEFAULT_SHARE else None
     about_own: dict[str, Any] | None = None
     validation: Examples | None
+    if its_own:
+        own = replace(source, options={**source.options, "split": its_own})
     if own is not None:
-        validation, about_own, more = _own_validation(own, run_folder, recipe, columns, labels, renamed, everything)
+        try:
+            validation, about_own, more = _own_validation(own, run_folder, recipe, columns, labels, renamed, everything)
+        except DataError as error:
+            if not its_own:
+                raise
+            raise DataError(
+                f"{source.shown} brings its own split {its_own!r} for scoring. {error}. Or hold back a share of the "
+                "rows to learn from, as in `validation: 0.1`"
+            ) from None
         train, note = everything, f"{len(validation)} rows of {about_own['source']}"
+        if its_own:
+            note += f", the data set's own split {its_own!r}"
         warnings += more
     else:
         share = recipe.validation if isinstance(recipe.validation, float) else 0.0
@@ -423,7 +438,7 @@ def _order(sheet: Sheet, columns: Columns, rows: _Rows, recipe: Recipe) -> tuple
     "recipe's."""
     found = Counter(rows.labels)
     if recipe.labels is None:
-        declared = [name.strip() for name in sheet.orders.get(columns.label, [])]
+        declared = [name for name in _label_texts(sheet.orders.get(columns.label, [])) if name is not None]
         if set(found) <= set(declared):
             return [name for name in dict.fromkeys(declared) if name in found], {}
         numeric = all(_NUMBER.fullmatch(name) for name in found)
@@ -543,6 +558,7 @@ def _own_validation(
         subset=source.options.get("subset", recipe.subset),
         split=source.options.get("split"),
         named=(columns.text, columns.label),
+        setting="validation",
     )
     for what, name in (("text", columns.text), ("label", columns.label)):
         if name not in sheet.columns:

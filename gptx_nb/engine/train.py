@@ -83,6 +83,11 @@ def make_optimizer(model: torch.nn.Module, settings: Settings) -> Optimizer:
     return make(model, settings.learning_rate, settings.weight_decay, settings.betas)
 
 
+def make_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
+    """Return what scales the loss in float16, so that small gradients do not vanish; elsewhere it does nothing."""
+    return torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+
+
 def train(
     model: torch.nn.Module,
     optimizer: Optimizer,
@@ -97,15 +102,17 @@ def train(
     evaluate: Callable[[int], None],
     save: Callable[[int], None],
     should_stop: Callable[[], bool],
+    scaler: torch.amp.GradScaler | None = None,
 ) -> Stop:
     """Run steps `first_step` to `settings.steps` and return how it ended.
 
     `loss_of(model, tensors)` gives the mean loss of one micro-batch. `record` receives a dictionary a step, `evaluate`
     is called with the number of steps done at the set distance and at the end, `save` whenever a checkpoint is due.
-    float32 weights are kept in every dtype: lower ones are used by autocast, float16 with loss scaling.
+    float32 weights are kept in every dtype: lower ones are used by autocast, float16 with loss scaling. What `scaler`
+    has learned about the scale is part of a checkpoint; None: a new one.
     """
     autocast = torch.autocast(device.type, dtype=dtype) if dtype is not torch.float32 else contextlib.nullcontext()
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+    scaler = scaler or make_scaler(device, dtype)
     stepping: Any = optimizer  # a Chain serves too
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.train()

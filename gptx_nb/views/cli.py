@@ -193,9 +193,9 @@ def device(given: argparse.Namespace) -> None:
 
 
 def free(given: argparse.Namespace) -> None:
-    from gptx_nb import inference
+    from gptx_nb import api
 
-    print("The inference process has ended." if inference.free() else "There is no inference process.")
+    print(api.free())
 
 
 def _read(path: Path) -> str:

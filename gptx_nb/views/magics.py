@@ -6,7 +6,9 @@ one message without a traceback; a bug keeps its traceback. Nothing here waits f
 
 from __future__ import annotations
 
+import csv
 import functools
+import json
 import os
 import re
 import sys
@@ -156,27 +158,38 @@ class GptxMagics(_Configured):  # type: ignore[misc]
     @line_magic
     @briefly
     def gpt_runs(self, line: str) -> RunTable:
-        """List all runs, newest first: %gpt_runs. With a name, its versions: %gpt_runs NAME."""
+        """List all runs, newest first: %gpt_runs. Of a run its versions: %gpt_runs NAME, or one: %gpt_runs NAME/2."""
         from gptx_nb import progress
         from gptx_nb.views.panels import RunTable
 
         store = RunStore()
         name = self._words(line)
-        if name:
-            store.find(name)
-        return RunTable(progress.run_rows(store.versions(name) if name else store.runs()))
+        if not name:
+            runs = store.runs()
+        else:
+            runs = [store.find(name)] if "/" in name else store.versions(store.find(name).name)
+        return RunTable(progress.run_rows(runs))
 
     @no_var_expand
     @line_magic
     @briefly
     def gpt_device(self, line: str) -> DeviceView:
         """Show where a run would train, in which arithmetic, and why: %gpt_device."""
-        if line.strip():
-            raise UsageError(f"%gpt_device takes nothing after it, and got {line.strip()[:40]!r}")
+        _alone(line, "gpt_device")
         from gptx_nb import api
         from gptx_nb.views.panels import DeviceView
 
         return DeviceView(api.device())
+
+    @no_var_expand
+    @line_magic
+    @briefly
+    def gpt_free(self, line: str) -> None:
+        """End the inference process, which frees its memory: %gpt_free. The next prediction starts a new one."""
+        _alone(line, "gpt_free")
+        from gptx_nb import api
+
+        print(api.free())
 
     # ---- what was typed ---------------------------------------------------------------------------------------------
 
@@ -212,7 +225,14 @@ class GptxMagics(_Configured):  # type: ignore[misc]
         elif isinstance(given, str) and given.isidentifier() and given in self.shell.user_ns:
             value = self.shell.user_ns[given]
             if isinstance(value, types.ModuleType) or callable(value):
-                return  # a name that means something else here
+                if os.path.exists(given):
+                    return  # a file or folder of that name is meant
+                known = tables(self.shell.user_ns)
+                advice = f"Tables here: {', '.join(known[:8])}" if known else f"Name a file, as in `{key}: reviews.csv`"
+                raise UsageError(
+                    f"{key}: {given} is a {type(value).__name__} here, and no table. {advice}. A data set of that name "
+                    f"on the Hub is named with its owner, as in `{key}: OWNER/{given}`"
+                )
         elif isinstance(given, _Found):
             settings[key], value = given.expression, given.value
         else:
@@ -430,6 +450,11 @@ def _unclosed(line: str) -> NoReturn:
     raise RecipeError(f"a quote is never closed in {line.strip()[:80]!r}. Close it, or use the other kind of quotes")
 
 
+def _alone(line: str, magic: str) -> None:
+    if line.strip():
+        raise UsageError(f"%{magic} takes nothing after it, and got {line.strip()[:40]!r}")
+
+
 def unquoted(text: str) -> str:
     """Take one pair of quotes around `text` off."""
     return text[1:-1] if len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'" else text
@@ -452,6 +477,7 @@ def _refuse_secrets(text: str, *, names: bool = True) -> None:
 
 TAKE_A_RUN = ("gpt_finetune", "gpt_predict", "gpt_watch", "gpt_stop", "gpt_runs")
 CALL = re.compile(r"^\s*(?:\w+\s*=\s*)?(%%?)(gpt_[a-z]+)\s(.*)$", re.DOTALL)
+PLAIN = re.compile(r"[^\W\d][\w.-]*")  # a column that needs no quotes
 MIME_TABLES = ("DataFrame", "Series", "Dataset", "DatasetDict", "Table", "LazyFrame")
 
 
@@ -470,11 +496,12 @@ def offers(text: str, line: int, column: int, user_ns: Mapping[str, Any]) -> tup
     """Return what could be typed at the cursor and the fragment that it would replace; None outside of our magics."""
     lines = text.split("\n")
     before = lines[line][:column]
-    first = CALL.match(lines[0] if lines[0].startswith("%%") else lines[line])
+    cell = lines if lines[0].startswith("%%") else [lines[line]]
+    first = CALL.match(cell[0])
     if first is None:
         return None
-    if line > 0 and lines[0].startswith("%%"):
-        return _in_body(before, user_ns) if first[2] == "gpt_finetune" else None
+    if line > 0 and len(cell) > 1:
+        return _in_body(before, cell, user_ns) if first[2] == "gpt_finetune" else None
     call = CALL.match(before)
     if call is None or call[2] not in TAKE_A_RUN:
         return None
@@ -488,25 +515,75 @@ def offers(text: str, line: int, column: int, user_ns: Mapping[str, Any]) -> tup
     if not separator and len(words) > 1 and words[-2].startswith("--"):
         option, start = words[-2], fragment
     if option.startswith("--"):
-        return _values(option[2:].replace("-", "_"), start, user_ns), start
+        return _values(option[2:].replace("-", "_"), start, cell, user_ns), start
     return fields.completions(fragment or "--"), fragment
 
 
-def _in_body(before: str, user_ns: Mapping[str, Any]) -> tuple[list[str], str] | None:
+def _in_body(before: str, cell: list[str], user_ns: Mapping[str, Any]) -> tuple[list[str], str] | None:
     if match := re.fullmatch(r"(\w*)", before):
         return fields.completions(match[1]), match[1]
-    if match := re.fullmatch(r"(\w+)\s*:\s*(\S*)", before):
-        return _values(match[1], match[2], user_ns), match[2]
+    if match := re.fullmatch(r"(\w+)\s*:\s*(.*)", before):
+        return _values(match[1], match[2], cell, user_ns), match[2]
     return None
 
 
-def _values(name: str, start: str, user_ns: Mapping[str, Any]) -> list[str]:
+def _values(name: str, start: str, cell: list[str], user_ns: Mapping[str, Any]) -> list[str]:
     if name not in Recipe.model_fields:
         return []
     found = fields.values(name, start)
+    if name in ("text", "label"):
+        data = _data(cell)
+        columns = _columns(user_ns[data]) if data in user_ns else _header(data)
+        found += [
+            each if PLAIN.fullmatch(each) else json.dumps(each, ensure_ascii=False)
+            for each in columns
+            if each.startswith(unquoted(start))
+        ]
     if name in ("data", "validation"):
         found += [each for each in tables(user_ns) if each.startswith(start)] + _files(start)
     return found
+
+
+def _data(cell: list[str]) -> str:
+    """Return what a cell that is still being typed names as `data`; a flag wins over a line."""
+    if flag := re.search(r"""\s--data[ =]\s*("[^"]*"|'[^']*'|\S+)""", cell[0]):
+        return unquoted(flag[1])
+    lines = (re.fullmatch(r"data\s*:\s*(.*?)(?:\s+#.*)?\s*", line) for line in cell[1:])
+    return next((unquoted(line[1]) for line in lines if line), "")
+
+
+def _columns(table: Any) -> list[str]:
+    """Return the names of the columns of a table in this notebook; none for what has none."""
+    if isinstance(table, list):
+        first = table[0] if table else ()
+        return [str(name) for name in first] if isinstance(first, Mapping) else ["text", "label"]
+    named = getattr(table, "column_names", getattr(table, "columns", ()))
+    if isinstance(table, Mapping):
+        split = next(iter(table.values()), None)
+        named = _columns(split) if hasattr(split, "column_names") or hasattr(split, "columns") else table
+    return [] if callable(named) else [str(name) for name in named]
+
+
+def _header(path: str) -> list[str]:
+    """Return the names of the columns of a file from its first line, or from what Parquet has in its place."""
+    kind = os.path.splitext(path)[1]
+    if kind not in (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"):
+        return []
+    path = os.path.expanduser(path)
+    try:
+        if kind == ".parquet":
+            from pyarrow import parquet
+
+            return list(parquet.read_schema(path).names)
+        with open(path, "rb") as file:
+            line = file.readline(65_536).decode("utf-8-sig")
+        if kind in (".csv", ".tsv"):
+            delimiter = "\t" if kind == ".tsv" else max(",;\t|", key=line.count)
+            return next(csv.reader([line], delimiter=delimiter), [])
+        row = json.loads(line)
+    except (OSError, ValueError, csv.Error):  # not there, or not what its name says: training tells more
+        return []
+    return list(row) if isinstance(row, dict) else []
 
 
 def _files(start: str) -> list[str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import sys
 import time
@@ -21,10 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptx_nb import files
-from gptx_nb.errors import UsageError
+from gptx_nb.errors import RunFailed, UsageError
 from gptx_nb.metrics import MetricsWriter
 from gptx_nb.recipe import Recipe
 from gptx_nb.runs import Run
+from gptx_nb.sources import check_unchanged
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,8 +35,6 @@ if TYPE_CHECKING:
 
 FINISHED, FAILED, MISTAKE, STOPPED = 0, 1, 2, 3
 
-FEWEST_STEPS = 60  # a small set is gone through until this many steps are done (Mosbach et al. 2021, arXiv:2006.04884)
-MOST_LENGTH = 512  # tokens; longer rows are taken where the recipe asks for them
 MOST_EVALUATIONS = 20  # of one run: scoring should stay a small part of its time
 
 
@@ -61,6 +61,9 @@ def main(arguments: list[str]) -> int:
         words = _last_words(error, run)
     metrics.close()
     files.write_json(run.end_file(attempt), words)
+    if status == FINISHED:  # and said so: from here on only the model is needed
+        for folder in (run.checkpoints, run.best):
+            files.remove_folder(folder)
     return status
 
 
@@ -101,6 +104,11 @@ class _Attempt:
         self.metrics.append({"kind": "note", "text": text, "time": time.time()})
 
     def should_stop(self) -> bool:
+        if self.run.claim_file(self.attempt + 1).exists():
+            raise RunFailed(
+                f"attempt {self.attempt + 1} goes on with this run: this one, on {platform.node()}, gave no sign of "
+                "life for so long that it was taken for dead"
+            )
         return self.terminated or self.run.stop_file.exists()
 
     def carry_out(self) -> bool:
@@ -114,11 +122,11 @@ class _Attempt:
         import torch
         import transformers
 
-        from gptx_nb.engine import checkpoints, evaluate, models
+        from gptx_nb.engine import checkpoints, evaluate, models, plan
         from gptx_nb.engine import device as devices
         from gptx_nb.engine.predict import use_all_cores
         from gptx_nb.engine.tasks import text_classification as task
-        from gptx_nb.engine.train import Settings, make_optimizer, train
+        from gptx_nb.engine.train import Settings, make_optimizer, make_scaler, train
 
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
@@ -130,16 +138,16 @@ class _Attempt:
         parameters = sum(parameter.numel() for parameter in model.parameters())
 
         context = models.context(base.config)
-        max_length, length_reason = _max_length(recipe, context)
+        max_length, length_reason = plan.max_length(recipe, context)
         rows, cut = task.encode(tokenizer, table.train.texts, max_length)
         held_rows: list[list[int]] = []
         if table.validation is not None:
             held_rows, held_cut = task.encode(tokenizer, table.validation.texts, max_length)
             cut += held_cut
         steps_per_epoch = -(-len(rows) // recipe.batch_size)
-        epochs, epochs_reason = _epochs(recipe, len(rows), steps_per_epoch)
+        epochs, epochs_reason = plan.epochs(recipe, len(rows), steps_per_epoch)
         steps = max(1, round(epochs * steps_per_epoch))
-        learning_rate, rate_reason = _learning_rate(recipe, parameters)
+        learning_rate, rate_reason = plan.learning_rate(recipe, parameters)
 
         resolved = recipe.model_copy(
             update={
@@ -153,10 +161,8 @@ class _Attempt:
         )
         if not run.recipe_file.exists():
             files.write_text(run.recipe_file, resolved.to_yaml())
-        lengths = sorted(len(row) for row in [*rows, *held_rows])
-        plan = {
-            "device": {"choice": str(device.device), "reason": device.reason, "name": device.name},
-            "dtype": {"choice": str(device.dtype).removeprefix("torch."), "reason": device.dtype_reason},
+        decided = {
+            **plan.machine(device),
             "model": {
                 "name": base.name,
                 "where": base.where,
@@ -169,25 +175,7 @@ class _Attempt:
             "steps": steps,
             "batch_size": recipe.batch_size,
             "max_length": {"choice": max_length, "reason": length_reason},
-            "labels": table.labels,
-            "train_rows": len(rows),
-            "validation_rows": len(held_rows),
-            "tokens": {
-                "min": lengths[0],
-                "median": lengths[len(lengths) // 2],
-                "p95": lengths[min(len(lengths) - 1, int(len(lengths) * 0.95))],
-                "max": lengths[-1],
-                "cut": cut,
-            },
-            "rendered": [
-                {
-                    "text": tokenizer.decode(rows[index]),
-                    "label": table.labels[table.train.labels[index]],
-                    "tokens": len(rows[index]),
-                }
-                for index in range(min(3, len(rows)))
-            ],
-            "notes": [*table.report.get("warnings", [])],
+            **plan.examples(table, tokenizer, rows, held_rows, cut),
         }
 
         settings = Settings(
@@ -201,13 +189,14 @@ class _Attempt:
         )
         torch.nn.Module.to(model, device.device)  # transformers' own `to` is typed wrongly
         optimizer = make_optimizer(model, settings)
+        scaler = make_scaler(device.device, device.dtype)
         best: dict[str, Any] = {"score": None, "step": None}
         first_step = 0
         if checkpoint := checkpoints.latest(run.checkpoints):
-            progress = checkpoints.load(checkpoint, model, optimizer)
+            progress = checkpoints.load(checkpoint, model, optimizer, scaler)
             first_step, best = progress["step"], progress["best"]
-        if not run.plan_file.exists():
-            files.write_json(run.plan_file, plan)
+        # A later attempt may have another device; all else was decided by the first.
+        files.write_json(run.plan_file, {**decided, **(run.plan() or {}), **plan.machine(device)})
 
         def score() -> dict[str, Any]:
             assert table.validation is not None
@@ -242,11 +231,13 @@ class _Attempt:
             if best["score"] is None or rank > best["score"]:
                 best = {"score": rank, "step": step}
                 if recipe.keep == "best":
-                    checkpoints.save_weights(run.best_weights, model)
+                    checkpoints.save_best(run.best, step, model)
+                    checkpoints.prune_best(run.best, run.checkpoints, step)
 
         def save(step: int) -> None:
-            checkpoints.save(run.checkpoints, model, optimizer, {"step": step, "best": best})
+            checkpoints.save(run.checkpoints, model, optimizer, {"step": step, "best": best}, scaler)
             checkpoints.prune(run.checkpoints, keep=2)
+            checkpoints.prune_best(run.best, run.checkpoints, best["step"])
 
         self.metrics.append({"kind": "start", "step": first_step, "steps": steps, "time": time.time()})
         self.phase("training")
@@ -270,12 +261,13 @@ class _Attempt:
             evaluate=evaluate_at,
             save=save,
             should_stop=self.should_stop,
+            scaler=scaler,
         )
 
         self.phase("scoring")
         kept_step = end.step
         if recipe.keep == "best" and best["step"] is not None:
-            checkpoints.load_weights(run.best_weights, model)
+            checkpoints.load_best(run.best, best["step"], model)
             kept_step = best["step"]
         self._write_scores(recipe, table, score() if table.validation is not None else None, kept_step)
 
@@ -292,7 +284,11 @@ class _Attempt:
 
         if self.run.report_file.exists():
             return data.load_snapshot(self.run.data)
-        table = data.load(recipe, self.run.sources(), self.run.folder)
+        sources = self.run.sources()
+        table = data.load(recipe, sources, self.run.folder)
+        for source, setting in ((sources["train"], "data"), (sources["validation"], "validation")):
+            if source:
+                check_unchanged(source, setting, self.run.folder)
         data.save_snapshot(table, self.run.data)
         return table
 
@@ -318,37 +314,6 @@ class _Attempt:
 def _baselines(score: Callable[..., dict[str, dict[str, float]]], table: Table) -> dict[str, dict[str, float]]:
     assert table.validation is not None
     return score(table.train, table.validation)
-
-
-def _max_length(recipe: Recipe, context: int) -> tuple[int, str]:
-    if recipe.max_length is None:
-        length = min(context, MOST_LENGTH)
-        return (
-            length,
-            "the model's context" if length == context else f"the model sees {context:,}; longer rows cost time",
-        )
-    if recipe.max_length > context:
-        return context, f"{recipe.max_length:,} was asked for, and the model sees {context:,}"
-    return recipe.max_length, "asked for in the recipe"
-
-
-def _epochs(recipe: Recipe, rows: int, steps_per_epoch: int) -> tuple[float, str]:
-    if recipe.epochs is not None:
-        return recipe.epochs, "asked for in the recipe"
-    needed = -(-FEWEST_STEPS // steps_per_epoch)
-    if needed <= 3:
-        return 3.0, "the usual number"
-    return float(
-        needed
-    ), f"{rows} examples make {steps_per_epoch} step(s) an epoch; fewer than {FEWEST_STEPS} teach little"
-
-
-def _learning_rate(recipe: Recipe, parameters: int) -> tuple[float, str]:
-    if recipe.learning_rate is not None:
-        return recipe.learning_rate, "asked for in the recipe"
-    millions = parameters / 1e6
-    rate = float(f"{1.2e-3 / max(1.0, millions) ** 0.5:.1e}")
-    return rate, f"for {millions:,.1f} million parameters: 0.0012 / sqrt(millions)"
 
 
 if __name__ == "__main__":
