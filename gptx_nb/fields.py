@@ -21,7 +21,10 @@ Kind = Literal["text", "number", "whole number", "yes or no", "choice", "list", 
 _KINDS: dict[str, Kind] = {"string": "text", "number": "number", "integer": "whole number", "boolean": "yes or no"}
 _NUMBER = re.compile(r"[-+.\d][-+.\deE_]*")
 _METAVARS: dict[Kind, str] = {"number": "NUMBER", "whole number": "N", "yes or no": "true|false", "list": "[A, B]"}
-_SUGGESTIONS: dict[str, Callable[[], list[str]]] = {"model": known_models}
+_SUGGESTIONS: dict[str, Callable[[], list[str]]] = {
+    "model": known_models,
+    "tune": lambda: ["full", "lora", "head", "top:4"],
+}
 
 
 @dataclass(frozen=True)

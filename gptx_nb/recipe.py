@@ -76,6 +76,11 @@ class Recipe(BaseModel):
         reason="one in five keeps the score's error small and most examples for learning; split by label, fixed seed",
         unit="share",
     )
+    tune: str = setting(
+        "full",
+        "Which part is trained: full, lora (low-rank updates beside it), top:K (the last K layers) or head.",
+        reason="learns most; lora needs a third of the memory, top:4 and head a fraction of the time",
+    )
     epochs: float | None = setting(
         None,
         "Passes over the examples.",
@@ -181,6 +186,13 @@ class Recipe(BaseModel):
             raise ValueError("a share from 0 to 0.9, or the name of a table")
         if typed:
             raise ValueError(f"type {share:g}")
+        return value
+
+    @field_validator("tune")
+    @classmethod
+    def _tune_is_known(cls, value: str) -> str:
+        if not re.fullmatch(r"full|lora|head|top:[1-9]\d{0,3}", value):
+            raise ValueError("use full, lora, head, or top:4 (or another number of layers)")
         return value
 
     @field_validator("device")

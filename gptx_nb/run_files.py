@@ -46,6 +46,10 @@ class RunFiles:
         return self.folder / "best"
 
     @property
+    def frozen_part(self) -> Path:
+        return self.folder / "frozen.f32"
+
+    @property
     def model(self) -> Path:
         return self.folder / "model"
 

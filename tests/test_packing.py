@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from gptx_nb.engine import batches, packing
+from gptx_nb.engine import batches, packing, tuning
 from gptx_nb.engine.tasks import text_classification as task
 
 CPU = torch.device("cpu")
@@ -50,27 +50,47 @@ def test_packed_texts_give_the_logits_of_one_text_at_a_time(kind: str) -> None:
     assert np.abs(np.diff(together, axis=0)).min(axis=1).max() > 1e-2  # texts differ in what they give
 
 
+def learner_of(model: PreTrainedModel, token_budget: int) -> task.Learner:
+    return task.Learner(
+        model,
+        tuning.prepare(model, "full"),
+        ROWS,
+        [0, 1, 2, 0, 1, 2],
+        ROWS[:3],
+        pad_id=PAD,
+        device=CPU,
+        batch_size=6,
+        seed=0,
+        token_budget=token_budget,
+    )
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 @pytest.mark.parametrize("token_budget", [10, 10_000])
-def test_a_packed_step_has_the_loss_and_gradients_of_a_padded_one(kind: str, token_budget: int) -> None:
+def test_a_packed_step_has_the_loss_and_gradients_of_a_padded_one(
+    kind: str, token_budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = small(kind, **(NO_DROPOUT if kind == "gpt2" else {})).train()
 
-    def step(packed: bool) -> tuple[float, dict[str, torch.Tensor], int]:
-        made = task.make_step(
-            0, ROWS, [0, 1, 2, 0, 1, 2], batch_size=6, pad_id=PAD, seed=0, packed=packed, token_budget=token_budget
-        )
+    def step(learner: task.Learner) -> tuple[float, dict[str, torch.Tensor], int]:
+        made = learner.step(0)
         model.zero_grad()
         total = 0.0
         for tensors, weight in zip(made.micro, made.weights, strict=True):
-            loss = task.loss(model, tensors) * weight
+            loss = learner.loss(model, tensors) * weight
             loss.backward()
             total += loss.item()
         assert sum(made.weights) == pytest.approx(1)
         return total, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}, made.tokens
 
-    expected_loss, expected, expected_tokens = step(packed=False)
-    assert packing.use(model) is None
-    found_loss, found, found_tokens = step(packed=True)
+    monkeypatch.setattr(packing, "PACKABLE", ())
+    padded = learner_of(model, token_budget)
+    assert padded.padded_because
+    expected_loss, expected, expected_tokens = step(padded)
+    monkeypatch.undo()
+    packed = learner_of(model, token_budget)
+    assert packed.padded_because is None
+    found_loss, found, found_tokens = step(packed)
     assert found_loss == pytest.approx(expected_loss, abs=1e-5)
     assert found_tokens == expected_tokens == 55
     assert found.keys() == expected.keys()
@@ -80,13 +100,13 @@ def test_a_packed_step_has_the_loss_and_gradients_of_a_padded_one(kind: str, tok
 
 def test_activation_checkpointing_recomputes_packed_attention() -> None:
     model = small("llama").train()
-    assert packing.use(model) is None
-    tensors = {**packing.pack(ROWS, PAD), "labels": torch.tensor([0, 1, 2, 0, 1, 2])}
-    task.loss(model, tensors).backward()
+    learner = learner_of(model, 10_000)
+    (tensors,) = learner.step(0).micro
+    learner.loss(model, tensors).backward()
     expected = model.get_input_embeddings().weight.grad.clone()
     model.zero_grad()
     model.activation_checkpointing_enable({"use_reentrant": False})
-    task.loss(model, tensors).backward()
+    learner.loss(model, tensors).backward()
     assert torch.allclose(model.get_input_embeddings().weight.grad, expected, atol=1e-6)
 
 

@@ -1,13 +1,15 @@
 """The training loop on the embedded base model: exact resume, padding, tied weights."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from gptx_nb.engine import checkpoints, models
+from gptx_nb.engine import checkpoints, models, tuning
 from gptx_nb.engine.tasks import text_classification as task
 from gptx_nb.engine.train import Settings, make_optimizer, train
 
@@ -16,7 +18,12 @@ LABELS = [1, 0, 0, 1]
 
 
 def run(
-    folder: Path, *, stop_after: int | None = None, resume: bool = False, dtype: torch.dtype = torch.float32
+    folder: Path,
+    *,
+    stop_after: int | None = None,
+    resume: bool = False,
+    dtype: torch.dtype = torch.float32,
+    method: str = "full",
 ) -> tuple[list[float], dict[str, Any]]:
     base = models.find("tiny")
     tokenizer = models.load_tokenizer(base)
@@ -24,9 +31,22 @@ def run(
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.1  # the embedded model has none; only dropout shows whether the generators are seeded anew
+    tuned = tuning.prepare(model, method, seed=1)
     settings = Settings(steps=6, learning_rate=1e-3)
     optimizer = make_optimizer(model, settings)
     rows, _ = task.encode(tokenizer, TEXTS, 64)
+    learner = task.Learner(
+        model,
+        tuned,
+        rows,
+        LABELS,
+        [],
+        pad_id=tokenizer.pad_token_id,
+        device=torch.device("cpu"),
+        batch_size=2,
+        seed=0,
+    )
+    learner.prepare(contextlib.nullcontext)
     newest = checkpoints.latest(folder) if resume else None
     # A first scale that is too large: every step until it fits is left out.
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20) if dtype is torch.float16 else None
@@ -38,8 +58,8 @@ def run(
         settings,
         device=torch.device("cpu"),
         dtype=dtype,
-        batch_at=lambda step: task.make_step(step, rows, LABELS, batch_size=2, pad_id=tokenizer.pad_token_id, seed=0),
-        loss_of=task.loss,
+        batch_at=learner.step,
+        loss_of=learner.loss,
         first_step=first,
         record=lambda entry: losses.append(entry["loss"]),
         evaluate=lambda step: None,
@@ -50,16 +70,28 @@ def run(
     return losses, model.state_dict()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "method"),
+    [(torch.float32, "full"), (torch.float16, "full"), (torch.float32, "lora"), (torch.float32, "top:1")],
+    ids=str,
+)
 def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not_to_the_last_bit(
-    tmp_path: Path, dtype: torch.dtype
+    tmp_path: Path, dtype: torch.dtype, method: str
 ) -> None:
-    whole, weights = run(tmp_path / "whole", dtype=dtype)
-    first, _ = run(tmp_path / "cut", stop_after=3, dtype=dtype)
-    second, resumed = run(tmp_path / "cut", resume=True, dtype=dtype)
+    whole, weights = run(tmp_path / "whole", dtype=dtype, method=method)
+    first, _ = run(tmp_path / "cut", stop_after=3, dtype=dtype, method=method)
+    second, resumed = run(tmp_path / "cut", resume=True, dtype=dtype, method=method)
     assert first + second == whole
     assert whole[-1] < whole[0], "it has learned"
     assert all(torch.equal(resumed[name], weights[name]) for name in weights)
+
+
+def test_a_checkpoint_holds_what_training_changes_and_nothing_else(tmp_path: Path) -> None:
+    for method in ("full", "head"):
+        run(tmp_path / method, stop_after=2, method=method)
+    head = load_file(tmp_path / "head" / "000002" / checkpoints.MODEL)
+    assert set(head) == {"score.weight"}
+    assert len(load_file(tmp_path / "full" / "000002" / checkpoints.MODEL)) > 50
 
 
 def test_a_harmed_checkpoint_is_passed_over(tmp_path: Path) -> None:

@@ -15,12 +15,14 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
+import transformers
 from transformers import AutoModelForSequenceClassification
 
 from gptx_nb.engine import device as devices
-from gptx_nb.engine import evaluate, models
+from gptx_nb.engine import evaluate, models, tuning
 from gptx_nb.engine.data import Examples
 from gptx_nb.engine.tasks import text_classification as task
 from gptx_nb.engine.train import Settings, make_optimizer, train
@@ -34,11 +36,6 @@ def table(folder: Path, name: str) -> pd.DataFrame:
     return pd.read_csv(next(path for path in sorted(folder.iterdir()) if path.name.startswith(f"{name}.csv")))
 
 
-def accuracy(model: Any, rows: list[list[int]], truth: list[int], pad_id: int, device: torch.device) -> float:
-    logits = task.logits(model, rows, pad_id=pad_id, device=device, labels=model.config.num_labels)
-    return float((logits.argmax(axis=1) == truth).mean())
-
-
 def one(pretrained: bool, seed: int, rate: float, parts: dict[str, Examples], labels: int) -> tuple[float, float]:
     """Return (best validation accuracy, test accuracy of those weights)."""
     base = models.find("tiny")
@@ -50,6 +47,17 @@ def one(pretrained: bool, seed: int, rate: float, parts: dict[str, Examples], la
     chosen = devices.choose()
     model.to(chosen.device)
     rows = {name: task.encode(tokenizer, part.texts, 512)[0] for name, part in parts.items()}
+    learner = task.Learner(
+        model,
+        tuning.prepare(model, "full"),
+        rows["train"],
+        parts["train"].labels,
+        rows["validation"],
+        pad_id=tokenizer.pad_token_id,
+        device=chosen.device,
+        batch_size=BATCH,
+        seed=seed,
+    )
     steps_per_epoch = -(-len(rows["train"]) // BATCH)
     settings = Settings(
         steps=EPOCHS * steps_per_epoch,
@@ -59,13 +67,23 @@ def one(pretrained: bool, seed: int, rate: float, parts: dict[str, Examples], la
         save_every_seconds=1e9,
     )
     best = (0.0, 0.0)
-    pad_id = tokenizer.pad_token_id
+
+    def accuracy(logits: np.ndarray, name: str) -> float:
+        return float((logits.argmax(axis=1) == np.array(parts[name].labels)).mean())
 
     def score(step: int) -> None:
         nonlocal best
-        found = accuracy(model, rows["validation"], parts["validation"].labels, pad_id, chosen.device)
-        if found > best[0]:
-            best = (found, accuracy(model, rows["test"], parts["test"].labels, pad_id, chosen.device))
+        validation = accuracy(learner.held_logits(), "validation")
+        if validation > best[0]:
+            test = task.logits(
+                model,
+                rows["test"],
+                pad_id=tokenizer.pad_token_id,
+                device=chosen.device,
+                labels=labels,
+                packed=learner.padded_because is None,
+            )
+            best = (validation, accuracy(test, "test"))
 
     train(
         model,
@@ -73,10 +91,8 @@ def one(pretrained: bool, seed: int, rate: float, parts: dict[str, Examples], la
         settings,
         device=chosen.device,
         dtype=chosen.dtype,
-        batch_at=lambda step: task.make_step(
-            step, rows["train"], parts["train"].labels, batch_size=BATCH, pad_id=pad_id, seed=seed
-        ),
-        loss_of=task.loss,
+        batch_at=learner.step,
+        loss_of=learner.loss,
         record=lambda entry: None,
         evaluate=score,
         save=lambda step: None,
@@ -92,6 +108,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     whole = {name: table(arguments.folder, name) for name in ("train", "validation", "test")}
     labels = int(whole["train"]["label"].nunique())
     results: dict[str, list[float]] = {"tiny": [], "random weights": [], "TF-IDF": [], "majority": []}

@@ -1,7 +1,7 @@
 """Write and load the exact state of a training run: weights, optimiser state and position. No pickle.
 
     checkpoints/000120/
-      model.safetensors       every trained tensor and buffer, in its training dtype
+      model.safetensors       every tensor that training changes, in its training dtype
       optimizer.safetensors   what the optimiser keeps: AdamW's `exp_avg.<name>`, `exp_avg_sq.<name>`, `step.<name>`
       progress.json           {"step": 120, "scaler": {...}, ...}: what the loop needs besides tensors
       manifest.json           name -> {size, sha256}; written last: a folder without it does not count
@@ -32,17 +32,25 @@ PROGRESS = "progress.json"
 MANIFEST = "manifest.json"
 
 
-def _distinct(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Drop the second name of a tied tensor (GPT-2's output layer is its embedding): safetensors refuses aliases."""
+def _trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return what training changes, once each: frozen weights are the base model's, and known without a copy.
+
+    The second name of a tied tensor (GPT-2's output layer is its embedding) is dropped: safetensors refuses aliases.
+    """
+    frozen = _frozen(model)
     seen: set[tuple[int, int]] = set()
     distinct = {}
-    for name, tensor in state.items():
+    for name, tensor in model.state_dict().items():
         alias = (tensor.data_ptr(), tensor.numel())
-        if tensor.numel() and alias in seen:
+        if name in frozen or (tensor.numel() and alias in seen):
             continue
         seen.add(alias)
         distinct[name] = tensor.detach().to("cpu").contiguous()
     return distinct
+
+
+def _frozen(model: torch.nn.Module) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
 
 
 def _names(model: torch.nn.Module) -> dict[torch.Tensor, str]:
@@ -62,7 +70,7 @@ def save(
         return target
 
     def fill(beside: Path) -> None:
-        save_file(_distinct(model.state_dict()), beside / MODEL)
+        save_file(_trained(model), beside / MODEL)
         save_file(optimizers.state(optimizer, _names(model)), beside / OPTIMIZER)
         files.write_json(beside / PROGRESS, {**progress, "scaler": scaler.state_dict() if scaler else {}})
         manifest = {
@@ -116,7 +124,7 @@ def save_best(folder: Path, step: int, model: torch.nn.Module) -> None:
     path = _best(folder, step)
     beside = path.with_name(f".{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(_distinct(model.state_dict()), beside)
+    save_file(_trained(model), beside)
     files.replace(beside, path)
 
 
@@ -133,8 +141,9 @@ def _load_weights(path: Path, model: torch.nn.Module) -> None:
     """Put the weights in `path` into `model`; tied tensors need only one of their names."""
     missing, unexpected = model.load_state_dict(load_file(path), strict=False)
     tied = {name for name in missing if name in dict(getattr(model, "_tied_weights_keys", None) or {})}
-    if unexpected or set(missing) - tied:
-        raise ValueError(f"{path} does not fit this model: missing {sorted(set(missing) - tied)}, unknown {unexpected}")
+    lacking = set(missing) - tied - _frozen(model)
+    if unexpected or lacking:
+        raise ValueError(f"{path} does not fit this model: missing {sorted(lacking)}, unknown {unexpected}")
 
 
 def prune(folder: Path, keep: int) -> None:

@@ -49,7 +49,7 @@ def choose(device: str = "auto", dtype: str = "auto") -> Device:
     """
     chosen, reason = _device(device)
     arithmetic, why = _dtype(chosen, dtype)
-    total, free = _memory(chosen)
+    total, free = memory(chosen)
     return Device(chosen, arithmetic, reason, why, _name(chosen), total, free)
 
 
@@ -131,16 +131,16 @@ def _cpu_flags() -> set[str]:
     return set()
 
 
-def _memory(device: torch.device) -> tuple[int | None, int | None]:
+def memory(device: torch.device) -> tuple[int | None, int | None]:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return total, free
     if device.type == "cpu":
-        return _main_memory()
+        return main_memory()
     return None, None
 
 
-def _main_memory() -> tuple[int | None, int | None]:
+def main_memory() -> tuple[int | None, int | None]:
     """Return total and available main memory in bytes, the cgroup's limit counted (a container sees the host's)."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from gptx_nb.engine.tuning import LORA_RANK
 from gptx_nb.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -14,9 +15,13 @@ if TYPE_CHECKING:
 
     from gptx_nb.engine.data import Table
     from gptx_nb.engine.device import Device
+    from gptx_nb.engine.tuning import Tuning
 
 FEWEST_STEPS = 60  # a small set is gone through until this many steps are done (Mosbach et al. 2021, arXiv:2006.04884)
 MOST_LENGTH = 512  # tokens; longer rows are taken where the recipe asks for them
+# Fewer weights take larger steps: new ones begin at nothing, and little else can be harmed.
+RATE_OF_METHOD = {"lora": 5, "head": 50}
+MEMORY_SHARE, DISK_SHARE = 0.25, 0.5  # of what is free, for the frozen part
 
 
 def machine(device: Device) -> dict[str, Any]:
@@ -59,6 +64,31 @@ def examples(
     }
 
 
+def tuning(tuned: Tuning, padded_because: str | None) -> dict[str, Any]:
+    """Return what the plan says of the part that is trained, and of how rows go together."""
+    what = {
+        "full": "every weight",
+        "lora": f"low-rank updates of every layer's matrices, rank {LORA_RANK}, and the head",
+        "head": "the head alone; all else is computed once for every row",
+    }.get(tuned.method, f"the last {tuned.layers - tuned.frozen_layers} of {tuned.layers} layers and the head")
+    return {
+        "tune": {"choice": tuned.method, "reason": f"{what}: {tuned.trained:,} weights"},
+        "rows": {
+            "choice": "padded" if padded_because else "packed",
+            "reason": padded_because or "texts one after another in a row, without padding",
+        },
+    }
+
+
+def place_of_frozen_part(size: int, memory_free: int | None, disk_free: int) -> tuple[str, str]:
+    """Return where `size` bytes of the frozen part are kept, "memory", "disk" or "nowhere", and why."""
+    if memory_free is None or size <= memory_free * MEMORY_SHARE:
+        return "memory", f"{size / 1e6:,.0f} MB, at most {MEMORY_SHARE:.0%} of what is free"
+    if size <= disk_free * DISK_SHARE:
+        return "disk", f"{size / 1e6:,.0f} MB, too much for memory"
+    return "nowhere", f"{size / 1e6:,.0f} MB, too much for memory and disk: it is computed anew in every epoch"
+
+
 def max_length(recipe: Recipe, context: int) -> tuple[int, str]:
     """Return the longest text in tokens, and why, for a model that sees `context` tokens."""
     if recipe.max_length is None:
@@ -85,9 +115,11 @@ def epochs(recipe: Recipe, rows: int, steps_per_epoch: int) -> tuple[float, str]
 
 
 def learning_rate(recipe: Recipe, parameters: int) -> tuple[float, str]:
-    """Return the peak learning rate, and why."""
+    """Return the peak learning rate for a model of so many `parameters`, and why."""
     if recipe.learning_rate is not None:
         return recipe.learning_rate, "asked for in the recipe"
     millions = parameters / 1e6
-    rate = float(f"{1.2e-3 / max(1.0, millions) ** 0.5:.1e}")
-    return rate, f"for {millions:,.1f} million parameters: 0.0012 / sqrt(millions)"
+    times = RATE_OF_METHOD.get(recipe.tune, 1)
+    rate = float(f"{times * 1.2e-3 / max(1.0, millions) ** 0.5:.1e}")
+    more = f", {times} times that for {recipe.tune}" if times != 1 else ""
+    return rate, f"for {millions:,.1f} million parameters: 0.0012 / sqrt(millions){more}"

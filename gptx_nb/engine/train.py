@@ -83,6 +83,11 @@ def make_optimizer(model: torch.nn.Module, settings: Settings) -> Optimizer:
     return make(model, settings.learning_rate, settings.weight_decay, settings.betas)
 
 
+def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
+    """Return what lets matrix products be computed in `dtype`; the weights stay float32."""
+    return torch.autocast(device.type, dtype=dtype) if dtype is not torch.float32 else contextlib.nullcontext()
+
+
 def make_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
     """Return what scales the loss in float16, so that small gradients do not vanish; elsewhere it does nothing."""
     return torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
@@ -111,7 +116,6 @@ def train(
     float32 weights are kept in every dtype: lower ones are used by autocast, float16 with loss scaling. What `scaler`
     has learned about the scale is part of a checkpoint; None: a new one.
     """
-    autocast = torch.autocast(device.type, dtype=dtype) if dtype is not torch.float32 else contextlib.nullcontext()
     scaler = scaler or make_scaler(device, dtype)
     stepping: Any = optimizer  # a Chain serves too
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -134,7 +138,7 @@ def train(
         losses = []
         for tensors, weight in zip(batch.micro, batch.weights, strict=True):
             on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
-            with autocast:
+            with autocast(device, dtype):
                 loss = loss_of(model, on_device) * weight
             scaler.scale(loss).backward()
             losses.append(loss.detach())

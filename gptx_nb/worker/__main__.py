@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import signal
 import sys
 import time
@@ -29,9 +30,8 @@ from gptx_nb.runs import Run
 from gptx_nb.sources import check_unchanged
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from gptx_nb.engine.data import Table
+    from gptx_nb.engine.tasks.text_classification import Learner
 
 FINISHED, FAILED, MISTAKE, STOPPED = 0, 1, 2, 3
 
@@ -122,11 +122,11 @@ class _Attempt:
         import torch
         import transformers
 
-        from gptx_nb.engine import checkpoints, evaluate, models, plan
+        from gptx_nb.engine import checkpoints, evaluate, models, plan, tuning
         from gptx_nb.engine import device as devices
         from gptx_nb.engine.predict import use_all_cores
         from gptx_nb.engine.tasks import text_classification as task
-        from gptx_nb.engine.train import Settings, make_optimizer, make_scaler, train
+        from gptx_nb.engine.train import Settings, autocast, make_optimizer, make_scaler, train
 
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
@@ -136,6 +136,7 @@ class _Attempt:
         tokenizer = models.load_tokenizer(base)
         model = models.load_classifier(base, tokenizer, table.labels, recipe.seed)
         parameters = sum(parameter.numel() for parameter in model.parameters())
+        tuned = tuning.prepare(model, recipe.tune, recipe.seed)
 
         context = models.context(base.config)
         max_length, length_reason = plan.max_length(recipe, context)
@@ -161,8 +162,21 @@ class _Attempt:
         )
         if not run.recipe_file.exists():
             files.write_text(run.recipe_file, resolved.to_yaml())
+        torch.nn.Module.to(model, device.device)  # transformers' own `to` is typed wrongly
+        learner = task.Learner(
+            model,
+            tuned,
+            rows,
+            table.train.labels,
+            held_rows,
+            pad_id=tokenizer.pad_token_id,
+            device=device.device,
+            batch_size=recipe.batch_size,
+            seed=recipe.seed,
+        )
         decided = {
             **plan.machine(device),
+            **plan.tuning(tuned, learner.padded_because),
             "model": {
                 "name": base.name,
                 "where": base.where,
@@ -187,7 +201,6 @@ class _Attempt:
             eval_every=max(steps_per_epoch, -(-steps // MOST_EVALUATIONS)),
             save_every_seconds=recipe.checkpoint_every,
         )
-        torch.nn.Module.to(model, device.device)  # transformers' own `to` is typed wrongly
         optimizer = make_optimizer(model, settings)
         scaler = make_scaler(device.device, device.dtype)
         best: dict[str, Any] = {"score": None, "step": None}
@@ -200,12 +213,7 @@ class _Attempt:
 
         def score() -> dict[str, Any]:
             assert table.validation is not None
-            return evaluate.scores(table.labels, table.validation.labels, logits_of(held_rows))
-
-        def logits_of(tokens: list[list[int]]) -> np.ndarray:
-            return task.logits(
-                model, tokens, pad_id=tokenizer.pad_token_id, device=device.device, labels=len(table.labels)
-            )
+            return evaluate.scores(table.labels, table.validation.labels, learner.held_logits())
 
         def record(entry: dict[str, Any]) -> None:
             epoch = entry["step"] / steps_per_epoch
@@ -239,6 +247,7 @@ class _Attempt:
             checkpoints.prune(run.checkpoints, keep=2)
             checkpoints.prune_best(run.best, run.checkpoints, best["step"])
 
+        self._keep_frozen_part(learner, lambda: autocast(device.device, device.dtype))
         self.metrics.append({"kind": "start", "step": first_step, "steps": steps, "time": time.time()})
         self.phase("training")
         end = train(
@@ -247,15 +256,8 @@ class _Attempt:
             settings,
             device=device.device,
             dtype=device.dtype,
-            batch_at=lambda step: task.make_step(
-                step,
-                rows,
-                table.train.labels,
-                batch_size=recipe.batch_size,
-                pad_id=tokenizer.pad_token_id,
-                seed=recipe.seed,
-            ),
-            loss_of=task.loss,
+            batch_at=learner.step,
+            loss_of=learner.loss,
             first_step=first_step,
             record=record,
             evaluate=evaluate_at,
@@ -275,8 +277,25 @@ class _Attempt:
         # A run that was stopped has left a model of its own; this one takes its place. Readers keep what they opened.
         if run.model.exists():
             files.remove_folder(run.model)
-        models.save(run.model, model, tokenizer, max_length)
+        models.save(run.model, tuning.merge(model), tokenizer, max_length)
+        run.frozen_part.unlink(missing_ok=True)
         return end.early
+
+    def _keep_frozen_part(self, learner: Learner, autocast: Callable[[], Any]) -> None:
+        """Compute once what no epoch changes, and say where it is kept."""
+        from gptx_nb.engine import plan
+        from gptx_nb.engine.device import main_memory
+
+        if learner.frozen is None:
+            return
+        self.phase("frozen")
+        size = learner.frozen.bytes
+        place, reason = plan.place_of_frozen_part(size, main_memory()[1], shutil.disk_usage(self.run.folder).free)
+        self.note(f"frozen part kept in {place}: {reason}" if place != "nowhere" else f"frozen part: {reason}")
+        if place == "nowhere":
+            learner.frozen = None
+        else:
+            learner.prepare(autocast, self.run.frozen_part if place == "disk" else None)
 
     def _table(self, recipe: Recipe) -> Table:
         """Read the snapshot, or make it from the source in the first attempt."""

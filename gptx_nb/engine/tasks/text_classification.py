@@ -6,13 +6,17 @@ token that is not padding (Radford et al. 2018), so that the saved model is a pl
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gptx_nb.engine import batches, packing
+from gptx_nb.engine.tuning import FrozenPart, Tuning
 
 Tensors = dict[str, torch.Tensor]
 
@@ -33,28 +37,82 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int
     return [row[:max_length] for row in rows], cut
 
 
-def make_step(
-    step: int,
-    rows: list[list[int]],
-    labels: list[int],
-    *,
-    batch_size: int,
-    pad_id: int,
-    seed: int,
-    packed: bool = False,
-    token_budget: int = 4096,
-) -> batches.Step:
-    """Return the batch of one step, in as many micro-batches as `token_budget` asks for: memory does not grow with
-    `batch_size`. `packed`: for a model with packed attention (see packing); else padded."""
-    chosen, _ = batches.step_rows(step, rows=len(rows), batch_size=batch_size, seed=seed)
-    micro, weights = [], []
-    for group in batches.by_length([rows[index] for index in chosen], token_budget=token_budget, packed=packed):
-        members = [chosen[place] for place in group]
-        tensors = _tensors([rows[index] for index in members], pad_id, packed)
-        tensors["labels"] = torch.tensor([labels[index] for index in members])
-        micro.append(tensors)
-        weights.append(len(members) / len(chosen))
-    return batches.Step(micro, tokens=sum(max(1, len(rows[index])) for index in chosen), weights=weights)
+class Learner:
+    """How a classifier learns from rows of tokens: what a step holds, its loss, and the answers for rows held back.
+
+    Rows are packed where the model's attention allows that, else padded. A part that `tuning` has frozen is computed
+    once for every row; `prepare` does that.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tuned: Tuning,
+        rows: list[list[int]],
+        labels: list[int],
+        held_rows: list[list[int]],
+        *,
+        pad_id: int,
+        device: torch.device,
+        batch_size: int,
+        seed: int,
+        token_budget: int = 2048,
+    ) -> None:
+        self._model = model
+        self._rows, self._labels, self._held_rows = rows, labels, held_rows
+        self._pad_id, self._device = pad_id, device
+        self._batch_size, self._seed, self._token_budget = batch_size, seed, token_budget
+        self.padded_because = packing.use(model)
+        self.frozen: FrozenPart | None = None
+        if tuned.has_frozen_part and self.padded_because is None:
+            self.frozen = FrozenPart(model, tuned, [*rows, *held_rows], empty=pad_id)
+
+    def prepare(self, autocast: Callable[[], AbstractContextManager[Any]], file: Path | None = None) -> None:
+        """Compute the frozen part, if there is one, into memory or `file`; `autocast` gives the arithmetic."""
+        if self.frozen is not None:
+            self.frozen.compute(self._device, autocast, self._token_budget, file)
+
+    def step(self, step: int) -> batches.Step:
+        """Return the batch of one step, in as many micro-batches as the token budget asks for."""
+        chosen, _ = batches.step_rows(step, rows=len(self._rows), batch_size=self._batch_size, seed=self._seed)
+        micro, weights = [], []
+        for members in self._groups(self._rows, chosen):
+            tensors = self._tensors(self._rows, members, first=0)
+            tensors["labels"] = torch.tensor([self._labels[index] for index in members])
+            micro.append(tensors)
+            weights.append(len(members) / len(chosen))
+        return batches.Step(micro, tokens=sum(max(1, len(self._rows[index])) for index in chosen), weights=weights)
+
+    def loss(self, model: torch.nn.Module, tensors: Tensors) -> torch.Tensor:
+        """Return the mean cross entropy, in nats, of the labels."""
+        return torch.nn.functional.cross_entropy(self._logits(model, tensors).float(), tensors["labels"])
+
+    def held_logits(self) -> np.ndarray:
+        """Return float32 logits of shape (rows held back, labels)."""
+        classifier: Any = self._model
+        result = np.zeros((len(self._held_rows), classifier.score.out_features), dtype=np.float32)
+        was_training = self._model.training
+        self._model.eval()
+        with torch.inference_mode():
+            for members in self._groups(self._held_rows, list(range(len(self._held_rows)))):
+                tensors = self._tensors(self._held_rows, members, first=len(self._rows))
+                on_device = {name: tensor.to(self._device) for name, tensor in tensors.items()}
+                result[members] = self._logits(self._model, on_device).float().cpu().numpy()
+        self._model.train(was_training)
+        return result
+
+    def _groups(self, rows: list[list[int]], chosen: list[int]) -> list[list[int]]:
+        packed = self.padded_because is None
+        groups = batches.by_length([rows[index] for index in chosen], token_budget=self._token_budget, packed=packed)
+        return [[chosen[place] for place in group] for group in groups]
+
+    def _tensors(self, rows: list[list[int]], members: list[int], first: int) -> Tensors:
+        if self.frozen is not None:
+            return self.frozen.tensors([first + index for index in members])
+        return _tensors([rows[index] for index in members], self._pad_id, self.padded_because is None)
+
+    def _logits(self, model: torch.nn.Module, tensors: Tensors) -> torch.Tensor:
+        return _logits(model, tensors) if self.frozen is None else self.frozen.logits(tensors)
 
 
 def _tensors(rows: list[list[int]], pad_id: int, packed: bool) -> Tensors:
@@ -70,11 +128,6 @@ def _logits(model: torch.nn.Module, tensors: Tensors) -> torch.Tensor:
     classifier: Any = model  # transformers gives every decoder's classifier a `score`
     scored: torch.Tensor = classifier.score(packing.states(classifier, tensors)[tensors["last"]])
     return scored
-
-
-def loss(model: torch.nn.Module, tensors: Tensors) -> torch.Tensor:
-    """Return the mean cross entropy, in nats, of the labels."""
-    return torch.nn.functional.cross_entropy(_logits(model, tensors).float(), tensors["labels"])
 
 
 def logits(

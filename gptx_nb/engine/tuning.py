@@ -1,0 +1,243 @@
+"""Which part of a model is trained: all of it, low-rank updates beside it, its top layers, or its head alone.
+
+    full     every weight
+    lora     low-rank updates of the matrices in every layer (Hu et al. 2021, arXiv:2106.09685), and the head
+    top:K    the last K layers, the final norm and the head
+    head     the head alone
+
+With `top:K` and `head` what lies below is the same in every epoch. `FrozenPart` computes it once for every text and
+keeps it, so that an epoch costs only the part that is trained. Dropout in the frozen part is off, as nothing learns
+there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import re
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from gptx_nb.engine import batches, packing
+
+Tensors = dict[str, torch.Tensor]
+
+LORA_RANK = 16
+TOP = re.compile(r"top:([1-9]\d*)")
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What was made trainable: `trained` weights. The lowest `frozen_layers` of the `layers` need no gradient."""
+
+    method: str
+    trained: int
+    frozen_layers: int
+    layers: int
+
+    @property
+    def has_frozen_part(self) -> bool:
+        """Whether everything below some layer is the same in every epoch."""
+        return self.method == "head" or self.frozen_layers > 0
+
+
+def layers_of(model: PreTrainedModel) -> torch.nn.ModuleList:
+    """Return the decoder's layers."""
+    decoder: Any = model.base_model
+    found: torch.nn.ModuleList = decoder.h if hasattr(decoder, "h") else decoder.layers
+    return found
+
+
+def prepare(model: PreTrainedModel, method: str, seed: int = 0) -> Tuning:
+    """Make the part of the classifier `model` that `method` names trainable, in place. New weights come from `seed`."""
+    layers = layers_of(model)
+    head: Any = model.get_submodule("score")
+    frozen = 0
+    if method == "lora":
+        _add_low_rank(model, seed)
+    elif method != "full":
+        model.requires_grad_(False)
+        if match := TOP.fullmatch(method):
+            frozen = max(0, len(layers) - int(match[1]))
+            for part in (*layers[frozen:], _final_norm(model)):
+                part.requires_grad_(True)
+        else:
+            frozen = len(layers)
+        for module in (model.base_model, *layers[:frozen]):
+            _without_dropout(module, deep=module is not model.base_model or frozen == len(layers))
+    head.requires_grad_(True)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return Tuning(method, trained, frozen, len(layers))
+
+
+def merge(model: PreTrainedModel) -> PreTrainedModel:
+    """Return `model` as a plain one: low-rank updates are added to their matrices, everything else stays."""
+    for name, module in list(model.named_modules()):
+        if hasattr(module, "merge") and hasattr(module, "base_layer"):
+            module.merge()
+            parent_name, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent_name), child, module.get_base_layer())
+    for attribute in ("peft_config", "_hf_peft_config_loaded"):
+        model.__dict__.pop(attribute, None)
+    return model
+
+
+def _add_low_rank(model: PreTrainedModel, seed: int) -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    inside = {
+        name.rpartition(".")[2]: module
+        for layer in layers_of(model)
+        for name, module in layer.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D)
+    }
+    model.requires_grad_(False)
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=LORA_RANK,
+        lora_alpha=2 * LORA_RANK,
+        target_modules=sorted(inside),
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in inside.values()),
+    )
+    inject_adapter_in_model(config, model)
+
+
+def _final_norm(model: PreTrainedModel) -> torch.nn.Module:
+    decoder: Any = model.base_model
+    for name in ("ln_f", "norm", "final_layernorm"):
+        if hasattr(decoder, name):
+            found: torch.nn.Module = getattr(decoder, name)
+            return found
+    raise ValueError(f"{type(decoder).__name__} has no final norm that is known here")
+
+
+def _without_dropout(module: torch.nn.Module, *, deep: bool) -> None:
+    for each in module.modules() if deep else module.children():
+        if isinstance(each, torch.nn.Dropout):
+            each.p = 0.0
+
+
+class _Kept(torch.nn.Module):
+    """Stands for all frozen layers: gives what they gave."""
+
+    def forward(self, hidden: torch.Tensor, *_: Any, kept: torch.Tensor, **__: Any) -> torch.Tensor:
+        return kept
+
+
+class FrozenPart:
+    """What the frozen part of a packed model gives for each of `rows`, computed once.
+
+    For `head` that is one vector a text, the final state of its last token; for `top:K` a vector a token, what enters
+    the first trained layer. float32, in memory, or in `file` where one is given.
+    """
+
+    def __init__(self, model: PreTrainedModel, tuning: Tuning, rows: Sequence[Sequence[int]], *, empty: int) -> None:
+        self._whole = tuning.frozen_layers == tuning.layers
+        self._rows = [list(row) or [empty] for row in rows]
+        self._empty = empty
+        self._model = model
+        self._tuning = tuning
+        self._width: int = model.config.hidden_size
+        counts = [1 if self._whole else len(row) for row in self._rows]
+        self._starts = np.concatenate([[0], np.cumsum(counts)])
+        self._kept: np.ndarray | None = None
+        self.upper = None if self._whole else _upper(model, tuning)
+
+    @property
+    def bytes(self) -> int:
+        """What it takes to keep."""
+        return int(self._starts[-1]) * self._width * 4
+
+    def compute(
+        self,
+        device: torch.device,
+        autocast: Callable[[], AbstractContextManager[Any]],
+        token_budget: int,
+        file: Path | None = None,
+    ) -> None:
+        """Run the frozen part over every row; `autocast()` gives the context manager for the arithmetic."""
+        shape = (int(self._starts[-1]), self._width)
+        kept = np.memmap(file, dtype=np.float32, mode="w+", shape=shape) if file else np.empty(shape, dtype=np.float32)
+        captured: list[torch.Tensor] = []
+        hook = None
+        if not self._whole:
+            first_trained = layers_of(self._model)[self._tuning.frozen_layers]
+
+            def catch(_: torch.nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+                captured.append((positional[0] if positional else named["hidden_states"]).detach())
+                raise _Caught
+
+            hook = first_trained.register_forward_pre_hook(catch, with_kwargs=True)
+        was_training = self._model.training
+        self._model.eval()
+        try:
+            for group in batches.by_length(self._rows, token_budget=token_budget, packed=True):
+                packed = packing.pack([self._rows[index] for index in group], self._empty)
+                on_device = {name: tensor.to(device) for name, tensor in packed.items()}
+                with torch.no_grad(), autocast():
+                    if self._whole:
+                        states = packing.states(self._model, on_device)[on_device["last"]]
+                    else:
+                        with contextlib.suppress(_Caught):
+                            packing.states(self._model, on_device)
+                        states = captured.pop().squeeze(0)
+                values = states.float().cpu().numpy()
+                at = 0
+                for index in group:
+                    start, end = self._starts[index], self._starts[index + 1]
+                    kept[start:end] = values[at : at + end - start]
+                    at += end - start
+        finally:
+            if hook is not None:
+                hook.remove()
+            self._model.train(was_training)
+        self._kept = kept
+
+    def tensors(self, chosen: Sequence[int]) -> Tensors:
+        """Return a micro-batch of the rows `chosen`, in that order: what `logits` takes."""
+        assert self._kept is not None
+        parts = [self._kept[self._starts[index] : self._starts[index + 1]] for index in chosen]
+        kept = torch.from_numpy(np.concatenate(parts))
+        if self._whole:
+            return {"kept": kept}
+        return {**packing.pack([self._rows[index] for index in chosen], self._empty), "kept": kept[None]}
+
+    def logits(self, tensors: Tensors) -> torch.Tensor:
+        """Return the logits (texts, labels) of a micro-batch that `tensors` has made."""
+        head: Any = self._model.get_submodule("score")
+        if self.upper is None:
+            scored: torch.Tensor = head(tensors["kept"])
+            return scored
+        output = self.upper(
+            input_ids=tensors["input_ids"],
+            position_ids=tensors["position_ids"],
+            use_cache=False,
+            spread=tensors["spread"],
+            gather=tensors["gather"],
+            texts=tensors["last"].shape[0],
+            kept=tensors["kept"],
+        )
+        scored = head(output.last_hidden_state.squeeze(0)[tensors["last"]])
+        return scored
+
+
+class _Caught(Exception):
+    """The frozen part has given what was wanted; the rest need not run."""
+
+
+def _upper(model: PreTrainedModel, tuning: Tuning) -> Any:
+    """Return the decoder with one stand-in for its frozen layers; the trained ones and the norm are the model's own."""
+    decoder: Any = copy.copy(model.base_model)
+    decoder._modules = dict(decoder._modules)
+    trained = layers_of(model)[tuning.frozen_layers :]
+    name = "h" if hasattr(decoder, "h") else "layers"
+    decoder._modules[name] = torch.nn.ModuleList([_Kept(), *trained])
+    return decoder

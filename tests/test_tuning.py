@@ -1,0 +1,157 @@
+"""What is trained, and the frozen part that is computed once: equal to computing it anew."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_packing import CPU, PAD, ROWS, small
+from transformers import AutoModelForSequenceClassification
+
+from gptx_nb import launch
+from gptx_nb.engine import models, packing, plan, tuning
+from gptx_nb.engine.tasks import text_classification as task
+from gptx_nb.recipe import make_recipe
+
+WORDS = {"lovely": "good", "great": "good", "awful": "bad", "poor": "bad"}
+LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
+KINDS = ["gpt2", "llama", "qwen3", "phi"]
+
+
+def trained_names(model: torch.nn.Module) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_method_trains_what_it_says(kind: str) -> None:
+    everything = trained_names(small(kind))
+
+    def trained(method: str) -> set[str]:
+        model = small(kind)
+        made = tuning.prepare(model, method)
+        assert made.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
+        return trained_names(model)
+
+    assert trained("full") == everything
+    assert trained("head") == {"score.weight"}
+    top = trained("top:1")
+    assert {name for name in top if ".0." in name or "embed" in name or "wte" in name} == set()
+    assert {name for name in everything if ".1." in name} <= top
+    assert {"score.weight"} < top
+    assert {name for name in trained("top:9") if ".0." in name or ".1." in name} == {
+        name for name in everything if ".0." in name or ".1." in name
+    }
+    low_rank = trained("lora") - {"score.weight"}
+    assert low_rank
+    assert all("lora_" in name for name in low_rank)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_low_rank_updates_begin_at_nothing_and_are_merged_into_a_plain_model(kind: str, tmp_path: Path) -> None:
+    model = small(kind).eval()
+    plain = set(model.state_dict())
+    before = task.logits(model, ROWS, pad_id=PAD, device=CPU, labels=3)
+    tuning.prepare(model, "lora")
+    assert np.abs(task.logits(model, ROWS, pad_id=PAD, device=CPU, labels=3) - before).max() < 1e-5
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    changed = task.logits(model, ROWS, pad_id=PAD, device=CPU, labels=3)
+    assert np.abs(changed - before).max() > 1e-2
+    merged = tuning.merge(model)
+    assert set(merged.state_dict()) == plain
+    assert np.abs(task.logits(merged, ROWS, pad_id=PAD, device=CPU, labels=3) - changed).max() < 1e-4
+    merged.save_pretrained(tmp_path)
+    again = type(merged).from_pretrained(tmp_path)
+    assert np.abs(task.logits(again, ROWS, pad_id=PAD, device=CPU, labels=3) - changed).max() < 1e-4
+
+
+def steps(model: Any, logits: Any) -> list[float]:
+    """Train six rows for five steps with what `logits` gives; return the losses."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    losses = []
+    model.train()
+    for _ in range(5):
+        loss = torch.nn.functional.cross_entropy(logits(), LABELS)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", ["head", "top:1"])
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_training_on_the_kept_frozen_part_equals_training_without(
+    kind: str, method: str, on_disk: bool, tmp_path: Path
+) -> None:
+    model = small(kind)  # gpt2 has dropout: in the frozen part it must be off, in the trained one it is turned off here
+    tuning.prepare(model, method)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    packing.use(model)
+    tensors = packing.pack(ROWS, PAD)
+    expected = steps(model, lambda: model.score(packing.states(model, tensors)[tensors["last"]]))
+
+    model = small(kind)
+    made = tuning.prepare(model, method)
+    packing.use(model)
+    kept = tuning.FrozenPart(model, made, ROWS, empty=PAD)
+    kept.compute(CPU, contextlib.nullcontext, 16, file=tmp_path / "kept" if on_disk else None)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    everyone = range(len(ROWS))
+    found = steps(model, lambda: kept.logits(kept.tensors(everyone)))
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert expected[-1] < expected[0]
+    rows = len(ROWS) if method == "head" else 55
+    assert kept.bytes == rows * 32 * 4
+    # Any order and choice of rows.
+    some = kept.logits(kept.tensors([4, 2])).detach()
+    whole = kept.logits(kept.tensors(everyone)).detach()
+    assert torch.allclose(some, whole[[4, 2]], atol=1e-5)
+
+
+def test_dropout_is_off_in_the_frozen_part_and_on_in_the_trained_one() -> None:
+    model = small("gpt2")
+    tuning.prepare(model, "top:1")
+    lower, upper = tuning.layers_of(model)
+    assert {module.p for module in lower.modules() if isinstance(module, torch.nn.Dropout)} == {0.0}
+    assert {module.p for module in upper.modules() if isinstance(module, torch.nn.Dropout)} == {0.1}
+    assert model.transformer.drop.p == 0.0
+
+
+@pytest.mark.parametrize("method", ["lora", "top:2", "head"])
+def test_a_run_trains_the_part_that_its_recipe_names_and_saves_a_plain_model(home: Path, method: str) -> None:
+    examples = [[f"{word} {noun}", label] for word, label in WORDS.items() for noun in ("film", "day", "book", "meal")]
+    recipe = make_recipe({"examples": examples, "tune": method, "epochs": 3, "validation": 0.25})
+    run = launch.finetune("part", recipe, wait=True).run
+    plan = run.plan()
+    assert plan is not None
+    assert plan["tune"]["choice"] == method
+    assert plan["rows"]["choice"] == "packed"
+    notes = [record["text"] for record in run.history() if record.get("kind") == "note"]
+    assert any("frozen part kept in memory" in note for note in notes) == (method != "lora")
+    assert not run.frozen_part.exists()
+
+    base = AutoModelForSequenceClassification.from_pretrained(models.find("tiny").path, num_labels=2)
+    trained = AutoModelForSequenceClassification.from_pretrained(run.model)
+    before, after = base.state_dict(), trained.state_dict()
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name].float(), after[name].float())}
+    layers = {name.split(".")[2] for name in changed if ".h." in name}
+    assert layers == {"lora": {"0", "1", "2", "3"}, "top:2": {"2", "3"}, "head": set()}[method]
+    assert "transformer.wte.weight" not in changed
+    assert trained.config.id2label == {0: "bad", 1: "good"}
+
+
+def test_a_frozen_part_that_no_memory_holds_is_kept_on_disk_or_computed_anew() -> None:
+    gigabyte = 10**9
+    assert plan.place_of_frozen_part(gigabyte, 8 * gigabyte, 0)[0] == "memory"
+    assert plan.place_of_frozen_part(3 * gigabyte, 8 * gigabyte, 9 * gigabyte)[0] == "disk"
+    assert plan.place_of_frozen_part(3 * gigabyte, 8 * gigabyte, 5 * gigabyte)[0] == "nowhere"
