@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 FEWEST_STEPS = 60  # a small set is gone through until this many steps are done (Mosbach et al. 2021, arXiv:2006.04884)
 MOST_LENGTH = 512  # tokens; longer rows are taken where the recipe asks for them
-# Fewer weights take larger steps: new ones begin at nothing, and little else can be harmed.
-RATE_OF_METHOD = {"lora": 5, "head": 50}
+LORA_RATE = 5  # times that of all weights: low-rank updates begin at nothing (Hu et al. 2021)
+HEAD_RATE = 3e-3
 MEMORY_SHARE, DISK_SHARE = 0.25, 0.5  # of what is free, for the frozen part
 
 
@@ -118,8 +118,10 @@ def learning_rate(recipe: Recipe, parameters: int) -> tuple[float, str]:
     """Return the peak learning rate for a model of so many `parameters`, and why."""
     if recipe.learning_rate is not None:
         return recipe.learning_rate, "asked for in the recipe"
+    if recipe.tune == "head":
+        return HEAD_RATE, "new weights on states that stay as they are: the model's size does not matter"
     millions = parameters / 1e6
-    times = RATE_OF_METHOD.get(recipe.tune, 1)
+    times = LORA_RATE if recipe.tune == "lora" else 1
     rate = float(f"{times * 1.2e-3 / max(1.0, millions) ** 0.5:.1e}")
     more = f", {times} times that for {recipe.tune}" if times != 1 else ""
     return rate, f"for {millions:,.1f} million parameters: 0.0012 / sqrt(millions){more}"

@@ -1,0 +1,552 @@
+"""Fine-tune a classifier: how fast, how good, in how much memory, beside what one would otherwise run?
+
+    python benchmarks/finetune.py SST2_FOLDER [--model smollm2-135m] [--examples 2000] [--epochs 1] [--repeats 3]
+        [--variants documented,best,ours,ours-head,ours-top4,ours-lora] [--out finetune]
+
+SST2_FOLDER holds train and validation tables (.csv or .csv.xz) with columns `text` and `label`. --model is a name that
+`gptx_nb.engine.models.find` knows, or `gpt2-random`: GPT-2 124M with random weights and the tokenizer of `tiny`.
+--out writes finetune.json (every run) and finetune.md (the table).
+
+    documented   the Trainer recipe of the transformers documentation for text classification: float32, batches of 16
+                 padded to their longest text, learning rate 2e-5, weight decay 0.01
+    best         the same Trainer with bfloat16 where the device has it, texts grouped by length, a larger batch, and
+                 a learning rate and warm-up as ours has them
+    ours         this engine, every weight, packed rows; ours-lora: low-rank updates
+    ours-head, ours-top4
+                 this engine, the frozen part computed once; five times the epochs
+
+Batch and learning rate of a variant can be set, so that settings are compared in one run: `ours@32`, `best@64:1e-4`.
+
+Every run is a process of its own; variants take turns within a repeat, and a ratio is the median over the repeats of
+the ratio within one. All variants begin with the same weights in float32, see the same examples, use every core, and
+wait for work asleep (OMP_WAIT_POLICY), as runs of gptx_nb do. The seed is the number of the repeat.
+
+- Training is what the clock sees: batches, steps, and the frozen part's single pass. Preparation is loading the model
+  and tokenising. Imports and scoring are left out for all; nobody saves.
+- Scores are of the last weights on all of validation, computed in float32 in the same way for all.
+- Time to the documented score: ours is scored some times on the way, with the clock stopped; the first time its
+  accuracy (loss) is at least as good as the median documented one counts, with preparation on both sides. Accuracy on
+  some hundred texts is grainy and may pass early by luck; loss is the steadier of the two.
+- Memory is the highest resident size of the process while it trains, on a GPU the most that torch has allocated.
+- Share of peak: useful FLOPs a second, over the most that a product of square matrices reaches in the same process, in
+  bfloat16 where the device has it. Useful are 6 FLOPs for each trained weight of the decoder's matrices and each real
+  token (2 forward, 4 backward), 4 for a frozen weight that a gradient passes, 2 (once) for one in the frozen part.
+  Padding, embeddings, attention's own products, norms and the optimiser count nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import transformers
+from transformers import GPT2Config, GPT2ForSequenceClassification, PreTrainedTokenizerBase
+
+from gptx_nb.engine import device as devices
+from gptx_nb.engine import models, plan, tuning
+from gptx_nb.engine.device import Device
+from gptx_nb.engine.predict import use_all_cores
+from gptx_nb.engine.tasks import text_classification as task
+from gptx_nb.engine.train import Settings, autocast, make_optimizer, train
+from gptx_nb.recipe import Recipe
+
+MAX_LENGTH = 512
+WAITING = "OMP_WAIT_POLICY"  # gptx_nb starts its processes with "passive", so that a waiting thread takes no core
+SCORINGS = 8  # of ours, on the way
+SCORING_TOKENS = 1024  # at once: less than a step has, so that scoring leaves little memory behind
+
+
+@dataclass(frozen=True)
+class Variant:
+    """`method`: what `tuning.prepare` takes; None: the Trainer, and `plain` as documented. `rate`: None: `rate_of`."""
+
+    method: str | None
+    batch: int
+    plain: bool = False
+    rate: float | None = None
+    epochs: int = 1  # times --epochs
+
+
+VARIANTS = {
+    "documented": Variant(None, 16, plain=True, rate=2e-5),
+    "best": Variant(None, 64),
+    "ours": Variant("full", 64),
+    "ours-head": Variant("head", 64, epochs=5),
+    "ours-top4": Variant("top:4", 64, epochs=5),
+    "ours-lora": Variant("lora", 64),
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one run gives. Seconds, bytes; `curve` has (training seconds so far, accuracy, loss)."""
+
+    batch: int
+    rate: float
+    epochs: float
+    preparation: float
+    training: float
+    examples: int  # seen in training, each epoch's counted
+    accuracy: float
+    loss: float
+    memory: int
+    peak_flops: float
+    useful_flops: float
+    curve: list[tuple[float, float, float]]
+    machine: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Texts:
+    texts: list[str]
+    labels: list[int]
+
+
+def named(text: str) -> Variant:
+    """Return the variant that `text` names: `best`, `best@32` or `best@32:1e-4`."""
+    found = re.fullmatch(r"([\w-]+)(?:@(\d+)(?::([\d.e+-]+))?)?", text)
+    if found is None or found[1] not in VARIANTS:
+        raise SystemExit(
+            f"--variants: {text} is none of {', '.join(VARIANTS)}, each with @BATCH or @BATCH:RATE or bare"
+        )
+    variant = VARIANTS[found[1]]
+    if found[2]:
+        variant = replace(variant, batch=int(found[2]))
+    return replace(variant, rate=float(found[3])) if found[3] else variant
+
+
+def read(folder: Path, name: str, examples: int | None = None) -> Texts:
+    """Read a table of `folder`, or `examples` of its rows, always the same ones; labels become 0, 1, ..."""
+    frame = pd.read_csv(next(path for path in sorted(folder.iterdir()) if path.name.startswith(f"{name}.csv")))
+    numbers = {label: number for number, label in enumerate(sorted(frame["label"].unique()))}
+    if examples is not None and examples < len(frame):
+        frame = frame.sample(examples, random_state=0)
+    return Texts(frame["text"].astype(str).tolist(), [numbers[label] for label in frame["label"]])
+
+
+def machine(device: Device) -> dict[str, Any]:
+    return {
+        "device": device.name,
+        "cores": devices.cores(),
+        "arithmetic": f"{str(device.dtype).removeprefix('torch.')}: {device.dtype_reason}",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "system": platform.platform(terse=True),
+    }
+
+
+def load(name: str, labels: int, seed: int) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Return the classifier in float32 and its tokenizer; the same seed gives the same head."""
+    random = name == "gpt2-random"
+    base = models.find("tiny" if random else name)
+    tokenizer = models.load_tokenizer(base)
+    if not random:
+        return models.load_classifier(base, tokenizer, [str(label) for label in range(labels)], seed), tokenizer
+    torch.manual_seed(seed)
+    config = GPT2Config(pad_token_id=tokenizer.pad_token_id, use_cache=False)
+    config.num_labels = labels
+    config.problem_type = "single_label_classification"
+    return GPT2ForSequenceClassification(config), tokenizer
+
+
+def rate_of(variant: Variant, model: torch.nn.Module) -> float:
+    """Return the variant's own learning rate, or gptx_nb's for batches of 16 times the root of how many fit in one."""
+    if variant.rate is not None:
+        return variant.rate
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    rate, _ = plan.learning_rate(Recipe(tune=variant.method or "full"), parameters)
+    return float(f"{rate * (variant.batch / 16) ** 0.5:.1e}")
+
+
+def with_trainer(variant: Variant, arguments: argparse.Namespace, device: Device) -> Measured:
+    import datasets
+    from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
+
+    datasets.disable_progress_bars()
+    learn = read(arguments.folder, "train", arguments.examples)
+    held = read(arguments.folder, "validation")
+    started = time.perf_counter()
+    model, tokenizer = load(arguments.model, len(set(held.labels)), arguments.seed)
+    table = datasets.Dataset.from_dict({"text": learn.texts, "label": learn.labels})
+    encoded = table.map(
+        lambda rows: tokenizer(rows["text"], truncation=True, max_length=MAX_LENGTH), batched=True
+    ).remove_columns("text")
+    rate = rate_of(variant, model)
+    chosen: dict[str, Any] = (
+        {} if variant.plain else {"train_sampling_strategy": "group_by_length", "warmup_steps": 0.1}
+    )
+    if not variant.plain and device.dtype is not torch.float32:
+        chosen["bf16" if device.dtype is torch.bfloat16 else "fp16"] = True
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            model=model,
+            args=TrainingArguments(
+                output_dir=folder,
+                learning_rate=rate,
+                per_device_train_batch_size=variant.batch,
+                num_train_epochs=arguments.epochs * variant.epochs,
+                weight_decay=0.01,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                dataloader_pin_memory=device.device.type == "cuda",
+                use_cpu=device.device.type == "cpu",
+                seed=arguments.seed,
+                **chosen,
+            ),
+            train_dataset=encoded,
+            processing_class=tokenizer,
+            data_collator=DataCollatorWithPadding(tokenizer=tokenizer),
+        )
+        forget_high_water(device)
+        prepared = time.perf_counter()
+        trainer.train()
+    synchronise(device)
+    ended = time.perf_counter()
+    memory = high_water(device)
+
+    epochs = arguments.epochs * variant.epochs
+    lengths = sum(len(row) for row in encoded["input_ids"])
+    rows, _ = task.encode(tokenizer, held.texts, MAX_LENGTH)
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # its autocast; scores are float32 for all
+    scored = task.logits(
+        model, rows, pad_id=model.config.pad_token_id, device=device.device, labels=model.config.num_labels
+    )
+    accuracy, loss = score(scored, held.labels)
+    return Measured(
+        batch=variant.batch,
+        rate=rate,
+        epochs=epochs,
+        preparation=prepared - started,
+        training=ended - prepared,
+        examples=round(epochs * len(learn.texts)),
+        accuracy=accuracy,
+        loss=loss,
+        memory=memory,
+        peak_flops=matrix_peak(device),
+        useful_flops=useful_flops(model, 0, lengths, epochs),
+        curve=[],
+        machine=machine(device),
+    )
+
+
+def with_engine(variant: Variant, arguments: argparse.Namespace, device: Device) -> Measured:
+    assert variant.method is not None
+    learn = read(arguments.folder, "train", arguments.examples)
+    held = read(arguments.folder, "validation")
+    started = time.perf_counter()
+    model, tokenizer = load(arguments.model, len(set(held.labels)), arguments.seed)
+    tuned = tuning.prepare(model, variant.method, arguments.seed)
+    model.to(device.device)
+    rows, _ = task.encode(tokenizer, learn.texts, MAX_LENGTH)
+    same: dict[str, Any] = {
+        "pad_id": model.config.pad_token_id,
+        "device": device.device,
+        "batch_size": variant.batch,
+        "seed": arguments.seed,
+    }
+    learner = task.Learner(model, tuned, rows, learn.labels, [], **same)
+    epochs = arguments.epochs * variant.epochs
+    steps = max(1, round(epochs * -(-len(rows) // variant.batch)))
+    settings = Settings(
+        steps=steps,
+        learning_rate=rate_of(variant, model),
+        seed=arguments.seed,
+        eval_every=max(1, steps // SCORINGS),
+        save_every_seconds=float("inf"),
+    )
+    optimizer = make_optimizer(model, settings)
+    prepared = time.perf_counter()
+
+    # Scoring has rows and, where a part is frozen, activations of its own, so that the clock can stand still for it.
+    held_rows, _ = task.encode(tokenizer, held.texts, MAX_LENGTH)
+    scorer = task.Learner(model, tuned, [], [], held_rows, **same, token_budget=SCORING_TOKENS)
+    scorer.prepare(contextlib.nullcontext)
+    forget_high_water(device)
+    clock, memory = Clock(device), 0
+    curve: list[tuple[float, float, float]] = []
+
+    def evaluate(step: int) -> None:
+        nonlocal memory
+        clock.stop()
+        memory = max(memory, high_water(device))
+        curve.append((clock.seconds, *score(scorer.held_logits(), held.labels)))
+        forget_high_water(device)
+        clock.start()
+
+    clock.start()
+    learner.prepare(lambda: autocast(device.device, device.dtype))
+    train(
+        model,
+        optimizer,
+        settings,
+        device=device.device,
+        dtype=device.dtype,
+        batch_at=learner.step,
+        loss_of=learner.loss,
+        record=lambda entry: None,
+        evaluate=evaluate,
+        save=lambda step: None,
+        should_stop=lambda: False,
+    )
+    seconds, accuracy, loss = curve[-1]
+    return Measured(
+        batch=variant.batch,
+        rate=settings.learning_rate,
+        epochs=epochs,
+        preparation=prepared - started,
+        training=seconds,
+        examples=round(epochs * len(rows)),
+        accuracy=accuracy,
+        loss=loss,
+        memory=memory,
+        peak_flops=matrix_peak(device),
+        useful_flops=useful_flops(model, tuned.frozen_layers, sum(map(len, rows)), epochs),
+        curve=curve,
+        machine=machine(device),
+    )
+
+
+class Clock:
+    """Seconds between `start` and `stop`, added up, with nothing left to do on the device."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self.seconds = 0.0
+
+    def start(self) -> None:
+        synchronise(self._device)
+        self._started = time.perf_counter()
+
+    def stop(self) -> None:
+        synchronise(self._device)
+        self.seconds += time.perf_counter() - self._started
+
+
+def score(logits: np.ndarray, labels: list[int]) -> tuple[float, float]:
+    """Return accuracy and mean cross entropy in nats."""
+    loss = torch.nn.functional.cross_entropy(torch.from_numpy(logits).double(), torch.tensor(labels))
+    return float((logits.argmax(axis=1) == labels).mean()), float(loss)
+
+
+def useful_flops(model: Any, frozen_layers: int, tokens: int, epochs: float) -> float:
+    """Return what training needs at least, as the head of this file counts it; `tokens` are one epoch's."""
+    total = 0.0
+    for number, layer in enumerate(tuning.layers_of(model)):
+        for weight in (parameter for parameter in layer.parameters() if parameter.ndim >= 2):
+            if number < frozen_layers:
+                total += 2 * weight.numel() * tokens
+            else:
+                total += (6 if weight.requires_grad else 4) * weight.numel() * tokens * epochs
+    return total
+
+
+def matrix_peak(device: Device, seconds: float = 1.0) -> float:
+    """Return the FLOPs a second of the fastest product of square matrices, in the arithmetic of `device`."""
+    fastest = 0.0
+    for size in (1024, 2048, 4096) if device.device.type == "cpu" else (4096, 8192):
+        left, right = (torch.randn(size, size, device=device.device, dtype=device.dtype) for _ in range(2))
+        left @ right
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            synchronise(device)
+            started = time.perf_counter()
+            left @ right
+            synchronise(device)
+            fastest = max(fastest, 2 * size**3 / (time.perf_counter() - started))
+    return fastest
+
+
+def synchronise(device: Device) -> None:
+    if device.device.type == "cuda":
+        torch.cuda.synchronize(device.device)
+
+
+def high_water(device: Device) -> int:
+    """Return the most memory in use so far, or since `forget_high_water`, in bytes."""
+    if device.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device.device)
+    with contextlib.suppress(OSError):
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        if found := re.search(r"VmHWM:\s+(\d+) kB", status):
+            return int(found[1]) * 1024
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+def forget_high_water(device: Device) -> None:
+    """Begin anew, so that scoring's memory is not counted (Linux and CUDA; elsewhere it is)."""
+    if device.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device.device)
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def one(arguments: argparse.Namespace) -> Measured:
+    """Measure the variant --one in this process."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    use_all_cores()
+    variant, device = named(arguments.one), devices.choose()
+    if variant.method is None:
+        return with_trainer(variant, arguments, device)
+    return with_engine(variant, arguments, device)
+
+
+def in_a_process(variant: str, seed: int, arguments: argparse.Namespace) -> Measured:
+    command = [sys.executable, __file__, str(arguments.folder), "--one", variant, "--seed", str(seed)]
+    for name in ("model", "examples", "epochs"):
+        command += [f"--{name}", str(getattr(arguments, name))]
+    environment = {WAITING: "passive", **os.environ}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise SystemExit(f"{variant} failed:\n{done.stderr}")
+    return Measured(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def median(measured: list[Measured], value: Callable[[Measured], float]) -> float:
+    return statistics.median(value(each) for each in measured)
+
+
+def time_to_score(measured: list[Measured], documented: list[Measured]) -> dict[str, float | None]:
+    """Return the seconds until the documented score was reached, None for never, and how much sooner that was."""
+    accuracy, loss = median(documented, lambda each: each.accuracy), median(documented, lambda each: each.loss)
+    its = median(documented, lambda each: each.preparation + each.training)
+
+    def until(is_good: Callable[[float, float], bool]) -> float | None:
+        found = statistics.median(
+            each.preparation + next((at for at, *scores in each.curve if is_good(*scores)), float("inf"))
+            for each in measured
+        )
+        return found if found < float("inf") else None
+
+    to_accuracy, to_loss = until(lambda found, _: found >= accuracy), until(lambda _, found: found <= loss)
+    return {
+        "s to documented accuracy": to_accuracy,
+        "× sooner (accuracy)": to_accuracy and its / to_accuracy,
+        "s to documented loss": to_loss,
+        "× sooner (loss)": to_loss and its / to_loss,
+    }
+
+
+def summarise(runs: dict[str, list[Measured]]) -> list[dict[str, Any]]:
+    """Return a row a variant: medians over the repeats, and ratios to the peers within each repeat."""
+
+    def times(name: str, peer: str, value: Callable[[Measured], float]) -> float | None:
+        if peer not in runs or name == peer:
+            return None
+        return statistics.median(value(mine) / value(its) for mine, its in zip(runs[name], runs[peer], strict=True))
+
+    rows = []
+    documented = runs.get("documented")
+    for name, measured in runs.items():
+        row: dict[str, Any] = {
+            "variant": name,
+            "batch": measured[0].batch,
+            "learning rate": measured[0].rate,
+            "epochs": measured[0].epochs,
+            "examples/s": median(measured, lambda each: each.examples / each.training),
+            "× documented": times(name, "documented", lambda each: each.examples / each.training),
+            "× best": times(name, "best", lambda each: each.examples / each.training),
+            "examples/s with preparation": median(
+                measured, lambda each: each.examples / (each.preparation + each.training)
+            ),
+            "total s": median(measured, lambda each: each.preparation + each.training),
+            "accuracy": median(measured, lambda each: each.accuracy),
+            "loss": median(measured, lambda each: each.loss),
+            "memory, MB": median(measured, lambda each: each.memory / 1e6),
+            "share of peak": median(measured, lambda each: each.useful_flops / each.training / each.peak_flops),
+        }
+        if documented and measured[0].curve:
+            row |= time_to_score(measured, documented)
+        rows.append(row)
+    return rows
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Return `rows` as a Markdown table; a row may lack columns."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+
+    def cell(value: Any) -> str:
+        if isinstance(value, float):
+            return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+        return "" if value is None else str(value)
+
+    lines = [columns, ["---"] * len(columns), *([cell(row.get(column)) for column in columns] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def report(title: str, about: dict[str, Any], rows: list[dict[str, Any]], every: Any, out: Path | None) -> None:
+    """Print the table with the machine's name over it; with `out`, write OUT.md and OUT.json."""
+    text = f"{title}\n\n{'; '.join(f'{name} {value}' for name, value in about.items())}\n\n{markdown(rows)}\n"
+    print(f"\n{text}")
+    if out:
+        whole = {"title": title, "about": about, "median": rows, "every": every}
+        out.with_suffix(".md").write_text(text, encoding="utf-8")
+        out.with_suffix(".json").write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--examples", type=int, default=2000)
+    parser.add_argument("--epochs", type=float, default=1)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(asdict(one(arguments))))
+        return
+
+    names = arguments.variants.split(",")
+    for name in names:
+        named(name)
+    runs: dict[str, list[Measured]] = {name: [] for name in names}
+    for seed in range(arguments.repeats):
+        for name in names:
+            measured = in_a_process(name, seed, arguments)
+            runs[name].append(measured)
+            speed = measured.examples / measured.training
+            print(
+                f"repeat {seed + 1}, {name}: {speed:.1f} examples/s, accuracy {measured.accuracy:.3f}, "
+                f"loss {measured.loss:.3f}",
+                flush=True,
+            )
+    about = {
+        **runs[names[0]][0].machine,
+        "peak": f"{statistics.median(each.peak_flops for runs in runs.values() for each in runs) / 1e9:,.0f} GFLOP/s",
+        "repeats": arguments.repeats,
+    }
+    report(
+        f"Fine-tuning {arguments.model} on {arguments.examples:,} texts of {arguments.folder.name}",
+        about,
+        summarise(runs),
+        {name: [asdict(each) for each in measured] for name, measured in runs.items()},
+        arguments.out,
+    )
+
+
+if __name__ == "__main__":
+    main()
