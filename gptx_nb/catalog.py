@@ -31,7 +31,7 @@ class Entry:
 CATALOG: dict[str, Entry] = {
     entry.name: entry
     for entry in (
-        Entry("tiny", None, 5.4, 0, "Apache-2.0", "ships inside gptx_nb; for trying things out, English"),
+        Entry("tiny", None, 7.5, 0, "Apache-2.0", "ships inside gptx_nb; for trying things out, English"),
         Entry(
             "smollm2-135m",
             "HuggingFaceTB/SmolLM2-135M-Instruct",

@@ -37,14 +37,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassification
 
+    tokenizer = AutoTokenizer.from_pretrained(PACKAGE / "models" / "tiny", model_max_length=64)
     torch.manual_seed(0)
     config = GPT2Config(
-        vocab_size=8192, n_layer=1, n_embd=32, n_head=2, n_positions=64, initializer_range=0.3,
+        vocab_size=len(tokenizer), n_layer=1, n_embd=32, n_head=2, n_positions=64, initializer_range=0.3,
         bos_token_id=0, eos_token_id=0, pad_token_id=0, id2label={0: "bad", 1: "good"}, num_labels=2,
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("saved")
     GPT2ForSequenceClassification(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(PACKAGE / "models" / "tiny", model_max_length=64).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -283,14 +283,17 @@ class _Attempt:
 
     def _keep_frozen_part(self, learner: Learner, autocast: Callable[[], Any]) -> None:
         """Compute once what no epoch changes, and say where it is kept."""
+        import torch
+
         from gptx_nb.engine import plan
-        from gptx_nb.engine.device import main_memory
+        from gptx_nb.engine.device import memory
 
         if learner.frozen is None:
             return
         self.phase("frozen")
         size = learner.frozen.bytes
-        place, reason = plan.place_of_frozen_part(size, main_memory()[1], shutil.disk_usage(self.run.folder).free)
+        memory_free, disk_free = memory(torch.device("cpu"))[1], shutil.disk_usage(self.run.folder).free
+        place, reason = plan.place_of_frozen_part(size, memory_free, disk_free)
         self.note(f"frozen part kept in {place}: {reason}" if place != "nowhere" else f"frozen part: {reason}")
         if place == "nowhere":
             learner.frozen = None
