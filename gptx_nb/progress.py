@@ -233,7 +233,7 @@ def choices(run: Run) -> list[tuple[str, str, str]]:
     device = plan["device"]
     named = ", ".join(filter(None, (device["choice"], device.get("name"))))
     found = [("model", str(model["name"]), ", ".join(facts)), ("device", named, device["reason"])]
-    for name in ("dtype", "tune", "rows", "learning_rate", "epochs", "max_length"):
+    for name in ("dtype", "tune", "rows", "memory", "learning_rate", "epochs", "max_length"):
         if name in plan:  # an older run decided less
             found.append((name, _plain(plan[name]["choice"]), plan[name]["reason"] or ""))
     found.append(("batch_size", _plain(plan["batch_size"]), f"{plan['steps']:,} steps in all"))

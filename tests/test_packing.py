@@ -140,3 +140,6 @@ def test_groups_keep_to_the_budget_and_lose_no_row() -> None:
     assert padded == [[3, 1], [4], [0], [2], [5]]
     packed = batches.by_length(rows, token_budget=12, packed=True)
     assert packed == [[3, 1, 4], [0], [2], [5]]
+    # Attention lays texts side by side, each as long as the longest: one long text does not widen many short ones.
+    long_one = [[0] * length for length in (*[2] * 20, 60)]
+    assert batches.by_length(long_one, token_budget=100, packed=True) == [list(range(20)), [20]]

@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification
 
 from gptx_nb import launch
 from gptx_nb.engine import models, packing, plan, tuning
+from gptx_nb.engine.memory import Estimate
 from gptx_nb.engine.tasks import text_classification as task
 from gptx_nb.recipe import make_recipe
 
@@ -135,6 +136,7 @@ def test_a_run_trains_the_part_that_its_recipe_names_and_saves_a_plain_model(hom
     assert plan is not None
     assert plan["tune"]["choice"] == method
     assert plan["rows"]["choice"] == "packed"
+    assert plan["memory"]["parts"]["weights"] == pytest.approx(4 * plan["model"]["parameters"], rel=0.05)  # and updates
     notes = [record["text"] for record in run.history() if record.get("kind") == "note"]
     assert any("frozen part kept in memory" in note for note in notes) == (method != "lora")
     assert not run.frozen_part.exists()
@@ -148,6 +150,22 @@ def test_a_run_trains_the_part_that_its_recipe_names_and_saves_a_plain_model(hom
     assert layers == {"lora": {"0", "1", "2", "3"}, "top:2": {"2", "3"}, "head": set()}[method]
     assert "transformer.wte.weight" not in changed
     assert trained.config.id2label == {0: "bad", 1: "good"}
+
+
+def test_a_plan_says_what_memory_is_needed_and_warns_where_it_may_be_too_little() -> None:
+    needs = Estimate(
+        weights=10**9, gradients=10**9, optimiser=2 * 10**9, activations=10**9, working=0, allocator=0, process=10**9
+    )
+    said, warnings = plan.memory(needs, 8 * 10**9)
+    assert (said["choice"], warnings) == ("6.0 GB", [])
+    assert said["reason"].startswith("at the peak: optimiser 2.0 GB, ")
+    assert said["reason"].endswith("; 8.0 GB are free")
+    _, warnings = plan.memory(needs, 4 * 10**9)
+    assert warnings == [
+        "training needs about 4.0 GB more, and 4.0 GB of memory are free. A smaller max_length, or `tune: lora`, "
+        "`top:4` or `head`, needs less"
+    ]
+    assert plan.memory(needs, None)[1] == []
 
 
 def test_a_frozen_part_that_no_memory_holds_is_kept_on_disk_or_computed_anew() -> None:

@@ -27,7 +27,7 @@ from gptx_nb.engine.data import Examples
 from gptx_nb.engine.tasks import text_classification as task
 from gptx_nb.engine.train import Settings, make_optimizer, train
 
-LEARNING_RATES = (5e-4, 1e-3)
+LEARNING_RATES = (2e-4, 5e-4, 1e-3)
 EPOCHS = 4
 BATCH = 16
 
@@ -106,6 +106,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--examples", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
@@ -113,7 +114,7 @@ def main() -> None:
     whole = {name: table(arguments.folder, name) for name in ("train", "validation", "test")}
     labels = int(whole["train"]["label"].nunique())
     results: dict[str, list[float]] = {"tiny": [], "random weights": [], "TF-IDF": [], "majority": []}
-    for seed in range(arguments.seeds):
+    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         frames = {**whole, "train": whole["train"].sample(arguments.examples, random_state=seed)}
         parts = {name: Examples(frame["text"].tolist(), frame["label"].tolist()) for name, frame in frames.items()}
         for name, pretrained in (("tiny", True), ("random weights", False)):

@@ -51,18 +51,20 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int) -> Tensors:
 def by_length(rows: Sequence[Sequence[int]], *, token_budget: int, packed: bool = False) -> list[list[int]]:
     """Group row numbers, shortest first, so that a group's tokens stay within `token_budget`.
 
-    Padding counts. A packed group has none but inside attention, so there only real tokens do.
+    Padding counts. A packed group has none but inside attention, where it may take as much again: else one long text
+    among many short ones would fill memory.
     """
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     groups: list[list[int]] = []
-    used = 0
+    tokens = 0
     for index in order:
         length = max(1, len(rows[index]))
-        would_use = used + length if packed else (len(groups[-1]) + 1) * length if groups else length
-        if groups and would_use <= token_budget:
+        padded = (len(groups[-1]) + 1) * length if groups else length
+        fits = tokens + length <= token_budget and padded <= 2 * token_budget if packed else padded <= token_budget
+        if groups and fits:
             groups[-1].append(index)
-            used = would_use
+            tokens += length
         else:
             groups.append([index])
-            used = length
+            tokens = length
     return groups

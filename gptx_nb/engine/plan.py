@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from gptx_nb.engine.data import Table
     from gptx_nb.engine.device import Device
+    from gptx_nb.engine.memory import Estimate
     from gptx_nb.engine.tuning import Tuning
 
 FEWEST_STEPS = 60  # a small set is gone through until this many steps are done (Mosbach et al. 2021, arXiv:2006.04884)
@@ -78,6 +79,20 @@ def tuning(tuned: Tuning, padded_because: str | None) -> dict[str, Any]:
             "reason": padded_because or "texts one after another in a row, without padding",
         },
     }
+
+
+def memory(estimate: Estimate, free: int | None) -> tuple[dict[str, Any], list[str]]:
+    """Return what the plan says of memory, in bytes, and a warning where there may be too little."""
+    parts = str(estimate).partition(": ")[2]
+    known = f"; {free / 1e9:.1f} GB are free" if free is not None else ""
+    warnings = []
+    if free is not None and not estimate.fits(free):
+        warnings.append(
+            f"training needs about {estimate.to_come / 1e9:.1f} GB more, and {free / 1e9:.1f} GB of memory are free. A "
+            "smaller max_length, or `tune: lora`, `top:4` or `head`, needs less"
+        )
+    said = {"choice": f"{estimate.total / 1e9:.1f} GB", "reason": f"at the peak: {parts}{known}"}
+    return {**said, "parts": estimate.parts(), "free": free}, warnings
 
 
 def place_of_frozen_part(size: int, memory_free: int | None, disk_free: int) -> tuple[str, str]:

@@ -122,7 +122,7 @@ class _Attempt:
         import torch
         import transformers
 
-        from gptx_nb.engine import checkpoints, evaluate, models, plan, tuning
+        from gptx_nb.engine import checkpoints, evaluate, memory, models, plan, tuning
         from gptx_nb.engine import device as devices
         from gptx_nb.engine.predict import use_all_cores
         from gptx_nb.engine.tasks import text_classification as task
@@ -201,6 +201,18 @@ class _Attempt:
             eval_every=max(steps_per_epoch, -(-steps // MOST_EVALUATIONS)),
             save_every_seconds=recipe.checkpoint_every,
         )
+        micro, several = learner.largest()
+        estimate = memory.estimate(
+            model,
+            micro,
+            loss_of=learner.whole_loss,
+            make_optimizer=lambda each: make_optimizer(each, settings),
+            device=device.device,
+            dtype=device.dtype,
+            several=several,
+        )
+        decided["memory"], warnings = plan.memory(estimate, memory.available(device.device))
+        decided["notes"] += warnings
         optimizer = make_optimizer(model, settings)
         scaler = make_scaler(device.device, device.dtype)
         best: dict[str, Any] = {"score": None, "step": None}

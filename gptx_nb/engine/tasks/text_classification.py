@@ -87,6 +87,22 @@ class Learner:
         """Return the mean cross entropy, in nats, of the labels."""
         return torch.nn.functional.cross_entropy(self._logits(model, tensors).float(), tensors["labels"])
 
+    def largest(self) -> tuple[Tensors, bool]:
+        """Return the micro-batch that takes most memory, and whether a step may have several.
+
+        It holds the longest rows, and is for `whole_loss`: filling a frozen part takes more than training on it.
+        """
+        longest = sorted(range(len(self._rows)), key=lambda index: -len(self._rows[index]))[: self._batch_size]
+        groups = self._groups(self._rows, longest)
+        members = max(groups, key=lambda group: len(group) * max(len(self._rows[index]) for index in group))
+        tensors = _tensors([self._rows[index] for index in members], self._pad_id, self.padded_because is None)
+        tensors["labels"] = torch.tensor([self._labels[index] for index in members])
+        return tensors, len(groups) > 1
+
+    def whole_loss(self, model: torch.nn.Module, tensors: Tensors) -> torch.Tensor:
+        """Return the loss as the whole model gives it, without a frozen part that is kept."""
+        return torch.nn.functional.cross_entropy(_logits(model, tensors).float(), tensors["labels"])
+
     def held_logits(self) -> np.ndarray:
         """Return float32 logits of shape (rows held back, labels)."""
         classifier: Any = self._model

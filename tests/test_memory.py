@@ -1,0 +1,170 @@
+"""The estimate of memory: what its parts are, what lowers it, what fits. benchmarks/memory.py holds it against runs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+
+from gptx_nb.engine import device, memory, tuning
+from gptx_nb.engine.memory import Estimate
+from gptx_nb.engine.optimizer import Optimizer
+from gptx_nb.engine.tasks.text_classification import Learner
+from gptx_nb.engine.train import Settings, make_optimizer
+
+CPU = torch.device("cpu")
+SETTINGS = Settings(steps=2, learning_rate=1e-4)
+PAD = 1
+
+
+def model_of(kind: str, width: int, layers: int, *, checkpointing: bool = False) -> PreTrainedModel:
+    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": PAD}
+    if kind == "gpt2":
+        size = {"n_embd": width, "n_layer": layers, "n_head": width // 64, "n_positions": 512}
+    else:
+        size = {
+            "hidden_size": width,
+            "intermediate_size": 8 * width // 3,
+            "num_hidden_layers": layers,
+            "num_attention_heads": width // 64,
+            "num_key_value_heads": width // 128,
+        }
+    config = AutoConfig.for_model(kind, vocab_size=8000, num_labels=2, **size, **ends)
+    made: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
+    if checkpointing:
+        made.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return made
+
+
+def learner_of(model: PreTrainedModel, method: str, longest: int, texts: int, budget: int) -> Learner:
+    """A learner without a frozen part, so that every step runs the whole model."""
+    rows = [[5] * (longest - index % 4 * longest // 8) for index in range(texts)]
+    tuned = tuning.prepare(model, method)
+    options: dict[str, Any] = {"pad_id": PAD, "device": CPU, "batch_size": texts, "seed": 0, "token_budget": budget}
+    learner = Learner(model, tuned, rows, [0] * texts, [], **options)
+    learner.frozen = None
+    return learner
+
+
+def optimizer_of(model: torch.nn.Module) -> Optimizer:
+    return make_optimizer(model, SETTINGS)
+
+
+def estimate(model: PreTrainedModel, learner: Learner, dtype: torch.dtype = torch.float32) -> Estimate:
+    micro = learner.step(0).micro
+    largest = max(micro, key=lambda tensors: tensors["input_ids"].numel())
+    options: dict[str, Any] = {"loss_of": learner.loss, "make_optimizer": optimizer_of, "device": CPU, "dtype": dtype}
+    return memory.estimate(model, largest, several=len(micro) > 1, **options)
+
+
+def test_parts_are_what_they_are_known_to_be_and_the_model_is_left_as_it_was() -> None:
+    model = model_of("gpt2", 64, 2)
+    model.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    made = estimate(model, learner_of(model, "full", 32, 4, 4096))
+    weights = sum(each.numel() for each in model.parameters()) * 4
+    assert made.weights == weights
+    assert 2 * weights <= made.optimiser <= 2.01 * weights
+    assert made.total == sum(made.parts().values())
+    assert not model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(each.grad is None for each in model.parameters())
+    assert " at the peak: " in str(made)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_saves_memory_is_estimated_lower(kind: str, dtype: torch.dtype) -> None:
+    def to_come(method: str = "full", budget: int = 4096, checkpointing: bool = False) -> int:
+        model = model_of(kind, 128, 4, checkpointing=checkpointing)
+        return estimate(model, learner_of(model, method, 64, 32, budget), dtype).to_come
+
+    full = to_come()
+    assert to_come(budget=512) < 0.7 * full
+    assert to_come(checkpointing=True) < 0.8 * full
+    assert to_come("top:1") < 0.6 * full
+    assert to_come("head") < to_come("top:1")
+
+
+def test_a_model_without_weights_is_estimated_like_one_with_them() -> None:
+    def parts(kind: str) -> dict[str, int]:
+        with torch.device(kind):
+            model = model_of("llama", 128, 2)
+        made = estimate(model, learner_of(model, "lora", 64, 8, 4096))
+        return {name: size for name, size in made.parts().items() if name != "process"}
+
+    assert parts("meta") == parts("cpu")
+
+
+def of(tokens: int) -> Estimate:
+    return Estimate(0, 0, 0, activations=tokens * 1000, working=0, allocator=0, process=10**9)
+
+
+def test_the_largest_budget_that_fits_is_found_with_few_estimates() -> None:
+    asked = []
+
+    def estimate_of(budget: int) -> Estimate:
+        asked.append(budget)
+        return of(budget)
+
+    assert memory.largest_budget(estimate_of, 5_000_000)[0] == 4096
+    assert len(asked) <= 4
+    assert memory.largest_budget(of, 10**9)[0] == 32768
+    assert memory.largest_budget(of, None)[0] == 32768
+    budget, smallest = memory.largest_budget(of, 1000)
+    assert budget is None
+    assert smallest == of(256)
+
+
+def test_the_nearest_recipe_that_fits_is_said_as_it_is_typed() -> None:
+    cost = {"full": 8, "lora": 4, "head": 1}
+
+    def nearest(free: int, tune: str = "full") -> str | None:
+        return memory.nearest_recipe(
+            lambda method, length: of(cost[method] * length), tune=tune, max_length=512, free=free
+        )
+
+    assert nearest(3_000_000) == "max_length: 256"
+    assert nearest(700_000) == "tune: lora, max_length: 128"
+    assert nearest(620_000, "lora") == "max_length: 128"
+    assert nearest(400_000) == "tune: head, max_length: 256"
+    assert nearest(1_000) is None
+
+
+def groups(machine: Path, cgroup: str, files: dict[str, str]) -> tuple[int | None, int | None]:
+    (machine / "proc/self").mkdir(parents=True)
+    (machine / "proc/meminfo").write_text("MemTotal: 1000 kB\nMemAvailable: 800 kB\nHugePages_Total: 0\n")
+    (machine / "proc/self/cgroup").write_text(cgroup)
+    for name, text in files.items():
+        file = machine / "sys/fs/cgroup" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return device._main_memory(machine)
+
+
+def test_a_control_group_above_limits_the_memory_that_is_free(tmp_path: Path) -> None:
+    v2 = {
+        "user/memory.max": "600000\n",
+        "user/memory.current": "300000\n",
+        "user/memory.stat": "anon 1\ninactive_file 100000\n",
+        "user/job/memory.max": "max\n",
+        "user/job/memory.current": "1\n",
+        "user/job/memory.stat": "anon 1\n",
+    }
+    assert groups(tmp_path / "v2", "0::/user/job\n", v2) == (600_000, 400_000)
+    v1 = {
+        "memory/memory.limit_in_bytes": "9223372036854771712\n",
+        "memory/memory.usage_in_bytes": "5\n",
+        "memory/memory.stat": "cache 1\n",
+        "memory/job/memory.limit_in_bytes": "500000\n",
+        "memory/job/memory.usage_in_bytes": "300000\n",
+        "memory/job/memory.stat": "total_inactive_file 50000\n",
+    }
+    assert groups(tmp_path / "v1", "3:cpu:/\n2:cpuset,memory:/job\n0::/\n", v1) == (500_000, 250_000)
+    assert groups(tmp_path / "outside", "0::/not/seen/here\n", {}) == (1_024_000, 819_200)
+
+
+def test_free_memory_of_this_machine_is_told() -> None:
+    free = memory.available(CPU)
+    assert free is None or free > 0
