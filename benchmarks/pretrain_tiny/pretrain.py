@@ -155,6 +155,9 @@ def main() -> None:
     )
     print(f"trained for {(time.monotonic() - started) / 60:.1f} minutes")
     model.set_attn_implementation("sdpa")
+    # A thousand examples are gone through several times: GPT-2's own dropout, for fine-tuning.
+    for part in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
+        setattr(model.config, part, 0.1)
     model.to(torch.bfloat16).save_pretrained(work / "model")
     tokenizer.save_pretrained(work / "model")
 

@@ -27,7 +27,7 @@ from gptx_nb.engine.data import Examples
 from gptx_nb.engine.tasks import text_classification as task
 from gptx_nb.engine.train import Settings, make_optimizer, train
 
-LEARNING_RATES = (2e-4, 5e-4, 1e-3)
+LEARNING_RATES = (5e-4, 1e-3)
 EPOCHS = 4
 BATCH = 16
 
