@@ -154,8 +154,9 @@ def _launch(
 ) -> Launched:
     """Attach, resume, show or make; raises FileExistsError or RunNotFound where another cell came in between."""
     request = _request(recipe, sources)
-    latest = store.latest(name)
+    # The number first: a version that another cell makes in between is then seen as the latest, or stands in the way.
     version = store.next_version(name)
+    latest = store.latest(name)
     if latest is not None and latest.request()["digest"] == request["digest"]:
         attempt = latest.attempts()  # before the state: an attempt that is claimed from here on must not be passed over
         state = latest.state()

@@ -319,10 +319,12 @@ class _Attempt:
         if self.run.report_file.exists():
             return data.load_snapshot(self.run.data)
         sources = self.run.sources()
-        table = data.load(recipe, sources, self.run.folder)
-        for source, setting in ((sources["train"], "data"), (sources["validation"], "validation")):
-            if source:
-                check_unchanged(source, setting, self.run.folder)
+        try:
+            table = data.load(recipe, sources, self.run.folder)
+        finally:  # whatever was found in a table that changed meanwhile, that it has changed is what to say
+            for source, setting in ((sources["train"], "data"), (sources["validation"], "validation")):
+                if source:
+                    check_unchanged(source, setting, self.run.folder)
         data.save_snapshot(table, self.run.data)
         return table
 
