@@ -33,6 +33,7 @@ from torch.utils._pytree import tree_leaves
 
 from gptx_nb.engine import device as devices
 from gptx_nb.engine.optimizer import Chain, Optimizer
+from gptx_nb.engine.train import autocast
 
 Tensors = dict[str, torch.Tensor]
 
@@ -259,7 +260,6 @@ def _fake_step(
     """Return the log, the events of one micro-batch (all that begins ends, but gradients), and those of the update."""
     from torch._subclasses.fake_tensor import FakeTensorMode  # takes a while to import
 
-    autocast = torch.autocast(device.type, dtype=dtype) if dtype is not torch.float32 else contextlib.nullcontext()
     log = _Log()
     was_training = model.training
     # Tensors that a module keeps outside of its buffers stay real: fake mode then converts them.
@@ -269,7 +269,7 @@ def _fake_step(
         parameters = [each for each in model.parameters() if each.requires_grad]
         optimizer = make_optimizer(model)
         log.cut()  # the weights are there already
-        with autocast:
+        with autocast(device, dtype):
             loss = loss_of(model, tensors)
         log.rename_live("working", "activations")
         loss.backward()

@@ -67,11 +67,15 @@ def why_not(model: PreTrainedModel) -> str | None:
 
 
 def states(model: PreTrainedModel, tensors: Tensors) -> torch.Tensor:
-    """Return the decoder's last hidden states (tokens, width) for what `pack` has made.
+    """Return the last hidden states (tokens, width) of the model's decoder for what `pack` has made.
 
     The model must have been given our attention (see `use`).
     """
-    decoder: Any = model.base_model
+    return decode(model.base_model, tensors)
+
+
+def decode(decoder: Any, tensors: Tensors, **more: torch.Tensor) -> torch.Tensor:
+    """Return the last hidden states (tokens, width) of `decoder`; `more` is handed on to each of its layers."""
     output = decoder(
         input_ids=tensors["input_ids"],
         position_ids=tensors["position_ids"],
@@ -79,6 +83,7 @@ def states(model: PreTrainedModel, tensors: Tensors) -> torch.Tensor:
         spread=tensors["spread"],
         gather=tensors["gather"],
         texts=tensors["last"].shape[0],
+        **more,
     )
     hidden: torch.Tensor = output.last_hidden_state
     return hidden.squeeze(0)

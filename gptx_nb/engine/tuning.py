@@ -153,7 +153,7 @@ class FrozenPart:
 
     @property
     def bytes(self) -> int:
-        """What it takes to keep."""
+        """What it takes to keep, in bytes."""
         return int(self._starts[-1]) * self._width * 4
 
     def compute(
@@ -202,7 +202,10 @@ class FrozenPart:
         self._kept = kept
 
     def tensors(self, chosen: Sequence[int]) -> Tensors:
-        """Return a micro-batch of the rows `chosen`, in that order: what `logits` takes."""
+        """Return a micro-batch of the rows `chosen`, in that order: what `logits` takes.
+
+        For `head` {"kept": (texts, width) float32}; else what `packing.pack` gives and {"kept": (1, tokens, width)}.
+        """
         assert self._kept is not None
         parts = [self._kept[self._starts[index] : self._starts[index + 1]] for index in chosen]
         kept = torch.from_numpy(np.concatenate(parts))
@@ -214,18 +217,10 @@ class FrozenPart:
         """Return the logits (texts, labels) of a micro-batch that `tensors` has made."""
         head: Any = self._model.get_submodule("score")
         if self.upper is None:
-            scored: torch.Tensor = head(tensors["kept"])
-            return scored
-        output = self.upper(
-            input_ids=tensors["input_ids"],
-            position_ids=tensors["position_ids"],
-            use_cache=False,
-            spread=tensors["spread"],
-            gather=tensors["gather"],
-            texts=tensors["last"].shape[0],
-            kept=tensors["kept"],
-        )
-        scored = head(output.last_hidden_state.squeeze(0)[tensors["last"]])
+            states = tensors["kept"]
+        else:
+            states = packing.decode(self.upper, tensors, kept=tensors["kept"])[tensors["last"]]
+        scored: torch.Tensor = head(states)
         return scored
 
 
