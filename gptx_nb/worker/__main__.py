@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 FINISHED, FAILED, MISTAKE, STOPPED = 0, 1, 2, 3
 
-MOST_EVALUATIONS = 20  # of one run: scoring should stay a small part of its time
-
 
 def main(arguments: list[str]) -> int:
     if arguments == ["--device"]:
@@ -119,100 +117,13 @@ class _Attempt:
         table = self._table(recipe)
 
         self.phase("model")
-        import torch
-        import transformers
+        from gptx_nb.engine import checkpoints, evaluate, models, plan, setup, tuning
+        from gptx_nb.engine.train import autocast, make_optimizer, make_scaler, train
 
-        from gptx_nb.engine import checkpoints, evaluate, memory, models, plan, tuning
-        from gptx_nb.engine import device as devices
-        from gptx_nb.engine.predict import use_all_cores
-        from gptx_nb.engine.tasks import text_classification as task
-        from gptx_nb.engine.train import Settings, autocast, make_optimizer, make_scaler, train
-
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
-        use_all_cores()
-        device = devices.choose(recipe.device, recipe.dtype)
-        base = models.find(recipe.model, recipe.revision, self.note)
-        tokenizer = models.load_tokenizer(base)
-        model = models.load_classifier(base, tokenizer, table.labels, recipe.seed)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        tuned = tuning.prepare(model, recipe.tune, recipe.seed)
-
-        context = models.context(base.config)
-        max_length, length_reason = plan.max_length(recipe, context)
-        rows, cut = task.encode(tokenizer, table.train.texts, max_length)
-        held_rows: list[list[int]] = []
-        if table.validation is not None:
-            held_rows, held_cut = task.encode(tokenizer, table.validation.texts, max_length)
-            cut += held_cut
-        steps_per_epoch = -(-len(rows) // recipe.batch_size)
-        epochs, epochs_reason = plan.epochs(recipe, len(rows), steps_per_epoch)
-        steps = max(1, round(epochs * steps_per_epoch))
-        learning_rate, rate_reason = plan.learning_rate(recipe, parameters)
-
-        resolved = recipe.model_copy(
-            update={
-                "text": table.report["text"],
-                "label": table.report["label"],
-                "labels": table.labels,
-                "epochs": epochs,
-                "learning_rate": learning_rate,
-                "max_length": max_length,
-            }
-        )
+        made = setup.prepare(recipe, table, self.note)
+        model, learner, settings, device = made.model, made.learner, made.settings, made.device
         if not run.recipe_file.exists():
-            files.write_text(run.recipe_file, resolved.to_yaml())
-        torch.nn.Module.to(model, device.device)  # transformers' own `to` is typed wrongly
-        learner = task.Learner(
-            model,
-            tuned,
-            rows,
-            table.train.labels,
-            held_rows,
-            pad_id=tokenizer.pad_token_id,
-            device=device.device,
-            batch_size=recipe.batch_size,
-            seed=recipe.seed,
-        )
-        decided = {
-            **plan.machine(device),
-            **plan.tuning(tuned, learner.padded_because),
-            "model": {
-                "name": base.name,
-                "where": base.where,
-                "parameters": parameters,
-                "licence": base.licence,
-                "context": context,
-            },
-            "learning_rate": {"choice": learning_rate, "reason": rate_reason},
-            "epochs": {"choice": epochs, "reason": epochs_reason},
-            "steps": steps,
-            "batch_size": recipe.batch_size,
-            "max_length": {"choice": max_length, "reason": length_reason},
-            **plan.examples(table, tokenizer, rows, held_rows, cut),
-        }
-
-        settings = Settings(
-            steps=steps,
-            learning_rate=learning_rate,
-            warmup=recipe.warmup,
-            weight_decay=recipe.weight_decay,
-            seed=recipe.seed,
-            eval_every=max(steps_per_epoch, -(-steps // MOST_EVALUATIONS)),
-            save_every_seconds=recipe.checkpoint_every,
-        )
-        micro, several = learner.largest()
-        estimate = memory.estimate(
-            model,
-            micro,
-            loss_of=learner.whole_loss,
-            make_optimizer=lambda each: make_optimizer(each, settings),
-            device=device.device,
-            dtype=device.dtype,
-            several=several,
-        )
-        decided["memory"], warnings = plan.memory(estimate, memory.available(device.device))
-        decided["notes"] += warnings
+            files.write_text(run.recipe_file, made.resolved.to_yaml())
         optimizer = make_optimizer(model, settings)
         scaler = make_scaler(device.device, device.dtype)
         best: dict[str, Any] = {"score": None, "step": None}
@@ -221,14 +132,14 @@ class _Attempt:
             progress = checkpoints.load(checkpoint, model, optimizer, scaler)
             first_step, best = progress["step"], progress["best"]
         # A later attempt may have another device; all else was decided by the first.
-        files.write_json(run.plan_file, {**decided, **(run.plan() or {}), **plan.machine(device)})
+        files.write_json(run.plan_file, {**made.decided, **(run.plan() or {}), **plan.machine(device)})
 
         def score() -> dict[str, Any]:
             assert table.validation is not None
             return evaluate.scores(table.labels, table.validation.labels, learner.held_logits())
 
         def record(entry: dict[str, Any]) -> None:
-            epoch = entry["step"] / steps_per_epoch
+            epoch = entry["step"] / made.steps_per_epoch
             self.metrics.append({"kind": "step", **entry, "epoch": epoch, "time": time.time()})
 
         def evaluate_at(step: int) -> None:
@@ -260,7 +171,7 @@ class _Attempt:
             checkpoints.prune_best(run.best, run.checkpoints, best["step"])
 
         self._keep_frozen_part(learner, lambda: autocast(device.device, device.dtype))
-        self.metrics.append({"kind": "start", "step": first_step, "steps": steps, "time": time.time()})
+        self.metrics.append({"kind": "start", "step": first_step, "steps": settings.steps, "time": time.time()})
         self.phase("training")
         end = train(
             model,
@@ -289,7 +200,7 @@ class _Attempt:
         # A run that was stopped has left a model of its own; this one takes its place. Readers keep what they opened.
         if run.model.exists():
             files.remove_folder(run.model)
-        models.save(run.model, tuning.merge(model), tokenizer, max_length)
+        models.save(run.model, tuning.merge(model), made.tokenizer, made.max_length)
         run.frozen_part.unlink(missing_ok=True)
         return end.early
 
