@@ -33,7 +33,8 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from finetune import MAX_LENGTH, WAITING, load, machine, read, report, synchronise
+from finetune import MAX_LENGTH, WAITING, load, machine, read, synchronise
+from report import report
 
 from gptx_nb.engine import device as devices
 from gptx_nb.engine import models
