@@ -221,7 +221,8 @@ def _shared_length(prompts: Sequence[Sequence[int]]) -> int:
     """
     if len(prompts) < 2:
         return 0
-    first, last = min(prompts), max(prompts)  # all others lie between them in order, so they share as much
+    # In order, all others lie between these two, so they share as much.
+    first, last = min(map(list, prompts)), max(map(list, prompts))
     most = min(map(len, prompts)) - 1
     length = next((place for place in range(most) if first[place] != last[place]), most)
     return length if length * (len(prompts) - 1) >= PREFIX_SPARES else 0
