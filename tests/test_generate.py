@@ -216,7 +216,7 @@ def test_what_cannot_be_continued_is_refused() -> None:
 
 
 @pytest.mark.parametrize("laid_out", [True, False])
-@pytest.mark.parametrize("kind", ["gpt2", "qwen2", "phi3"])
+@pytest.mark.parametrize("kind", ["gpt2", "qwen2", "phi3", "starcoder2"])
 def test_prepared_products_give_the_same(kind: str, laid_out: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not laid_out:
         monkeypatch.setattr(products, "_can_lay_out", lambda dtype: False)
