@@ -6,11 +6,12 @@
 SST2_FOLDER holds a test table (.csv or .csv.xz) with a column `text`. Of the texts 7 in 10 are single ones, 2 in 10 are
 joins of 2 to 5, 1 in 10 of 6 to 16. --model is as in finetune.py. --out writes predict.json and predict.md.
 
-    ours           `gptx_nb.engine.predict.Classifier`
-    pipeline       `pipeline("text-classification")` as documented: one text a batch
+    ours           `gptx_nb.engine.predict.Classifier`, products in the arithmetic that the device is fast in
+    ours-float32   the same, all in float32
+    pipeline       `pipeline("text-classification")` as documented: one text a batch, in float32
     pipeline-16    the same with batch_size=16
 
-All read the same saved folder, in float32, in one process, use every core and take turns within a repeat; ratios are
+All read the same saved folder, in one process, use every core and take turns within a repeat; ratios are
 medians over the repeats of the ratio within one. Loading is left out. One text at a time: the first --singles texts,
 one call each, after a call that is not counted. The head is drawn at random and then scaled, so that the
 probabilities spread as a trained classifier's do and a difference would show; the largest is reported, against the
@@ -27,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +74,7 @@ def save_classifier(name: str, folder: Path, texts: list[str]) -> list[int]:
 def ways(folder: Path, device: devices.Device) -> dict[str, Classify]:
     """Return the ways to classify, each with its model loaded."""
     classifier = Classifier.load(folder, device)
-
-    def ours(texts: list[str]) -> np.ndarray:
-        return np.array(classifier.predict(texts))
+    exact = Classifier.load(folder, replace(device, dtype=torch.float32))
 
     def peer(**options: Any) -> Classify:
         pipe: Any = transformers.pipeline("text-classification", model=str(folder), device=device.device, **options)
@@ -86,7 +86,12 @@ def ways(folder: Path, device: devices.Device) -> dict[str, Classify]:
 
         return classify
 
-    return {"ours": ours, "pipeline": peer(), "pipeline-16": peer(batch_size=16)}
+    return {
+        "ours": lambda texts: np.array(classifier.predict(texts)),
+        "ours-float32": lambda texts: np.array(exact.predict(texts)),
+        "pipeline": peer(),
+        "pipeline-16": peer(batch_size=16),
+    }
 
 
 def measure(arguments: argparse.Namespace) -> None:
@@ -134,13 +139,13 @@ def measure(arguments: argparse.Namespace) -> None:
             "ours is × as fast": times_ours(many, name),
             "one text, ms": statistics.median(single[name]) * 1000,
             "ours is × as fast (one text)": times_ours(single, name),
+            "labels that differ, %": 100 * float((found[name].argmax(1) != found["pipeline"].argmax(1)).mean()),
             "largest difference of a probability": float(np.abs(found[name] - found["pipeline"]).max()),
         }
         for name in classify
     ]
     about = {
         **machine(device),
-        "arithmetic": "float32",
         "tokens a text": f"{lengths[len(lengths) // 2]} (median), {lengths[len(lengths) * 95 // 100]} (95 %), "
         f"{lengths[-1]} (most)",
         "repeats": arguments.repeats,

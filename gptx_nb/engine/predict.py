@@ -1,7 +1,9 @@
 """A trained classifier: texts in, probabilities out. It loads a plain Hugging Face folder and knows no run.
 
-Tokens, batches and arithmetic are those of training's scoring (`text_classification`): float32, rows of similar length
-together, packed where the model allows that. So a text's result does not depend on the texts beside it.
+Tokens and batches are those of training's scoring (`text_classification`): rows of similar length together, packed
+where the model allows that. Matrix products are in bfloat16 where the device has units for it, all else in float32
+(see `products`). So a text's result depends on the texts beside it by no more than rounding: less than 1e-4 of
+probability in float32; in bfloat16 up to 0.01 in 60 texts.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from gptx_nb.engine import packing
+from gptx_nb.engine import packing, products
 from gptx_nb.engine.device import Device, cores
 from gptx_nb.engine.models import context
 from gptx_nb.engine.tasks import text_classification
@@ -30,6 +32,12 @@ from gptx_nb.errors import ModelError
 # Tokens of one batch, padding included. A CPU gains nothing from more than its caches hold; a GPU wants work.
 CPU_TOKENS = 4_096
 GPU_TOKENS = 32_768
+
+# bfloat16 counts as safe here: it may change a label only where the two best are nearly as likely. Measured against
+# float32 with heads whose logits differ by about 2, on joined SST-2 sentences: with tiny 1 label in 1,000 changed,
+# where the two best were 0.02 apart, and no probability moved by more than 0.03; with smollm2-135m none in 300, and
+# 0.016. In one thread of a CPU with AVX-512 BF16 it answers 1.4 times as many texts, one text in a half (smollm2-135m)
+# to nine tenths (tiny) of the time.
 
 
 @dataclass(frozen=True)
@@ -53,9 +61,10 @@ class Classifier:
         names: dict[Any, str] = model.config.id2label or {}
         self.labels = [names[number] for number in sorted(names)]
         self.max_length = min(context(model.config), tokenizer.model_max_length)
-        self.bytes = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
         self._device = device.device
         torch.nn.Module.to(model, device.device)  # transformers' own `to` is typed wrongly
+        products.prepare(model, torch.bfloat16 if device.dtype is torch.bfloat16 else torch.float32)
+        self.bytes = products.size(model)
         self._packed = packing.use(model) is None
         self._model = model.eval()
         self._tokenizer = tokenizer

@@ -21,7 +21,8 @@ def prepare(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Replace the linear layers of `model`, in place, by ones that compute in `dtype` (float32 or bfloat16).
 
     They take and give float32. The output head (of a language model or a classifier) stays float32: its logits are
-    compared with each other, and bfloat16 has 3 digits. Their weights can no longer be trained or saved.
+    compared with each other, and bfloat16 has 3 digits. Move the model to its device before; its weights can no longer
+    be trained, saved or moved.
     """
     head = model.get_output_embeddings() or getattr(model, "score", None)
     for parent in list(model.modules()):
@@ -33,6 +34,12 @@ def prepare(model: PreTrainedModel, dtype: torch.dtype) -> None:
                     setattr(parent, name, _Part(joint, number))
         for name, layer in layers.items():
             setattr(parent, name, Product([layer], torch.float32 if layer is head else dtype))
+
+
+def size(model: torch.nn.Module) -> int:
+    """Return the bytes that the weights and buffers of `model` take, those of its products included."""
+    own = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    return own + sum({id(each): each.bytes for each in model.modules() if isinstance(each, Product)}.values())
 
 
 class Product(torch.nn.Module):
@@ -53,6 +60,8 @@ class Product(torch.nn.Module):
         # so there is a way without them.
         self._is_laid_out = weight.device.type == "cpu" and _can_lay_out(dtype)
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self._is_laid_out else weight
+        # A layout of its own does not tell its size. It is no buffer: it could be neither saved nor moved.
+        self.bytes = weight.nbytes + (0 if self._bias is None else self._bias.nbytes)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         given: Any = states.to(self.dtype)
