@@ -6,12 +6,11 @@
 SST2_FOLDER holds a test table (.csv or .csv.xz) with a column `text`. Of the texts 7 in 10 are single ones, 2 in 10 are
 joins of 2 to 5, 1 in 10 of 6 to 16. --model is as in finetune.py. --out writes predict.json and predict.md.
 
-    ours           `gptx_nb.engine.predict.Classifier`, products in the arithmetic that the device is fast in
-    ours-float32   the same, all in float32
-    pipeline       `pipeline("text-classification")` as documented: one text a batch, in float32
+    ours           `gptx_nb.engine.predict.Classifier`
+    pipeline       `pipeline("text-classification")` as documented: one text a batch
     pipeline-16    the same with batch_size=16
 
-All read the same saved folder, in one process, use every core and take turns within a repeat; ratios are
+All read the same saved folder, in float32, in one process, use every core and take turns within a repeat; ratios are
 medians over the repeats of the ratio within one. Loading is left out. One text at a time: the first --singles texts,
 one call each, after a call that is not counted. The head is drawn at random and then scaled, so that the
 probabilities spread as a trained classifier's do and a difference would show; the largest is reported, against the
@@ -28,7 +27,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +72,6 @@ def save_classifier(name: str, folder: Path, texts: list[str]) -> list[int]:
 def ways(folder: Path, device: devices.Device) -> dict[str, Classify]:
     """Return the ways to classify, each with its model loaded."""
     classifier = Classifier.load(folder, device)
-    exact = Classifier.load(folder, replace(device, dtype=torch.float32))
 
     def peer(**options: Any) -> Classify:
         pipe: Any = transformers.pipeline("text-classification", model=str(folder), device=device.device, **options)
@@ -88,7 +85,6 @@ def ways(folder: Path, device: devices.Device) -> dict[str, Classify]:
 
     return {
         "ours": lambda texts: np.array(classifier.predict(texts)),
-        "ours-float32": lambda texts: np.array(exact.predict(texts)),
         "pipeline": peer(),
         "pipeline-16": peer(batch_size=16),
     }
@@ -146,6 +142,7 @@ def measure(arguments: argparse.Namespace) -> None:
     ]
     about = {
         **machine(device),
+        "arithmetic": "float32",
         "tokens a text": f"{lengths[len(lengths) // 2]} (median), {lengths[len(lengths) * 95 // 100]} (95 %), "
         f"{lengths[-1]} (most)",
         "repeats": arguments.repeats,

@@ -97,21 +97,10 @@ def test_a_batch_of_mixed_lengths_gives_what_one_text_at_a_time_gives(folder: Pa
     assert (together[0] - together[2]).abs().max() > 0.01
 
 
-def test_bfloat16_changes_a_label_only_where_two_are_nearly_as_likely(folder: Path, cpu: Device) -> None:
-    exact = Classifier.load(folder, cpu)
-    rounded = Classifier.load(folder, choose("cpu", "bfloat16"))
-    assert rounded.bytes < exact.bytes
-    draw = random.Random(0)
-    words = " ".join(MIXED[:5]).split()
-    texts = MIXED + [" ".join(draw.choices(words, k=draw.randint(1, 30))) for _ in range(200)]
-    expected, found = torch.tensor(exact.predict(texts)), torch.tensor(rounded.predict(texts))
-    moved = (expected - found).abs().max()
-    assert 1e-5 < moved < 0.05  # it is at work, and no more than rounding
-    best = expected.sort(dim=-1, descending=True).values
-    changed = expected.argmax(-1) != found.argmax(-1)
-    assert (best[:, 0] - best[:, 1])[changed].lt(2 * moved).all()
-    assert changed.float().mean() < 0.05
-    assert expected.argmax(-1).unique().numel() > 1
+def test_labels_do_not_depend_on_the_arithmetic_that_training_likes(folder: Path, cpu: Device) -> None:
+    expected = torch.tensor(Classifier.load(folder, cpu).predict(MIXED))
+    found = torch.tensor(Classifier.load(folder, choose("cpu", "bfloat16")).predict(MIXED))
+    assert (expected - found).abs().max() < 1e-6
 
 
 def test_it_pools_at_the_last_token_and_not_at_padding(folder: Path, cpu: Device) -> None:
