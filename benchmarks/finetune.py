@@ -57,6 +57,7 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
+from report import report
 from transformers import GPT2Config, GPT2ForSequenceClassification, PreTrainedTokenizerBase
 
 from gptx_nb.engine import device as devices
@@ -479,29 +480,6 @@ def summarise(runs: dict[str, list[Measured]]) -> list[dict[str, Any]]:
             row |= time_to_score(measured, documented)
         rows.append(row)
     return rows
-
-
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """Return `rows` as a Markdown table; a row may lack columns."""
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-
-    def cell(value: Any) -> str:
-        if isinstance(value, float):
-            return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-        return "" if value is None else str(value)
-
-    lines = [columns, ["---"] * len(columns), *([cell(row.get(column)) for column in columns] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def report(title: str, about: dict[str, Any], rows: list[dict[str, Any]], every: Any, out: Path | None) -> None:
-    """Print the table with the machine's name over it; with `out`, write OUT.md and OUT.json."""
-    text = f"{title}\n\n{'; '.join(f'{name} {value}' for name, value in about.items())}\n\n{markdown(rows)}\n"
-    print(f"\n{text}")
-    if out:
-        whole = {"title": title, "about": about, "median": rows, "every": every}
-        out.with_suffix(".md").write_text(text, encoding="utf-8")
-        out.with_suffix(".json").write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:

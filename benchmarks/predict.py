@@ -33,7 +33,8 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from finetune import MAX_LENGTH, WAITING, load, machine, read, report, synchronise
+from finetune import MAX_LENGTH, WAITING, load, machine, read, synchronise
+from report import report
 
 from gptx_nb.engine import device as devices
 from gptx_nb.engine import models
@@ -72,9 +73,6 @@ def ways(folder: Path, device: devices.Device) -> dict[str, Classify]:
     """Return the ways to classify, each with its model loaded."""
     classifier = Classifier.load(folder, device)
 
-    def ours(texts: list[str]) -> np.ndarray:
-        return np.array(classifier.predict(texts))
-
     def peer(**options: Any) -> Classify:
         pipe: Any = transformers.pipeline("text-classification", model=str(folder), device=device.device, **options)
 
@@ -85,7 +83,11 @@ def ways(folder: Path, device: devices.Device) -> dict[str, Classify]:
 
         return classify
 
-    return {"ours": ours, "pipeline": peer(), "pipeline-16": peer(batch_size=16)}
+    return {
+        "ours": lambda texts: np.array(classifier.predict(texts)),
+        "pipeline": peer(),
+        "pipeline-16": peer(batch_size=16),
+    }
 
 
 def measure(arguments: argparse.Namespace) -> None:
@@ -133,6 +135,7 @@ def measure(arguments: argparse.Namespace) -> None:
             "ours is × as fast": times_ours(many, name),
             "one text, ms": statistics.median(single[name]) * 1000,
             "ours is × as fast (one text)": times_ours(single, name),
+            "labels that differ, %": 100 * float((found[name].argmax(1) != found["pipeline"].argmax(1)).mean()),
             "largest difference of a probability": float(np.abs(found[name] - found["pipeline"]).max()),
         }
         for name in classify

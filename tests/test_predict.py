@@ -97,6 +97,12 @@ def test_a_batch_of_mixed_lengths_gives_what_one_text_at_a_time_gives(folder: Pa
     assert (together[0] - together[2]).abs().max() > 0.01
 
 
+def test_labels_do_not_depend_on_the_arithmetic_that_training_likes(folder: Path, cpu: Device) -> None:
+    expected = torch.tensor(Classifier.load(folder, cpu).predict(MIXED))
+    found = torch.tensor(Classifier.load(folder, choose("cpu", "bfloat16")).predict(MIXED))
+    assert (expected - found).abs().max() < 1e-6
+
+
 def test_it_pools_at_the_last_token_and_not_at_padding(folder: Path, cpu: Device) -> None:
     classifier = Classifier.load(folder, cpu)
     model = AutoModelForSequenceClassification.from_pretrained(folder)

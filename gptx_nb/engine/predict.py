@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from gptx_nb.engine import packing
+from gptx_nb.engine import packing, products
 from gptx_nb.engine.device import Device, cores
 from gptx_nb.engine.models import context
 from gptx_nb.engine.tasks import text_classification
@@ -30,6 +30,10 @@ from gptx_nb.errors import ModelError
 # Tokens of one batch, padding included. A CPU gains nothing from more than its caches hold; a GPU wants work.
 CPU_TOKENS = 4_096
 GPU_TOKENS = 32_768
+
+# Not bfloat16: measured with heads whose logits differ by about 2, on joined SST-2 sentences, products in bfloat16
+# change 0.35 % of 2,000 labels with tiny (none of 300 with smollm2-135m) and move a probability by up to 0.03, for 1.2
+# to 1.45 times the texts a second.
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,10 @@ class Classifier:
         names: dict[Any, str] = model.config.id2label or {}
         self.labels = [names[number] for number in sorted(names)]
         self.max_length = min(context(model.config), tokenizer.model_max_length)
-        self.bytes = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
         self._device = device.device
         torch.nn.Module.to(model, device.device)  # transformers' own `to` is typed wrongly
+        products.prepare(model, torch.float32)
+        self.bytes = products.size(model)
         self._packed = packing.use(model) is None
         self._model = model.eval()
         self._tokenizer = tokenizer
