@@ -241,7 +241,7 @@ def with_trainer(variant: Variant, arguments: argparse.Namespace, device: Device
         accuracy=accuracy,
         loss=loss,
         memory=memory,
-        peak_flops=matrix_peak(device),
+        peak_flops=devices.matrix_peak(device.device, device.dtype),
         useful_flops=useful_flops(model, 0, lengths, epochs),
         curve=[],
         machine=machine(device),
@@ -318,7 +318,7 @@ def with_engine(variant: Variant, arguments: argparse.Namespace, device: Device)
         accuracy=accuracy,
         loss=loss,
         memory=memory,
-        peak_flops=matrix_peak(device),
+        peak_flops=devices.matrix_peak(device.device, device.dtype),
         useful_flops=useful_flops(model, tuned.frozen_layers, sum(map(len, rows)), epochs),
         curve=curve,
         machine=machine(device),
@@ -357,22 +357,6 @@ def useful_flops(model: Any, frozen_layers: int, tokens: int, epochs: float) -> 
             else:
                 total += (6 if weight.requires_grad else 4) * weight.numel() * tokens * epochs
     return total
-
-
-def matrix_peak(device: Device, seconds: float = 1.0) -> float:
-    """Return the FLOPs a second of the fastest product of square matrices, in the arithmetic of `device`."""
-    fastest = 0.0
-    for size in (1024, 2048, 4096) if device.device.type == "cpu" else (4096, 8192):
-        left, right = (torch.randn(size, size, device=device.device, dtype=device.dtype) for _ in range(2))
-        left @ right
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
-            synchronise(device)
-            started = time.perf_counter()
-            left @ right
-            synchronise(device)
-            fastest = max(fastest, 2 * size**3 / (time.perf_counter() - started))
-    return fastest
 
 
 def synchronise(device: Device) -> None:

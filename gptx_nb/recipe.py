@@ -136,6 +136,15 @@ class Recipe(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto", "Arithmetic of the matrix products.", reason="the fastest that the device computes well"
     )
+    tokens_at_once: int | None = setting(
+        None,
+        "Most tokens that are computed at once: a step with more is computed in parts, and learns the same.",
+        reason="what keeps the device busy; halved by itself where memory runs out",
+        unit="tokens",
+        matters=False,
+        ge=16,
+        le=1_048_576,
+    )
     checkpoint_every: float = setting(
         120.0,
         "Time between checkpoints of an unfinished run.",

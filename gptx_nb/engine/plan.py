@@ -95,6 +95,37 @@ def memory(estimate: Estimate, free: int | None) -> tuple[dict[str, Any], list[s
     return {**said, "parts": estimate.parts(), "free": free}, warnings
 
 
+def speed(
+    tokens: int, seconds: float, step_tokens: int, flops_per_token: float, peak: float
+) -> dict[str, dict[str, Any]]:
+    """Return what the plan says of time: `tokens` in all, after a trial of `step_tokens` that took `seconds`.
+
+    `peak`: FLOPs a second of this device's fastest matrix product.
+    """
+    rate = step_tokens / seconds
+    found: dict[str, dict[str, Any]] = {
+        "time": {
+            "choice": _duration(tokens / rate),
+            "reason": f"{tokens:,} tokens at {rate:,.0f} a second, measured on the longest rows; scoring not counted",
+            "seconds": tokens / rate,
+        }
+    }
+    if flops_per_token:  # the head alone is no work
+        share = rate * flops_per_token / peak
+        found["limit"] = {
+            "choice": f"{peak / 1e9:,.0f} GFLOP/s",
+            "reason": f"the fastest matrix product here; training reaches {share:.0%} of it",
+            "share": share,
+        }
+    return found
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"about {max(1, round(seconds))} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 6000 else f"about {seconds / 3600:.1f} h"
+
+
 def place_of_frozen_part(size: int, memory_free: int | None, disk_free: int) -> tuple[str, str]:
     """Return where `size` bytes of the frozen part are kept, "memory", "disk" or "nowhere", and why."""
     if memory_free is None or size <= memory_free * MEMORY_SHARE:

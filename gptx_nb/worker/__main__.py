@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _last_words(error: Exception, run: Run) -> dict[str, Any]:
-    from gptx_nb.engine.predict import is_out_of_memory
+    from gptx_nb.engine.device import is_out_of_memory
 
     if is_out_of_memory(error):
         recipe = run.recipe()
@@ -117,14 +117,14 @@ class _Attempt:
         table = self._table(recipe)
 
         self.phase("model")
-        from gptx_nb.engine import checkpoints, evaluate, models, plan, setup, tuning
-        from gptx_nb.engine.train import autocast, make_optimizer, make_scaler, train
+        from gptx_nb.engine import checkpoints, evaluate, models, plan, setup
+        from gptx_nb.engine.train import Batch, arithmetic, make_scaler, train
 
         made = setup.prepare(recipe, table, self.note)
         model, learner, settings, device = made.model, made.learner, made.settings, made.device
         if not run.recipe_file.exists():
             files.write_text(run.recipe_file, made.resolved.to_yaml())
-        optimizer = make_optimizer(model, settings)
+        optimizer = made.optimizer
         scaler = make_scaler(device.device, device.dtype)
         best: dict[str, Any] = {"score": None, "step": None}
         first_step = 0
@@ -162,7 +162,7 @@ class _Attempt:
             if best["score"] is None or rank > best["score"]:
                 best = {"score": rank, "step": step}
                 if recipe.keep == "best":
-                    checkpoints.save_best(run.best, step, model)
+                    checkpoints.save_best(run.best, step, model, made.masters())
                     checkpoints.prune_best(run.best, run.checkpoints, step)
 
         def save(step: int) -> None:
@@ -170,7 +170,20 @@ class _Attempt:
             checkpoints.prune(run.checkpoints, keep=2)
             checkpoints.prune_best(run.best, run.checkpoints, best["step"])
 
-        self._keep_frozen_part(learner, lambda: autocast(device.device, device.dtype))
+        def with_less_memory(step: int, error: BaseException) -> Batch | None:
+            if (how := learner.need_less_memory()) is None:
+                return None
+            when = f"at step {step + 1}" if step >= 0 else "before the first step"
+            self.note(
+                f"memory ran out {when}: going on with {how}; the result stays the same. "
+                f"`tokens_at_once: {learner.token_budget}` begins so"
+            )
+            return learner.step(step) if step >= 0 else made.trial()
+
+        self._keep_frozen_part(learner, lambda: arithmetic(model, device.device, device.dtype))
+        self.phase("preflight")
+        trial = made.preflight(with_less_memory)
+        files.write_json(run.plan_file, {**(run.plan() or {}), **trial})
         self.metrics.append({"kind": "start", "step": first_step, "steps": settings.steps, "time": time.time()})
         self.phase("training")
         end = train(
@@ -187,10 +200,12 @@ class _Attempt:
             save=save,
             should_stop=self.should_stop,
             scaler=scaler,
+            with_less_memory=with_less_memory,
         )
 
         self.phase("scoring")
         kept_step = end.step
+        made.whole()
         if recipe.keep == "best" and best["step"] is not None:
             checkpoints.load_best(run.best, best["step"], model)
             kept_step = best["step"]
@@ -200,7 +215,7 @@ class _Attempt:
         # A run that was stopped has left a model of its own; this one takes its place. Readers keep what they opened.
         if run.model.exists():
             files.remove_folder(run.model)
-        models.save(run.model, tuning.merge(model), made.tokenizer, made.max_length)
+        models.save(run.model, made.finish(kept_step), made.tokenizer, made.max_length)
         run.frozen_part.unlink(missing_ok=True)
         return end.early
 
