@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 FEWEST_STEPS = 60  # a small set is gone through until this many steps are done (Mosbach et al. 2021, arXiv:2006.04884)
 MOST_LENGTH = 512  # tokens; longer rows are taken where the recipe asks for them
+LARGEST_BATCH, STEPS_AN_EPOCH = 64, 30  # larger batches are taken where that many steps are left
 LORA_RATE = 5  # times that of all weights: low-rank updates begin at nothing (Hu et al. 2021)
 HEAD_RATE = 3e-3
 MEMORY_SHARE, DISK_SHARE = 0.25, 0.5  # of what is free, for the frozen part
@@ -160,14 +161,34 @@ def epochs(recipe: Recipe, rows: int, steps_per_epoch: int) -> tuple[float, str]
     ), f"{rows} examples make {steps_per_epoch} step(s) an epoch; fewer than {FEWEST_STEPS} teach little"
 
 
+def batch_size(recipe: Recipe, rows: int) -> tuple[int, str]:
+    """Return the number of examples a step, and why."""
+    if recipe.batch_size is not None:
+        return recipe.batch_size, "asked for in the recipe"
+    size = 16
+    while size < LARGEST_BATCH and rows >= 2 * size * STEPS_AN_EPOCH:
+        size *= 2
+    if size == 16:
+        return size, "the usual size for a small set"
+    return size, f"{rows:,} examples still make {-(-rows // size)} steps an epoch; larger steps keep the device busier"
+
+
 def learning_rate(recipe: Recipe, parameters: int) -> tuple[float, str]:
-    """Return the peak learning rate for a model of so many `parameters`, and why."""
+    """Return the peak learning rate for a model of so many `parameters`, and why.
+
+    It grows with the root of the batch, as the noise of a gradient falls with it (Malladi et al. 2022,
+    arXiv:2205.10287).
+    """
     if recipe.learning_rate is not None:
         return recipe.learning_rate, "asked for in the recipe"
+    batch = recipe.batch_size or 16
+    times = (batch / 16) ** 0.5
     if recipe.tune == "head":
-        return HEAD_RATE, "new weights on states that stay as they are: the model's size does not matter"
+        return float(f"{times * HEAD_RATE:.1e}"), "new weights on states that stay: the model's size does not matter"
     millions = parameters / 1e6
-    times = LORA_RATE if recipe.tune == "lora" else 1
+    more = f", times {times:.2g} for batches of {batch}" if times != 1 else ""
+    if recipe.tune == "lora":
+        times *= LORA_RATE
+        more += f", {LORA_RATE} times that for lora"
     rate = float(f"{times * 1.2e-3 / max(1.0, millions) ** 0.5:.1e}")
-    more = f", {times} times that for {recipe.tune}" if times != 1 else ""
     return rate, f"for {millions:,.1f} million parameters: 0.0012 / sqrt(millions){more}"

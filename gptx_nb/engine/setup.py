@@ -120,7 +120,9 @@ def prepare(recipe: Recipe, table: Table, note: Callable[[str], None]) -> Setup:
     if table.validation is not None:
         held_rows, held_cut = task.encode(tokenizer, table.validation.texts, max_length)
         cut += held_cut
-    steps_per_epoch = -(-len(rows) // recipe.batch_size)
+    batch_size, batch_reason = plan.batch_size(recipe, len(rows))
+    recipe = recipe.model_copy(update={"batch_size": batch_size})
+    steps_per_epoch = -(-len(rows) // batch_size)
     epochs, epochs_reason = plan.epochs(recipe, len(rows), steps_per_epoch)
     steps = max(1, round(epochs * steps_per_epoch))
     learning_rate, rate_reason = plan.learning_rate(recipe, parameters)
@@ -153,7 +155,7 @@ def prepare(recipe: Recipe, table: Table, note: Callable[[str], None]) -> Setup:
         held_rows,
         pad_id=pad_id,
         device=device.device,
-        batch_size=recipe.batch_size,
+        batch_size=batch_size,
         seed=recipe.seed,
         token_budget=recipe.tokens_at_once or (CPU_TOKENS if device.device.type == "cpu" else GPU_TOKENS),
         streams=streams.number_for(device.device),
@@ -176,7 +178,7 @@ def prepare(recipe: Recipe, table: Table, note: Callable[[str], None]) -> Setup:
         "learning_rate": {"choice": learning_rate, "reason": rate_reason},
         "epochs": {"choice": epochs, "reason": epochs_reason},
         "steps": steps,
-        "batch_size": recipe.batch_size,
+        "batch_size": {"choice": batch_size, "reason": batch_reason},
         "max_length": {"choice": max_length, "reason": length_reason},
         **plan.examples(table, tokenizer, *lengths_of, cut),
     }

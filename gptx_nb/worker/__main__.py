@@ -70,10 +70,9 @@ def _last_words(error: Exception, run: Run) -> dict[str, Any]:
 
     if is_out_of_memory(error):
         recipe = run.recipe()
-        message = (
-            f"the device has too little memory for batch_size: {recipe.batch_size}. Type "
-            f"`batch_size: {max(1, recipe.batch_size // 2)}`, or a smaller max_length"
-        )
+        shorter = f"`max_length: {recipe.max_length // 2}`" if recipe.max_length else "a smaller max_length"
+        other = {"full": "`tune: lora`", "head": "a smaller model"}.get(recipe.tune, "`tune: head`")
+        message = f"the device has too little memory, even for one text at a time. Type {shorter} or {other}"
         return {"reason": "out of memory", "error": type(error).__name__, "message": message}
     if files.disk_is_full(error):
         message = f"no room is left on the disk of {run.folder}. Free some first"

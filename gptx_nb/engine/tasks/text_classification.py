@@ -64,7 +64,7 @@ class Learner:
         streams: int = 1,
     ) -> None:
         self._model = model
-        self._rows, self._labels, self._held_rows = rows, labels, held_rows
+        self._rows, self._labels, self.held_rows = rows, labels, held_rows
         self._pad_id, self._device = pad_id, device
         self._batch_size, self._seed, self.token_budget = batch_size, seed, token_budget
         self.streams = streams
@@ -136,9 +136,9 @@ class Learner:
         classifier: Any = self._model
         return _answers(
             self._model,
-            self._groups(self._held_rows, list(range(len(self._held_rows)))),
+            self._groups(self.held_rows, list(range(len(self.held_rows)))),
             lambda members: self._logits(
-                self._model, _on(self._device, self._tensors(self._held_rows, members, first=len(self._rows)))
+                self._model, _on(self._device, self._tensors(self.held_rows, members, first=len(self._rows)))
             ),
             labels=classifier.score.out_features,
             streams=self.streams,
