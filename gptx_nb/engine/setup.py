@@ -53,8 +53,13 @@ class Setup:
         return None if self.lowered is None else self.lowered.named(self.model)
 
     def trial(self) -> Step:
-        """Return the step that takes most memory."""
-        return self.learner.longest() if self.learner.frozen is None else self.learner.step(0)
+        """Return a step that takes most memory: the micro-batches with the longest rows, one for each stream."""
+        if self.learner.frozen is not None:
+            return self.learner.step(0)
+        step = self.learner.longest()
+        micro = step.micro[-step.streams :]
+        tokens = sum(int(each.get("attention_mask", torch.ones_like(each["input_ids"])).sum()) for each in micro)
+        return Step(micro, tokens, step.weights[-step.streams :], step.streams)
 
     def preflight(self, with_less_memory: Callable[[int, BaseException], Batch | None]) -> dict[str, Any]:
         """Compute the gradient of `trial` before anything counts on it; return what the plan says of speed.

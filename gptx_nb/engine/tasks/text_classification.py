@@ -21,7 +21,7 @@ from gptx_nb.engine.tuning import FrozenPart, Tuning
 
 Tensors = dict[str, torch.Tensor]
 
-LEAST_TOKENS = 128  # at once: smaller micro-batches save nothing beside the weights
+LEAST_TOKENS = 16  # at once
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) -> tuple[list[list[int]], int]:
@@ -68,6 +68,7 @@ class Learner:
         self._pad_id, self._device = pad_id, device
         self._batch_size, self._seed, self.token_budget = batch_size, seed, token_budget
         self.streams = streams
+        self._twice = False
         self.padded_because = packing.use(model)
         self.frozen: FrozenPart | None = None
         if tuned.has_frozen_part and self.padded_because is None:
@@ -121,9 +122,13 @@ class Learner:
         if self.streams > 1:
             self.streams = 1
             return "one micro-batch at a time"
-        if not self._model.is_gradient_checkpointing and self._model.supports_gradient_checkpointing:
-            # Every layer is computed again on the way back (Chen et al. 2016, arXiv:1604.06174).
-            self._model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if not self._twice and self._model.supports_gradient_checkpointing:
+            # Every layer is computed again on the way back (Chen et al. 2016, arXiv:1604.06174). The second name is
+            # that of older versions of transformers.
+            model: Any = self._model
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
+            self._twice = True
             return "activations computed twice"
         return None
 
