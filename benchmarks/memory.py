@@ -19,9 +19,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from gptx_nb.engine import memory, packing, tuning
-from gptx_nb.engine.memory import Estimate
-from gptx_nb.engine.optimizer import Optimizer
+from gptx_nb.engine import dropout, memory, packing, precision, setup, tuning
 from gptx_nb.engine.tasks.text_classification import Learner
 from gptx_nb.engine.train import Settings, make_optimizer, train
 
@@ -29,16 +27,18 @@ CPU = torch.device("cpu")
 SETTINGS = Settings(steps=2, learning_rate=1e-4)
 PAD = 1
 
-# model, width, layers, method, dtype, packed or padded, longest text, texts, tokens in a micro-batch
+# model, width, layers, method, dtype, packed or padded, longest text, texts, tokens in a micro-batch, streams
 GRID: list[tuple[Any, ...]] = [
-    ("llama", 256, 10, "full", "bfloat16", "packed", 512, 4, 4096),
-    ("gpt2", 640, 11, "full", "float32", "padded", 32, 32, 4096),
-    ("llama", 640, 11, "full", "bfloat16", "packed", 32, 32, 512),
-    ("llama", 640, 11, "lora", "bfloat16", "packed", 128, 8, 4096),
-    ("gpt2", 256, 10, "lora", "float32", "padded", 32, 64, 4096),
-    ("gpt2", 256, 10, "top:2", "float32", "padded", 512, 4, 4096),
-    ("llama", 640, 11, "top:2", "bfloat16", "packed", 128, 16, 4096),
-    ("gpt2", 640, 11, "head", "bfloat16", "packed", 128, 32, 4096),
+    ("llama", 256, 10, "full", "bfloat16", "packed", 512, 4, 4096, 1),
+    ("gpt2", 640, 11, "full", "float32", "padded", 32, 32, 4096, 1),
+    ("llama", 640, 11, "full", "bfloat16", "packed", 32, 32, 512, 2),
+    ("llama", 640, 11, "full", "float32", "packed", 128, 16, 1024, 2),
+    ("llama", 640, 11, "lora", "bfloat16", "packed", 128, 8, 1024, 2),
+    ("gpt2", 256, 10, "lora", "float32", "padded", 32, 64, 4096, 1),
+    ("gpt2", 256, 10, "top:2", "float32", "padded", 512, 4, 4096, 1),
+    ("llama", 640, 11, "top:2", "bfloat16", "packed", 128, 16, 1024, 2),
+    ("gpt2", 640, 11, "head", "bfloat16", "packed", 128, 32, 1024, 2),
+    ("gpt2", 640, 11, "full", "bfloat16", "packed", 256, 16, 1024, 2),
 ]
 
 
@@ -61,25 +61,14 @@ def model_of(kind: str, width: int, layers: int, *, checkpointing: bool = False)
     return made
 
 
-def learner_of(model: PreTrainedModel, method: str, longest: int, texts: int, budget: int) -> Learner:
+def learner_of(model: PreTrainedModel, method: str, longest: int, texts: int, budget: int, streams: int) -> Learner:
     """A learner without a frozen part, so that every step runs the whole model."""
     rows = [[5] * (longest - index % 4 * longest // 8) for index in range(texts)]
     tuned = tuning.prepare(model, method)
     options: dict[str, Any] = {"pad_id": PAD, "device": CPU, "batch_size": texts, "seed": 0, "token_budget": budget}
-    learner = Learner(model, tuned, rows, [0] * texts, [], **options)
+    learner = Learner(model, tuned, rows, [0] * texts, [], streams=streams, **options)
     learner.frozen = None
     return learner
-
-
-def optimizer_of(model: torch.nn.Module) -> Optimizer:
-    return make_optimizer(model, SETTINGS)
-
-
-def estimate(model: PreTrainedModel, learner: Learner, dtype: torch.dtype = torch.float32) -> Estimate:
-    micro = learner.step(0).micro
-    largest = max(micro, key=lambda tensors: tensors["input_ids"].numel())
-    options: dict[str, Any] = {"loss_of": learner.loss, "make_optimizer": optimizer_of, "device": CPU, "dtype": dtype}
-    return memory.estimate(model, largest, several=len(micro) > 1, **options)
 
 
 def measure(kind: str, width: int, layers: int, method: str, arithmetic: str, layout: str, *sizes: int) -> None:
@@ -88,14 +77,18 @@ def measure(kind: str, width: int, layers: int, method: str, arithmetic: str, la
         packing.PACKABLE = ()
     dtype = getattr(torch, arithmetic)
     model = model_of(kind, width, layers)
-    longest, texts, budget = sizes
-    learner = learner_of(model, method, longest, texts, budget)
-    made = estimate(model, learner, dtype)
+    learner = learner_of(model, method, *sizes)
+    dropout.use(model)
+    held = memory.held(model, CPU)
+    lowered = precision.Lowered(model, dtype) if dtype is torch.bfloat16 else None
+    held += lowered.beside if lowered else 0
+    made = setup.estimate_memory(model, learner, SETTINGS, dtype, CPU, held)
+    optimizer = lowered.optimizer(1e-4, 0.01, (0.9, 0.999)) if lowered else make_optimizer(model, SETTINGS)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here
     nothing: Callable[..., Any] = lambda *_: None  # noqa: E731
     train(
         model,
-        optimizer_of(model),
+        optimizer,
         SETTINGS,
         device=CPU,
         dtype=dtype,

@@ -38,7 +38,7 @@ Progress = Callable[[Run], None]
 Sources = dict[str, Source | None]
 
 POLL = 0.05  # seconds between looks while a run is checked before training
-_PAST_PREFLIGHT = ("training", "scoring", "saving")
+_PAST_PREFLIGHT = ("frozen", "training", "scoring", "saving")
 # What `from_pretrained` reads of a model's folder: configuration, weights, tokenizer, chat template.
 MODEL_ENDINGS = (".json", ".safetensors", ".txt", ".model", ".jinja")
 
@@ -304,10 +304,8 @@ def _has_begun(run: Run, attempt: int) -> bool:
     if not run.plan_file.exists():
         return False
     records, _ = metrics.read(run.metrics_file(attempt))
-    # The plan may be left from an earlier attempt: a later one has begun once it trains or scores itself.
-    return attempt == 1 or any(
-        record.get("kind") in ("start", "step") or record.get("phase") in _PAST_PREFLIGHT for record in records
-    )
+    # The plan is there before the trial step, and may be left from an earlier attempt.
+    return any(record.get("kind") in ("start", "step") or record.get("phase") in _PAST_PREFLIGHT for record in records)
 
 
 def _start(run: Run, attempt: int, progress: Progress | None) -> bool:

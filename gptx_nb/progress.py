@@ -23,6 +23,7 @@ PHASES = {
     "data": "reading the data",
     "model": "loading the model",
     "frozen": "computing the frozen part",
+    "preflight": "trying the longest rows",
     "training": "training",
     "scoring": "scoring",
     "saving": "saving",

@@ -32,6 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from gptx_nb.engine import device as devices
+from gptx_nb.engine import dropout
 from gptx_nb.engine.optimizer import Chain, MasterAdamW, Optimizer
 from gptx_nb.engine.train import arithmetic
 
@@ -283,6 +284,7 @@ def _fake_step(
                 for name, state in optimizer.state[parameter].items():
                     log.see(state, "weights" if name == "master" else "optimiser", rename=True)
         log.cut()  # the weights are there already
+        dropout.seed(0)  # as in training: what it remembers differs from torch's own
         with arithmetic(model, device, dtype):
             loss = loss_of(model, tensors)
         log.rename_live("working", "activations")

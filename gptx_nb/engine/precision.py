@@ -34,9 +34,9 @@ class Lowered:
         return [self._whole[each] for each in self.trained]
 
     @property
-    def bytes(self) -> int:
-        """What the float32 values take beside the weights."""
-        return sum(each.nbytes for each in self._whole.values())
+    def beside(self) -> int:
+        """Bytes of the float32 values of weights that stay as they are; the masters are the optimiser's."""
+        return sum(whole.nbytes for each, whole in self._whole.items() if not each.requires_grad)
 
     def optimizer(self, learning_rate: float, weight_decay: float, betas: tuple[float, float]) -> MasterAdamW:
         """Return AdamW on the masters, which renews the weights at every step."""

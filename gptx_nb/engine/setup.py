@@ -152,6 +152,7 @@ def prepare(recipe: Recipe, table: Table, note: Callable[[str], None]) -> Setup:
     held_before = memory.held(model, device.device)
     dropout.use(model)
     lowered = precision.Lowered(model, device.dtype) if device.dtype is torch.bfloat16 else None
+    held_before += lowered.beside if lowered else 0
     learner = task.Learner(
         model,
         tuned,
@@ -188,7 +189,7 @@ def prepare(recipe: Recipe, table: Table, note: Callable[[str], None]) -> Setup:
         **plan.examples(table, tokenizer, *lengths_of, cut),
     }
     try:
-        estimate = estimate_memory(model, learner, settings, device, held_before)
+        estimate = estimate_memory(model, learner, settings, device.dtype, device.device, held_before)
         decided["memory"], warnings = plan.memory(estimate, memory.available(device.device))
     except Exception as error:  # a model that tensors without values cannot run may well train
         shown = " ".join(str(error).split())[:200]
@@ -222,7 +223,12 @@ def prepare(recipe: Recipe, table: Table, note: Callable[[str], None]) -> Setup:
 
 
 def estimate_memory(
-    model: PreTrainedModel, learner: task.Learner, settings: Settings, device: Device, held_before: int
+    model: PreTrainedModel,
+    learner: task.Learner,
+    settings: Settings,
+    dtype: torch.dtype,
+    device: torch.device,
+    held_before: int,
 ) -> memory.Estimate:
     """Estimate the peak of the run; `held_before`: what the process holds beside the weights, in bytes."""
     step = learner.longest()
@@ -240,8 +246,8 @@ def estimate_memory(
         max(step.micro, key=lambda tensors: tensors["input_ids"].numel()),
         loss_of=learner.whole_loss,
         make_optimizer=make,
-        device=device.device,
-        dtype=device.dtype,
+        device=device,
+        dtype=dtype,
         several=len(step.micro) > together,
         streams=together,
         process=held_before,
