@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import gptx_nb
-from gptx_nb import files, metrics
+from gptx_nb import files, line, metrics
 from gptx_nb.catalog import CATALOG
 from gptx_nb.errors import BY_NAME, ModelError, RunFailed, RunNotFound, UsageError
 from gptx_nb.recipe import Recipe, check_name, matters
@@ -38,7 +38,7 @@ Progress = Callable[[Run], None]
 Sources = dict[str, Source | None]
 
 POLL = 0.05  # seconds between looks while a run is checked before training
-_PAST_PREFLIGHT = ("training", "scoring", "saving")
+_PAST_PREFLIGHT = ("queue", "training", "scoring", "saving")
 # What `from_pretrained` reads of a model's folder: configuration, weights, tokenizer, chat template.
 MODEL_ENDINGS = (".json", ".safetensors", ".txt", ".model", ".jinja")
 
@@ -173,7 +173,8 @@ def _launch(
             if attempt == 0:  # made, and its maker may be gone
                 _start(latest, 1, progress)
             where = " on another computer" if state == "elsewhere" else ""
-            note = f"{_called(latest)} is training already{where}: showing it"
+            doing = "waits in line" if line.waits(latest, attempt) else "is training already"
+            note = f"{_called(latest)} {doing}{where}: showing it"
             if changed:
                 note += f". To have {changed}, type `%gpt_stop {name}` and run this cell again"
             return Launched(latest, "attached", note)

@@ -15,13 +15,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from gptx_nb import launch, metrics
+from gptx_nb import launch, line, metrics
 from gptx_nb.errors import GptxError
 from gptx_nb.runs import Run, State
 
+WAITS = "waiting in line"
 PHASES = {
     "data": "reading the data",
     "model": "loading the model",
+    "queue": WAITS,
     "frozen": "computing the frozen part",
     "training": "training",
     "scoring": "scoring",
@@ -38,6 +40,7 @@ class Progress:
         self.run = run
         self.state: State = "starting"
         self.phase: str | None = None
+        self.waits_for = ""  # why it waits in line, in words
         self.total: int | None = None
         self.steps: list[metrics.Record] = []
         self.evaluations: list[metrics.Record] = []
@@ -65,6 +68,7 @@ class Progress:
             self._resumed_at = len(self.steps)
         elif kind == "phase":
             self.phase = record["phase"]
+            self.waits_for = _waits_for(record) if self.phase == "queue" else ""
         elif kind == "step":
             self.steps.append(record)
         elif kind == "evaluation":
@@ -126,6 +130,8 @@ class Progress:
     def facts(self) -> list[str]:
         """The numbers of the moment, each in a few words."""
         found = []
+        if self.waits_for and self.state in ("running", "elsewhere"):
+            found.append(self.waits_for)
         if self.step:
             found.append(f"step {self.step:,}/{self.total:,}" if self.total else f"step {self.step:,}")
         if self.loss is not None:
@@ -141,6 +147,15 @@ class Progress:
     def line(self) -> str:
         """Everything in one line."""
         return "  ".join([called(self.run), self.doing, *self.facts()])
+
+
+def _waits_for(record: metrics.Record) -> str:
+    """Say why a run waits in line, from the record that says so."""
+    needs, free = size(record["needs"]), size(record["free"])
+    beside, behind = (", ".join(record.get(name) or ()) for name in ("beside", "behind"))
+    where = f" beside {beside}" if beside else ""
+    then = f"; it comes after {behind}" if behind else ""
+    return f"needs {needs}; {free} are free{where}{then}; starts by itself"
 
 
 def called(run: Run) -> str:
@@ -382,7 +397,8 @@ def run_row(run: Run) -> dict[str, Any]:
     return {
         "name": run.name,
         "version": run.version,
-        "state": run.state(),
+        "state": (state := run.state()),
+        "doing": WAITS if state == "running" and line.waits(run, run.attempts()) else state,
         "model": model_name(run),
         "rows": report["used"] if report else None,
         "accuracy": validation["accuracy"] if validation else None,
@@ -412,7 +428,7 @@ def run_cells(row: dict[str, Any]) -> list[str]:
     """Return the words for `COLUMNS`."""
     return [
         f"{row['name']} v{row['version']}",
-        row["state"],
+        row["doing"],
         row["model"],
         "" if row["rows"] is None else f"{row['rows']:,}",
         "" if row["accuracy"] is None else f"{row['accuracy']:.2f}",

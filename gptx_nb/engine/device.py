@@ -71,6 +71,11 @@ def available() -> list[str]:
     return [*found, "cpu"]
 
 
+def whole_name(device: torch.device) -> str:
+    """Return the name of `device` with its number: cuda:0 for cuda."""
+    return f"cuda:{torch.cuda.current_device()}" if str(device) == "cuda" else str(device)
+
+
 def _device(asked: str) -> tuple[torch.device, str]:
     found = available()
     if asked == "auto":

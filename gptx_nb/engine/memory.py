@@ -34,6 +34,7 @@ from torch.utils._pytree import tree_leaves
 from gptx_nb.engine import device as devices
 from gptx_nb.engine.optimizer import Chain, Optimizer
 from gptx_nb.engine.train import autocast
+from gptx_nb.line import Demand
 
 Tensors = dict[str, torch.Tensor]
 
@@ -149,6 +150,20 @@ def held(model: torch.nn.Module, device: torch.device) -> int:
 def available(device: torch.device) -> int | None:
     """Return the bytes of memory that are free for a run on `device`, or None where it cannot be told."""
     return devices.memory(device)[1]
+
+
+def demand(estimate: Estimate | None, device: torch.device) -> dict[str, Demand]:
+    """Return what a run takes of its device, for its place in line; empty where that cannot be told."""
+    free = available(device)
+    if estimate is None or free is None:
+        return {}
+    held, to_come = estimate.weights + estimate.process, round(estimate.to_come * (1 + MARGIN))
+    return {devices.whole_name(device): Demand(held, to_come, free)}
+
+
+def taken(device: torch.device) -> int | None:
+    """Return the bytes that this process has taken of a GPU, kept for reuse or not; None on other devices."""
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" else None
 
 
 def largest_budget(

@@ -38,6 +38,7 @@ class Setup:
     max_length: int
     resolved: Recipe
     decided: dict[str, Any]
+    estimate: memory.Estimate | None  # None: it could not be made
 
 
 def prepare(recipe: Recipe, table: Table, note: Callable[[str], None]) -> Setup:
@@ -106,6 +107,7 @@ def prepare(recipe: Recipe, table: Table, note: Callable[[str], None]) -> Setup:
         "max_length": {"choice": max_length, "reason": length_reason},
         **plan.examples(table, tokenizer, rows, held_rows, cut),
     }
+    estimate: memory.Estimate | None = None
     try:
         estimate = estimate_memory(model, learner, settings, device)
         decided["memory"], warnings = plan.memory(estimate, memory.available(device.device))
@@ -124,7 +126,7 @@ def prepare(recipe: Recipe, table: Table, note: Callable[[str], None]) -> Setup:
             "max_length": max_length,
         }
     )
-    return Setup(device, model, tokenizer, learner, settings, steps_per_epoch, max_length, resolved, decided)
+    return Setup(device, model, tokenizer, learner, settings, steps_per_epoch, max_length, resolved, decided, estimate)
 
 
 def estimate_memory(

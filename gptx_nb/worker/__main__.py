@@ -3,6 +3,9 @@
     python -m gptx_nb.worker RUN_DIR ATTEMPT
     python -m gptx_nb.worker --device          prints what this machine computes on, as JSON
 
+A run that does not fit beside those that train already waits in line (gptx_nb/line.py). It holds no model meanwhile:
+the process begins anew, waits before torch is imported, and prepares itself once more when its turn has come.
+
 Exit status 0: finished; 3: stopped as asked, saved; 2: the user's mistake, told in end-N.json; 1: a bug or a lack of
 memory, told in end-N.json and with its traceback in the log. The data are checked before torch is imported, so that a
 mistake in the table is told within a second or two.
@@ -24,16 +27,21 @@ from typing import TYPE_CHECKING, Any
 
 from gptx_nb import files
 from gptx_nb.errors import RunFailed, UsageError
+from gptx_nb.line import LIMIT, Line, limit
 from gptx_nb.metrics import MetricsWriter
+from gptx_nb.process import Process
 from gptx_nb.recipe import Recipe
 from gptx_nb.runs import Run
 from gptx_nb.sources import check_unchanged
 
 if TYPE_CHECKING:
     from gptx_nb.engine.data import Table
+    from gptx_nb.engine.setup import Setup
     from gptx_nb.engine.tasks.text_classification import Learner
 
 FINISHED, FAILED, MISTAKE, STOPPED = 0, 1, 2, 3
+NICE = 5
+LOOK = 0.5  # seconds between looks at the line
 
 
 def main(arguments: list[str]) -> int:
@@ -43,11 +51,12 @@ def main(arguments: list[str]) -> int:
         print(json.dumps(device.choose().to_json()))
         return FINISHED
     run, attempt = Run(Path(arguments[0])), int(arguments[1])
-    os.nice(5)  # the notebook answers first
+    os.nice(max(0, NICE - os.nice(0)))  # the notebook answers first; one that waited in line is nice already
     metrics = MetricsWriter(run.metrics_file(attempt))
     words: dict[str, Any]
+    line = Line(run, attempt)
     try:
-        stopped = _Attempt(run, attempt, metrics).carry_out()
+        stopped = _Attempt(run, attempt, metrics, line).carry_out()
         status = STOPPED if stopped else FINISHED
         words = {"reason": "stopped" if stopped else "finished", "error": None, "message": None}
     except UsageError as error:
@@ -57,6 +66,7 @@ def main(arguments: list[str]) -> int:
         traceback.print_exc()
         status = FAILED
         words = _last_words(error, run)
+    line.leave()
     metrics.close()
     files.write_json(run.end_file(attempt), words)
     if status == FINISHED:  # and said so: from here on only the model is needed
@@ -84,8 +94,9 @@ def _last_words(error: Exception, run: Run) -> dict[str, Any]:
 class _Attempt:
     """One attempt, from top to bottom in `carry_out`."""
 
-    def __init__(self, run: Run, attempt: int, metrics: MetricsWriter) -> None:
+    def __init__(self, run: Run, attempt: int, metrics: MetricsWriter, line: Line) -> None:
         self.run = run
+        self.line = line
         self.attempt = attempt
         self.metrics = metrics
         self.terminated = False
@@ -95,8 +106,8 @@ class _Attempt:
     def _on_terminate(self, *_: object) -> None:
         self.terminated = True
 
-    def phase(self, name: str) -> None:
-        self.metrics.append({"kind": "phase", "phase": name, "time": time.time()})
+    def phase(self, name: str, **more: Any) -> None:
+        self.metrics.append({"kind": "phase", "phase": name, **more, "time": time.time()})
 
     def note(self, text: str) -> None:
         self.metrics.append({"kind": "note", "text": text, "time": time.time()})
@@ -112,16 +123,22 @@ class _Attempt:
     def carry_out(self) -> bool:
         """Return whether the run was stopped before its last step."""
         run = self.run
+        if self._waits_in_line():
+            return True
         recipe = run.recipe()
         self.phase("data")
         table = self._table(recipe)
 
         self.phase("model")
-        from gptx_nb.engine import checkpoints, evaluate, models, plan, setup, tuning
+        from gptx_nb.engine import checkpoints, evaluate, memory, models, plan, setup, tuning
         from gptx_nb.engine.train import autocast, make_optimizer, make_scaler, train
 
         made = setup.prepare(recipe, table, self.note)
         model, learner, settings, device = made.model, made.learner, made.settings, made.device
+        # A later attempt may have another device; all else was decided by the first that began to train.
+        before = run.plan() if run.recipe_file.exists() else None
+        files.write_json(run.plan_file, {**made.decided, **(before or {}), **plan.machine(device)})
+        self._take_place(made)
         if not run.recipe_file.exists():
             files.write_text(run.recipe_file, made.resolved.to_yaml())
         optimizer = make_optimizer(model, settings)
@@ -131,8 +148,6 @@ class _Attempt:
         if checkpoint := checkpoints.latest(run.checkpoints):
             progress = checkpoints.load(checkpoint, model, optimizer, scaler)
             first_step, best = progress["step"], progress["best"]
-        # A later attempt may have another device; all else was decided by the first.
-        files.write_json(run.plan_file, {**made.decided, **(run.plan() or {}), **plan.machine(device)})
 
         def score() -> dict[str, Any]:
             assert table.validation is not None
@@ -140,7 +155,8 @@ class _Attempt:
 
         def record(entry: dict[str, Any]) -> None:
             epoch = entry["step"] / made.steps_per_epoch
-            self.metrics.append({"kind": "step", **entry, "epoch": epoch, "time": time.time()})
+            held = memory.taken(device.device)
+            self.metrics.append({"kind": "step", **entry, "epoch": epoch, "memory": held, "time": time.time()})
 
         def evaluate_at(step: int) -> None:
             nonlocal best
@@ -203,6 +219,40 @@ class _Attempt:
         models.save(run.model, tuning.merge(model), made.tokenizer, made.max_length)
         run.frozen_part.unlink(missing_ok=True)
         return end.early
+
+    def _waits_in_line(self) -> bool:
+        """Wait until the attempt may train, if it has taken a place in line; return whether it was stopped there."""
+        place = self.line.mine()
+        while place is not None and not place.trains and not self.line.its_turn():
+            if self.should_stop():
+                return True
+            time.sleep(LOOK)
+        return False
+
+    def _take_place(self, made: Setup) -> None:
+        """Return once the attempt may train. Where it has to wait in line, this process begins anew, and holds nothing.
+
+        A process that runs another program keeps its number and its start: it stays the worker of this attempt.
+        """
+        from gptx_nb.engine import memory
+
+        demands = memory.demand(made.estimate, made.device.device)
+        verdict = self.line.take(demands, Process.of(os.getpid()))
+        if verdict.answer == "too large" and (most := limit()) is not None and verdict.needs > most:
+            self.note(
+                f"it needs {verdict.needs / 1e9:.1f} GB, and {LIMIT} allows {most / 1e9:.1f} GB: it starts anyway"
+            )
+        if verdict.answer == "waits":
+            self.phase(
+                "queue",
+                needs=verdict.needs,
+                free=verdict.free,
+                beside=[each.name for each in verdict.beside],
+                behind=[each.name for each in verdict.behind],
+            )
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
     def _keep_frozen_part(self, learner: Learner, autocast: Callable[[], Any]) -> None:
         """Compute once what no epoch changes, and say where it is kept."""
