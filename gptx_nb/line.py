@@ -53,7 +53,9 @@ class Place:
         """Return the bytes that it holds on `device` now; 0 where that cannot be told."""
         if device == "cpu":
             return resident(self.process.pid)
-        records, _ = metrics.read(RunFiles(Path(self.run)).metrics_file(self.attempt))
+        run = RunFiles(Path(self.run))
+        rank = list(self.peaks).index(device)  # of several devices each has a process of its own
+        records, _ = metrics.read(run.of_rank(run.metrics_file(self.attempt), rank))
         return next((int(each["memory"]) for each in reversed(records) if each.get("memory") is not None), 0)
 
 

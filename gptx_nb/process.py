@@ -92,7 +92,7 @@ def start_time(pid: int) -> str | None:
 
 
 def resident(pid: int) -> int:
-    """Return the bytes of main memory that process `pid` and all that it has started hold; 0 where it is not known."""
+    """Return the bytes of main memory that process `pid` holds, on Linux with all that it has started; 0: unknown."""
     if not Path("/proc/self/statm").exists():
         listed = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=False)
         return 1024 * int(listed.stdout.strip() or 0)

@@ -184,6 +184,7 @@ def test_a_lock_is_lifted_from_a_process_that_is_killed(
         assert not taken.is_alive()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="on Linux alone")
 def test_the_memory_of_a_process_counts_what_it_has_started() -> None:
     child = "x = bytearray(300_000_000); print(flush=True); import time; time.sleep(600)"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
@@ -225,14 +226,15 @@ def is_waiting(run: Run) -> bool:
 
 @pytest.fixture
 def train(home: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Run]]:
-    """Start a run in real processes. Once one trains, memory is scarce: another one does not fit beside it."""
+    """Start a run in real processes. Once one trains, there is `room` for so many of its size, no more."""
 
-    def train(name: str, epochs: float = 1000.0) -> Run:
+    def train(name: str, epochs: float = 1000.0, devices: int = 1, room: float = 1.5) -> Run:
         recipe = {"epochs": epochs, "batch_size": 1, "device": "cpu", "dtype": "float32", "baselines": False}
+        recipe["devices"] = devices
         run = launch.finetune(name, Recipe(model=str(tiny_model), data="df", **recipe), data=REVIEWS).run
         if LIMIT not in os.environ:
             until(lambda: any(each["kind"] == "step" for each in run.history()))
-            monkeypatch.setenv(LIMIT, str(int(1.5 * resident(run.processes(1)["worker"].pid))))
+            monkeypatch.setenv(LIMIT, str(int(room * resident(run.processes(1)["worker"].pid))))
         return run
 
     yield train
@@ -303,3 +305,15 @@ def test_the_line_moves_on_when_the_run_that_trains_is_killed(train: Callable[..
     assert not any(each["phase"] == "training" for each in phases(third))
     os.kill(second.processes(1)["worker"].pid, signal.SIGKILL)
     assert launch.wait(third, timeout=120)["reason"] == "finished"
+
+
+def test_a_run_of_two_processes_waits_and_starts_as_one(train: Callable[..., Run]) -> None:
+    first = train("first", room=2.8)
+    second = train("second", epochs=2.0, devices=2)
+    until(lambda: is_waiting(second))
+    assert phases(second)[-1]["beside"] == ["first/1"]
+    until(lambda: resident(second.processes(1)["worker"].pid) < 0.4 * resident(first.processes(1)["worker"].pid))
+    os.kill(first.processes(1)["worker"].pid, signal.SIGKILL)
+    assert launch.wait(second, timeout=120)["reason"] == "finished"
+    assert second.attempts() == 1
+    assert (second.plan() or {})["devices"]["choice"] == 2

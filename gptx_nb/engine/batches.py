@@ -18,11 +18,15 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step: `micro` batches of {"input_ids", "attention_mask" (rows, length), "labels" (rows,)}."""
+    """One optimiser step: `micro` batches of {"input_ids", "attention_mask" (rows, length), "labels" (rows,)}.
+
+    `tokens` are those of the whole step; `here` of them are in `micro`, the others in those of other ranks.
+    """
 
     micro: list[Tensors]
     tokens: int
     weights: list[float]
+    here: int
 
 
 def step_rows(step: int, *, rows: int, batch_size: int, seed: int) -> tuple[list[int], int]:

@@ -161,9 +161,23 @@ def demand(estimate: Estimate | None, device: torch.device) -> dict[str, Demand]
     return {devices.whole_name(device): Demand(held, to_come, free)}
 
 
+def together(demands: Sequence[dict[str, Demand]]) -> dict[str, Demand]:
+    """Return what several processes of one run take together; empty where one of them cannot tell."""
+    found: dict[str, Demand] = {}
+    for device, each in [pair for demand in demands for pair in demand.items()]:
+        before = found.get(device, Demand(0, 0, each.free))
+        found[device] = Demand(before.held + each.held, before.to_come + each.to_come, min(before.free, each.free))
+    return found if all(demands) else {}
+
+
 def taken(device: torch.device) -> int | None:
-    """Return the bytes that this process has taken of a GPU, kept for reuse or not; None on other devices."""
-    return torch.cuda.memory_reserved(device) if device.type == "cuda" else None
+    """Return the bytes that this process has taken of `device`, kept for reuse or not; None where it cannot be told."""
+    if device.type == "cuda":
+        return torch.cuda.memory_reserved(device)
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096
+    except OSError:
+        return None  # not Linux
 
 
 def largest_budget(

@@ -108,13 +108,15 @@ def train(
     save: Callable[[int], None],
     should_stop: Callable[[], bool],
     scaler: torch.amp.GradScaler | None = None,
+    reduce: Callable[[list[torch.nn.Parameter], torch.Tensor], torch.Tensor] | None = None,
 ) -> Stop:
     """Run steps `first_step` to `settings.steps` and return how it ended.
 
     `loss_of(model, tensors)` gives the mean loss of one micro-batch. `record` receives a dictionary a step, `evaluate`
     is called with the number of steps done at the set distance and at the end, `save` whenever a checkpoint is due.
     float32 weights are kept in every dtype: lower ones are used by autocast, float16 with loss scaling. What `scaler`
-    has learned about the scale is part of a checkpoint; None: a new one.
+    has learned about the scale is part of a checkpoint; None: a new one. Where several processes share a step,
+    `reduce(parameters, loss)` sums their gradients in place and returns the sum of their losses.
     """
     scaler = scaler or make_scaler(device, dtype)
     stepping: Any = optimizer  # a Chain serves too
@@ -142,13 +144,17 @@ def train(
                 loss = loss_of(model, on_device) * weight
             scaler.scale(loss).backward()
             losses.append(loss.detach())
+        # A process without rows adds nothing; its scaler has to have seen something, though.
+        step_loss = torch.stack(losses).sum() if losses else scaler.scale(torch.zeros((), device=device))
+        if reduce is not None:
+            step_loss = reduce(parameters, step_loss)
         scaler.unscale_(stepping)
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
         scaler.step(stepping)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
 
-        loss_value = float(torch.stack(losses).sum())
+        loss_value = float(step_loss)
         seconds = time.perf_counter() - started
         record(
             {
