@@ -4,7 +4,8 @@ Every run that has a plan holds a place, a file in `<home>/line/`: who it is, wh
 peak, and whether it trains or waits. A place counts while its process lives, so one that is killed holds up nobody.
 Places are taken under flock(2), which the system lifts from a process that dies: of two runs that come at the same
 moment, the second counts what the first is going to take. Those who wait go in the order in which they came, and a
-newcomer waits behind them although it would fit: else small runs could keep a large one waiting for ever.
+newcomer waits behind them although it would fit: else small runs could keep a large one waiting for ever. Whether there
+is room is asked anew when a run that was waited for has ended; what other programs give back counts from then on.
 
 Measures no free memory and knows no torch: what is free comes from the engine.
 """

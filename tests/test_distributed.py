@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from gptx_nb import launch, metrics
 from gptx_nb.engine import device as devices
 from gptx_nb.engine import distributed, memory, models
+from gptx_nb.engine.distributed import Failure
 from gptx_nb.errors import DeviceError, ModelError, RecipeError
 from gptx_nb.line import Demand
 from gptx_nb.process import Process, start_time
@@ -25,6 +26,7 @@ from gptx_nb.progress import Progress
 from gptx_nb.recipe import Recipe, make_recipe
 from gptx_nb.runs import Run, RunStore
 from gptx_nb.views import panels
+from gptx_nb.worker.__main__ import _cause
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ranks are looked up in /proc")
 
@@ -235,6 +237,23 @@ def test_ranks_end_when_what_started_them_is_killed(home: Path, tiny_model: Path
     os.kill(run.processes(1)["worker"].pid, signal.SIGKILL)
     until(lambda: not any(each.alive() for each in ranks))
     assert run.state() == "interrupted"
+
+
+def words(error: str | None, message: str, at: float, reason: str = "failed") -> dict[str, Any]:
+    return {"reason": reason, "error": error, "message": message, "time": at}
+
+
+def test_of_several_ranks_that_fail_the_first_is_named() -> None:
+    gone = words("RuntimeError", "Connection closed by peer", 2.0)
+    full = words("OutOfMemoryError", "too little memory", 1.0, "out of memory")
+    failed = [Failure(0, 1), Failure(1, 1)]
+    found = _cause(failed, [gone, full])
+    assert (found["reason"], found["message"]) == ("out of memory", "rank 1: too little memory")
+    assert _cause([Failure(0, -signal.SIGTERM), Failure(1, 1)], [None, full])["message"] == "rank 1: too little memory"
+    killed = _cause([Failure(0, 1), Failure(1, -signal.SIGKILL)], [gone, None])
+    assert killed["reason"] == "killed"
+    assert killed["message"] == "rank 1 was ended by SIGKILL, and the others were ended with it"
+    assert _cause([], [None, None])["message"] == "all ranks were ended before they had saved"
 
 
 def test_a_mistake_that_every_rank_finds_is_told_once(home: Path, tiny_model: Path) -> None:

@@ -151,10 +151,11 @@ def _cause(failures: Sequence[Failure], words: Sequence[dict[str, Any] | None]) 
 
     One that was killed could say nothing; what others then said is that it had gone.
     """
-    for failure in failures:
-        if failure.status < 0 and words[failure.rank] is None:
-            return {"reason": "killed", "error": "RunFailed", "message": str(failure)}
     said = [(each["time"], rank, each) for rank, each in enumerate(words) if each and each["error"]]
+    for failure in failures:
+        # torchrun ends the others by SIGTERM: who was ended by that is to blame only where nobody else is.
+        if failure.status < 0 and words[failure.rank] is None and (failure.status != -signal.SIGTERM or not said):
+            return {"reason": "killed", "error": "RunFailed", "message": str(failure)}
     if not said:
         message = str(failures[0]) if failures else "all ranks were ended before they had saved"
         return {"reason": "killed", "error": "RunFailed", "message": message}
@@ -309,6 +310,7 @@ class _Attempt:
         if ranks is not None:
             ranks.leave()
             if self.rank:
+                run.of_rank(run.frozen_part, self.rank).unlink(missing_ok=True)
                 return end.early
 
         self.phase("scoring")
