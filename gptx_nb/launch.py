@@ -114,6 +114,7 @@ def stop(run: Run, wait_seconds: float = 60, progress: Progress | None = None) -
     """Ask the run to save and stop, wait for that, and say in one line what came of it. Nothing is killed."""
     if not run.active:
         return f"{_called(run)} does not train: it is {run.state()}"
+    did = "left the line" if line.waits(run, run.attempts()) else "saved and stopped"
     run.request_stop()
     try:
         _until_ended(run, progress, wait_seconds)
@@ -124,7 +125,7 @@ def stop(run: Run, wait_seconds: float = 60, progress: Progress | None = None) -
             f"step, so a long step or scoring delays it; the request stands. Log: {log}"
         )
     if run.state() == "stopped":
-        return f"{_called(run)} has saved and stopped. Run its cell again to go on: `%%gpt_finetune {run.name}`"
+        return f"{_called(run)} has {did}. Run its cell again to go on: `%%gpt_finetune {run.name}`"
     return f"{_called(run)} is {run.state()}"
 
 

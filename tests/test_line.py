@@ -282,7 +282,8 @@ def test_a_run_that_waits_can_be_stopped_and_goes_on_later(train: Callable[..., 
     first = train("first")
     second = train("second", epochs=2.0)
     until(lambda: is_waiting(second))
-    launch.stop(second)
+    said = launch.stop(second)
+    assert said.startswith("run second version 1 has left the line. Run its cell again to go on")
     assert second.state() == "stopped"
     assert first.state() == "running"
     with pytest.raises(RunFailed, match="Run the cell `%%gpt_finetune second` again"):

@@ -1,8 +1,9 @@
 """Several processes of one run on one machine, one a device, each with a share of every step's rows (data parallel).
 
 `launch` starts them with torchrun; in each, a `Ranks` says which one it is and brings them together. All hold the whole
-model; gradients are summed once a step, so that all take the same step. Nothing is pickled: ranks tell each other JSON
-through a file, and tensors through gloo or NCCL on the loopback interface. No port is open to the network.
+model; gradients are summed once a step, so that all take the same step. Ranks tell each other JSON through a file, and
+tensors through gloo or NCCL on the loopback interface: no port is open to the network. torchrun's own state of the
+meeting, which it pickles, lies in a folder that this user alone can open, and is removed when they have ended.
 
 Not here: a model that is too large for one device (FSDP2).
 """
