@@ -48,7 +48,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,20 +58,20 @@ import pandas as pd
 import torch
 import transformers
 from report import report
-from transformers import GPT2Config, GPT2ForSequenceClassification, PreTrainedTokenizerBase
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from gptx_nb.engine import device as devices
-from gptx_nb.engine import models, plan, tuning
+from gptx_nb.engine import models, plan, setup, tuning
+from gptx_nb.engine.data import Examples, Table
 from gptx_nb.engine.device import Device
 from gptx_nb.engine.predict import use_all_cores
 from gptx_nb.engine.tasks import text_classification as task
-from gptx_nb.engine.train import Settings, autocast, make_optimizer, train
+from gptx_nb.engine.train import arithmetic, train
 from gptx_nb.recipe import Recipe
 
 MAX_LENGTH = 512
 WAITING = "OMP_WAIT_POLICY"  # gptx_nb starts its processes with "passive", so that a waiting thread takes no core
 SCORINGS = 8  # of ours, on the way
-SCORING_TOKENS = 1024  # at once: less than a step has, so that scoring leaves little memory behind
 
 
 @dataclass(frozen=True)
@@ -155,25 +155,17 @@ def machine(device: Device) -> dict[str, Any]:
 
 def load(name: str, labels: int, seed: int) -> tuple[Any, PreTrainedTokenizerBase]:
     """Return the classifier in float32 and its tokenizer; the same seed gives the same head."""
-    random = name == "gpt2-random"
-    base = models.find("tiny" if random else name)
+    base = models.find(name)
     tokenizer = models.load_tokenizer(base)
-    if not random:
-        return models.load_classifier(base, tokenizer, [str(label) for label in range(labels)], seed), tokenizer
-    torch.manual_seed(seed)
-    config = GPT2Config(pad_token_id=tokenizer.pad_token_id, use_cache=False)
-    config.num_labels = labels
-    config.problem_type = "single_label_classification"
-    return GPT2ForSequenceClassification(config), tokenizer
+    return models.load_classifier(base, tokenizer, [str(label) for label in range(labels)], seed), tokenizer
 
 
 def rate_of(variant: Variant, model: torch.nn.Module) -> float:
-    """Return the variant's own learning rate, or gptx_nb's for batches of 16 times the root of how many fit in one."""
+    """Return the variant's own learning rate, or gptx_nb's for every weight."""
     if variant.rate is not None:
         return variant.rate
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    rate, _ = plan.learning_rate(Recipe(tune=variant.method or "full"), parameters)
-    return float(f"{rate * (variant.batch / 16) ** 0.5:.1e}")
+    return plan.learning_rate(Recipe(data="benchmark", batch_size=variant.batch), parameters)[0]
 
 
 def with_trainer(variant: Variant, arguments: argparse.Namespace, device: Device) -> Measured:
@@ -184,7 +176,8 @@ def with_trainer(variant: Variant, arguments: argparse.Namespace, device: Device
     learn = read(arguments.folder, "train", arguments.examples)
     held = read(arguments.folder, "validation")
     started = time.perf_counter()
-    model, tokenizer = load(arguments.model, len(set(held.labels)), arguments.seed)
+    with random_gpt2(arguments) as name:
+        model, tokenizer = load(name, len(set(held.labels)), arguments.seed)
     table = datasets.Dataset.from_dict({"text": learn.texts, "label": learn.labels})
     encoded = table.map(
         lambda rows: tokenizer(rows["text"], truncation=True, max_length=MAX_LENGTH), batched=True
@@ -241,8 +234,8 @@ def with_trainer(variant: Variant, arguments: argparse.Namespace, device: Device
         accuracy=accuracy,
         loss=loss,
         memory=memory,
-        peak_flops=matrix_peak(device),
-        useful_flops=useful_flops(model, 0, lengths, epochs),
+        peak_flops=devices.matrix_peak(device.device, device.dtype),
+        useful_flops=tuning.flops_per_token(model) * lengths * epochs,
         curve=[],
         machine=machine(device),
     )
@@ -252,51 +245,56 @@ def with_engine(variant: Variant, arguments: argparse.Namespace, device: Device)
     assert variant.method is not None
     learn = read(arguments.folder, "train", arguments.examples)
     held = read(arguments.folder, "validation")
-    started = time.perf_counter()
-    model, tokenizer = load(arguments.model, len(set(held.labels)), arguments.seed)
-    tuned = tuning.prepare(model, variant.method, arguments.seed)
-    model.to(device.device)
-    rows, _ = task.encode(tokenizer, learn.texts, MAX_LENGTH)
-    same: dict[str, Any] = {
-        "pad_id": model.config.pad_token_id,
-        "device": device.device,
-        "batch_size": variant.batch,
-        "seed": arguments.seed,
-    }
-    learner = task.Learner(model, tuned, rows, learn.labels, [], **same)
-    epochs = arguments.epochs * variant.epochs
-    steps = max(1, round(epochs * -(-len(rows) // variant.batch)))
-    settings = Settings(
-        steps=steps,
-        learning_rate=rate_of(variant, model),
-        seed=arguments.seed,
-        eval_every=max(1, steps // SCORINGS),
-        save_every_seconds=float("inf"),
+    labels = [str(label) for label in range(len(set(held.labels)))]
+    table = Table(
+        Examples(learn.texts, learn.labels),
+        Examples(held.texts, held.labels),
+        labels,
+        {"text": "text", "label": "label", "warnings": []},
     )
-    optimizer = make_optimizer(model, settings)
-    prepared = time.perf_counter()
-
-    # Scoring has rows and, where a part is frozen, activations of its own, so that the clock can stand still for it.
-    held_rows, _ = task.encode(tokenizer, held.texts, MAX_LENGTH)
-    scorer = task.Learner(model, tuned, [], [], held_rows, **same, token_budget=SCORING_TOKENS)
-    scorer.prepare(contextlib.nullcontext)
-    forget_high_water(device)
+    with random_gpt2(arguments) as name:
+        recipe = Recipe(
+            data="benchmark",
+            model=name,
+            tune=variant.method,
+            epochs=arguments.epochs * variant.epochs,
+            batch_size=variant.batch,
+            learning_rate=variant.rate,
+            max_length=MAX_LENGTH,
+            seed=arguments.seed,
+        )
+        started = time.perf_counter()
+        made = setup.prepare(recipe, table, lambda note: None)
+    model, learner = made.model, made.learner
+    steps = made.settings.steps
+    settings = replace(made.settings, eval_every=max(1, steps // SCORINGS), save_every_seconds=float("inf"))
     clock, memory = Clock(device), 0
+    prepared = time.perf_counter()
+    clock.start()
+    learner.prepare(lambda: arithmetic(model, device.device, device.dtype))
+    clock.stop()
+    ours = learner.tokens / (learner.tokens + sum(max(1, len(row)) for row in learner.held_rows))
+    clock.seconds *= ours  # what is frozen was computed for the scored texts, too
+    begun = time.perf_counter()
+    made.preflight(lambda step, error: None)
+    prepared += time.perf_counter() - begun
+    forget_high_water(device)
     curve: list[tuple[float, float, float]] = []
 
     def evaluate(step: int) -> None:
         nonlocal memory
         clock.stop()
         memory = max(memory, high_water(device))
-        curve.append((clock.seconds, *score(scorer.held_logits(), held.labels)))
+        if step == steps:
+            made.whole()  # the last score is of the weights that are saved
+        curve.append((clock.seconds, *score(learner.held_logits(), held.labels)))
         forget_high_water(device)
         clock.start()
 
     clock.start()
-    learner.prepare(lambda: autocast(device.device, device.dtype))
     train(
         model,
-        optimizer,
+        made.optimizer,
         settings,
         device=device.device,
         dtype=device.dtype,
@@ -308,21 +306,47 @@ def with_engine(variant: Variant, arguments: argparse.Namespace, device: Device)
         should_stop=lambda: False,
     )
     seconds, accuracy, loss = curve[-1]
+    frozen = 0.0 if learner.frozen is None else 2.0 * matrices(model, trained=False)
+    flops = tuning.flops_per_token(model) * arguments.epochs * variant.epochs + frozen
     return Measured(
         batch=variant.batch,
         rate=settings.learning_rate,
-        epochs=epochs,
+        epochs=arguments.epochs * variant.epochs,
         preparation=prepared - started,
         training=seconds,
-        examples=round(epochs * len(rows)),
+        examples=round(arguments.epochs * variant.epochs * len(learn.texts)),
         accuracy=accuracy,
         loss=loss,
         memory=memory,
-        peak_flops=matrix_peak(device),
-        useful_flops=useful_flops(model, tuned.frozen_layers, sum(map(len, rows)), epochs),
+        peak_flops=devices.matrix_peak(device.device, device.dtype),
+        useful_flops=flops * learner.tokens,
         curve=curve,
         machine=machine(device),
     )
+
+
+def matrices(model: Any, *, trained: bool) -> int:
+    """Return how many weights the matrices have in those layers of the decoder that are trained, or not."""
+    return sum(
+        weight.numel()
+        for layer in tuning.layers_of(model)
+        for weight in layer.parameters()
+        if weight.ndim >= 2 and any(each.requires_grad for each in layer.parameters()) == trained
+    )
+
+
+@contextlib.contextmanager
+def random_gpt2(arguments: argparse.Namespace) -> Iterator[str]:
+    """Give the name of the model, or for `gpt2-random` a folder with it, which is gone afterwards."""
+    if arguments.model != "gpt2-random":
+        yield arguments.model
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = models.load_tokenizer(models.find("tiny"))
+        torch.manual_seed(arguments.seed)
+        GPT2LMHeadModel(GPT2Config(pad_token_id=tokenizer.pad_token_id)).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        yield folder
 
 
 class Clock:
@@ -345,34 +369,6 @@ def score(logits: np.ndarray, labels: list[int]) -> tuple[float, float]:
     """Return accuracy and mean cross entropy in nats."""
     loss = torch.nn.functional.cross_entropy(torch.from_numpy(logits).double(), torch.tensor(labels))
     return float((logits.argmax(axis=1) == labels).mean()), float(loss)
-
-
-def useful_flops(model: Any, frozen_layers: int, tokens: int, epochs: float) -> float:
-    """Return what training needs at least, as the head of this file counts it; `tokens` are one epoch's."""
-    total = 0.0
-    for number, layer in enumerate(tuning.layers_of(model)):
-        for weight in (parameter for parameter in layer.parameters() if parameter.ndim >= 2):
-            if number < frozen_layers:
-                total += 2 * weight.numel() * tokens
-            else:
-                total += (6 if weight.requires_grad else 4) * weight.numel() * tokens * epochs
-    return total
-
-
-def matrix_peak(device: Device, seconds: float = 1.0) -> float:
-    """Return the FLOPs a second of the fastest product of square matrices, in the arithmetic of `device`."""
-    fastest = 0.0
-    for size in (1024, 2048, 4096) if device.device.type == "cpu" else (4096, 8192):
-        left, right = (torch.randn(size, size, device=device.device, dtype=device.dtype) for _ in range(2))
-        left @ right
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
-            synchronise(device)
-            started = time.perf_counter()
-            left @ right
-            synchronise(device)
-            fastest = max(fastest, 2 * size**3 / (time.perf_counter() - started))
-    return fastest
 
 
 def synchronise(device: Device) -> None:

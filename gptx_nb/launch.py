@@ -452,7 +452,7 @@ def _mistake(outcome: dict[str, Any]) -> Exception:
 def _cause(outcome: dict[str, Any]) -> str:
     said = f"{outcome['error'] or 'error'}: {outcome['message']}" if outcome["message"] else ""
     if outcome["reason"] == "out of memory":
-        return f"out of memory{f' ({said})' if said else ''}. A smaller batch_size or max_length needs less."
+        return f"out of memory{f' ({said})' if said else ''}. A smaller tokens_at_once or max_length needs less."
     if outcome["reason"] == "lost":
         return "its process is gone without a word: the computer was restarted, or everything was killed."
     if outcome["signal"]:

@@ -292,10 +292,25 @@ def choices(run: Run) -> list[tuple[str, str, str]]:
     device = plan["device"]
     named = ", ".join(filter(None, (device["choice"], device.get("name"))))
     found = [("model", str(model["name"]), ", ".join(facts)), ("device", named, device["reason"])]
-    for name in ("devices", "dtype", "tune", "rows", "memory", "learning_rate", "epochs", "max_length"):
+    for name in (
+        "devices",
+        "dtype",
+        "tune",
+        "rows",
+        "memory",
+        "learning_rate",
+        "epochs",
+        "max_length",
+        "time",
+        "limit",
+    ):
         if name in plan and (name, plan[name]["choice"]) != ("devices", 1):  # an older run decided less
             found.append((name, _plain(plan[name]["choice"]), plan[name]["reason"] or ""))
-    found.append(("batch_size", _plain(plan["batch_size"]), f"{plan['steps']:,} steps in all"))
+    batch, steps = plan["batch_size"], f"{plan['steps']:,} steps in all"
+    if isinstance(batch, dict):
+        found.append(("batch_size", _plain(batch["choice"]), f"{batch['reason']}; {steps}"))
+    else:  # an older run
+        found.append(("batch_size", _plain(batch), steps))
     return found
 
 

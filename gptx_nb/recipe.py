@@ -89,13 +89,18 @@ class Recipe(BaseModel):
         gt=0,
         le=1000,
     )
-    batch_size: int = setting(
-        16, "Examples a step.", reason="the usual size for fine-tuning", unit="examples", ge=1, le=4096
+    batch_size: int | None = setting(
+        None,
+        "Examples a step.",
+        reason="16; up to 64 where an epoch still has 30 steps, as larger steps keep the device busier",
+        unit="examples",
+        ge=1,
+        le=4096,
     )
     learning_rate: float | None = setting(
         None,
         "Peak step size of AdamW.",
-        reason="by the model's size: smaller models take larger steps",
+        reason="by the model's size and the batch: smaller models and larger batches take larger steps",
         gt=0,
         le=1,
     )
@@ -143,6 +148,15 @@ class Recipe(BaseModel):
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto", "Arithmetic of the matrix products.", reason="the fastest that the device computes well"
+    )
+    tokens_at_once: int | None = setting(
+        None,
+        "Most tokens that are computed at once: a step with more is computed in parts, and learns the same.",
+        reason="what keeps the device busy; halved by itself where memory runs out",
+        unit="tokens",
+        matters=False,
+        ge=16,
+        le=1_048_576,
     )
     checkpoint_every: float = setting(
         120.0,

@@ -17,8 +17,8 @@ from transformers import (
 )
 
 import gptx_nb
-from gptx_nb.engine.device import Device, choose
-from gptx_nb.engine.predict import Classifier, is_out_of_memory
+from gptx_nb.engine.device import Device, choose, is_out_of_memory
+from gptx_nb.engine.predict import Classifier
 from gptx_nb.errors import ModelError
 
 TINY = Path(gptx_nb.__file__).parent / "models" / "tiny"

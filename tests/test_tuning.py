@@ -136,7 +136,11 @@ def test_a_run_trains_the_part_that_its_recipe_names_and_saves_a_plain_model(hom
     assert plan is not None
     assert plan["tune"]["choice"] == method
     assert plan["rows"]["choice"] == "packed"
-    assert plan["memory"]["parts"]["weights"] == pytest.approx(4 * plan["model"]["parameters"], rel=0.05)  # and updates
+    weights = plan["memory"]["parts"]["weights"] / plan["model"]["parameters"]
+    if plan["dtype"]["choice"] == "bfloat16":  # and float32 beside those that are trained
+        assert 2 <= weights <= (4.8 if method == "top:2" else 2.2)
+    else:
+        assert weights == pytest.approx(4, rel=0.05)
     notes = [record["text"] for record in run.history() if record.get("kind") == "note"]
     assert any("frozen part kept in memory" in note for note in notes) == (method != "lora")
     assert not run.frozen_part.exists()

@@ -26,7 +26,8 @@ class Step:
     micro: list[Tensors]
     tokens: int
     weights: list[float]
-    here: int
+    streams: int = 1  # micro-batches that are computed at once
+    here: int = 0
 
 
 def step_rows(step: int, *, rows: int, batch_size: int, seed: int) -> tuple[list[int], int]:
@@ -52,23 +53,31 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int) -> Tensors:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def by_length(rows: Sequence[Sequence[int]], *, token_budget: int, packed: bool = False) -> list[list[int]]:
+def by_length(
+    rows: Sequence[Sequence[int]], *, token_budget: int, packed: bool = False, streams: int = 1
+) -> list[list[int]]:
     """Group row numbers, shortest first, so that a group's tokens stay within `token_budget`.
 
     Padding counts. A packed group has none but inside attention, where it may take as much again: else one long text
-    among many short ones would fill memory.
+    among many short ones would fill memory. With several `streams` there are as many groups for each, of about as many
+    tokens, as far as rows can be shared out; stream s takes every group whose number is s modulo `streams`.
     """
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    total = sum(max(1, len(row)) for row in rows)
+    shares = streams * -(-total // (streams * token_budget)) if streams > 1 else 1
     groups: list[list[int]] = []
-    tokens = 0
+    before, share_of_last, tokens = 0, -1, 0
     for index in order:
         length = max(1, len(rows[index]))
+        share = (2 * before + length) * shares // (2 * total)  # by the middle of the row
         padded = (len(groups[-1]) + 1) * length if groups else length
         fits = tokens + length <= token_budget and padded <= 2 * token_budget if packed else padded <= token_budget
-        if groups and fits:
+        if groups and fits and share == share_of_last:
             groups[-1].append(index)
             tokens += length
         else:
             groups.append([index])
             tokens = length
+        share_of_last = share
+        before += length
     return groups

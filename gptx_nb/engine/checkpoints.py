@@ -32,10 +32,11 @@ PROGRESS = "progress.json"
 MANIFEST = "manifest.json"
 
 
-def _trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def _trained(model: torch.nn.Module, masters: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
     """Return what training changes, once each: frozen weights are the base model's, and known without a copy.
 
-    The second name of a tied tensor (GPT-2's output layer is its embedding) is dropped: safetensors refuses aliases.
+    `masters`: what to take instead for some names. The second name of a tied tensor (GPT-2's output layer is its
+    embedding) is dropped: safetensors refuses aliases.
     """
     frozen = _frozen(model)
     seen: set[tuple[int, int]] = set()
@@ -45,7 +46,7 @@ def _trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
         if name in frozen or (tensor.numel() and alias in seen):
             continue
         seen.add(alias)
-        distinct[name] = tensor.detach().to("cpu").contiguous()
+        distinct[name] = (masters or {}).get(name, tensor).detach().to("cpu").contiguous()
     return distinct
 
 
@@ -119,12 +120,12 @@ def load(
     return progress
 
 
-def save_best(folder: Path, step: int, model: torch.nn.Module) -> None:
-    """Write the weights alone, as the best so far, after `step` steps."""
+def save_best(folder: Path, step: int, model: torch.nn.Module, masters: dict[str, torch.Tensor] | None = None) -> None:
+    """Write the weights alone, as the best so far, after `step` steps; `masters` are written for theirs."""
     path = _best(folder, step)
     beside = path.with_name(f".{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(_trained(model), beside)
+    save_file(_trained(model, masters), beside)
     files.replace(beside, path)
 
 

@@ -7,6 +7,7 @@ they are emulated, measured at 1/500 of the float32 speed on an AVX2 CPU. So the
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,6 +160,30 @@ def _cpu_flags() -> set[str]:
     return set()
 
 
+def matrix_peak(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
+    """Return the FLOPs a second of the fastest product of square matrices: what no training can go beyond.
+
+    `seconds` are spent on each of a few sizes.
+    """
+    fastest = 0.0
+    for size in (512, 1024, 2048) if device.type == "cpu" else (4096, 8192):
+        left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        left @ right
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            _wait_for(device)
+            started = time.perf_counter()
+            left @ right
+            _wait_for(device)
+            fastest = max(fastest, 2 * size**3 / (time.perf_counter() - started))
+    return fastest
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def memory(device: torch.device) -> tuple[int | None, int | None]:
     """Return total and free memory of `device` in bytes; None where it cannot be told."""
     if device.type == "cuda":
@@ -220,6 +245,14 @@ def _sizes(file: Path) -> dict[str, int]:
     """Read lines of a name and a number."""
     words = [line.split() for line in file.read_text(encoding="ascii").splitlines()]
     return {name: int(number) for name, number, *_ in words}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether `error` means that the device or the machine has no memory left."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    # Allocators other than CUDA's have no error class of their own.
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in str(error) or "out of memory" in str(error))
 
 
 def _name(device: torch.device) -> str:

@@ -32,8 +32,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from gptx_nb.engine import device as devices
-from gptx_nb.engine.optimizer import Chain, Optimizer
-from gptx_nb.engine.train import autocast
+from gptx_nb.engine.optimizer import Chain, MasterAdamW, Optimizer
+from gptx_nb.engine.train import arithmetic
 from gptx_nb.line import Demand
 
 Tensors = dict[str, torch.Tensor]
@@ -86,36 +86,46 @@ def estimate(
     device: torch.device,
     dtype: torch.dtype,
     several: bool = False,
+    streams: int = 1,
     process: int | None = None,
 ) -> Estimate:
     """Estimate a run of `engine.train` whose largest micro-batch is `micro`.
 
     `loss_of` is given a model whose weights are fake, the very object `model`. Where a frozen part is computed once and
     kept (`tuning.FrozenPart`), give the loss that does without: filling it takes most; its `bytes` are extra.
-    `several`: a step has more than one micro-batch, so that gradients stand while the next one is computed. The weights
-    of `model` may be on the meta device: they are not looked at. `process`: see `held`; None: measured now.
+    `several`: a stream has more than one micro-batch, so that gradients stand while the next one is computed.
+    `streams`: so many are computed at once, each in a thread, which has a heap of its own. The weights of `model` may
+    be on the meta device: they are not looked at. `process`: see `held`; None: measured now.
     """
     log, compute, update = _fake_step(model, micro, loss_of, make_optimizer, device, dtype)
     micro_batches = [*compute, *(_accumulating(compute, log) if several else [])]
-    # The first step makes the optimiser's state, which stands beside the second.
-    events = [*micro_batches, *update, *micro_batches]
     weights = sum(size for key, size in log.sizes.items() if log.part[key] == "weights")
+    begun = {event.key for event in [*micro_batches, *update] if event.begins}
+    standing = {key: size for key, size in log.sizes.items() if log.part[key] == "optimiser" and key not in begun}
     if process is None:
         process = held(model, device)
 
     has_heap = device.type == "cpu" and platform.libc_ver()[0] == "glibc"
-    heap = Heap() if has_heap else None
-    live: Counter[str] = Counter()
+    live: Counter[str] = Counter(optimiser=sum(standing.values()))
     at_most, most, resident = Counter[str](), 0, 0
-    for event in events:
+    own = Heap()
+    heaps = (own, own) if streams == 1 else (own, Heap())  # of the main thread, of each stream
+    # The first step makes the optimiser's state, which stands beside the second.
+    for event, alike in [
+        *((event, streams) for event in micro_batches),
+        *((event, 1 if log.part[event.key] != "gradients" else streams) for event in update),
+        *((event, streams) for event in micro_batches),
+    ]:
         size = log.sizes[event.key]
-        live[log.part[event.key]] += size if event.begins else -size
+        live[log.part[event.key]] += alike * (size if event.begins else -size)
         if (now := live.total()) > most:
             at_most, most = live.copy(), now
-        if heap is not None:
+        if has_heap:
+            heap = heaps[alike > 1]
             remembered = log.part[event.key] == "activations"
             heap.take(event.key, size, remembered) if event.begins else heap.give(event.key)
-            resident = max(resident, heap.resident)
+            resident = max(resident, own.resident if streams == 1 else own.resident + streams * heaps[1].resident)
+    resident += sum(standing.values())
     return Estimate(
         weights=weights,
         gradients=at_most["gradients"],
@@ -297,8 +307,12 @@ def _fake_step(
         tensors = {name: torch.empty_like(fake.from_tensor(each), device=device) for name, each in micro.items()}
         parameters = [each for each in model.parameters() if each.requires_grad]
         optimizer = make_optimizer(model)
+        if isinstance(optimizer, MasterAdamW):
+            for parameter in parameters:
+                for name, state in optimizer.state[parameter].items():
+                    log.see(state, "weights" if name == "master" else "optimiser", rename=True)
         log.cut()  # the weights are there already
-        with autocast(device, dtype):
+        with arithmetic(model, device, dtype):
             loss = loss_of(model, tensors)
         log.rename_live("working", "activations")
         loss.backward()
@@ -307,8 +321,9 @@ def _fake_step(
             if each.grad is not None:
                 log.see(each.grad, "gradients", rename=True)
         compute = log.cut()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
+        if not isinstance(optimizer, MasterAdamW):  # it goes block by block, and has its state already
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
         for state in _states(optimizer):
             log.see(state, "optimiser", rename=True)
         optimizer.zero_grad(set_to_none=True)

@@ -5,10 +5,13 @@ Biases, norms and scales have no reason to be small, and are a small part of the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+
+from gptx_nb.engine import streams
 
 
 class Chain:
@@ -31,6 +34,120 @@ class Chain:
 
 
 Optimizer = torch.optim.Optimizer | Chain
+
+
+class MasterAdamW(torch.optim.Optimizer):
+    """AdamW for weights in a lower dtype: each has a float32 one beside it, its master, to which steps are added.
+
+    In bfloat16 alone a step is lost where it is less than 1/256 of the weight (Micikevicius et al. 2018,
+    arXiv:1710.03740). `masters` are the float32 values of `parameters`, in their order; they are changed in place.
+    On a CPU all is done block by block, so that what a value needs is read from memory once.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[torch.nn.Parameter],
+        masters: Sequence[torch.Tensor],
+        learning_rate: float,
+        weight_decay: float,
+        betas: tuple[float, float],
+    ) -> None:
+        super().__init__(_by_decay(list(parameters), weight_decay), {"lr": learning_rate, "betas": betas, "eps": 1e-8})
+        self._divisor = 1.0
+        for parameter, master in zip(parameters, masters, strict=True):
+            self.state[parameter] = {
+                "master": master,
+                "exp_avg": torch.zeros_like(master),
+                "exp_avg_sq": torch.zeros_like(master),
+                "step": torch.zeros(()),
+            }
+
+    def clip(self, most: float) -> float:
+        """Return the L2 norm of the gradient; the next step divides by so much that it is at most `most`."""
+        gradients = [each.grad.detach() for each in self._parameters() if each.grad is not None]
+        if all(each.device.type == "cpu" for each in gradients):
+            shares = streams.blocks([each.numel() for each in gradients], streams.number_for(torch.device("cpu")))
+            flat = [each.flatten() for each in gradients]
+
+            def squares(share: list[tuple[int, int, int]]) -> list[tuple[tuple[int, int, int], torch.Tensor]]:
+                parts = ((block, flat[block[0]][block[1] : block[2]].float()) for block in share)
+                return [(block, torch.dot(part, part)) for block, part in parts]
+
+            # Added in one order, however many streams there were.
+            found = dict(pair for pairs in streams.each(squares, shares) for pair in pairs)
+            norm = float(torch.stack([found[block] for block in sorted(found)]).sum().sqrt()) if found else 0.0
+        else:
+            norm = float(torch.nn.utils.get_total_norm([each.float() for each in gradients]))
+        self._divisor = max(1.0, norm / most)
+        return norm
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            parameters = [each for each in group["params"] if each.grad is not None]
+            for parameter in parameters:
+                self.state[parameter]["step"] += 1
+            if parameters and all(each.device.type == "cpu" for each in parameters):
+                shares = streams.blocks([each.numel() for each in parameters], streams.number_for(parameters[0].device))
+                streams.each(functools.partial(self._step_blocks, parameters, group), shares)
+            elif parameters:
+                self._update(parameters, [each.grad.float() for each in parameters], slice(None), group)
+        self._divisor = 1.0
+
+    @torch.no_grad()
+    def _step_blocks(
+        self, parameters: list[torch.nn.Parameter], group: dict[str, Any], share: list[tuple[int, int, int]]
+    ) -> None:
+        for number, begin, end in share:
+            parameter = parameters[number]
+            assert parameter.grad is not None
+            gradient = parameter.grad.flatten()[begin:end].float()
+            self._update([parameter], [gradient], slice(begin, end), group)
+
+    def _update(
+        self, parameters: list[torch.nn.Parameter], gradients: list[torch.Tensor], at: slice, group: dict[str, Any]
+    ) -> None:
+        """Step the values `at` of each flattened parameter."""
+
+        def flat(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+            return [each.view(-1)[at] for each in tensors]
+
+        states = [self.state[each] for each in parameters]
+        masters = flat([state["master"] for state in states])
+        torch._fused_adamw_(
+            masters,
+            [each.view(-1) for each in gradients],
+            flat([state["exp_avg"] for state in states]),
+            flat([state["exp_avg_sq"] for state in states]),
+            [],
+            [state["step"] for state in states],
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+            grad_scale=torch.tensor(self._divisor, device=masters[0].device),
+            found_inf=None,
+        )
+        torch._foreach_copy_(flat([each.detach() for each in parameters]), masters)
+
+    def renew(self) -> None:
+        """Make the weights what their masters are."""
+        for parameter in self._parameters():
+            parameter.detach().copy_(self.state[parameter]["master"])
+
+    def _parameters(self) -> Iterator[torch.nn.Parameter]:
+        for group in self.param_groups:
+            yield from group["params"]
+
+
+def clip(optimizer: Optimizer, parameters: Sequence[torch.nn.Parameter], most: float) -> float:
+    """Return the L2 norm of the whole gradient, and see to it that the next step has one of at most `most`."""
+    if isinstance(optimizer, MasterAdamW):
+        return optimizer.clip(most)
+    return float(torch.nn.utils.clip_grad_norm_(parameters, most))
 
 
 def adamw(
@@ -68,11 +185,15 @@ def _embeddings(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
 def _adamw(
     parameters: list[torch.nn.Parameter], learning_rate: float, weight_decay: float, betas: tuple[float, float]
 ) -> torch.optim.AdamW:
+    return torch.optim.AdamW(_by_decay(parameters, weight_decay), lr=learning_rate, betas=betas, fused=True)
+
+
+def _by_decay(parameters: list[torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, betas=betas, fused=True)
+    return [group for group in groups if group["params"]]
 
 
 def state(optimizer: Optimizer, names: dict[torch.Tensor, str]) -> dict[str, torch.Tensor]:
@@ -95,7 +216,14 @@ def load_state(optimizer: Optimizer, names: dict[torch.Tensor, str], kept: dict[
         for group in part.param_groups:
             for parameter in group["params"]:
                 if values := by_name.get(names[parameter]):
-                    part.state[parameter] = {key: value.to(parameter.device) for key, value in values.items()}
+                    state = part.state[parameter]
+                    for key, value in values.items():
+                        if key in state:  # a master is the very memory that the caller has: see precision.Lowered
+                            state[key].copy_(value)
+                        else:
+                            state[key] = value.to(parameter.device)
+        if isinstance(part, MasterAdamW):
+            part.renew()
 
 
 def _parts(optimizer: Optimizer) -> tuple[torch.optim.Optimizer, ...]:

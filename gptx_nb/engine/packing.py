@@ -14,9 +14,12 @@ from typing import Any
 import torch
 from transformers import AttentionInterface, PreTrainedModel
 
+from gptx_nb.engine import dropout as dropouts
+
 Tensors = dict[str, torch.Tensor]
 
 ATTENTION = "gptx_packed"
+_PLACE = 2**20  # from here on attention draws its dropout: no model has so many modules
 
 # Decoders whose attention is plain and causal, and whose code hands what we give it on to the attention. Each is tested
 # to give the logits of one text at a time.
@@ -104,29 +107,35 @@ def _attention(
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention of (1, heads, tokens, size) within each text; `key` and `value` may have fewer heads."""
-    groups = query.shape[1] // key.shape[1]
+    heads, shared = query.shape[1], key.shape[1]
+    groups = heads // shared
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
 
-    def side_by_side(states: torch.Tensor) -> torch.Tensor:  # (texts, heads, longest, size)
-        heads, size = states.shape[1], states.shape[3]
-        return states.squeeze(0).index_select(1, spread).view(heads, texts, -1, size).transpose(0, 1)
+    def side_by_side(states: torch.Tensor) -> torch.Tensor:  # (heads, texts, longest, size)
+        return states.squeeze(0).index_select(1, spread).view(states.shape[1], texts, -1, states.shape[3])
 
     q, k, v = side_by_side(query), side_by_side(key), side_by_side(value)
-    if groups > 1:
-        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    longest, size = q.shape[2:]
     if query.device.type == "cpu":
-        # On rows this short two batched products and a softmax beat the CPU's fused kernel.
+        # On rows this short two batched products and a softmax beat the CPU's fused kernel. Heads that share a key
+        # stand below each other, so that it need not be repeated.
+        q = q.view(shared, groups, texts, longest, size).transpose(1, 2).reshape(shared, texts, groups * longest, size)
         scores = torch.matmul(q * scale, k.transpose(2, 3))
-        above = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu_(1)
-        weights = scores.masked_fill_(above, float("-inf")).softmax(dim=-1, dtype=torch.float32).to(v.dtype)
-        weights = torch.nn.functional.dropout(weights, dropout, training=dropout > 0)
-        mixed = torch.matmul(weights, v)
+        above = torch.ones(longest, longest, dtype=torch.bool).triu_(1)
+        scores.view(shared, texts, groups, longest, longest).masked_fill_(above, float("-inf"))
+        weights = scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype)
+        if dropout > 0:
+            weights = dropouts.drop(weights, dropout, _PLACE + int(getattr(module, "layer_idx", None) or 0))
+        mixed = torch.matmul(weights, v).view(shared, texts, groups, longest, size).transpose(1, 2)
     else:
+        q, k, v = (each.transpose(0, 1) for each in (q, k, v))
+        if groups > 1:
+            k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         mixed = torch.nn.functional.scaled_dot_product_attention(
             q, k, v, dropout_p=dropout, is_causal=True, scale=scale
-        )
-    packed = mixed.permute(0, 2, 1, 3).flatten(0, 1).index_select(0, gather)  # (tokens, heads, size)
-    return packed[None], None
+        ).transpose(0, 1)
+    packed = mixed.reshape(heads, texts * longest, size).index_select(1, gather)  # (heads, tokens, size)
+    return packed.transpose(0, 1)[None], None
 
 
 AttentionInterface.register(ATTENTION, _attention)

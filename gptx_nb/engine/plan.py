@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 FEWEST_STEPS = 60  # a small set is gone through until this many steps are done (Mosbach et al. 2021, arXiv:2006.04884)
 MOST_LENGTH = 512  # tokens; longer rows are taken where the recipe asks for them
+LARGEST_BATCH, STEPS_AN_EPOCH = 64, 30  # larger batches are taken where that many steps are left
 LORA_RATE = 5  # times that of all weights: low-rank updates begin at nothing (Hu et al. 2021)
 HEAD_RATE = 3e-3
 MEMORY_SHARE, DISK_SHARE = 0.25, 0.5  # of what is free, for the frozen part
@@ -99,6 +100,37 @@ def memory(estimate: Estimate, free: int | None) -> tuple[dict[str, Any], list[s
     return {**said, "parts": estimate.parts(), "free": free}, warnings
 
 
+def speed(
+    tokens: int, seconds: float, step_tokens: int, flops_per_token: float, peak: float
+) -> dict[str, dict[str, Any]]:
+    """Return what the plan says of time: `tokens` in all, after a trial of `step_tokens` that took `seconds`.
+
+    `peak`: FLOPs a second of this device's fastest matrix product.
+    """
+    rate = step_tokens / seconds
+    found: dict[str, dict[str, Any]] = {
+        "time": {
+            "choice": _duration(tokens / rate),
+            "reason": f"{tokens:,} tokens at {rate:,.0f} a second, measured on the longest rows; scoring not counted",
+            "seconds": tokens / rate,
+        }
+    }
+    if flops_per_token:  # the head alone is no work
+        share = rate * flops_per_token / peak
+        found["limit"] = {
+            "choice": f"{peak / 1e9:,.0f} GFLOP/s",
+            "reason": f"the fastest matrix product here; training reaches {share:.0%} of it",
+            "share": share,
+        }
+    return found
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"about {max(1, round(seconds))} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 6000 else f"about {seconds / 3600:.1f} h"
+
+
 def place_of_frozen_part(size: int, memory_free: int | None, disk_free: int) -> tuple[str, str]:
     """Return where `size` bytes of the frozen part are kept, "memory", "disk" or "nowhere", and why."""
     if memory_free is None or size <= memory_free * MEMORY_SHARE:
@@ -133,14 +165,34 @@ def epochs(recipe: Recipe, rows: int, steps_per_epoch: int) -> tuple[float, str]
     ), f"{rows} examples make {steps_per_epoch} step(s) an epoch; fewer than {FEWEST_STEPS} teach little"
 
 
+def batch_size(recipe: Recipe, rows: int) -> tuple[int, str]:
+    """Return the number of examples a step, and why."""
+    if recipe.batch_size is not None:
+        return recipe.batch_size, "asked for in the recipe"
+    size = 16
+    while size < LARGEST_BATCH and rows >= 2 * size * STEPS_AN_EPOCH:
+        size *= 2
+    if size == 16:
+        return size, "the usual size for a small set"
+    return size, f"{rows:,} examples still make {-(-rows // size)} steps an epoch; larger steps keep the device busier"
+
+
 def learning_rate(recipe: Recipe, parameters: int) -> tuple[float, str]:
-    """Return the peak learning rate for a model of so many `parameters`, and why."""
+    """Return the peak learning rate for a model of so many `parameters`, and why.
+
+    It grows with the root of the batch, as the noise of a gradient falls with it (Malladi et al. 2022,
+    arXiv:2205.10287).
+    """
     if recipe.learning_rate is not None:
         return recipe.learning_rate, "asked for in the recipe"
+    batch = recipe.batch_size or 16
+    times = (batch / 16) ** 0.5
     if recipe.tune == "head":
-        return HEAD_RATE, "new weights on states that stay as they are: the model's size does not matter"
+        return float(f"{times * HEAD_RATE:.1e}"), "new weights on states that stay: the model's size does not matter"
     millions = parameters / 1e6
-    times = LORA_RATE if recipe.tune == "lora" else 1
+    more = f", times {times:.2g} for batches of {batch}" if times != 1 else ""
+    if recipe.tune == "lora":
+        times *= LORA_RATE
+        more += f", {LORA_RATE} times that for lora"
     rate = float(f"{times * 1.2e-3 / max(1.0, millions) ** 0.5:.1e}")
-    more = f", {times} times that for {recipe.tune}" if times != 1 else ""
     return rate, f"for {millions:,.1f} million parameters: 0.0012 / sqrt(millions){more}"

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from gptx_nb.engine import packing, products
-from gptx_nb.engine.device import Device, cores
+from gptx_nb.engine.device import Device, cores, is_out_of_memory
 from gptx_nb.engine.models import context
 from gptx_nb.engine.tasks import text_classification
 from gptx_nb.errors import ModelError
@@ -129,11 +129,3 @@ class Classifier:
 def use_all_cores() -> None:
     """Let matrix products take every core that this process may use."""
     torch.set_num_threads(cores())
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether `error` means that the device or the machine has no memory left."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    # Allocators other than CUDA's have no error class of their own.
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in str(error) or "out of memory" in str(error))

@@ -6,6 +6,7 @@ So less is rounded than in a model that is wholly in bfloat16, and nothing more 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,16 +79,16 @@ class _Joint(Product):
 
     def __init__(self, layers: Sequence[torch.nn.Module], dtype: torch.dtype) -> None:
         super().__init__(layers, dtype)
-        self._states: torch.Tensor | None = None
-        self._missing: dict[int, torch.Tensor] = {}
+        self._asked = threading.local()  # several threads may compute at once
 
     def part(self, number: int, states: torch.Tensor) -> torch.Tensor:
-        if states is not self._states or number not in self._missing:
-            self._states = states
-            self._missing = dict(enumerate(self(states).split(self.sizes, dim=-1)))
-        found = self._missing.pop(number)
-        if not self._missing:
-            self._states = None  # keeps no memory
+        asked = self._asked
+        if states is not getattr(asked, "states", None) or number not in asked.missing:
+            asked.states = states
+            asked.missing = dict(enumerate(self(states).split(self.sizes, dim=-1)))
+        found: torch.Tensor = asked.missing.pop(number)
+        if not asked.missing:
+            asked.states = None  # keeps no memory
         return found
 
 

@@ -5,6 +5,7 @@ Reads the base model; writes no file and trains nothing.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,14 +15,19 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gptx_nb.engine import device as devices
-from gptx_nb.engine import memory, models, plan, tuning
+from gptx_nb.engine import dropout, memory, models, packing, plan, precision, streams, tuning, vocabulary
+from gptx_nb.engine.batches import Step
 from gptx_nb.engine.data import Table
 from gptx_nb.engine.device import Device
+from gptx_nb.engine.optimizer import MasterAdamW, Optimizer
 from gptx_nb.engine.predict import use_all_cores
 from gptx_nb.engine.tasks import text_classification as task
-from gptx_nb.engine.train import Settings, make_optimizer
+from gptx_nb.engine.train import Batch, Settings, gradient, make_optimizer, make_scaler
 from gptx_nb.recipe import Recipe
 
+# Tokens of a micro-batch. A CPU gains nothing from more than its caches hold; a GPU wants work.
+CPU_TOKENS, GPU_TOKENS = 1_024, 16_384
+QUICK = 0.3  # seconds; a first step that takes less is taken again, as its start weighs too much
 MOST_EVALUATIONS = 20  # of one run: scoring should stay a small part of its time
 
 
@@ -34,11 +40,67 @@ class Setup:
     tokenizer: PreTrainedTokenizerBase
     learner: task.Learner
     settings: Settings
+    optimizer: Optimizer
+    lowered: precision.Lowered | None
+    cut: vocabulary.Cut | None
     steps_per_epoch: int
     max_length: int
     resolved: Recipe
     decided: dict[str, Any]
     estimate: memory.Estimate | None  # None: it could not be made
+
+    def masters(self) -> dict[str, torch.Tensor] | None:
+        """Return the float32 values of the weights that are trained, by name, where the model has lower ones."""
+        return None if self.lowered is None else self.lowered.named(self.model)
+
+    def trial(self) -> Step:
+        """Return a step that takes most memory: the micro-batches with the longest rows, one for each stream."""
+        if self.learner.frozen is not None:
+            return self.learner.step(0)
+        step = self.learner.longest()
+        micro = step.micro[-step.streams :]
+        tokens = sum(int(each.get("attention_mask", torch.ones_like(each["input_ids"])).sum()) for each in micro)
+        return Step(micro, tokens, step.weights[-step.streams :], step.streams)
+
+    def preflight(self, with_less_memory: Callable[[int, BaseException], Batch | None]) -> dict[str, Any]:
+        """Compute the gradient of `trial` before anything counts on it; return what the plan says of speed.
+
+        Nothing is learnt from it. Where memory runs out, `with_less_memory(-1, error)` is asked as in training.
+        """
+        device, dtype, settings = self.device.device, self.device.dtype, self.settings
+        step: Batch = self.trial()
+        loss_of = self.learner.whole_loss if self.learner.frozen is None else self.learner.loss
+        self.model.train()
+        seconds: list[float] = []
+        while len(seconds) < 2 and sum(seconds) < QUICK:
+            begun = time.perf_counter()
+            scaler = make_scaler(device, dtype)
+            try:
+                losses = gradient(self.model, step, loss_of, device, dtype, scaler, (settings.seed, -1))
+                float(torch.stack(losses).sum())  # waits for the device
+                seconds.append(time.perf_counter() - begun)
+            except (RuntimeError, MemoryError) as error:
+                less = with_less_memory(-1, error) if devices.is_out_of_memory(error) else None
+                if less is None:
+                    raise
+                step = less
+            finally:
+                self.optimizer.zero_grad(set_to_none=True)
+        tokens = round(self.learner.tokens * settings.steps / self.steps_per_epoch)
+        peak = devices.matrix_peak(device, dtype, seconds=0.05)
+        return plan.speed(tokens, min(seconds), step.tokens, tuning.flops_per_token(self.model), peak)
+
+    def whole(self) -> None:
+        """Make the weights float32 again. Rows of the embedding that were cut off come back with `finish`."""
+        if self.lowered is not None:
+            self.lowered.restore()
+
+    def finish(self, steps: int) -> PreTrainedModel:
+        """Return the plain model after `steps` steps, as it is saved: nothing of how it was trained is left."""
+        self.whole()
+        if self.cut is not None:
+            self.cut.restore(self.settings, steps)
+        return tuning.merge(self.model)
 
 
 def prepare(recipe: Recipe, table: Table, note: Callable[[str], None]) -> Setup:
@@ -64,7 +126,9 @@ def prepare(recipe: Recipe, table: Table, note: Callable[[str], None]) -> Setup:
     if table.validation is not None:
         held_rows, held_cut = task.encode(tokenizer, table.validation.texts, max_length)
         cut += held_cut
-    steps_per_epoch = -(-len(rows) // recipe.batch_size)
+    batch_size, batch_reason = plan.batch_size(recipe, len(rows))
+    recipe = recipe.model_copy(update={"batch_size": batch_size})
+    steps_per_epoch = -(-len(rows) // batch_size)
     epochs, epochs_reason = plan.epochs(recipe, len(rows), steps_per_epoch)
     steps = max(1, round(epochs * steps_per_epoch))
     learning_rate, rate_reason = plan.learning_rate(recipe, parameters)
@@ -78,17 +142,34 @@ def prepare(recipe: Recipe, table: Table, note: Callable[[str], None]) -> Setup:
         save_every_seconds=recipe.checkpoint_every,
     )
 
+    pad_id: int = tokenizer.pad_token_id
+    lengths_of = rows, held_rows
+    cut_off = None
+    if recipe.tune == "full" and packing.why_not(model) is None:  # a padded model looks for its padding by number
+        cut_off = vocabulary.Cut(model, [*rows, *held_rows], [pad_id])
+        rows, held_rows = ([cut_off.tokens(row) for row in each] for each in lengths_of)
+        pad_id = cut_off.tokens([pad_id])[0]
     torch.nn.Module.to(model, device.device)  # transformers' own `to` is typed wrongly
+    held_before = memory.held(model, device.device)
+    dropout.use(model)
+    lowered = precision.Lowered(model, device.dtype) if device.dtype is torch.bfloat16 else None
     learner = task.Learner(
         model,
         tuned,
         rows,
         table.train.labels,
         held_rows,
-        pad_id=tokenizer.pad_token_id,
+        pad_id=pad_id,
         device=device.device,
-        batch_size=recipe.batch_size,
+        batch_size=batch_size,
         seed=recipe.seed,
+        token_budget=recipe.tokens_at_once or (CPU_TOKENS if device.device.type == "cpu" else GPU_TOKENS),
+        streams=streams.number_for(device.device),
+    )
+    optimizer = (
+        lowered.optimizer(settings.learning_rate, settings.weight_decay, settings.betas)
+        if lowered
+        else make_optimizer(model, settings)
     )
     decided = {
         **plan.machine(device),
@@ -103,13 +184,13 @@ def prepare(recipe: Recipe, table: Table, note: Callable[[str], None]) -> Setup:
         "learning_rate": {"choice": learning_rate, "reason": rate_reason},
         "epochs": {"choice": epochs, "reason": epochs_reason},
         "steps": steps,
-        "batch_size": recipe.batch_size,
+        "batch_size": {"choice": batch_size, "reason": batch_reason},
         "max_length": {"choice": max_length, "reason": length_reason},
-        **plan.examples(table, tokenizer, rows, held_rows, cut),
+        **plan.examples(table, tokenizer, *lengths_of, cut),
     }
     estimate: memory.Estimate | None = None
     try:
-        estimate = estimate_memory(model, learner, settings, device)
+        estimate = estimate_memory(model, learner, settings, device, held_before)
         decided["memory"], warnings = plan.memory(estimate, memory.available(device.device))
     except Exception as error:  # a model that tensors without values cannot run may well train
         shown = " ".join(str(error).split())[:200]
@@ -126,20 +207,45 @@ def prepare(recipe: Recipe, table: Table, note: Callable[[str], None]) -> Setup:
             "max_length": max_length,
         }
     )
-    return Setup(device, model, tokenizer, learner, settings, steps_per_epoch, max_length, resolved, decided, estimate)
+    return Setup(
+        device,
+        model,
+        tokenizer,
+        learner,
+        settings,
+        optimizer,
+        lowered,
+        cut_off,
+        steps_per_epoch,
+        max_length,
+        resolved,
+        decided,
+        estimate,
+    )
 
 
 def estimate_memory(
-    model: PreTrainedModel, learner: task.Learner, settings: Settings, device: Device
+    model: PreTrainedModel, learner: task.Learner, settings: Settings, device: Device, held_before: int
 ) -> memory.Estimate:
-    """Estimate the peak of the run."""
-    micro, several = learner.largest()
+    """Estimate the peak of the run; `held_before`: what the process holds beside the weights, in bytes."""
+    step = learner.longest()
+    together = min(step.streams, len(step.micro))
+
+    def make(each: torch.nn.Module) -> Optimizer:
+        trained = [parameter for parameter in each.parameters() if parameter.requires_grad]
+        if trained[0].dtype is torch.float32:
+            return make_optimizer(each, settings)
+        masters = [torch.empty_like(parameter, dtype=torch.float32) for parameter in trained]
+        return MasterAdamW(trained, masters, settings.learning_rate, settings.weight_decay, settings.betas)
+
     return memory.estimate(
         model,
-        micro,
+        max(step.micro, key=lambda tensors: tensors["input_ids"].numel()),
         loss_of=learner.whole_loss,
-        make_optimizer=lambda each: make_optimizer(each, settings),
+        make_optimizer=make,
         device=device.device,
         dtype=device.dtype,
-        several=several,
+        several=len(step.micro) > together,
+        streams=together,
+        process=held_before,
     )

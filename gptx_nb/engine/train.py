@@ -8,6 +8,8 @@ bit on a CPU.
 from __future__ import annotations
 
 import contextlib
+import functools
+import gc
 import math
 import time
 from collections.abc import Callable
@@ -16,7 +18,10 @@ from typing import Any, Protocol
 
 import torch
 
+from gptx_nb.engine import dropout
 from gptx_nb.engine import optimizer as optimizers
+from gptx_nb.engine import streams as parallel
+from gptx_nb.engine.device import is_out_of_memory
 from gptx_nb.engine.optimizer import Optimizer
 
 Tensors = dict[str, torch.Tensor]
@@ -49,6 +54,8 @@ class Batch(Protocol):
     def tokens(self) -> int: ...
     @property
     def weights(self) -> list[float]: ...  # each micro-batch's share of the step's mean loss; sums to 1
+    @property
+    def streams(self) -> int: ...  # how many of them are computed at once
 
 
 @dataclass(frozen=True)
@@ -78,14 +85,18 @@ def learning_rate_at(step: int, settings: Settings) -> float:
 
 
 def make_optimizer(model: torch.nn.Module, settings: Settings) -> Optimizer:
-    """Return the optimiser of `settings` for the parameters of `model` that are trained."""
+    """Return the optimiser of `settings` for the float32 parameters of `model` that are trained."""
     make = optimizers.muon if settings.optimizer == "muon" else optimizers.adamw
     return make(model, settings.learning_rate, settings.weight_decay, settings.betas)
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
-    """Return what lets matrix products be computed in `dtype`; the weights stay float32."""
-    return torch.autocast(device.type, dtype=dtype) if dtype is not torch.float32 else contextlib.nullcontext()
+def arithmetic(
+    model: torch.nn.Module, device: torch.device, dtype: torch.dtype
+) -> contextlib.AbstractContextManager[Any]:
+    """Return what lets matrix products be computed in `dtype`: nothing where the weights have it, else autocast."""
+    if dtype is torch.float32 or next(model.parameters()).dtype is dtype:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
 
 
 def make_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
@@ -109,13 +120,16 @@ def train(
     should_stop: Callable[[], bool],
     scaler: torch.amp.GradScaler | None = None,
     reduce: Callable[[list[torch.nn.Parameter], torch.Tensor], torch.Tensor] | None = None,
+    with_less_memory: Callable[[int, BaseException], Batch | None] | None = None,
 ) -> Stop:
     """Run steps `first_step` to `settings.steps` and return how it ended.
 
     `loss_of(model, tensors)` gives the mean loss of one micro-batch. `record` receives a dictionary a step, `evaluate`
     is called with the number of steps done at the set distance and at the end, `save` whenever a checkpoint is due.
-    float32 weights are kept in every dtype: lower ones are used by autocast, float16 with loss scaling. What `scaler`
-    has learned about the scale is part of a checkpoint; None: a new one. Where several processes share a step,
+    Weights are float32 and `dtype` is used by autocast, float16 with loss scaling, unless they have it already (see
+    precision.py). What `scaler` has learned about the scale is part of a checkpoint; None: a new one. Where memory runs
+    out, `with_less_memory(step, error)` gives the same batch in a way that takes less, or None if there is none; the
+    step then begins again, and nothing of it was lost. Where several processes share a step,
     `reduce(parameters, loss)` sums their gradients in place and returns the sum of their losses.
     """
     scaler = scaler or make_scaler(device, dtype)
@@ -136,20 +150,23 @@ def train(
             group["lr"] = rate
 
         batch = batch_at(step)
-        # Losses stay on the device until the step is done: reading one makes the GPU wait.
-        losses = []
-        for tensors, weight in zip(batch.micro, batch.weights, strict=True):
-            on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
-            with autocast(device, dtype):
-                loss = loss_of(model, on_device) * weight
-            scaler.scale(loss).backward()
-            losses.append(loss.detach())
+        while True:
+            try:
+                losses = gradient(model, batch, loss_of, device, dtype, scaler, (settings.seed, step))
+                break
+            except (RuntimeError, MemoryError) as error:
+                less = with_less_memory(step, error) if with_less_memory and is_out_of_memory(error) else None
+                if less is None:
+                    raise
+                batch = less
+            optimizer.zero_grad(set_to_none=True)
+            _give_back_memory(device)
         # A process without rows adds nothing; its scaler has to have seen something, though.
         step_loss = torch.stack(losses).sum() if losses else scaler.scale(torch.zeros((), device=device))
         if reduce is not None:
             step_loss = reduce(parameters, step_loss)
         scaler.unscale_(stepping)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
+        norm = optimizers.clip(optimizer, parameters, settings.clip)
         scaler.step(stepping)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
@@ -161,7 +178,7 @@ def train(
                 "step": step + 1,
                 "loss": loss_value,
                 "learning_rate": rate,
-                "gradient_norm": float(norm),
+                "gradient_norm": norm,
                 "tokens": batch.tokens,
                 "seconds": seconds,
             }
@@ -181,6 +198,42 @@ def train(
             saved_at = time.monotonic()
 
     return Stop(settings.steps, early=False)
+
+
+def gradient(
+    model: torch.nn.Module,
+    batch: Batch,
+    loss_of: Callable[[torch.nn.Module, Tensors], torch.Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
+    scaler: torch.amp.GradScaler,
+    seeds: tuple[int, int],
+) -> list[torch.Tensor]:
+    """Add the (scaled) gradient of `batch` to the model's parameters; return each micro-batch's share of the mean loss.
+
+    The shares stay on the device until the step is done: reading one makes a GPU wait.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    losses = [torch.empty(())] * len(batch.micro)
+
+    def loss_at(number: int) -> torch.Tensor:
+        dropout.seed(*seeds, number)
+        tensors = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.micro[number].items()}
+        with arithmetic(model, device, dtype):
+            loss = loss_of(model, tensors) * batch.weights[number]
+        losses[number] = loss.detach()
+        scaled: torch.Tensor = scaler.scale(loss)
+        return scaled
+
+    parallel.backward([functools.partial(loss_at, number) for number in range(len(losses))], parameters, batch.streams)
+    return losses
+
+
+def _give_back_memory(device: torch.device) -> None:
+    """Free what an interrupted step has left: cycles of Python objects, and blocks that CUDA's allocator keeps."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def seed_step(seed: int, step: int) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import re
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from gptx_nb.engine import batches, packing
+from gptx_nb.engine import streams as parallel
 
 Tensors = dict[str, torch.Tensor]
 
@@ -54,6 +56,20 @@ def layers_of(model: PreTrainedModel) -> torch.nn.ModuleList:
     decoder: Any = model.base_model
     found: torch.nn.ModuleList = decoder.h if hasattr(decoder, "h") else decoder.layers
     return found
+
+
+def flops_per_token(model: PreTrainedModel) -> float:
+    """Return what training needs for a token at least: the matrix products of the layers that a gradient passes.
+
+    6 FLOPs for each trained weight (2 forward, 4 backward) and 4 for one that a gradient only passes. Attention's own
+    products, norms, embeddings and the optimiser count nothing.
+    """
+    total = 0.0
+    for layer in layers_of(model):
+        matrices = [each for each in layer.parameters() if each.ndim >= 2]
+        if any(each.requires_grad for each in matrices):
+            total += sum((6 if each.requires_grad else 4) * each.numel() for each in matrices)
+    return total
 
 
 def prepare(model: PreTrainedModel, method: str, seed: int = 0) -> Tuning:
@@ -162,39 +178,47 @@ class FrozenPart:
         autocast: Callable[[], AbstractContextManager[Any]],
         token_budget: int,
         file: Path | None = None,
+        streams: int = 1,
     ) -> None:
         """Run the frozen part over every row; `autocast()` gives the context manager for the arithmetic."""
         shape = (int(self._starts[-1]), self._width)
         kept = np.memmap(file, dtype=np.float32, mode="w+", shape=shape) if file else np.empty(shape, dtype=np.float32)
-        captured: list[torch.Tensor] = []
+        caught = threading.local()  # what a thread's forward pass has come to
         hook = None
         if not self._whole:
             first_trained = layers_of(self._model)[self._tuning.frozen_layers]
 
             def catch(_: torch.nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
-                captured.append((positional[0] if positional else named["hidden_states"]).detach())
+                caught.states = (positional[0] if positional else named["hidden_states"]).detach()
                 raise _Caught
 
             hook = first_trained.register_forward_pre_hook(catch, with_kwargs=True)
-        was_training = self._model.training
-        self._model.eval()
-        try:
-            for group in batches.by_length(self._rows, token_budget=token_budget, packed=True):
-                packed = packing.pack([self._rows[index] for index in group], self._empty)
-                on_device = {name: tensor.to(device) for name, tensor in packed.items()}
-                with torch.no_grad(), autocast():
-                    if self._whole:
-                        states = packing.states(self._model, on_device)[on_device["last"]]
-                    else:
-                        with contextlib.suppress(_Caught):
-                            packing.states(self._model, on_device)
-                        states = captured.pop().squeeze(0)
-                values = states.float().cpu().numpy()
+
+        def states_of(packed: Tensors) -> torch.Tensor:
+            on_device = {name: tensor.to(device) for name, tensor in packed.items()}
+            with torch.no_grad(), autocast():
+                if self._whole:
+                    return packing.states(self._model, on_device)[on_device["last"]]
+                with contextlib.suppress(_Caught):
+                    packing.states(self._model, on_device)
+                states: torch.Tensor = caught.states.squeeze(0)
+                del caught.states
+                return states
+
+        def fill(groups: list[list[int]]) -> None:
+            for group in groups:
+                values = states_of(packing.pack([self._rows[index] for index in group], self._empty))
                 at = 0
                 for index in group:
                     start, end = self._starts[index], self._starts[index + 1]
-                    kept[start:end] = values[at : at + end - start]
+                    kept[start:end] = values[at : at + end - start].float().cpu().numpy()
                     at += end - start
+
+        was_training = self._model.training
+        self._model.eval()
+        try:
+            groups = batches.by_length(self._rows, token_budget=token_budget, packed=True, streams=streams)
+            parallel.each(fill, [groups[stream::streams] for stream in range(min(streams, len(groups)))])
         finally:
             if hook is not None:
                 hook.remove()
@@ -216,10 +240,8 @@ class FrozenPart:
     def logits(self, tensors: Tensors) -> torch.Tensor:
         """Return the logits (texts, labels) of a micro-batch that `tensors` has made."""
         head: Any = self._model.get_submodule("score")
-        if self.upper is None:
-            states = tensors["kept"]
-        else:
-            states = packing.decode(self.upper, tensors, kept=tensors["kept"])[tensors["last"]]
+        kept = tensors["kept"].to(head.weight.dtype)
+        states = kept if self.upper is None else packing.decode(self.upper, tensors, kept=kept)[tensors["last"]]
         scored: torch.Tensor = head(states)
         return scored
 

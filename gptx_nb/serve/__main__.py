@@ -282,7 +282,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _end_without_memory(self, error: Exception) -> None:
         """End the process if `error` says that memory ran out: only that gives all of it back."""
-        from gptx_nb.engine.predict import is_out_of_memory
+        from gptx_nb.engine.device import is_out_of_memory
 
         if is_out_of_memory(error):
             log(traceback.format_exc().rstrip())

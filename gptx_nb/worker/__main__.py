@@ -110,14 +110,13 @@ class _RanksFailed(Exception):
 
 
 def _last_words(error: Exception, run: Run) -> dict[str, Any]:
-    from gptx_nb.engine.predict import is_out_of_memory
+    from gptx_nb.engine.device import is_out_of_memory
 
     if is_out_of_memory(error):
         recipe = run.recipe()
-        message = (
-            f"the device has too little memory for batch_size: {recipe.batch_size}. Type "
-            f"`batch_size: {max(1, recipe.batch_size // 2)}`, or a smaller max_length"
-        )
+        shorter = f"`max_length: {recipe.max_length // 2}`" if recipe.max_length else "a smaller max_length"
+        other = {"full": "`tune: lora`", "head": "a smaller model"}.get(recipe.tune, "`tune: head`")
+        message = f"the device has too little memory, even for one text at a time. Type {shorter} or {other}"
         return {"reason": "out of memory", "error": type(error).__name__, "message": message}
     if files.disk_is_full(error):
         message = f"no room is left on the disk of {run.folder}. Free some first"
@@ -215,8 +214,8 @@ class _Attempt:
             return self._lead(count)
 
         self.phase("model")
-        from gptx_nb.engine import checkpoints, evaluate, memory, models, plan, setup, tuning
-        from gptx_nb.engine.train import autocast, make_optimizer, make_scaler, train
+        from gptx_nb.engine import checkpoints, evaluate, memory, models, plan, setup
+        from gptx_nb.engine.train import Batch, arithmetic, make_scaler, train
 
         made = setup.prepare(_for_rank(recipe, self.rank) if ranks else recipe, table, self.note)
         model, learner, settings, device = made.model, made.learner, made.settings, made.device
@@ -229,7 +228,7 @@ class _Attempt:
             files.write_text(run.recipe_file, made.resolved.model_copy(update={"device": recipe.device}).to_yaml())
         if ranks is not None:
             self._join(ranks, device.device)
-        optimizer = make_optimizer(model, settings)
+        optimizer = made.optimizer
         scaler = make_scaler(device.device, device.dtype)
         best: dict[str, Any] = {"score": None, "step": None}
         first_step = 0
@@ -276,7 +275,7 @@ class _Attempt:
             if best["score"] is None or rank > best["score"]:
                 best = {"score": rank, "step": step}
                 if recipe.keep == "best":
-                    checkpoints.save_best(run.best, step, model)
+                    checkpoints.save_best(run.best, step, model, made.masters())
                     checkpoints.prune_best(run.best, run.checkpoints, step)
 
         def save(step: int) -> None:
@@ -286,7 +285,21 @@ class _Attempt:
             checkpoints.prune(run.checkpoints, keep=2)
             checkpoints.prune_best(run.best, run.checkpoints, best["step"])
 
-        self._keep_frozen_part(learner, lambda: autocast(device.device, device.dtype))
+        def with_less_memory(step: int, error: BaseException) -> Batch | None:
+            if (how := learner.need_less_memory()) is None:
+                return None
+            when = f"at step {step + 1}" if step >= 0 else "before the first step"
+            self.note(
+                f"memory ran out {when}: going on with {how}; the result stays the same. "
+                f"`tokens_at_once: {learner.token_budget}` begins so"
+            )
+            return learner.step(step, self.rank, self.count) if step >= 0 else made.trial()
+
+        self._keep_frozen_part(learner, lambda: arithmetic(model, device.device, device.dtype))
+        self.phase("preflight")
+        trial = made.preflight(with_less_memory)
+        if self.rank == 0:
+            files.write_json(run.plan_file, {**(run.plan() or {}), **trial})
         start = {"step": first_step, "steps": settings.steps, "device": str(device.device)}
         self.metrics.append({"kind": "start", **start, "time": time.time()})
         self.phase("training")
@@ -306,6 +319,7 @@ class _Attempt:
             should_stop=self.all_should_stop,
             scaler=scaler,
             reduce=ranks.sum_gradients if ranks else None,
+            with_less_memory=with_less_memory,
         )
         if ranks is not None:
             ranks.leave()
@@ -315,6 +329,7 @@ class _Attempt:
 
         self.phase("scoring")
         kept_step = end.step
+        made.whole()
         if recipe.keep == "best" and best["step"] is not None:
             checkpoints.load_best(run.best, best["step"], model)
             kept_step = best["step"]
@@ -324,7 +339,7 @@ class _Attempt:
         # A run that was stopped has left a model of its own; this one takes its place. Readers keep what they opened.
         if run.model.exists():
             files.remove_folder(run.model)
-        models.save(run.model, tuning.merge(model), made.tokenizer, made.max_length)
+        models.save(run.model, made.finish(kept_step), made.tokenizer, made.max_length)
         run.frozen_part.unlink(missing_ok=True)
         return end.early
 

@@ -25,6 +25,7 @@ class Rows:
 
     micro: list[Tensors]
     tokens: int
+    streams: int = 1
 
     @property
     def weights(self) -> list[float]:

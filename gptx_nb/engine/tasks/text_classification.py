@@ -16,9 +16,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gptx_nb.engine import batches, distributed, packing
+from gptx_nb.engine import streams as parallel
 from gptx_nb.engine.tuning import FrozenPart, Tuning
 
 Tensors = dict[str, torch.Tensor]
+
+LEAST_TOKENS = 16  # at once
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) -> tuple[list[list[int]], int]:
@@ -41,7 +44,8 @@ class Learner:
     """How a classifier learns from rows of tokens: what a step holds, its loss, and the answers for rows held back.
 
     Rows are packed where the model's attention allows that, else padded. A part that `tuning` has frozen is computed
-    once for every row; `prepare` does that.
+    once for every row; `prepare` does that. A step has a micro-batch for each of `streams`, where it has so many rows,
+    of at most `token_budget` tokens; both may be changed between steps.
     """
 
     def __init__(
@@ -57,11 +61,14 @@ class Learner:
         batch_size: int,
         seed: int,
         token_budget: int = 2048,
+        streams: int = 1,
     ) -> None:
         self._model = model
-        self._rows, self._labels, self._held_rows = rows, labels, held_rows
+        self._rows, self._labels, self.held_rows = rows, labels, held_rows
         self._pad_id, self._device = pad_id, device
-        self._batch_size, self._seed, self._token_budget = batch_size, seed, token_budget
+        self._batch_size, self._seed, self.token_budget = batch_size, seed, token_budget
+        self.streams = streams
+        self._twice = False
         self.padded_because = packing.use(model)
         self.frozen: FrozenPart | None = None
         if tuned.has_frozen_part and self.padded_because is None:
@@ -70,7 +77,7 @@ class Learner:
     def prepare(self, autocast: Callable[[], AbstractContextManager[Any]], file: Path | None = None) -> None:
         """Compute the frozen part, if there is one, into memory or `file`; `autocast` gives the arithmetic."""
         if self.frozen is not None:
-            self.frozen.compute(self._device, autocast, self._token_budget, file)
+            self.frozen.compute(self._device, autocast, self.token_budget, file, self.streams)
 
     def step(self, step: int, rank: int = 0, ranks: int = 1) -> batches.Step:
         """Return the batch of one step, in as many micro-batches as the token budget asks for.
@@ -87,23 +94,48 @@ class Learner:
             micro.append(tensors)
             weights.append(len(members) / len(chosen))
         here = sum(lengths[place] for place in places)
-        return batches.Step(micro, tokens=sum(lengths), weights=weights, here=here)
+        return batches.Step(micro, sum(lengths), weights, self.streams, here)
 
     def loss(self, model: torch.nn.Module, tensors: Tensors) -> torch.Tensor:
         """Return the mean cross entropy, in nats, of the labels."""
         return torch.nn.functional.cross_entropy(self._logits(model, tensors).float(), tensors["labels"])
 
-    def largest(self) -> tuple[Tensors, bool]:
-        """Return the micro-batch that takes most memory, and whether a step may have several.
+    def longest(self) -> batches.Step:
+        """Return the step that takes most memory, the one with the longest rows, for `whole_loss`.
 
-        It holds the longest rows, and is for `whole_loss`: filling a frozen part takes more than training on it.
+        Filling a frozen part takes more than training on it.
         """
         longest = sorted(range(len(self._rows)), key=lambda index: -len(self._rows[index]))[: self._batch_size]
+        micro = []
         groups = self._groups(self._rows, longest)
-        members = max(groups, key=lambda group: len(group) * max(len(self._rows[index]) for index in group))
-        tensors = _tensors([self._rows[index] for index in members], self._pad_id, self.padded_because is None)
-        tensors["labels"] = torch.tensor([self._labels[index] for index in members])
-        return tensors, len(groups) > 1
+        for members in groups:
+            micro.append(_tensors([self._rows[index] for index in members], self._pad_id, self.padded_because is None))
+            micro[-1]["labels"] = torch.tensor([self._labels[index] for index in members])
+        tokens = sum(max(1, len(self._rows[index])) for index in longest)
+        return batches.Step(micro, tokens, [len(members) / len(longest) for members in groups], self.streams)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one epoch."""
+        return sum(max(1, len(row)) for row in self._rows)
+
+    def need_less_memory(self) -> str | None:
+        """Let steps take less memory from here on, at the same result; return in what way, or None if there is none."""
+        if any(tensors["labels"].numel() > 1 for tensors in self.longest().micro) and self.token_budget > LEAST_TOKENS:
+            self.token_budget //= 2
+            return f"{self.token_budget:,} tokens at once"
+        if self.streams > 1:
+            self.streams = 1
+            return "one micro-batch at a time"
+        if not self._twice and self._model.supports_gradient_checkpointing:
+            # Every layer is computed again on the way back (Chen et al. 2016, arXiv:1604.06174). The second name is
+            # that of older versions of transformers.
+            model: Any = self._model
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
+            self._twice = True
+            return "activations computed twice"
+        return None
 
     def whole_loss(self, model: torch.nn.Module, tensors: Tensors) -> torch.Tensor:
         """Return the loss as the whole model gives it, without a frozen part that is kept."""
@@ -112,20 +144,21 @@ class Learner:
     def held_logits(self) -> np.ndarray:
         """Return float32 logits of shape (rows held back, labels)."""
         classifier: Any = self._model
-        result = np.zeros((len(self._held_rows), classifier.score.out_features), dtype=np.float32)
-        was_training = self._model.training
-        self._model.eval()
-        with torch.inference_mode():
-            for members in self._groups(self._held_rows, list(range(len(self._held_rows)))):
-                tensors = self._tensors(self._held_rows, members, first=len(self._rows))
-                on_device = {name: tensor.to(self._device) for name, tensor in tensors.items()}
-                result[members] = self._logits(self._model, on_device).float().cpu().numpy()
-        self._model.train(was_training)
-        return result
+        return _answers(
+            self._model,
+            self._groups(self.held_rows, list(range(len(self.held_rows)))),
+            lambda members: self._logits(
+                self._model, _on(self._device, self._tensors(self.held_rows, members, first=len(self._rows)))
+            ),
+            labels=classifier.score.out_features,
+            streams=self.streams,
+        )
 
     def _groups(self, rows: list[list[int]], chosen: list[int]) -> list[list[int]]:
         packed = self.padded_because is None
-        groups = batches.by_length([rows[index] for index in chosen], token_budget=self._token_budget, packed=packed)
+        groups = batches.by_length(
+            [rows[index] for index in chosen], token_budget=self.token_budget, packed=packed, streams=self.streams
+        )
         return [[chosen[place] for place in group] for group in groups]
 
     def _tensors(self, rows: list[list[int]], members: list[int], first: int) -> Tensors:
@@ -166,13 +199,38 @@ def logits(
 
     `labels` is the number of labels.
     """
-    result = np.zeros((len(rows), labels), dtype=np.float32)
+    streams = parallel.number_for(device)
+    return _answers(
+        model,
+        batches.by_length(rows, token_budget=token_budget, packed=packed, streams=streams),
+        lambda group: _logits(model, _on(device, _tensors([rows[index] for index in group], pad_id, packed))),
+        labels=labels,
+        streams=streams,
+    )
+
+
+def _answers(
+    model: torch.nn.Module,
+    groups: list[list[int]],
+    logits_of: Callable[[list[int]], torch.Tensor],
+    *,
+    labels: int,
+    streams: int,
+) -> np.ndarray:
+    """Return float32 logits of shape (rows, labels) for the rows that `groups` number."""
+    result = np.zeros((sum(map(len, groups)), labels), dtype=np.float32)
+
+    def answer(mine: list[list[int]]) -> None:
+        with torch.inference_mode():
+            for group in mine:
+                result[group] = logits_of(group).float().cpu().numpy()
+
     was_training = model.training
     model.eval()
-    with torch.inference_mode():
-        for group in batches.by_length(rows, token_budget=token_budget, packed=packed):
-            tensors = _tensors([rows[index] for index in group], pad_id, packed)
-            output = _logits(model, {name: tensor.to(device) for name, tensor in tensors.items()})
-            result[group] = output.float().cpu().numpy()
+    parallel.each(answer, [groups[stream::streams] for stream in range(min(streams, len(groups)))])
     model.train(was_training)
     return result
+
+
+def _on(device: torch.device, tensors: Tensors) -> Tensors:
+    return {name: tensor.to(device) for name, tensor in tensors.items()}

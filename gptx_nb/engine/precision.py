@@ -1,0 +1,52 @@
+"""Let a model compute with weights in bfloat16 while training adds its steps to float32 ones.
+
+Nothing is cast from step to step, gradients and activations take half the memory. Positions (rotary frequencies, which
+are buffers) stay as they are.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from gptx_nb.engine.optimizer import MasterAdamW
+
+
+class Lowered:
+    """The weights of `model` in `dtype`, until `restore`. `masters` are the float32 values of those that are trained.
+
+    A weight that stays as it is has float32 values beside it only if `dtype` does not hold them exactly: most base
+    models were saved in bfloat16.
+    """
+
+    def __init__(self, model: torch.nn.Module, dtype: torch.dtype) -> None:
+        self._whole: dict[torch.nn.Parameter, torch.Tensor] = {}
+        self.trained = [each for each in model.parameters() if each.requires_grad]
+        for parameter in model.parameters():
+            whole = parameter.detach()
+            lowered = whole.to(dtype)
+            if parameter.requires_grad or not torch.equal(lowered.float(), whole):
+                self._whole[parameter] = whole
+            parameter.data = lowered
+        self._all = list(model.parameters())
+
+    @property
+    def masters(self) -> list[torch.Tensor]:
+        return [self._whole[each] for each in self.trained]
+
+    @property
+    def bytes(self) -> int:
+        """What the float32 values take beside the weights."""
+        return sum(each.nbytes for each in self._whole.values())
+
+    def optimizer(self, learning_rate: float, weight_decay: float, betas: tuple[float, float]) -> MasterAdamW:
+        """Return AdamW on the masters, which renews the weights at every step."""
+        return MasterAdamW(self.trained, self.masters, learning_rate, weight_decay, betas)
+
+    def named(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+        """Return the masters by the names that their weights have in `model`."""
+        return {name: self._whole[each] for name, each in model.named_parameters() if each.requires_grad}
+
+    def restore(self) -> None:
+        """Make all weights float32 again: what training has made of them, and what they were where it has not."""
+        for parameter in self._all:
+            parameter.data = self._whole.get(parameter, parameter.detach()).float()

@@ -1,0 +1,103 @@
+"""Keep every core of a CPU busy: the micro-batches of a step go to as many threads as there are cores.
+
+Within one operation a CPU's cores wait for each other at its end, some thousand times a step; on two cores a second one
+then adds a tenth to a third to the speed. Each working on a micro-batch of its own, they meet once a step (measured
+with smollm2-135m, 64 texts a step: 10.8 examples/s on one core, 12.3 with every operation on two, 21.8 in this way).
+
+Each stream adds up the gradients of its own micro-batches, and these are added in the order of the streams: which
+thread is quicker changes no bit. The price is memory for one more gradient a stream.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+from gptx_nb.engine.device import cores
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+MOST = 4  # streams; more cores share them: each stream holds a gradient, and a step has only so many rows
+BLOCK = 2**18  # values that are worked on at once where memory is the limit: they fit into a core's cache
+
+
+def number_for(device: torch.device) -> int:
+    """Return how many streams work at once on `device`: one on a GPU, which needs no help to be busy."""
+    return max(1, min(MOST, cores())) if device.type == "cpu" else 1
+
+
+def each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """Call `function` with each of `items`, all at once, the cores shared among them; return the results in order.
+
+    Autograd modes and autocast belong to a thread: `function` has to set its own.
+    """
+    if len(items) <= 1:
+        return [function(item) for item in items]
+    before, threads = torch.get_num_threads(), max(1, cores() // len(items))
+
+    def call(item: Item) -> Result:
+        torch.set_num_threads(threads)
+        return function(item)
+
+    try:
+        return list(_pool().map(call, items))
+    finally:
+        torch.set_num_threads(before)  # a part of what it sets holds for all threads
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(MOST, thread_name_prefix="stream")
+
+
+def backward(
+    losses: Sequence[Callable[[], torch.Tensor]], parameters: Sequence[torch.nn.Parameter], streams: int
+) -> None:
+    """Add the gradient of the sum of `losses` to the `grad` of `parameters`.
+
+    Each loss is computed in the thread that follows it back; number i belongs to stream i % `streams`.
+    """
+    if streams == 1 or len(losses) == 1:
+        for loss in losses:
+            loss().backward()
+        return
+
+    def gradient(mine: Sequence[Callable[[], torch.Tensor]]) -> list[torch.Tensor | None]:
+        total: list[torch.Tensor | None] = [None] * len(parameters)
+        for loss in mine:
+            found = torch.autograd.grad(loss(), parameters, allow_unused=True)
+            for place, gradient in enumerate(found):
+                total[place] = _added(total[place], gradient)
+        return total
+
+    gradients = each(gradient, [losses[stream::streams] for stream in range(min(streams, len(losses)))])
+
+    def add(places: Sequence[int]) -> None:
+        for place in places:
+            parameter = parameters[place]
+            for mine in gradients:
+                parameter.grad = _added(parameter.grad, mine[place])
+                mine[place] = None
+
+    each(add, [range(stream, len(parameters), streams) for stream in range(streams)])
+
+
+def _added(total: torch.Tensor | None, more: torch.Tensor | None) -> torch.Tensor | None:
+    if total is None or more is None:
+        return more if total is None else total
+    return total.add_(more)
+
+
+def blocks(sizes: Sequence[int], streams: int) -> list[list[tuple[int, int, int]]]:
+    """Cut tensors of so many values into blocks; return each stream's share: (number of the tensor, begin, end)."""
+    every = [
+        (number, begin, min(size, begin + BLOCK))
+        for number, size in enumerate(sizes)
+        for begin in range(0, size, BLOCK)
+    ]
+    return [every[stream::streams] for stream in range(streams)]
