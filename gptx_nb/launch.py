@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import gptx_nb
-from gptx_nb import files, metrics
+from gptx_nb import files, line, metrics
 from gptx_nb.catalog import CATALOG
 from gptx_nb.errors import BY_NAME, ModelError, RunFailed, RunNotFound, UsageError
 from gptx_nb.recipe import Recipe, check_name, matters
@@ -38,7 +38,7 @@ Progress = Callable[[Run], None]
 Sources = dict[str, Source | None]
 
 POLL = 0.05  # seconds between looks while a run is checked before training
-_PAST_PREFLIGHT = ("frozen", "training", "scoring", "saving")
+_PAST_PREFLIGHT = ("queue", "frozen", "training", "scoring", "saving")
 # What `from_pretrained` reads of a model's folder: configuration, weights, tokenizer, chat template.
 MODEL_ENDINGS = (".json", ".safetensors", ".txt", ".model", ".jinja")
 
@@ -114,6 +114,7 @@ def stop(run: Run, wait_seconds: float = 60, progress: Progress | None = None) -
     """Ask the run to save and stop, wait for that, and say in one line what came of it. Nothing is killed."""
     if not run.active:
         return f"{_called(run)} does not train: it is {run.state()}"
+    did = "left the line" if line.waits(run, run.attempts()) else "saved and stopped"
     run.request_stop()
     try:
         _until_ended(run, progress, wait_seconds)
@@ -124,7 +125,7 @@ def stop(run: Run, wait_seconds: float = 60, progress: Progress | None = None) -
             f"step, so a long step or scoring delays it; the request stands. Log: {log}"
         )
     if run.state() == "stopped":
-        return f"{_called(run)} has saved and stopped. Run its cell again to go on: `%%gpt_finetune {run.name}`"
+        return f"{_called(run)} has {did}. Run its cell again to go on: `%%gpt_finetune {run.name}`"
     return f"{_called(run)} is {run.state()}"
 
 
@@ -173,7 +174,8 @@ def _launch(
             if attempt == 0:  # made, and its maker may be gone
                 _start(latest, 1, progress)
             where = " on another computer" if state == "elsewhere" else ""
-            note = f"{_called(latest)} is training already{where}: showing it"
+            doing = "waits in line" if line.waits(latest, attempt) else "is training already"
+            note = f"{_called(latest)} {doing}{where}: showing it"
             if changed:
                 note += f". To have {changed}, type `%gpt_stop {name}` and run this cell again"
             return Launched(latest, "attached", note)

@@ -6,6 +6,7 @@ gone) only its files can tell: they change while it lives.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -88,6 +89,25 @@ def start_time(pid: int) -> str | None:
     listed = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
     status, _, started = listed.stdout.strip().partition(" ")
     return None if not status or status.startswith("Z") else started.strip()
+
+
+def resident(pid: int) -> int:
+    """Return the bytes of main memory that process `pid` holds, on Linux with all that it has started; 0: unknown."""
+    if not Path("/proc/self/statm").exists():
+        listed = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=False)
+        return 1024 * int(listed.stdout.strip() or 0)
+    children: dict[int, list[int]] = {}
+    for number in (int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit()):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            fields = Path(f"/proc/{number}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2]
+            children.setdefault(int(fields.split()[1]), []).append(number)
+    pages, todo = 0, [pid]
+    while todo:
+        each = todo.pop()
+        todo += children.get(each, [])
+        with contextlib.suppress(OSError):
+            pages += int(Path(f"/proc/{each}/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 # ---- elsewhere ------------------------------------------------------------------------------------------------------

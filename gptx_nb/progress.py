@@ -15,13 +15,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from gptx_nb import launch, metrics
+from gptx_nb import launch, line, metrics
 from gptx_nb.errors import GptxError
 from gptx_nb.runs import Run, State
 
+WAITS = "waiting in line"
 PHASES = {
     "data": "reading the data",
     "model": "loading the model",
+    "queue": WAITS,
     "frozen": "computing the frozen part",
     "preflight": "trying the longest rows",
     "training": "training",
@@ -39,11 +41,14 @@ class Progress:
         self.run = run
         self.state: State = "starting"
         self.phase: str | None = None
+        self.waits_for = ""  # why it waits in line, in words
         self.total: int | None = None
         self.steps: list[metrics.Record] = []
         self.evaluations: list[metrics.Record] = []
         self.notes: list[str] = []
         self._offsets: dict[int, int] = {}
+        self._device = ""
+        self._ranks: dict[int, _Rank] = {}  # of the latest attempt, without rank 0
         self._resumed_at = 0  # how many of the steps stood there when the latest attempt began
 
     def refresh(self) -> Progress:
@@ -55,17 +60,29 @@ class Progress:
             self._offsets[attempt] = offset
             for record in records:
                 self._take(record)
+        self._read_ranks(self.run.attempts())
         return self
+
+    def _read_ranks(self, attempt: int) -> None:
+        rank = 1
+        while (path := self.run.of_rank(self.run.metrics_file(attempt), rank)).exists():
+            if rank not in self._ranks or self._ranks[rank].path != path:
+                self._ranks[rank] = _Rank(path)
+            self._ranks[rank].refresh()
+            rank += 1
+        self._ranks = {each: seen for each, seen in self._ranks.items() if each < rank}
 
     def _take(self, record: metrics.Record) -> None:
         kind = record.get("kind")
         if kind == "start":  # a resumed attempt repeats what came after its checkpoint
             self.total = record.get("steps") or self.total
+            self._device = record.get("device") or ""
             self.steps = [old for old in self.steps if old["step"] <= record["step"]]
             self.evaluations = [old for old in self.evaluations if old["step"] <= record["step"]]
             self._resumed_at = len(self.steps)
         elif kind == "phase":
             self.phase = record["phase"]
+            self.waits_for = _waits_for(record) if self.phase == "queue" else ""
         elif kind == "step":
             self.steps.append(record)
         elif kind == "evaluation":
@@ -107,6 +124,13 @@ class Progress:
         seconds = sum(step.get("seconds") or 0.0 for step in recent)
         return sum(step.get("tokens") or 0 for step in recent) / seconds if seconds else None
 
+    def rank_rows(self) -> list[tuple[str, str, str, str]]:
+        """Return (rank, device, tokens per second, memory held) of each rank, in words; empty for a single process."""
+        if not self._ranks:
+            return []
+        each = {0: (self._device, self._recent), **{rank: (one.device, one.steps) for rank, one in self._ranks.items()}}
+        return [(str(rank), device, *_speed_and_memory(steps)) for rank, (device, steps) in each.items()]
+
     @property
     def seconds_left(self) -> float | None:
         """About how long training still takes, scoring and saving left out."""
@@ -127,6 +151,8 @@ class Progress:
     def facts(self) -> list[str]:
         """The numbers of the moment, each in a few words."""
         found = []
+        if self.waits_for and self.state in ("running", "elsewhere"):
+            found.append(self.waits_for)
         if self.step:
             found.append(f"step {self.step:,}/{self.total:,}" if self.total else f"step {self.step:,}")
         if self.loss is not None:
@@ -134,7 +160,7 @@ class Progress:
         if self.validation is not None:
             found.append(f"validation {self.validation:.2f}")
         if self.phase == "training" and (speed := self.tokens_per_second):
-            found.append(f"{speed:,.0f} tokens/s")
+            found.append(f"{speed:,.0f} tokens/s" + (f" on {1 + len(self._ranks)} devices" if self._ranks else ""))
         if self.state == "running" and (left := self.seconds_left) is not None:
             found.append(f"{duration(left)} left")
         return found
@@ -142,6 +168,39 @@ class Progress:
     def line(self) -> str:
         """Everything in one line."""
         return "  ".join([called(self.run), self.doing, *self.facts()])
+
+
+class _Rank:
+    """What one of several processes has told of itself."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.device = ""
+        self.steps: list[metrics.Record] = []
+        self._offset = 0
+
+    def refresh(self) -> None:
+        records, self._offset = metrics.read(self.path, self._offset)
+        for record in records:
+            if record.get("kind") == "start":
+                self.device, self.steps = record.get("device") or "", []
+            elif record.get("kind") == "step":
+                self.steps = [*self.steps, record][-RECENT:]
+
+
+def _speed_and_memory(steps: Sequence[metrics.Record]) -> tuple[str, str]:
+    seconds = sum(step.get("seconds") or 0.0 for step in steps)
+    speed = sum(step.get("here") or 0 for step in steps) / seconds if seconds else None
+    return f"{speed:,.0f}" if speed is not None else "", size(steps[-1].get("memory") if steps else None)
+
+
+def _waits_for(record: metrics.Record) -> str:
+    """Say why a run waits in line, from the record that says so."""
+    needs, free = size(record["needs"]), size(record["free"])
+    beside, behind = (", ".join(record.get(name) or ()) for name in ("beside", "behind"))
+    where = f" beside {beside}" if beside else ""
+    then = f"; it comes after {behind}" if behind else ""
+    return f"needs {needs}; {free} are free{where}{then}; starts by itself"
 
 
 def called(run: Run) -> str:
@@ -234,8 +293,19 @@ def choices(run: Run) -> list[tuple[str, str, str]]:
     device = plan["device"]
     named = ", ".join(filter(None, (device["choice"], device.get("name"))))
     found = [("model", str(model["name"]), ", ".join(facts)), ("device", named, device["reason"])]
-    for name in ("dtype", "tune", "rows", "memory", "learning_rate", "epochs", "max_length", "time", "limit"):
-        if name in plan:  # an older run decided less
+    for name in (
+        "devices",
+        "dtype",
+        "tune",
+        "rows",
+        "memory",
+        "learning_rate",
+        "epochs",
+        "max_length",
+        "time",
+        "limit",
+    ):
+        if name in plan and (name, plan[name]["choice"]) != ("devices", 1):  # an older run decided less
             found.append((name, _plain(plan[name]["choice"]), plan[name]["reason"] or ""))
     batch, steps = plan["batch_size"], f"{plan['steps']:,} steps in all"
     if isinstance(batch, dict):
@@ -387,7 +457,8 @@ def run_row(run: Run) -> dict[str, Any]:
     return {
         "name": run.name,
         "version": run.version,
-        "state": run.state(),
+        "state": (state := run.state()),
+        "doing": WAITS if state == "running" and line.waits(run, run.attempts()) else state,
         "model": model_name(run),
         "rows": report["used"] if report else None,
         "accuracy": validation["accuracy"] if validation else None,
@@ -417,7 +488,7 @@ def run_cells(row: dict[str, Any]) -> list[str]:
     """Return the words for `COLUMNS`."""
     return [
         f"{row['name']} v{row['version']}",
-        row["state"],
+        row["doing"],
         row["model"],
         "" if row["rows"] is None else f"{row['rows']:,}",
         "" if row["accuracy"] is None else f"{row['accuracy']:.2f}",

@@ -138,6 +138,14 @@ class Recipe(BaseModel):
         reason="the fastest there is",
         matters=False,
     )
+    devices: Annotated[int, Field(ge=1, le=64)] | str = setting(
+        1,
+        "How many devices train together, each on its share of a step's rows: a number, or all for every GPU. On a CPU "
+        "a number of processes.",
+        reason="one; more give the same model but for rounding, as another device does",
+        unit="devices",
+        matters=False,
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto", "Arithmetic of the matrix products.", reason="the fastest that the device computes well"
     )
@@ -215,6 +223,23 @@ class Recipe(BaseModel):
         if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", value):
             raise ValueError("use auto, cpu, cuda, cuda:0 (or another number), mps or xpu")
         return value
+
+    @field_validator("devices")
+    @classmethod
+    def _devices_are_counted(cls, value: int | str) -> int | str:
+        if isinstance(value, str) and value != "all":
+            raise ValueError("a number of devices from 1 to 64, or all")
+        return value
+
+    @model_validator(mode="after")
+    def _one_device_or_several(self) -> Recipe:
+        if self.devices != 1 and ":" in self.device:
+            kind = self.device.partition(":")[0]
+            raise ValueError(
+                f"device: {self.device} is one device, and devices: {self.devices} are asked for. Type "
+                f"`device: {kind}`, or leave devices out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_source(self) -> Recipe:

@@ -79,5 +79,13 @@ class RunFiles:
     def end_file(self, attempt: int) -> Path:
         return self.folder / f"end-{attempt}.json"
 
+    def words_file(self, attempt: int, rank: int) -> Path:
+        return self.folder / f"end-{attempt}.rank-{rank}.json"
+
     def outcome_file(self, attempt: int) -> Path:
         return self.folder / f"outcome-{attempt}.json"
+
+    @staticmethod
+    def of_rank(path: Path, rank: int) -> Path:
+        """Return what one of several processes writes in the place of `path`: metrics-1.rank-1.jsonl, ..."""
+        return path.with_name(f"{path.stem}.rank-{rank}{path.suffix}") if rank else path

@@ -10,7 +10,8 @@ A run is `<home>/runs/<name>/<version>/`; it may take several attempts (a crash 
     claims/1, claims/2     who may write, one per attempt: host, boot id, pid and start time of the supervisor
     settings-2.json        settings of a later attempt that do not decide the model, such as `device`
     process-1.json         the same of the worker: evidence, not state. Its time is renewed every 10 s while that lives
-    metrics-1.jsonl        one writer per file
+    metrics-1.jsonl        one writer per file; where several processes (ranks) train together, that of rank 0
+    metrics-1.rank-1.jsonl what rank 1 did; end-1.rank-1.json: its last words
     log-1.txt              stdout and stderr of the worker
     end-1.json             the worker's last words: how it ended, as far as it knew
     outcome-1.json         the supervisor's: exit status, signal, out-of-memory evidence

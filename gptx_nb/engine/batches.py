@@ -18,12 +18,16 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step: `micro` batches of {"input_ids", "attention_mask" (rows, length), "labels" (rows,)}."""
+    """One optimiser step: `micro` batches of {"input_ids", "attention_mask" (rows, length), "labels" (rows,)}.
+
+    `tokens` are those of the whole step; `here` of them are in `micro`, the others in those of other ranks.
+    """
 
     micro: list[Tensors]
     tokens: int
     weights: list[float]
     streams: int = 1  # micro-batches that are computed at once
+    here: int = 0
 
 
 def step_rows(step: int, *, rows: int, batch_size: int, seed: int) -> tuple[list[int], int]:

@@ -55,6 +55,28 @@ def choose(device: str = "auto", dtype: str = "auto") -> Device:
     return Device(chosen, arithmetic, reason, why, _name(chosen), total, free)
 
 
+def count(devices: int | str, device: str = "auto") -> int:
+    """Return how many devices of the kind that `device` chooses train together, for a number or "all".
+
+    A CPU counts as one, however many processes are asked for. Raises DeviceError where there are too few.
+    """
+    kind = _device(device)[0].type
+    here = torch.cuda.device_count() if kind == "cuda" else 1
+    if devices == "all":
+        return here
+    if kind != "cpu" and int(devices) > here:
+        raise DeviceError(
+            f"devices: {devices} were asked for, and torch finds {here} {kind} device(s) here. Type `devices: all` to "
+            "use what is there"
+        )
+    return int(devices)
+
+
+def of_rank(device: str, rank: int) -> str:
+    """Return the device, as a recipe names it, for one of several processes: each has a GPU, or all share the CPU."""
+    return f"cuda:{rank}" if _device(device)[0].type == "cuda" else device
+
+
 def cores() -> int:
     """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -70,6 +92,11 @@ def available() -> list[str]:
     if torch.backends.mps.is_available():
         found.append("mps")
     return [*found, "cpu"]
+
+
+def whole_name(device: torch.device) -> str:
+    """Return the name of `device` with its number: cuda:0 for cuda."""
+    return f"cuda:{torch.cuda.current_device()}" if str(device) == "cuda" else str(device)
 
 
 def _device(asked: str) -> tuple[torch.device, str]:

@@ -35,6 +35,7 @@ from gptx_nb.engine import device as devices
 from gptx_nb.engine import dropout
 from gptx_nb.engine.optimizer import Chain, MasterAdamW, Optimizer
 from gptx_nb.engine.train import arithmetic
+from gptx_nb.line import Demand
 
 Tensors = dict[str, torch.Tensor]
 
@@ -160,6 +161,34 @@ def held(model: torch.nn.Module, device: torch.device) -> int:
 def available(device: torch.device) -> int | None:
     """Return the bytes of memory that are free for a run on `device`, or None where it cannot be told."""
     return devices.memory(device)[1]
+
+
+def demand(estimate: Estimate | None, device: torch.device) -> dict[str, Demand]:
+    """Return what a run takes of its device, for its place in line; empty where that cannot be told."""
+    free = available(device)
+    if estimate is None or free is None:
+        return {}
+    held, to_come = estimate.weights + estimate.process, round(estimate.to_come * (1 + MARGIN))
+    return {devices.whole_name(device): Demand(held, to_come, free)}
+
+
+def together(demands: Sequence[dict[str, Demand]]) -> dict[str, Demand]:
+    """Return what several processes of one run take together; empty where one of them cannot tell."""
+    found: dict[str, Demand] = {}
+    for device, each in [pair for demand in demands for pair in demand.items()]:
+        before = found.get(device, Demand(0, 0, each.free))
+        found[device] = Demand(before.held + each.held, before.to_come + each.to_come, min(before.free, each.free))
+    return found if all(demands) else {}
+
+
+def taken(device: torch.device) -> int | None:
+    """Return the bytes that this process has taken of `device`, kept for reuse or not; None where it cannot be told."""
+    if device.type == "cuda":
+        return torch.cuda.memory_reserved(device)
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096
+    except OSError:
+        return None  # not Linux
 
 
 def largest_budget(

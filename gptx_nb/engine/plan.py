@@ -26,9 +26,13 @@ HEAD_RATE = 3e-3
 MEMORY_SHARE, DISK_SHARE = 0.25, 0.5  # of what is free, for the frozen part
 
 
-def machine(device: Device) -> dict[str, Any]:
+def machine(device: Device, ranks: int = 1) -> dict[str, Any]:
     """Return what the plan says of device and arithmetic, which a later attempt may have otherwise."""
+    several = (
+        f"each of {ranks} processes takes a share of every step's rows" if ranks > 1 else "asked for in the recipe"
+    )
     return {
+        "devices": {"choice": ranks, "reason": several},
         "device": {"choice": str(device.device), "reason": device.reason, "name": device.name},
         "dtype": {"choice": str(device.dtype).removeprefix("torch."), "reason": device.dtype_reason},
     }

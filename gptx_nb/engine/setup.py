@@ -47,6 +47,7 @@ class Setup:
     max_length: int
     resolved: Recipe
     decided: dict[str, Any]
+    estimate: memory.Estimate | None  # None: it could not be made
 
     def masters(self) -> dict[str, torch.Tensor] | None:
         """Return the float32 values of the weights that are trained, by name, where the model has lower ones."""
@@ -188,6 +189,7 @@ def prepare(recipe: Recipe, table: Table, note: Callable[[str], None]) -> Setup:
         "max_length": {"choice": max_length, "reason": length_reason},
         **plan.examples(table, tokenizer, *lengths_of, cut),
     }
+    estimate: memory.Estimate | None = None
     try:
         estimate = estimate_memory(model, learner, settings, device.dtype, device.device, held_before)
         decided["memory"], warnings = plan.memory(estimate, memory.available(device.device))
@@ -219,6 +221,7 @@ def prepare(recipe: Recipe, table: Table, note: Callable[[str], None]) -> Setup:
         max_length,
         resolved,
         decided,
+        estimate,
     )
 
 

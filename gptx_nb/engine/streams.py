@@ -26,19 +26,23 @@ MOST = 4  # streams; more cores share them: each stream holds a gradient, and a 
 BLOCK = 2**18  # values that are worked on at once where memory is the limit: they fit into a core's cache
 
 
-def number_for(device: torch.device) -> int:
-    """Return how many streams work at once on `device`: one on a GPU, which needs no help to be busy."""
-    return max(1, min(MOST, cores())) if device.type == "cpu" else 1
+def number_for(device: torch.device, processes: int = 1) -> int:
+    """Return how many streams work at once on `device`: one on a GPU, which needs no help to be busy.
+
+    `processes` share the cores.
+    """
+    return max(1, min(MOST, cores() // processes)) if device.type == "cpu" else 1
 
 
 def each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """Call `function` with each of `items`, all at once, the cores shared among them; return the results in order.
+    """Call `function` with each of `items`, all at once, this thread's cores shared among them; return all in order.
 
     Autograd modes and autocast belong to a thread: `function` has to set its own.
     """
     if len(items) <= 1:
         return [function(item) for item in items]
-    before, threads = torch.get_num_threads(), max(1, cores() // len(items))
+    before = torch.get_num_threads()
+    threads = max(1, before // len(items))
 
     def call(item: Item) -> Result:
         torch.set_num_threads(threads)

@@ -119,6 +119,7 @@ def train(
     save: Callable[[int], None],
     should_stop: Callable[[], bool],
     scaler: torch.amp.GradScaler | None = None,
+    reduce: Callable[[list[torch.nn.Parameter], torch.Tensor], torch.Tensor] | None = None,
     with_less_memory: Callable[[int, BaseException], Batch | None] | None = None,
 ) -> Stop:
     """Run steps `first_step` to `settings.steps` and return how it ended.
@@ -128,7 +129,8 @@ def train(
     Weights are float32 and `dtype` is used by autocast, float16 with loss scaling, unless they have it already (see
     precision.py). What `scaler` has learned about the scale is part of a checkpoint; None: a new one. Where memory runs
     out, `with_less_memory(step, error)` gives the same batch in a way that takes less, or None if there is none; the
-    step then begins again, and nothing of it was lost.
+    step then begins again, and nothing of it was lost. Where several processes share a step,
+    `reduce(parameters, loss)` sums their gradients in place and returns the sum of their losses.
     """
     scaler = scaler or make_scaler(device, dtype)
     stepping: Any = optimizer  # a Chain serves too
@@ -159,13 +161,17 @@ def train(
                 batch = less
             optimizer.zero_grad(set_to_none=True)
             _give_back_memory(device)
+        # A process without rows adds nothing; its scaler has to have seen something, though.
+        step_loss = torch.stack(losses).sum() if losses else scaler.scale(torch.zeros((), device=device))
+        if reduce is not None:
+            step_loss = reduce(parameters, step_loss)
         scaler.unscale_(stepping)
         norm = optimizers.clip(optimizer, parameters, settings.clip)
         scaler.step(stepping)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
 
-        loss_value = float(torch.stack(losses).sum())
+        loss_value = float(step_loss)
         seconds = time.perf_counter() - started
         record(
             {

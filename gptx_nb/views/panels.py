@@ -177,6 +177,9 @@ def live(run: Run, seen: Progress, note: str = "", *, briefly: bool = False) -> 
     parts.append(f'<div style="margin:4px 0">{_bar(seen.share, "min(420px,100%)", 10)}</div>')
     if facts := seen.facts():
         parts.append(_line(html.escape(" · ".join(facts)), "font-variant-numeric:tabular-nums"))
+    if rows := seen.rank_rows():
+        cells = [tuple(map(html.escape, row)) for row in rows]
+        parts.append(_table(("rank", "device", "tokens/s", "memory"), cells, right=(2, 3)))
     parts.append(_curve(seen))
     parts += [_line(f"⚠ {_prose(one_line(each, 400))}") for each in seen.notes[-3:]]
     name = html.escape(run.name)

@@ -1,7 +1,11 @@
 """Carries one attempt of a run from its table to its model. Talks to nobody: everything goes to the run's directory.
 
     python -m gptx_nb.worker RUN_DIR ATTEMPT
-    python -m gptx_nb.worker --device          prints what this machine computes on, as JSON
+    python -m gptx_nb.worker --rank RUN_DIR ATTEMPT   one of several that train together; the first one starts them
+    python -m gptx_nb.worker --device                 prints what this machine computes on, as JSON
+
+A run that does not fit beside those that train already waits in line (gptx_nb/line.py). It holds no model meanwhile:
+the process begins anew, waits before torch is imported, and prepares itself once more when its turn has come.
 
 Exit status 0: finished; 3: stopped as asked, saved; 2: the user's mistake, told in end-N.json; 1: a bug or a lack of
 memory, told in end-N.json and with its traceback in the log. The data are checked before torch is imported, so that a
@@ -18,22 +22,33 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from gptx_nb import files
 from gptx_nb.errors import RunFailed, UsageError
+from gptx_nb.line import LIMIT, Demand, Line, limit
 from gptx_nb.metrics import MetricsWriter
+from gptx_nb.process import Process
 from gptx_nb.recipe import Recipe
 from gptx_nb.runs import Run
 from gptx_nb.sources import check_unchanged
 
 if TYPE_CHECKING:
+    import torch
+
+    from gptx_nb.engine.batches import Step
     from gptx_nb.engine.data import Table
+    from gptx_nb.engine.distributed import Failure, Ranks
+    from gptx_nb.engine.setup import Setup
     from gptx_nb.engine.tasks.text_classification import Learner
 
 FINISHED, FAILED, MISTAKE, STOPPED = 0, 1, 2, 3
+NICE = 5
+LOOK = 0.5  # seconds between looks at the line
+IN_LINE = "in line"  # last word of a rank whose run has to wait
 
 
 def main(arguments: list[str]) -> int:
@@ -42,14 +57,27 @@ def main(arguments: list[str]) -> int:
 
         print(json.dumps(device.choose().to_json()))
         return FINISHED
+    ranks: Ranks | None = None
+    if arguments[0] == "--rank":
+        from gptx_nb.engine.distributed import Ranks
+
+        ranks, arguments = Ranks(), arguments[1:]
+    rank = ranks.rank if ranks else 0
     run, attempt = Run(Path(arguments[0])), int(arguments[1])
-    os.nice(5)  # the notebook answers first
-    metrics = MetricsWriter(run.metrics_file(attempt))
+    os.nice(max(0, NICE - os.nice(0)))  # the notebook answers first; one that waited in line is nice already
+    metrics = MetricsWriter(run.of_rank(run.metrics_file(attempt), rank))
+    line = Line(run, attempt)
     words: dict[str, Any]
     try:
-        stopped = _Attempt(run, attempt, metrics).carry_out()
+        stopped = _Attempt(run, attempt, metrics, line, ranks).carry_out()
         status = STOPPED if stopped else FINISHED
         words = {"reason": "stopped" if stopped else "finished", "error": None, "message": None}
+    except _Waits:
+        status = FINISHED
+        words = {"reason": IN_LINE, "error": None, "message": None}
+    except _RanksFailed as error:
+        words = error.words
+        status = MISTAKE if words["reason"] == "mistake" else FAILED
     except UsageError as error:
         status = MISTAKE
         words = {"reason": "mistake", "error": type(error).__name__, "message": str(error)}
@@ -58,11 +86,27 @@ def main(arguments: list[str]) -> int:
         status = FAILED
         words = _last_words(error, run)
     metrics.close()
+    if ranks is not None:  # what it all comes to is for the process that started the ranks to say
+        files.write_json(run.words_file(attempt, rank), {**words, "time": time.time()})
+        return FINISHED if status == STOPPED else status
+    line.leave()
     files.write_json(run.end_file(attempt), words)
     if status == FINISHED:  # and said so: from here on only the model is needed
         for folder in (run.checkpoints, run.best):
             files.remove_folder(folder)
     return status
+
+
+class _Waits(Exception):
+    """This rank ends, as the run waits in line."""
+
+
+class _RanksFailed(Exception):
+    """A rank has ended badly; `words` say which one, and how."""
+
+    def __init__(self, words: dict[str, Any]) -> None:
+        super().__init__(words["message"])
+        self.words = words
 
 
 def _last_words(error: Exception, run: Run) -> dict[str, Any]:
@@ -80,25 +124,74 @@ def _last_words(error: Exception, run: Run) -> dict[str, Any]:
     return {"reason": "failed", "error": type(error).__name__, "message": str(error) or type(error).__name__}
 
 
+def _devices_of(recipe: Recipe) -> int:
+    if recipe.devices == 1:
+        return 1
+    from gptx_nb.engine import device
+
+    return device.count(recipe.devices, recipe.device)
+
+
+def _for_rank(recipe: Recipe, rank: int) -> Recipe:
+    from gptx_nb.engine import device
+
+    return recipe.model_copy(update={"device": device.of_rank(recipe.device, rank)})
+
+
+def _begin_anew() -> NoReturn:
+    """Run this process's program from its beginning: all memory is given back, on a GPU too."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _cause(failures: Sequence[Failure], words: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
+    """Return the last words of a run whose ranks have `failures`: those of the rank that failed first.
+
+    One that was killed could say nothing; what others then said is that it had gone.
+    """
+    said = [(each["time"], rank, each) for rank, each in enumerate(words) if each and each["error"]]
+    for failure in failures:
+        # torchrun ends the others by SIGTERM: who was ended by that is to blame only where nobody else is.
+        if failure.status < 0 and words[failure.rank] is None and (failure.status != -signal.SIGTERM or not said):
+            return {"reason": "killed", "error": "RunFailed", "message": str(failure)}
+    if not said:
+        message = str(failures[0]) if failures else "all ranks were ended before they had saved"
+        return {"reason": "killed", "error": "RunFailed", "message": message}
+    _, rank, first = min(said, key=lambda each: each[:2])
+    whose = "" if first["reason"] == "mistake" else f"rank {rank}: "
+    return {"reason": first["reason"], "error": first["error"], "message": f"{whose}{first['message']}"}
+
+
 class _Attempt:
     """One attempt, from top to bottom in `carry_out`."""
 
-    def __init__(self, run: Run, attempt: int, metrics: MetricsWriter) -> None:
+    def __init__(self, run: Run, attempt: int, metrics: MetricsWriter, line: Line, ranks: Ranks | None) -> None:
         self.run = run
+        self.ranks = ranks
+        self.rank, self.count = (ranks.rank, ranks.count) if ranks else (0, 1)
+        self.line = line
         self.attempt = attempt
         self.metrics = metrics
         self.terminated = False
-        # A machine that shuts down, or a queue that ends a job, sends this first: save and stop, as if asked.
-        signal.signal(signal.SIGTERM, self._on_terminate)
+        # A machine that shuts down, or a queue that ends a job, sends this first: save and stop, as if asked. A rank
+        # that waits for others cannot answer, and is ended by it.
+        if ranks is None:
+            signal.signal(signal.SIGTERM, self._on_terminate)
 
     def _on_terminate(self, *_: object) -> None:
         self.terminated = True
 
-    def phase(self, name: str) -> None:
-        self.metrics.append({"kind": "phase", "phase": name, "time": time.time()})
+    def phase(self, name: str, **more: Any) -> None:
+        self.metrics.append({"kind": "phase", "phase": name, **more, "time": time.time()})
 
     def note(self, text: str) -> None:
         self.metrics.append({"kind": "note", "text": text, "time": time.time()})
+
+    def all_should_stop(self) -> bool:
+        """Whether this rank or another one should stop: they do so at the same step."""
+        mine = self.should_stop()
+        return self.ranks.agree(mine) if self.ranks else mine
 
     def should_stop(self) -> bool:
         if self.run.claim_file(self.attempt + 1).exists():
@@ -110,19 +203,32 @@ class _Attempt:
 
     def carry_out(self) -> bool:
         """Return whether the run was stopped before its last step."""
-        run = self.run
+        run, ranks = self.run, self.ranks
+        if ranks is None and self._waits_in_line():
+            return True
         recipe = run.recipe()
-        self.phase("data")
+        if ranks is None:
+            self.phase("data")
         table = self._table(recipe)
+        if ranks is None and (count := _devices_of(recipe)) > 1:
+            return self._lead(count)
 
         self.phase("model")
-        from gptx_nb.engine import checkpoints, evaluate, models, plan, setup
+        from gptx_nb.engine import checkpoints, evaluate, memory, models, plan, setup, streams
         from gptx_nb.engine.train import Batch, arithmetic, make_scaler, train
 
-        made = setup.prepare(recipe, table, self.note)
+        made = setup.prepare(_for_rank(recipe, self.rank) if ranks else recipe, table, self.note)
         model, learner, settings, device = made.model, made.learner, made.settings, made.device
-        if not run.recipe_file.exists():
-            files.write_text(run.recipe_file, made.resolved.to_yaml())
+        if self.rank == 0:
+            # A later attempt may have another device; all else was decided by the first that began to train.
+            before = run.plan() if run.recipe_file.exists() else None
+            files.write_json(run.plan_file, {**made.decided, **(before or {}), **plan.machine(device, self.count)})
+        self._take_place(made)
+        if self.rank == 0 and not run.recipe_file.exists():
+            files.write_text(run.recipe_file, made.resolved.model_copy(update={"device": recipe.device}).to_yaml())
+        if ranks is not None:
+            self._join(ranks, device.device)
+            learner.streams = min(learner.streams, streams.number_for(device.device, self.count))
         optimizer = made.optimizer
         scaler = make_scaler(device.device, device.dtype)
         best: dict[str, Any] = {"score": None, "step": None}
@@ -130,20 +236,29 @@ class _Attempt:
         if checkpoint := checkpoints.latest(run.checkpoints):
             progress = checkpoints.load(checkpoint, model, optimizer, scaler)
             first_step, best = progress["step"], progress["best"]
-        # A later attempt may have another device; all else was decided by the first.
-        files.write_json(run.plan_file, {**made.decided, **(run.plan() or {}), **plan.machine(device)})
 
         def score() -> dict[str, Any]:
             assert table.validation is not None
             return evaluate.scores(table.labels, table.validation.labels, learner.held_logits())
 
+        here = 0  # tokens of the latest step that this process has computed
+
+        def batch_at(step: int) -> Step:
+            nonlocal here
+            batch = learner.step(step, self.rank, self.count)
+            here = batch.here
+            return batch
+
         def record(entry: dict[str, Any]) -> None:
             epoch = entry["step"] / made.steps_per_epoch
-            self.metrics.append({"kind": "step", **entry, "epoch": epoch, "time": time.time()})
+            held = memory.taken(device.device)
+            self.metrics.append(
+                {"kind": "step", **entry, "epoch": epoch, "here": here, "memory": held, "time": time.time()}
+            )
 
         def evaluate_at(step: int) -> None:
             nonlocal best
-            if table.validation is None:
+            if table.validation is None or self.rank:
                 return
             found = score()
             self.metrics.append(
@@ -165,6 +280,8 @@ class _Attempt:
                     checkpoints.prune_best(run.best, run.checkpoints, step)
 
         def save(step: int) -> None:
+            if self.rank:
+                return
             checkpoints.save(run.checkpoints, model, optimizer, {"step": step, "best": best}, scaler)
             checkpoints.prune(run.checkpoints, keep=2)
             checkpoints.prune_best(run.best, run.checkpoints, best["step"])
@@ -177,30 +294,39 @@ class _Attempt:
                 f"memory ran out {when}: going on with {how}; the result stays the same. "
                 f"`tokens_at_once: {learner.token_budget}` begins so"
             )
-            return learner.step(step) if step >= 0 else made.trial()
+            return learner.step(step, self.rank, self.count) if step >= 0 else made.trial()
 
         self._keep_frozen_part(learner, lambda: arithmetic(model, device.device, device.dtype))
         self.phase("preflight")
         trial = made.preflight(with_less_memory)
-        files.write_json(run.plan_file, {**(run.plan() or {}), **trial})
-        self.metrics.append({"kind": "start", "step": first_step, "steps": settings.steps, "time": time.time()})
+        if self.rank == 0:
+            files.write_json(run.plan_file, {**(run.plan() or {}), **trial})
+        start = {"step": first_step, "steps": settings.steps, "device": str(device.device)}
+        self.metrics.append({"kind": "start", **start, "time": time.time()})
         self.phase("training")
         end = train(
             model,
             optimizer,
-            settings,
+            # Dropout differs from rank to rank, as it does from row to row.
+            replace(settings, seed=settings.seed + 7919 * self.rank),
             device=device.device,
             dtype=device.dtype,
-            batch_at=learner.step,
+            batch_at=batch_at,
             loss_of=learner.loss,
             first_step=first_step,
             record=record,
             evaluate=evaluate_at,
             save=save,
-            should_stop=self.should_stop,
+            should_stop=self.all_should_stop,
             scaler=scaler,
+            reduce=ranks.sum_gradients if ranks else None,
             with_less_memory=with_less_memory,
         )
+        if ranks is not None:
+            ranks.leave()
+            if self.rank:
+                run.of_rank(run.frozen_part, self.rank).unlink(missing_ok=True)
+                return end.early
 
         self.phase("scoring")
         kept_step = end.step
@@ -218,6 +344,75 @@ class _Attempt:
         run.frozen_part.unlink(missing_ok=True)
         return end.early
 
+    def _waits_in_line(self) -> bool:
+        """Wait until the attempt may train, if it has taken a place in line; return whether it was stopped there."""
+        place = self.line.mine()
+        while place is not None and not place.trains and not self.line.its_turn():
+            if self.should_stop():
+                return True
+            time.sleep(LOOK)
+        return False
+
+    def _take_place(self, made: Setup) -> None:
+        """Return once the attempt may train. Where it has to wait in line, this process begins anew, and holds nothing.
+
+        A process that runs another program keeps its number and its start: it stays the worker of this attempt.
+        """
+        from gptx_nb.engine import memory
+
+        ranks = self.ranks
+        demands = memory.demand(made.estimate, made.device.device)
+        if ranks is not None:  # one place for all: of several devices, a run must not hold some and wait for others
+            told = ranks.gather("demands", {name: asdict(each) for name, each in demands.items()})
+            if ranks.rank:
+                if ranks.hear("place") == "waits":
+                    raise _Waits
+                return
+            demands = memory.together([{name: Demand(**each) for name, each in one.items()} for one in told])
+        verdict = self.line.take(demands, Process.of(ranks.parent if ranks else os.getpid()))
+        if verdict.answer == "too large" and (most := limit()) is not None and verdict.needs > most:
+            sizes = f"needs {verdict.needs / 1e9:.1f} GB, and {LIMIT} allows {most / 1e9:.1f} GB"
+            self.note(f"the run {sizes}: it starts although it does not fit")
+        if verdict.answer == "waits":
+            self.phase(
+                "queue",
+                needs=verdict.needs,
+                free=verdict.free,
+                beside=[each.name for each in verdict.beside],
+                behind=[each.name for each in verdict.behind],
+            )
+        if ranks is not None:
+            ranks.tell("place", verdict.answer)
+        if verdict.answer == "waits":
+            if ranks is not None:
+                raise _Waits
+            _begin_anew()
+
+    def _lead(self, count: int) -> bool:
+        """Let `count` ranks carry the attempt out; return whether it was stopped. Raises _RanksFailed."""
+        from gptx_nb.engine import distributed
+
+        for rank in range(count):
+            files.remove_file(self.run.words_file(self.attempt, rank))
+        failures = distributed.launch(count, "gptx_nb.worker", ["--rank", str(self.run.folder), str(self.attempt)])
+        words = [files.read_json(self.run.words_file(self.attempt, rank)) for rank in range(count)]
+        first = words[0]
+        if failures or first is None:
+            raise _RanksFailed(_cause(failures, words))
+        if first["reason"] == IN_LINE:
+            _begin_anew()
+        return bool(first["reason"] == "stopped")
+
+    def _join(self, ranks: Ranks, device: torch.device) -> None:
+        import torch
+
+        from gptx_nb.engine.device import cores
+
+        if device.type == "cpu":
+            torch.set_num_threads(max(1, cores() // ranks.count))
+        ranks.join(device)
+        signal.signal(signal.SIGTERM, self._on_terminate)  # from here on, they stop together
+
     def _keep_frozen_part(self, learner: Learner, autocast: Callable[[], Any]) -> None:
         """Compute once what no epoch changes, and say where it is kept."""
         import torch
@@ -232,10 +427,11 @@ class _Attempt:
         memory_free, disk_free = memory(torch.device("cpu"))[1], shutil.disk_usage(self.run.folder).free
         place, reason = plan.place_of_frozen_part(size, memory_free, disk_free)
         self.note(f"frozen part kept in {place}: {reason}" if place != "nowhere" else f"frozen part: {reason}")
+        file = self.run.of_rank(self.run.frozen_part, self.rank)
         if place == "nowhere":
             learner.frozen = None
         else:
-            learner.prepare(autocast, self.run.frozen_part if place == "disk" else None)
+            learner.prepare(autocast, file if place == "disk" else None)
 
     def _table(self, recipe: Recipe) -> Table:
         """Read the snapshot, or make it from the source in the first attempt."""

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gptx_nb.engine import batches, packing
+from gptx_nb.engine import batches, distributed, packing
 from gptx_nb.engine import streams as parallel
 from gptx_nb.engine.tuning import FrozenPart, Tuning
 
@@ -79,17 +79,22 @@ class Learner:
         if self.frozen is not None:
             self.frozen.compute(self._device, autocast, self.token_budget, file, self.streams)
 
-    def step(self, step: int) -> batches.Step:
-        """Return the batch of one step, in as many micro-batches as the token budget asks for."""
+    def step(self, step: int, rank: int = 0, ranks: int = 1) -> batches.Step:
+        """Return the batch of one step, in as many micro-batches as the token budget asks for.
+
+        Of several ranks, each gets its share of the rows; their weights sum to 1 over all ranks.
+        """
         chosen, _ = batches.step_rows(step, rows=len(self._rows), batch_size=self._batch_size, seed=self._seed)
+        lengths = [max(1, len(self._rows[index])) for index in chosen]
+        places = range(len(chosen)) if ranks == 1 else distributed.share(lengths, rank, ranks)
         micro, weights = [], []
-        for members in self._groups(self._rows, chosen):
+        for members in self._groups(self._rows, [chosen[place] for place in places]):
             tensors = self._tensors(self._rows, members, first=0)
             tensors["labels"] = torch.tensor([self._labels[index] for index in members])
             micro.append(tensors)
             weights.append(len(members) / len(chosen))
-        tokens = sum(max(1, len(self._rows[index])) for index in chosen)
-        return batches.Step(micro, tokens, weights, self.streams)
+        here = sum(lengths[place] for place in places)
+        return batches.Step(micro, sum(lengths), weights, self.streams, here)
 
     def loss(self, model: torch.nn.Module, tensors: Tensors) -> torch.Tensor:
         """Return the mean cross entropy, in nats, of the labels."""
