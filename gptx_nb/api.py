@@ -138,7 +138,7 @@ def device() -> dict[str, Any]:
     """Return the device that a run would train on, and why, as a short-lived process of the engine finds it.
 
     {"device", "reason", "dtype", "dtype_reason", "name", "memory_total", "memory_free": bytes or None, "cores",
-    "torch": version}. Raises DeviceError.
+    "torch": version, "matrix_peak": FLOPs a second of its fastest matrix product, measured now}. Raises DeviceError.
     """
     command = [sys.executable, "-P", "-m", "gptx_nb.worker", "--device"]
     try:

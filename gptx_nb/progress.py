@@ -525,6 +525,7 @@ def device_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("device", f"{facts['device']}: {facts['reason']}"),
         ("name", facts.get("name") or ""),
         ("arithmetic", f"{facts['dtype']}: {facts['dtype_reason']}"),
+        ("matrix products", f"{facts['matrix_peak'] / 1e9:,.0f} GFLOP/s, measured" if facts.get("matrix_peak") else ""),
         ("memory", memory),
         ("processor cores", str(facts.get("cores") or "")),
         ("torch", str(facts.get("torch") or "")),

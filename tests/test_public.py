@@ -108,3 +108,4 @@ def test_a_mistake_raises_the_named_error_and_starts_nothing(tiny_model: Path) -
 def test_the_device_is_told_with_its_reasons() -> None:
     facts = gptx_nb.device()
     assert {"device", "reason", "dtype", "dtype_reason", "name", "memory_total", "cores", "torch"} <= set(facts)
+    assert facts["matrix_peak"] > 1e9

@@ -55,7 +55,9 @@ def main(arguments: list[str]) -> int:
     if arguments == ["--device"]:
         from gptx_nb.engine import device
 
-        print(json.dumps(device.choose().to_json()))
+        chosen = device.choose()
+        peak = device.matrix_peak(chosen.device, chosen.dtype, seconds=0.1)
+        print(json.dumps({**chosen.to_json(), "matrix_peak": peak}))
         return FINISHED
     ranks: Ranks | None = None
     if arguments[0] == "--rank":
