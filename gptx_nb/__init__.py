@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from gptx_nb.recipe import Recipe
     from gptx_nb.runs import Run
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "DataError",
