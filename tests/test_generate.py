@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_packing import GPT2, SIZES
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,17 +19,7 @@ from gptx_nb.engine import generate as generation
 from gptx_nb.engine import packing, products
 from gptx_nb.engine.generate import Continuation, Sampling, draw, generate
 
-CONTEXT = 64
-SIZES: dict[str, Any] = {
-    "vocab_size": 90,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,  # fewer than heads: their keys are shared
-    "max_position_embeddings": CONTEXT,
-}
-GPT2: dict[str, Any] = {"vocab_size": 90, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT}
+CONTEXT: int = SIZES["max_position_embeddings"]
 START = np.random.default_rng(7).integers(2, 90, 20).tolist()
 # Lengths of one, of many, and two alike; then the same behind a common beginning.
 RAGGED = [np.random.default_rng(n).integers(2, 90, n).tolist() for n in (5, 1, 31, 12, 5)]

@@ -33,7 +33,9 @@ def learner_of(model: Any, *, streams: int = 1, token_budget: int = 2048, cut: A
     )
 
 
-def trained(learner: task.Learner, model: Any, optimizer: Any, dtype: torch.dtype = torch.float32) -> list[float]:
+def trained(
+    learner: task.Learner, model: Any, optimizer: Any, dtype: torch.dtype = torch.float32, **other: Any
+) -> list[float]:
     losses: list[float] = []
     train(
         model,
@@ -42,11 +44,11 @@ def trained(learner: task.Learner, model: Any, optimizer: Any, dtype: torch.dtyp
         device=CPU,
         dtype=dtype,
         batch_at=learner.step,
-        loss_of=learner.loss,
         record=lambda entry: losses.append(entry["loss"]),
         evaluate=lambda step: None,
         save=lambda step: None,
         should_stop=lambda: False,
+        **{"loss_of": learner.loss, **other},
     )
     return losses
 
@@ -169,21 +171,28 @@ def test_a_weight_that_stays_is_itself_again_even_if_bfloat16_cannot_hold_it() -
     assert all(torch.equal(each, old) for each, old in zip(model.parameters(), before, strict=True))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_masters_go_through_a_checkpoint(tmp_path: Any, dtype: torch.dtype) -> None:
-    def fresh() -> tuple[Any, Any, task.Learner]:
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("after", [True, False])
+def test_a_checkpoint_is_gone_on_from_with_and_without_masters(tmp_path: Any, before: bool, after: bool) -> None:
+    def fresh(lower: bool) -> tuple[Any, Any]:
         model = small("llama")
-        made = precision.Lowered(model, dtype)
-        return model, made.optimizer(1e-3, 0.1, (0.9, 0.999)), learner_of(model)
+        if not lower:
+            return model, make_optimizer(model, SETTINGS)
+        return model, precision.Lowered(model, torch.bfloat16).optimizer(1e-3, 0.1, (0.9, 0.999))
 
-    model, optimizer, learner = fresh()
-    trained(learner, model, optimizer, dtype)
+    model, optimizer = fresh(before)
+    trained(learner_of(model), model, optimizer, torch.bfloat16)
     checkpoints.save(tmp_path, model, optimizer, {"step": 8})
-    again, other, _ = fresh()
+    again, other = fresh(after)
     checkpoints.load(tmp_path / "000008", again, other)
+    learnt, loaded = optimizers.masters(optimizer), optimizers.masters(other)
     for one, two in zip(model.parameters(), again.parameters(), strict=True):
-        assert torch.equal(one, two)
-        assert all(torch.equal(optimizer.state[one][key], other.state[two][key]) for key in optimizer.state[one])
+        assert torch.equal(loaded.get(two, two), learnt.get(one, one)), "the float32 values"
+        assert torch.equal(two.bfloat16(), one.bfloat16())
+        for key in ("exp_avg", "exp_avg_sq", "step"):
+            assert torch.equal(optimizer.state[one][key], other.state[two][key])
+        assert ("master" in other.state[two]) == after
+    trained(learner_of(again), again, other, torch.bfloat16)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
@@ -207,7 +216,7 @@ def test_a_cut_vocabulary_learns_what_the_whole_one_does(kind: str) -> None:
 
 
 def test_a_step_that_runs_out_of_memory_is_taken_again_in_smaller_parts() -> None:
-    def run(limit: int | None) -> tuple[list[float], list[str], task.Learner]:
+    def run(limit: int | None) -> tuple[list[float], list[str]]:
         model = small("llama")
         learner = learner_of(model, token_budget=256)
         events: list[str] = []
@@ -222,25 +231,11 @@ def test_a_step_that_runs_out_of_memory_is_taken_again_in_smaller_parts() -> Non
             events.append(f"{step}: {how}")
             return learner.step(step) if how else None
 
-        losses: list[float] = []
-        train(
-            model,
-            make_optimizer(model, SETTINGS),
-            SETTINGS,
-            device=CPU,
-            dtype=torch.float32,
-            batch_at=learner.step,
-            loss_of=loss,
-            record=lambda entry: losses.append(entry["loss"]),
-            evaluate=lambda step: None,
-            save=lambda step: None,
-            should_stop=lambda: False,
-            with_less_memory=less,
-        )
-        return losses, events, learner
+        losses = trained(learner, model, make_optimizer(model, SETTINGS), loss_of=loss, with_less_memory=less)
+        return losses, events
 
-    plain, none, _ = run(None)
-    losses, events, _ = run(4)
+    plain, none = run(None)
+    losses, events = run(4)
     assert none == []
     assert events, "memory ran out"
     assert all(event.startswith("0: ") for event in events), "and never again"

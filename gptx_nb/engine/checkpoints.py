@@ -1,7 +1,7 @@
 """Write and load the exact state of a training run: weights, optimiser state and position. No pickle.
 
     checkpoints/000120/
-      model.safetensors       every tensor that training changes, in its training dtype
+      model.safetensors       every tensor that training changes; float32 where lower weights have such masters
       optimizer.safetensors   what the optimiser keeps: AdamW's `exp_avg.<name>`, `exp_avg_sq.<name>`, `step.<name>`
       progress.json           {"step": 120, "scaler": {...}, ...}: what the loop needs besides tensors
       manifest.json           name -> {size, sha256}; written last: a folder without it does not count
@@ -32,13 +32,14 @@ PROGRESS = "progress.json"
 MANIFEST = "manifest.json"
 
 
-def _trained(model: torch.nn.Module, masters: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+def _trained(model: torch.nn.Module, optimizer: Optimizer) -> dict[str, torch.Tensor]:
     """Return what training changes, once each: frozen weights are the base model's, and known without a copy.
 
-    `masters`: what to take instead for some names. The second name of a tied tensor (GPT-2's output layer is its
-    embedding) is dropped: safetensors refuses aliases.
+    Masters stand for their weights. The second name of a tied tensor (GPT-2's output layer is its embedding) is
+    dropped: safetensors refuses aliases.
     """
     frozen = _frozen(model)
+    masters = _masters(model, optimizer)
     seen: set[tuple[int, int]] = set()
     distinct = {}
     for name, tensor in model.state_dict().items():
@@ -46,12 +47,17 @@ def _trained(model: torch.nn.Module, masters: dict[str, torch.Tensor] | None = N
         if name in frozen or (tensor.numel() and alias in seen):
             continue
         seen.add(alias)
-        distinct[name] = (masters or {}).get(name, tensor).detach().to("cpu").contiguous()
+        distinct[name] = masters.get(name, tensor).detach().to("cpu").contiguous()
     return distinct
 
 
 def _frozen(model: torch.nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+
+
+def _masters(model: torch.nn.Module, optimizer: Optimizer) -> dict[str, torch.Tensor]:
+    names = _names(model)
+    return {names[parameter]: master for parameter, master in optimizers.masters(optimizer).items()}
 
 
 def _names(model: torch.nn.Module) -> dict[torch.Tensor, str]:
@@ -71,7 +77,7 @@ def save(
         return target
 
     def fill(beside: Path) -> None:
-        save_file(_trained(model), beside / MODEL)
+        save_file(_trained(model, optimizer), beside / MODEL)
         save_file(optimizers.state(optimizer, _names(model)), beside / OPTIMIZER)
         files.write_json(beside / PROGRESS, {**progress, "scaler": scaler.state_dict() if scaler else {}})
         manifest = {
@@ -112,6 +118,10 @@ def load(
 ) -> dict[str, Any]:
     """Put the state in `checkpoint` into `model`, `optimizer` and `scaler`; return its progress."""
     _load_weights(checkpoint / MODEL, model)
+    if masters := _masters(model, optimizer):
+        saved = load_file(checkpoint / MODEL)
+        for name, master in masters.items():
+            master.copy_(saved[name])
     optimizers.load_state(optimizer, _names(model), load_file(checkpoint / OPTIMIZER))
     progress: dict[str, Any] = files.read_json(checkpoint / PROGRESS) or {}
     # A run that goes on in another dtype, on another device, begins with a new scale.
@@ -120,12 +130,12 @@ def load(
     return progress
 
 
-def save_best(folder: Path, step: int, model: torch.nn.Module, masters: dict[str, torch.Tensor] | None = None) -> None:
-    """Write the weights alone, as the best so far, after `step` steps; `masters` are written for theirs."""
+def save_best(folder: Path, step: int, model: torch.nn.Module, optimizer: Optimizer) -> None:
+    """Write the weights alone, as the best so far, after `step` steps."""
     path = _best(folder, step)
     beside = path.with_name(f".{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(_trained(model, masters), beside)
+    save_file(_trained(model, optimizer), beside)
     files.replace(beside, path)
 
 

@@ -133,11 +133,6 @@ class MasterAdamW(torch.optim.Optimizer):
         )
         torch._foreach_copy_(flat([each.detach() for each in parameters]), masters)
 
-    def renew(self) -> None:
-        """Make the weights what their masters are."""
-        for parameter in self._parameters():
-            parameter.detach().copy_(self.state[parameter]["master"])
-
     def _parameters(self) -> Iterator[torch.nn.Parameter]:
         for group in self.param_groups:
             yield from group["params"]
@@ -196,12 +191,24 @@ def _by_decay(parameters: list[torch.nn.Parameter], weight_decay: float) -> list
     return [group for group in groups if group["params"]]
 
 
+def masters(optimizer: Optimizer) -> dict[torch.Tensor, torch.Tensor]:
+    """Return the float32 values of the parameters that have them beside lower ones: none with other optimisers."""
+    if not isinstance(optimizer, MasterAdamW):
+        return {}
+    return {parameter: values["master"] for parameter, values in optimizer.state.items()}
+
+
 def state(optimizer: Optimizer, names: dict[torch.Tensor, str]) -> dict[str, torch.Tensor]:
-    """Return all tensors that `optimizer` keeps, on the CPU, as `<key>.<name>`; `names` has each parameter's name."""
+    """Return what `optimizer` keeps beside the weights, on the CPU, as `<key>.<name>`; `names` has each one's name.
+
+    It is the same in every arithmetic: masters are weights.
+    """
     kept = {}
     for part in _parts(optimizer):
         for parameter, values in part.state.items():
             for key, value in values.items():
+                if key == "master":
+                    continue
                 kept[f"{key}.{names[parameter]}"] = torch.as_tensor(value).detach().to("cpu").contiguous()
     return kept
 
@@ -218,12 +225,7 @@ def load_state(optimizer: Optimizer, names: dict[torch.Tensor, str], kept: dict[
                 if values := by_name.get(names[parameter]):
                     state = part.state[parameter]
                     for key, value in values.items():
-                        if key in state:  # a master is the very memory that the caller has: see precision.Lowered
-                            state[key].copy_(value)
-                        else:
-                            state[key] = value.to(parameter.device)
-        if isinstance(part, MasterAdamW):
-            part.renew()
+                        state[key] = value.to(parameter.device)
 
 
 def _parts(optimizer: Optimizer) -> tuple[torch.optim.Optimizer, ...]:

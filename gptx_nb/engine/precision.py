@@ -42,10 +42,6 @@ class Lowered:
         """Return AdamW on the masters, which renews the weights at every step."""
         return MasterAdamW(self.trained, self.masters, learning_rate, weight_decay, betas)
 
-    def named(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
-        """Return the masters by the names that their weights have in `model`."""
-        return {name: self._whole[each] for name, each in model.named_parameters() if each.requires_grad}
-
     def restore(self) -> None:
         """Make all weights float32 again: what training has made of them, and what they were where it has not."""
         for parameter in self._all:

@@ -49,10 +49,6 @@ class Setup:
     decided: dict[str, Any]
     estimate: memory.Estimate | None  # None: it could not be made
 
-    def masters(self) -> dict[str, torch.Tensor] | None:
-        """Return the float32 values of the weights that are trained, by name, where the model has lower ones."""
-        return None if self.lowered is None else self.lowered.named(self.model)
-
     def trial(self) -> Step:
         """Return a step that takes most memory: the micro-batches with the longest rows, one for each stream."""
         if self.learner.frozen is not None:

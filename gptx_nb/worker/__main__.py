@@ -278,7 +278,7 @@ class _Attempt:
             if best["score"] is None or rank > best["score"]:
                 best = {"score": rank, "step": step}
                 if recipe.keep == "best":
-                    checkpoints.save_best(run.best, step, model, made.masters())
+                    checkpoints.save_best(run.best, step, model, optimizer)
                     checkpoints.prune_best(run.best, run.checkpoints, step)
 
         def save(step: int) -> None:
