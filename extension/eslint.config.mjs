@@ -11,6 +11,8 @@ export default tseslint.config(
     rules: {
       '@typescript-eslint/restrict-template-expressions': ['error', { allowNumber: true }],
       '@typescript-eslint/no-confusing-void-expression': ['error', { ignoreArrowShorthand: true }],
+      // Lumino's signals take `this` as a second argument: signal.connect(this.draw, this).
+      '@typescript-eslint/unbound-method': 'off',
       // What users and their tables say becomes text nodes: nothing may be read as markup.
       'no-restricted-syntax': [
         'error',

@@ -143,8 +143,8 @@ def test_every_route_refuses_every_method_without_a_token(server: Server) -> Non
 def test_every_route_refuses_every_method_with_the_cookie_of_another_page(server: Server) -> None:
     cookies = "; ".join(
         each.partition(";")[0]
-        for page in ("api/status", "login")
-        for each in server.ask("GET", f"../{page}?token={server.token}", headers={})[2].get_all("Set-Cookie") or []
+        for page in (f"api/status?token={server.token}", "login")
+        for each in server.ask("GET", f"../{page}", headers={})[2].get_all("Set-Cookie") or []
     )
     assert "username" in cookies
     for place, method in itertools.product(places(), METHODS):
