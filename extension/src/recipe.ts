@@ -58,7 +58,10 @@ export function text(setting: Setting, given: unknown): string {
   return typeof given === 'string' ? given : JSON.stringify(given);
 }
 
-/** What a control shows while it is empty: the default, or what is done instead. */
+/** What a control shows while it is empty: the default, or that a number is chosen. Its help tells the rest. */
 export function placeholder(setting: Setting): string {
-  return setting.default === null || setting.default === undefined ? 'chosen for you' : text(setting, setting.default);
+  if (setting.default !== null && setting.default !== undefined) {
+    return text(setting, setting.default);
+  }
+  return setting.kind.includes('number') ? 'automatic' : '';
 }

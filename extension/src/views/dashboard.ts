@@ -111,7 +111,7 @@ export class Dashboard extends Widget {
     const runs = this.runs;
     this.charts.hidden = runs.length === 0;
     if (this.ask && this.log) {
-      this.ask.node.hidden = this.log.node.hidden = runs.length === 0;
+      this.ask.node.hidden = this.log.node.hidden = runs.length === 0; // until they are updated below
     }
     if (runs.length === 0) {
       this.nothing();
@@ -351,6 +351,7 @@ class AskBox {
 
   update(run: Run | null): void {
     this.finished = run?.state === 'finished';
+    this.node.hidden = !this.finished && run?.active !== true;
     this.button.disabled = this.asking || !this.finished;
     this.hint.textContent = this.finished ? 'Ctrl Enter' : 'It answers once it has finished.';
   }
