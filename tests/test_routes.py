@@ -4,28 +4,24 @@ import base64
 import http.client
 import itertools
 import json
-import os
 import random
 import secrets
 import shutil
 import socket
 import string
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import made_runs
 import pytest
+from servers import JupyterServer
 
 from gptx_nb import files, inference
 from gptx_nb.runs import RunStore
 from gptx_nb.views.routes import ROUTES
 
-ROOT = Path(__file__).parent.parent
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 PLACES = {
     "runs": "runs",
@@ -37,15 +33,8 @@ PLACES = {
 }
 
 
-@dataclass
-class Server:
+class Server(JupyterServer):
     """A Jupyter Server with the extension, on a home of its own."""
-
-    port: int
-    token: str
-    home: Path
-    root: Path
-    log: Path
 
     def ask(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
@@ -70,50 +59,10 @@ def _refuse(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    # What an installed wheel puts into etc/jupyter: the server finds the extension by itself.
-    enabled = folder / "etc" / "jupyter_server_config.d" / "gptx_nb.json"
-    enabled.parent.mkdir(parents=True)
-    shutil.copy(ROOT / "gptx_nb" / "views" / "jupyter_server_config.json", enabled)
-    found = Server(port, secrets.token_hex(16), folder / "home", folder / "root", folder / "server.log")
-    found.root.mkdir()
-    own = {
-        "GPTX_HOME": str(found.home),
-        "HOME": str(folder),
-        "JUPYTER_CONFIG_DIR": str(folder / "config"),
-        "JUPYTER_CONFIG_PATH": str(folder / "etc"),
-        "JUPYTER_DATA_DIR": str(folder / "data"),
-        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
-        "PYTHONPATH": str(ROOT),
-        "HF_HUB_OFFLINE": "1",
-    }
-    with open(found.log, "wb") as log:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "jupyter_server", "--no-browser", "--allow-root"),
-                *(f"--port={port}", "--ServerApp.port_retries=0", "--ServerApp.base_url=/base/"),
-                *(f"--IdentityProvider.token={found.token}", f"--ServerApp.root_dir={found.root}"),
-            ],
-            env={**os.environ, **own},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-        )
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            found.ask("GET", "form")
-            break
-        except OSError:
-            assert process.poll() is None, found.log.read_text()
-            assert time.monotonic() < deadline, found.log.read_text()
-            time.sleep(0.1)
+    found = Server(tmp_path_factory.mktemp("server"), "jupyter_server", base="/base/")
+    found.start()
     yield found
-    process.terminate()
-    process.wait(30)
+    found.end()
     inference.free(found.home)
 
 
