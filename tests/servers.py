@@ -82,3 +82,9 @@ class JupyterServer:
             self._process.send_signal(how)
             self._process.wait(30)
             self._process = None
+
+    def processor_seconds(self) -> float:
+        """Return the processor time that it has taken so far (Linux)."""
+        assert self._process is not None
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
