@@ -399,8 +399,11 @@ def score_rows(run: Run) -> list[tuple[str, float, float]]:
 
 def model_name(run: Run) -> str:
     """The base model as it was asked for; a folder by its last part."""
-    name = str(run.request()["recipe"]["model"])
-    return Path(name).name if os.path.isabs(name) else name
+    request = run.request()
+    name = request["recipe"][run.kind.base_setting]
+    if name is None:
+        return "new"
+    return Path(name).name if os.path.isabs(name) else str(name)
 
 
 def headline(run: Run) -> str:
@@ -422,7 +425,7 @@ def trouble(run: Run) -> str:
     except GptxError as error:
         return str(error)
     if run.state() == "stopped":
-        return f"It was stopped and saved. Run the cell `%%gpt_finetune {run.name}` again to go on from there."
+        return f"It was stopped and saved. Run the cell `{run.cell}` again to go on from there."
     return ""
 
 
