@@ -39,6 +39,7 @@ Progress = Callable[[Run], None]
 Sources = dict[str, Source | None]
 
 POLL = 0.05  # seconds between looks while a run is checked before training
+LONG_ENOUGH = 15.0  # seconds that a cell waits while texts are prepared
 _PAST_PREFLIGHT = ("queue", "frozen", "training", "scoring", "saving")
 # What `from_pretrained` reads of a model's folder: configuration, weights, tokenizer, chat template.
 MODEL_ENDINGS = (".json", ".safetensors", ".txt", ".model", ".jinja")
@@ -307,9 +308,12 @@ def _preflight(launched: Launched, store: RunStore, progress: Progress | None) -
 
 
 def _has_begun(run: Run, attempt: int) -> bool:
+    records, _ = metrics.read(run.metrics_file(attempt))
+    preparing = [record["time"] for record in records if record.get("phase") == "corpus"]
+    if preparing and preparing[-1] - preparing[0] > LONG_ENOUGH:
+        return True  # many texts take their time; what is wrong with them is told with the run
     if not run.plan_file.exists():
         return False
-    records, _ = metrics.read(run.metrics_file(attempt))
     # The plan is there before the trial step, and may be left from an earlier attempt.
     return any(record.get("kind") in ("start", "step") or record.get("phase") in _PAST_PREFLIGHT for record in records)
 

