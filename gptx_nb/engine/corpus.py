@@ -32,7 +32,7 @@ END_OF_TEXT = "<|endoftext|>"
 SHORTEST = 16  # characters; a shorter document teaches nothing about texts
 TOKENIZER_BYTES = 100_000_000  # of text that a tokenizer is trained on
 TOKENIZER_PIECE = 20_000  # characters of a document that it sees at once: no book rules the sample
-BATCH_BYTES = 8_000_000  # of text that is tokenised at once
+BATCH_BYTES = 2_000_000  # of text that is tokenised at once
 PIECE = 100_000  # characters; longer documents are tokenised in pieces, so that every core has some
 SPOOL = "cleaned"
 EMBEDDINGS = "embeddings.safetensors"
@@ -281,10 +281,11 @@ def _encoded(tokenizer: Any, spool: Path, size: int, say: Say) -> Iterator[tuple
     """Yield each spooled document's tokens and its bytes of text; text never becomes a special token."""
     done, told = 0, time.monotonic()
     for batch in _batches(spool):
-        pieces = [piece for text in batch for piece in _pieces(text)]
-        rows = iter(tokenizer(pieces, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"])
-        for text in batch:
-            row = [np.asarray(next(rows), dtype=np.uint32) for _ in _pieces(text)]
+        pieces = [list(_pieces(text)) for text in batch]
+        every = [piece for each in pieces for piece in each]
+        rows = iter(tokenizer(every, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"])
+        for text, own in zip(batch, pieces, strict=True):
+            row = [np.asarray(next(rows), dtype=np.uint32) for _ in own]
             text_bytes = len(text.encode("utf-8"))
             done += text_bytes
             yield np.concatenate(row), text_bytes  # type: ignore[misc]

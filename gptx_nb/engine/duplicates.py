@@ -8,6 +8,7 @@ bands of the signature (locality-sensitive hashing). What is kept of a document 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 
 import numpy as np
@@ -17,9 +18,10 @@ BINS, BANDS = 64, 8
 THRESHOLD = 0.8
 SAMPLED = 8  # of longer texts one stretch in so many is looked at, chosen by its hash
 LONG = 16_384  # bytes
-MOST = 4_000_000  # bytes of a document that are looked at
+MOST = 2_000_000  # bytes of a document that are looked at
 
-_BASE = np.uint64(0x9E3779B97F4A7C15 | 1)
+_BASE = 0x9E3779B97F4A7C15
+_INVERSE = pow(_BASE, -1, 2**64)
 
 
 class Seen:
@@ -28,7 +30,7 @@ class Seen:
     def __init__(self, near: bool) -> None:
         self._near = near
         self._equal: set[bytes] = set()
-        self._bands: dict[tuple[int, bytes], int] = {}
+        self._bands: list[dict[int, int]] = [{} for _ in range(BANDS)]
         self._signatures: list[np.ndarray] = []
 
     def why(self, text: str) -> str | None:
@@ -41,13 +43,12 @@ class Seen:
         if not self._near or len(letters) < 2 * WINDOW:
             return None
         own = signature(letters)
-        width = BINS // BANDS
-        keys = [(band, own[band * width : (band + 1) * width].tobytes()) for band in range(BANDS)]
-        candidates = {number for key in keys if (number := self._bands.get(key)) is not None}
+        keys = [hash(part.tobytes()) for part in own.reshape(BANDS, -1)]
+        candidates = {each[key] for each, key in zip(self._bands, keys, strict=True) if key in each}
         if any(np.mean(self._signatures[number] == own) >= THRESHOLD for number in candidates):
             return "near duplicates"
-        for key in keys:
-            self._bands.setdefault(key, len(self._signatures))
+        for each, key in zip(self._bands, keys, strict=True):
+            each.setdefault(key, len(self._signatures))
         self._signatures.append(own)
         return None
 
@@ -59,11 +60,10 @@ def signature(letters: bytes) -> np.ndarray:
     """
     values = np.frombuffer(letters[:MOST], dtype=np.uint8).astype(np.uint64) + np.uint64(1)
     count = len(values)
-    powers = _powers(count)
-    # A stretch's polynomial is a difference of sums; multiplying brings all to the same power. All modulo 2^64.
+    # A stretch's polynomial is a difference of sums, divided by the power at which it begins. All modulo 2^64.
     sums = np.zeros(count + 1, dtype=np.uint64)
-    np.cumsum(values * powers[:count], out=sums[1:])
-    hashes = (sums[WINDOW:] - sums[:-WINDOW]) * powers[:count][::-1][: count - WINDOW + 1]
+    np.cumsum(values * _powers(_BASE)[:count], out=sums[1:])
+    hashes = (sums[WINDOW:] - sums[:-WINDOW]) * _powers(_INVERSE)[: count - WINDOW + 1]
     hashes ^= hashes >> np.uint64(29)
     hashes *= np.uint64(0xBF58476D1CE4E5B9)
     hashes ^= hashes >> np.uint64(32)
@@ -84,14 +84,9 @@ def signature(letters: bytes) -> np.ndarray:
     return (found & np.uint64(0xFFFFFFFF)).astype(np.uint32)
 
 
-_kept_powers = np.ones(1, dtype=np.uint64)
-
-
-def _powers(count: int) -> np.ndarray:
-    """Return the first `count` powers of the base, modulo 2^64."""
-    global _kept_powers
-    if len(_kept_powers) < count:
-        steps = np.full(max(count, 2**16), _BASE, dtype=np.uint64)
-        steps[0] = 1
-        _kept_powers = np.cumprod(steps)
-    return _kept_powers
+@functools.lru_cache(maxsize=2)
+def _powers(base: int) -> np.ndarray:
+    """Return the first MOST powers of `base`, modulo 2^64."""
+    steps = np.full(MOST, base, dtype=np.uint64)
+    steps[0] = 1
+    return np.cumprod(steps)

@@ -10,6 +10,7 @@ one document. Text never becomes that token, so no list of beginnings is needed.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,28 +38,26 @@ def write(folder: Path, documents: Iterable[tuple[Sequence[int], int]], *, end: 
     def fill(beside: Path) -> None:
         kind = token_type(vocabulary)
         parts: list[dict[str, Any]] = []
-        counts = {"documents": 0, "tokens": 1, "text_bytes": 0}
-        waiting: list[np.ndarray] = []
-        size = 0
-
-        def put() -> None:
-            nonlocal waiting, size
-            content = np.concatenate(waiting).astype(kind).tobytes()
-            name = f"tokens-{len(parts):03}.bin"
-            (beside / name).write_bytes(content)
-            parts.append({"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()})
-            waiting, size = [], 0
-
-        for tokens, text_bytes in documents:
-            waiting.append(np.asarray([end, *tokens], dtype=np.uint32))
-            size += (len(tokens) + 1) * kind.itemsize
-            counts["documents"] += 1
-            counts["tokens"] += len(tokens) + 1
-            counts["text_bytes"] += text_bytes
-            if size >= SHARD:
-                put()
-        waiting.append(np.asarray([end], dtype=np.uint32))
-        put()
+        counts = {"documents": -1, "tokens": 0, "text_bytes": 0}
+        rows = itertools.chain(documents, [((), 0)])  # what opens no document closes the last
+        for number in itertools.count():
+            path = beside / f"tokens-{number:03}.bin"
+            digest, size = hashlib.sha256(), 0
+            with path.open("wb") as file:
+                for tokens, text_bytes in rows:
+                    content = np.concatenate(([end], tokens)).astype(kind).tobytes()
+                    file.write(content)
+                    digest.update(content)
+                    size += len(content)
+                    counts["documents"] += 1
+                    counts["tokens"] += len(tokens) + 1
+                    counts["text_bytes"] += text_bytes
+                    if size >= SHARD:
+                        break
+            if not size:
+                path.unlink()
+                break
+            parts.append({"name": path.name, "bytes": size, "sha256": digest.hexdigest()})
         facts = {**counts, "end": end, "vocabulary": vocabulary, "type": kind.str, "files": parts}
         files.write_json(beside / MANIFEST, facts)
 
