@@ -1,4 +1,4 @@
-"""Make the embedded base model `tiny`: pretrain it with the tool itself, score it beside references, put it in its place.
+"""Make the embedded base model `tiny`: pretrain it with the tool, score it beside references, put it into the package.
 
     python benchmarks/pretrain_tiny/make.py CORPUS [--tokens N] [--size NAME] [--device cuda] [--keep]
 
@@ -104,7 +104,7 @@ def write_records(run: Run) -> None:
 def reference_scores(held_out: Path) -> dict[str, Any]:
     """Return bits a byte of SmolLM2-135M, in rows of 512 tokens as tiny is scored, and of `xz -9`."""
     content = held_out.read_bytes()
-    lines = (lzma.decompress(content) if held_out.suffix == ".xz" else content).decode("utf-8").splitlines()
+    lines = (lzma.decompress(content) if held_out.suffix == ".xz" else content).decode("utf-8").strip().split("\n")
     text = "\n\n".join(json.loads(line)["text"] for line in lines).encode("utf-8")
     packed = lzma.compress(text, preset=9)
     base = models.find("smollm2-135m", note=print)
