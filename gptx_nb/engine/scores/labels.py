@@ -165,7 +165,8 @@ class _Counts:
 
 def _ratio(above: np.ndarray, below: np.ndarray, undefined: float) -> np.ndarray:
     above, below = np.asarray(above, dtype=np.float64), np.asarray(below, dtype=np.float64)
-    return np.divide(above, below, out=np.full_like(above, undefined), where=below > 0)
+    ratio: np.ndarray = np.divide(above, below, out=np.full_like(above, undefined), where=below > 0)
+    return ratio
 
 
 def _drawn(weights: np.ndarray) -> np.ndarray:

@@ -63,7 +63,8 @@ def bits_per_byte(nats: Sequence[float], texts: Sequence[str]) -> Score:
 
 def _over(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     above, below = np.asarray(above, dtype=float), np.asarray(below, dtype=float)
-    return np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
+    ratio: np.ndarray = np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
+    return ratio
 
 
 # ---- summaries ------------------------------------------------------------------------------------------------------
@@ -152,7 +153,7 @@ def _chrf(sums: np.ndarray) -> np.ndarray:
     orders = usable.sum(axis=-1)
     precision = _over(np.where(usable, _over(both, given), 0).sum(axis=-1), orders)
     recall = _over(np.where(usable, _over(both, true), 0).sum(axis=-1), orders)
-    return np.nan_to_num(100 * _over(5 * precision * recall, 4 * precision + recall))
+    return np.asarray(np.nan_to_num(100 * _over(5 * precision * recall, 4 * precision + recall)))
 
 
 def _bleu(sums: np.ndarray) -> np.ndarray:
