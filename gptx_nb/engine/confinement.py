@@ -1,9 +1,9 @@
 """The inside of the sandbox: gives up what a program written by a model must not have, then runs it and its tests.
 
 Started by `sandbox` as `python -I -S confinement.py CONTROL RESULT`, both file descriptors; it needs the standard
-library only. What is given up stays so: Linux lets a process bind itself without being root (Landlock for files, seccomp
-for system calls), and no way back exists. Elsewhere an audit hook refuses the same through Python, which C code or a
-determined program can get around; what held in fact is told to `sandbox`.
+library only. What is given up stays so: Linux lets a process bind itself without being root (Landlock for files,
+seccomp for system calls), and no way back exists. Elsewhere an audit hook refuses the same through Python, which C code
+or a determined program can get around; what held in fact is told to `sandbox`.
 
 Messages on CONTROL are a length (8 bytes) and as many bytes: limits as JSON, the program, then, when that has been run,
 names to keep, the tests, and a token. Messages on RESULT are lines: "held JSON", "ready", "passed TOKEN",
