@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import lzma
 import os
 import platform
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -43,6 +46,24 @@ def test_a_right_program_passes_and_a_wrong_one_fails_with_its_reason() -> None:
     broken = outcome("def double(x) return x")
     assert (broken.verdict, broken.detail[:11]) == ("error", "SyntaxError")
     assert outcome("import numpy").detail == "ModuleNotFoundError: No module named 'numpy'"
+
+
+HUMANEVAL = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "humaneval" / "test.jsonl.xz"
+
+
+@pytest.mark.skipif(not HUMANEVAL.exists(), reason="HumanEval is not here (shared/data)")
+def test_humanevals_own_solutions_pass_and_empty_ones_do_not() -> None:
+    with lzma.open(HUMANEVAL, "rt", encoding="utf-8") as lines:
+        problems = [json.loads(line) for line in islice(lines, 12)]
+
+    def job(problem: dict[str, str], body: str) -> Program:
+        tests = f"{problem['test']}\ncheck({problem['entry_point']})"
+        return Program(problem["prompt"] + body, tests, (problem["entry_point"],))
+
+    right = [job(each, each["canonical_solution"]) for each in problems]
+    empty = [job(each, "    pass\n") for each in problems]
+    assert [each.verdict for each in run_all(right, allow_code=True)] == ["passed"] * 12
+    assert [each.verdict for each in run_all(empty, allow_code=True)] == ["failed"] * 12
 
 
 def test_outcomes_come_in_the_order_of_the_programs() -> None:

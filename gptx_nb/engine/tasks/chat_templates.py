@@ -147,13 +147,13 @@ class _Held:
     def written(self, turns: int, *, asking: bool) -> str:
         """Return the first `turns` messages as the template writes them, `asking` for an answer or not."""
         try:
-            text: str = self._tokenizer.apply_chat_template(
+            written = self._tokenizer.apply_chat_template(
                 self._messages[:turns], tokenize=False, add_generation_prompt=asking
             )
         except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0][:160]
             raise DataError(f"the model's chat template does not take a conversation: {reason}") from None
-        return text
+        return str(written)
 
     def segments(self, text: str, target: bool = False) -> list[Segment]:
         """Return `text` of the template, what is held back put in its place as spelled text."""
