@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from gptx_nb.engine import sandbox
 from gptx_nb.engine.sandbox import Limits, Outcome, Program, run, run_all
 from gptx_nb.errors import UsageError
 
@@ -24,6 +25,14 @@ by_kernel = pytest.mark.skipif(not KERNEL, reason="the kernel guards only on Lin
 
 def outcome(code: str, tests: str = TESTS, *entry_points: str) -> Outcome:
     return run(Program(code, tests, entry_points), allow_code=True, limits=QUICK)
+
+
+def changed_child(monkeypatch: pytest.MonkeyPatch, folder: Path, old: str, new: str) -> None:
+    """Let the sandbox start a copy of its inside in which `old` is `new`: one of its two guards alone."""
+    source = sandbox._CHILD.read_text("utf-8")
+    assert old in source
+    (folder / "confinement.py").write_text(source.replace(old, new), "utf-8")
+    monkeypatch.setattr(sandbox, "_CHILD", folder / "confinement.py")
 
 
 def test_nothing_runs_before_the_user_allows_it(tmp_path: Path) -> None:
@@ -163,12 +172,7 @@ def test_the_kernel_refuses_what_python_is_led_around(
     call: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The audit hook is left out, so that the calls reach the kernel."""
-    source = Path(sys.modules["gptx_nb.engine.sandbox"].__file__ or "").with_name("confinement.py").read_text("utf-8")
-    assert "    sys.addaudithook(" in source
-    hookless = source.replace("    sys.addaudithook(", "    bool(")
-    child = tmp_path / "confinement.py"
-    child.write_text(hookless, "utf-8")
-    monkeypatch.setattr("gptx_nb.engine.sandbox._CHILD", child)
+    changed_child(monkeypatch, tmp_path, "    sys.addaudithook(", "    bool(")
     code = (
         "import ctypes, os\n"
         "libc = ctypes.CDLL(None, use_errno=True)\n"
@@ -205,6 +209,38 @@ def test_a_program_that_ignores_signals_is_gone_afterwards() -> None:
     assert found.verdict == "timeout"
     with pytest.raises(ProcessLookupError):
         os.kill(int(found.output), 0)
+
+
+def test_where_the_kernel_has_no_guards_python_refuses_and_that_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    changed_child(monkeypatch, tmp_path, '_LINUX = sys.platform == "linux"', "_LINUX = False")
+    right = outcome("import tempfile\nopen('mine', 'w').write('x')\ndef double(x): return 2 * x")
+    assert right.verdict == "passed"
+    for what in ("files", "network", "processes"):
+        assert right.held[what] == "by a Python audit hook, which a determined program can get around"
+    target = tmp_path / "target"
+    target.write_text("mine")
+    for action in (
+        f"open({str(target)!r})",
+        f"open({str(target)!r}, 'w')",
+        f"os.open({str(target)!r}, os.O_WRONLY)",
+        f"os.remove({str(target)!r})",
+        f"os.rename({str(target)!r}, 'x')",
+        f"os.chmod({str(target)!r}, 0)",
+        f"os.symlink({str(target)!r}, 'x'); open('x', 'w')",
+        "os.fork()",
+        "os.system('true')",
+        "os.execv('/bin/true', ['true'])",
+        "import subprocess; subprocess.run(['true'])",
+        "os.kill(os.getppid(), 9)",
+        "import socket; socket.socket()",
+        "import ctypes",
+        "import gc; gc.get_objects()",
+    ):
+        found = outcome(f"import os\n{action}")
+        assert (found.verdict, "the sandbox does not allow" in found.detail) == ("error", True), (action, found)
+    assert target.read_text() == "mine"
 
 
 # ---- files, network, environment ------------------------------------------------------------------------------------
