@@ -289,7 +289,9 @@ def ended(run: Run, note: str = "") -> Bundle:
     if scores is not None:
         said = pretraining_words.verdict(scores, run.name) if pretrained else progress.verdict(scores)
         parts.append(_line(_prose(said), "font-weight:600;margin:4px 0"))
-        rows = [(_escaped(who), f"{acc:.2f}", f"{f1:.2f}") for who, acc, f1 in progress.score_rows(run)]
+        if scores.get("transfer"):
+            parts.append(_line(html.escape(progress.transfer_gain(scores["transfer"])), "margin:4px 0"))
+        rows = [(_escaped(who), f"{acc:.2f}", progress.share(f1)) for who, acc, f1 in progress.score_rows(run)]
         if rows:
             parts.append(_table(("on the held-out rows", "accuracy", "macro F1"), rows, right=(1, 2)))
     bundle: Bundle = {"text/plain": "\n".join(progress.result_lines(run))}

@@ -113,7 +113,7 @@ def rouge(references: Sequence[Sequence[str]], answers: Sequence[str]) -> dict[s
 def chrf(references: Sequence[Sequence[str]], answers: Sequence[str]) -> Score:
     """Return chrF2 (Popović 2015) of all answers together, 0 to 100, as sacrebleu's `corpus_score`."""
     require("chrF")
-    from sacrebleu.metrics import CHRF
+    from sacrebleu.metrics.chrf import CHRF
 
     metric = CHRF()
     counts = _sentence_statistics(metric, references, answers)
@@ -126,7 +126,7 @@ def bleu(references: Sequence[Sequence[str]], answers: Sequence[str], chinese: b
     Words are those of mteval-v13a; where the answers are Chinese (None: where the references are), those of `zh`.
     """
     require("BLEU")
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
     if chinese is None:
         chinese = spaceless("".join(text for accepted in references for text in accepted))
