@@ -93,6 +93,30 @@ def train(
     return launched
 
 
+def resume(run: Run, progress: Progress | None = None) -> Launched:
+    """Go on with `run` as its latest attempt was asked to, for a view that has a run and no cell.
+
+    Returns once training has begun. Raises UsageError where there is nothing to go on with, else as `finetune` does.
+    """
+    state = run.state()
+    if state == "finished" or state in ACTIVE:
+        raise UsageError(f"{_called(run)} cannot be resumed: it is {state}")
+    code = run.request().get("code")
+    if code != gptx_nb.__version__:
+        raise UsageError(
+            f"{_called(run)} was begun by gptx_nb {code}, and this is {gptx_nb.__version__}, which may compute "
+            "otherwise. Start it anew from its recipe"
+        )
+    attempt = run.attempts()
+    run.withdraw_stop()
+    if settings := files.read_json(run.settings_file(attempt)):
+        files.write_json(run.settings_file(attempt + 1), settings)
+    action: Literal["resumed", "attached"] = "resumed" if _start(run, attempt + 1, progress) else "attached"
+    launched = Launched(run, action, f"{_called(run)} was {state}: going on with attempt {run.attempts()}")
+    _preflight(launched, RunStore(run.folder.parents[2]), progress)
+    return launched
+
+
 def wait(run: Run, progress: Progress | None = None, timeout: float | None = None) -> dict[str, Any]:
     """Wait until the run has ended and return its outcome (see Run.outcome); TimeoutError after `timeout` seconds."""
     return _until_ended(run, progress, timeout)

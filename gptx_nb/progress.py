@@ -587,6 +587,7 @@ def device_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         memory = size(facts["memory_total"]) + free
     found = [
         ("device", f"{facts['device']}: {facts['reason']}"),
+        ("given to this kernel", facts.get("kernel") or ""),
         ("name", facts.get("name") or ""),
         ("arithmetic", f"{facts['dtype']}: {facts['dtype_reason']}"),
         ("matrix products", f"{facts['matrix_peak'] / 1e9:,.0f} GFLOP/s, measured" if facts.get("matrix_peak") else ""),
