@@ -21,8 +21,9 @@ from typing import Any
 
 import yaml
 
-from gptx_nb import fields, files, metrics, progress
+from gptx_nb import fields, files, metrics, pretraining_words, progress
 from gptx_nb.errors import RunNotFound
+from gptx_nb.pretraining import PretrainRecipe
 from gptx_nb.progress import Progress
 from gptx_nb.recipe import NAME
 from gptx_nb.runs import ACTIVE, Run, home
@@ -32,7 +33,7 @@ POINTS = 60  # of a sparkline
 SMALL = 65_536  # bytes of a metrics file that is read whole for one
 MOST_STEPS = 4000  # in the history of one run
 SETTLED = 2.0  # seconds after which the time of a file tells it from its next state
-SCORES = ("accuracy", "macro_f1", "exact_match", "f1", "perplexity", "loss")  # the first that there is, is shown
+SCORES = ("accuracy", "bits_per_byte", "macro_f1", "loss")  # the first that there is, is shown
 STEP_KEYS = ("kind", "step", "epoch", "loss", "learning_rate", "gradient_norm", "tokens", "seconds", "time", "memory")
 
 
@@ -169,7 +170,7 @@ def summary(run: Run, followed: Progress | None = None) -> tuple[dict[str, Any],
         "version": run.version,
         "kind": request.get("kind", "finetune"),
         "task": recipe.get("task"),
-        "model": _base_name(recipe.get("model")),
+        "model": _base_name(run, recipe),
         "state": state,
         "active": state in ACTIVE,
         "attempts": run.attempts(),
@@ -224,6 +225,7 @@ def details(run: Run) -> dict[str, Any]:
             "warnings": _told(progress.warnings, run),
             "score_rows": _told(progress.score_rows, run),
             "verdict": _verdict(run),
+            "samples": _told(_samples, run),
             "trouble": progress.trouble(run) if short["state"] not in ACTIVE else "",
             "scores": run.scores(),
             "log": str(run.log_file(max(1, run.attempts()))),
@@ -234,17 +236,15 @@ def details(run: Run) -> dict[str, Any]:
 
 def cell(run: Run) -> str:
     """Return the cell that asks for `run`: settings that differ from their defaults, as they were asked for."""
-    request = run.request()
-    usual = {setting.name: setting.default for setting in fields.settings()}
-    given = {
-        name: value
-        for name, value in (request.get("recipe") or {}).items()
-        if value is not None and value != usual.get(name)
-    }
-    given.setdefault("task", (request.get("recipe") or {}).get("task"))
-    first = {"task": given.pop("task")} if given["task"] else {}
-    body = yaml.safe_dump({**first, **given}, sort_keys=False, allow_unicode=True, width=100)
-    return f"%%gpt_{request.get('kind', 'finetune')} {run.name}\n{body}"
+    asked = run.request().get("recipe") or {}
+    try:
+        first, usual = run.cell, {setting.name: setting.default for setting in fields.settings(run.kind)}
+    except KeyError:  # of a kind that this version does not know
+        return ""
+    given = {name: value for name, value in asked.items() if value is not None and value != usual.get(name)}
+    if "task" in asked:
+        given = {"task": asked["task"], **given}
+    return f"{first}\n{yaml.safe_dump(given, sort_keys=False, allow_unicode=True, width=100) if given else ''}"
 
 
 def history(run: Run, cursor: str = "") -> dict[str, Any]:
@@ -335,9 +335,19 @@ def _some(path: Path) -> Iterator[metrics.Record]:
 def _verdict(run: Run) -> str:
     scores = run.scores()
     try:
-        return progress.verdict(scores) if scores else ""
+        if scores and run.kind is PretrainRecipe:
+            return pretraining_words.verdict(scores, run.name)
+        said = [progress.verdict(scores)] if scores else []
+        if scores and scores.get("transfer"):
+            said.append(progress.transfer_gain(scores["transfer"]))
+        return " ".join(said)
     except (KeyError, TypeError):  # scores of another kind of run
         return ""
+
+
+def _samples(run: Run) -> list[tuple[str, str]]:
+    """Return (beginning, continuation) as a pretrained model wrote them last."""
+    return pretraining_words.samples(Progress(run).refresh().evaluations) if run.kind is PretrainRecipe else []
 
 
 def _told(tell: Any, run: Run) -> list[Any]:
@@ -348,10 +358,12 @@ def _told(tell: Any, run: Run) -> list[Any]:
         return []
 
 
-def _base_name(model: object) -> str | None:
-    if not isinstance(model, str):
-        return None
-    return Path(model).name if os.path.isabs(model) else model
+def _base_name(run: Run, recipe: dict[str, Any]) -> str | None:
+    try:
+        return progress.model_name(run)
+    except (KeyError, TypeError):  # of a kind that this version does not know
+        model = recipe.get("model")
+        return model if isinstance(model, str) else None
 
 
 def _cursor(text: str) -> tuple[int, int]:

@@ -58,6 +58,10 @@ class RunFiles:
         return self.folder / "scores.json"
 
     @property
+    def transfer_file(self) -> Path:
+        return self.folder / "transfer.json"
+
+    @property
     def stop_file(self) -> Path:
         return self.folder / "stop"
 

@@ -1,6 +1,6 @@
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
 
-import { accuracyLines, lossLines, smoothed } from '../src/curves';
+import { lossLines, scoreLines, smoothed } from '../src/curves';
 import {
   History,
   listed,
@@ -216,7 +216,7 @@ test('of one run the losses while learning and on held-out rows are drawn, of se
   });
   const one = [{ run: run('a/1'), history }];
   expect(lossLines(one).map(line => line.label)).toEqual(['learning', 'held out']);
-  expect(accuracyLines(one, [['TF-IDF', 0.8]]).map(line => line.label)).toEqual(['this model', 'TF-IDF']);
+  expect(scoreLines(one, 'accuracy', [['TF-IDF', 0.8]]).map(line => line.label)).toEqual(['this model', 'TF-IDF']);
   expect(lossLines([...one, { run: run('b/2'), history }]).map(line => line.label)).toEqual(['a v1', 'b v2']);
 });
 

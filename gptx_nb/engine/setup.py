@@ -99,10 +99,11 @@ class Setup:
         return tuning.merge(self.model)
 
 
-def prepare(recipe: Recipe, table: Table, note: Callable[[str], None]) -> Setup:
+def prepare(recipe: Recipe, table: Table, note: Callable[[str], None], *, scratch: bool = False) -> Setup:
     """Load the base model, make tokens of the table, and decide what the recipe leaves open.
 
-    `note` is told what a user should know while this goes on. Raises UsageError for a base model or device that is not
+    `note` is told what a user should know while this goes on. `scratch`: the base model's architecture with random
+    weights, for comparison. Raises UsageError for a base model or device that is not
     there or does not fit.
     """
     transformers.utils.logging.set_verbosity_error()
@@ -111,7 +112,7 @@ def prepare(recipe: Recipe, table: Table, note: Callable[[str], None]) -> Setup:
     device = devices.choose(recipe.device, recipe.dtype)
     base = models.find(recipe.model, recipe.revision, note)
     tokenizer = models.load_tokenizer(base)
-    model = models.load_classifier(base, tokenizer, table.labels, recipe.seed)
+    model = models.load_classifier(base, tokenizer, table.labels, recipe.seed, scratch=scratch)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     tuned = tuning.prepare(model, recipe.tune, recipe.seed)
 

@@ -1,7 +1,7 @@
 """The Jupyter Server extension: runs over HTTP for JupyterLab, with no kernel. Handlers parse, call core, answer.
 
     GET    gptx_nb/runs?since=REVISION            all runs in short, or those that have changed
-    POST   gptx_nb/runs                           start one: {"name", "recipe", "from": id whose examples are taken}
+    POST   gptx_nb/runs                           start one: {"name", "recipe", "kind", "from": id whose rows are taken}
     GET    gptx_nb/runs/NAME/VERSION              one run in full
     DELETE gptx_nb/runs/NAME/VERSION              put it into the trash: {"trash": id}
     GET    gptx_nb/runs/NAME/VERSION/history?cursor=   metrics from where the last answer ended
@@ -45,7 +45,8 @@ from gptx_nb import fields, files, gpus, inference, launch, overview
 from gptx_nb.errors import GptxError, RunNotFound, UsageError
 from gptx_nb.overview import Overview
 from gptx_nb.predictions import Predictions
-from gptx_nb.recipe import check_name, make_recipe
+from gptx_nb.pretraining import KINDS
+from gptx_nb.recipe import Recipe, check_name, make_recipe
 from gptx_nb.runs import ACTIVE, Run, home
 from gptx_nb.sources import FILE_ENDINGS
 from gptx_nb.trash import Trash
@@ -193,7 +194,7 @@ def refusal(error: GptxError) -> Refused:
 def setting_of(message: str) -> str | None:
     """Return the setting that a message of core is about: it stands in front."""
     word = re.match(r"(?:unknown setting ')?(\w+)", message)
-    known = {setting.name for setting in fields.settings()} | {"name"}
+    known = {setting.name for kind in KINDS.values() for setting in fields.settings(kind)} | {"name"}
     return word[1] if word and (word[1] in known or message.startswith("unknown setting")) else None
 
 
@@ -309,6 +310,9 @@ class RunsHandler(Handler):
             raise Refused(400, "Give the run a name, for example reviews.", "name")
         if not isinstance(recipe, dict):
             raise Refused(400, "The recipe is no JSON object of settings.", "recipe")
+        kind = KINDS.get(str(asked.get("kind") or "finetune"))
+        if kind is None:
+            raise Refused(400, f"There are these kinds of runs: {', '.join(KINDS)}.", "kind")
         try:
             check_name(name)
         except UsageError as error:
@@ -318,7 +322,7 @@ class RunsHandler(Handler):
         for key in ("data", "validation"):
             if isinstance(settings.get(key), str) and key not in given:
                 settings[key] = self._below_root(settings[key])
-        await begin(self, name, functools.partial(launch.finetune, name, make_recipe(settings), **given))
+        await begin(self, name, functools.partial(launch.train, name, make_recipe(settings, "", kind), **given))
 
     async def _examples_of(self, origin: object) -> dict[str, Any]:
         """Return the tables of the run `origin` that came from a notebook's memory, as the files that hold them."""
@@ -417,6 +421,8 @@ class PredictHandler(Handler):
             raise Refused(400, f"At most {MOST_TEXTS:,} texts at a time.", "texts")
         if not run.model.is_dir():
             raise Refused(409, f"{run.name} v{run.version} has no model yet.")
+        if run.kind is not Recipe:
+            raise Refused(409, f"{run.name} v{run.version} is a base model: fine-tune it with `model: run:{run.name}`.")
         found = await self.room.run(inference.predict, run, texts, slow=True)
         self.answer(told(found))
 
@@ -467,11 +473,11 @@ class RestoreHandler(Handler):
 
 
 class FormHandler(Handler):
-    """The settings of a recipe."""
+    """The settings of each kind of recipe."""
 
     @answers("read")
     async def get(self) -> None:
-        self.answer({"kinds": {"finetune": await self.room.run(fields.form_spec)}})
+        self.answer({"kinds": {name: await self.room.run(fields.form_spec, kind) for name, kind in KINDS.items()}})
 
 
 class DeviceHandler(Handler):

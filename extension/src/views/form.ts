@@ -6,7 +6,7 @@ import { words, type Actions } from '../actions';
 import { Refused } from '../api';
 import { gptxIcon } from '../icon';
 import type { Setting } from '../model';
-import { FIRST, placeholder, text, value } from '../recipe';
+import { FIRST, KINDS, placeholder, text, value } from '../recipe';
 import { fill, h } from './dom';
 
 type Control = HTMLInputElement | HTMLSelectElement | HTMLTextAreaElement;
@@ -19,6 +19,7 @@ export class RecipeForm extends Widget {
   private readonly name_: HTMLInputElement;
   private readonly message = h('div', { class: 'gptx-Form-message', role: 'alert' });
   private readonly submit: HTMLButtonElement;
+  private kind = 'finetune';
 
   constructor(
     private readonly actions: Actions,
@@ -49,11 +50,13 @@ export class RecipeForm extends Widget {
 
   private async load(): Promise<void> {
     try {
-      const [settings, origin] = await Promise.all([
-        this.actions.api.form('finetune'),
+      const [kinds, origin] = await Promise.all([
+        this.actions.api.form(),
         this.from ? this.actions.api.details(this.from) : null
       ]);
-      this.draw(settings, origin?.recipe ?? {}, origin?.name ?? '');
+      this.kind = origin?.kind ?? this.kind;
+      this.name_.value = origin?.name ?? '';
+      this.draw(kinds, origin?.recipe ?? {});
       this.name_.focus();
     } catch (error) {
       fill(
@@ -64,10 +67,14 @@ export class RecipeForm extends Widget {
     }
   }
 
-  private draw(settings: Setting[], given: Record<string, unknown>, name: string): void {
-    this.name_.value = name;
-    const first = FIRST.map(each => settings.find(setting => setting.name === each)).filter(each => each !== undefined);
-    const rest = settings.filter(setting => !FIRST.includes(setting.name));
+  private draw(kinds: Record<string, Setting[]>, given: Record<string, unknown>): void {
+    const settings = kinds[this.kind] ?? [];
+    const wanted = FIRST[this.kind] ?? [];
+    const first = wanted
+      .map(each => settings.find(setting => setting.name === each))
+      .filter(each => each !== undefined);
+    const rest = settings.filter(setting => !wanted.includes(setting.name));
+    this.controls.clear();
     const row = (setting: Setting) => this.row(setting, given[setting.name]);
     const more = h('details', { class: 'gptx-Form-more' }, h('summary', {}, 'All settings'), ...rest.map(row));
     more.open = rest.some(
@@ -83,6 +90,7 @@ export class RecipeForm extends Widget {
         }
       },
       h('h2', {}, this.title.label),
+      this.from === null && this.chooseKind(kinds),
       this.field('name', 'Name', this.name_, 'What the run is called: letters, digits, - _ .'),
       ...first.map(row),
       more,
@@ -90,6 +98,26 @@ export class RecipeForm extends Widget {
       h('div', { class: 'gptx-Form-end' }, this.submit)
     );
     fill(this.node, form);
+  }
+
+  /** The kinds of runs, as buttons of which one is pressed. */
+  private chooseKind(kinds: Record<string, Setting[]>): HTMLElement {
+    const buttons = Object.keys(kinds).map(kind =>
+      h(
+        'button',
+        {
+          type: 'button',
+          class: 'gptx-Button',
+          'aria-pressed': String(kind === this.kind),
+          onclick: () => {
+            this.kind = kind;
+            this.draw(kinds, {});
+          }
+        },
+        KINDS[kind] ?? kind
+      )
+    );
+    return h('div', { class: 'gptx-Form-kinds', role: 'group', 'aria-label': 'Kind of run' }, ...buttons);
   }
 
   private row(setting: Setting, given: unknown): HTMLElement {
@@ -179,7 +207,7 @@ export class RecipeForm extends Widget {
     this.submit.disabled = true;
     this.submit.textContent = 'Reading the data …';
     try {
-      const started = await this.actions.api.start(this.name_.value.trim(), recipe, this.from);
+      const started = await this.actions.api.start(this.kind, this.name_.value.trim(), recipe, this.from);
       await this.actions.model.refresh();
       if (started.id !== undefined) {
         this.actions.shell.open([started.id]);
