@@ -18,7 +18,9 @@ import made_runs
 import pytest
 from servers import JupyterServer
 
-from gptx_nb import files, inference
+from gptx_nb import fields, files, inference, launch
+from gptx_nb.pretraining import KINDS
+from gptx_nb.recipe import make_recipe
 from gptx_nb.runs import RunStore
 from gptx_nb.views.routes import ROUTES
 
@@ -234,13 +236,34 @@ def test_a_run_starts_is_stopped_goes_on_and_answers_without_a_kernel(runs: Serv
     assert until(runs, "reviews/1", "stopped")
     assert RunStore().find("reviews/1").attempts() == 2
     short = {**recipe, "epochs": 1}
-    status, told, _ = runs.ask("POST", "runs", {"name": "copy", "recipe": short, "from": "reviews/1"})
+    asked = RunStore().find("reviews/1").request()["recipe"]
+    copied = {**asked, **short, "data": asked["data"]}
+    status, told, _ = runs.ask("POST", "runs", {"name": "copy", "recipe": copied, "from": "reviews/1"})
     assert (status, told["id"]) == (201, "copy/1"), told
     assert until(runs, "copy/1", "finished")
     status, told, _ = runs.ask("POST", "runs/copy/1/predict", {"texts": ["good thing", made_runs.SCRIPT]})
     assert status == 200, told
     assert [row["text"] for row in told["rows"]] == ["good thing", made_runs.SCRIPT]
     assert {label for label, _ in told["rows"][0]["probabilities"]} == {"good", "bad"}
+
+
+def test_a_copy_takes_the_rows_that_came_from_a_notebook_unless_it_names_others(
+    runs: Server, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [(f"{word} thing {number}", word) for number in range(6) for word in ("good", "bad")]
+    settings = {"model": str(tiny_model), "epochs": 1, "device": "cpu", "baselines": False, "validation": 0}
+    launch.train("memory", make_recipe({**settings, "data": "df"}), data=rows, wait=True)
+    asked = {**settings, "data": "df"}
+    status, told, _ = runs.ask("POST", "runs", {"name": "same-rows", "recipe": asked, "from": "memory/1"})
+    assert (status, told.get("id")) == (201, "same-rows/1"), told
+    assert until(runs, "same-rows/1", "finished")
+    assert (RunStore().find("same-rows").report() or {})["used"] == 12
+    (runs.root / "other.csv").write_text("text,label\n" + "".join(f"word {n},{'ab'[n % 2]}\n" for n in range(20)))
+    others = {**settings, "data": "other.csv"}
+    status, told, _ = runs.ask("POST", "runs", {"name": "other-rows", "recipe": others, "from": "memory/1"})
+    assert (status, told.get("id")) == (201, "other-rows/1"), told
+    assert until(runs, "other-rows/1", "finished")
+    assert (RunStore().find("other-rows").report() or {})["used"] == 20
 
 
 def until(server: Server, identity: str, state: str) -> bool:
@@ -342,11 +365,10 @@ def send(line: socket.socket, value: Any) -> None:
     line.sendall(bytes([0x81, 0x80 | len(content), 0, 0, 0, 0]) + content)
 
 
-def test_the_form_has_every_setting_of_a_recipe(server: Server) -> None:
-    from gptx_nb import fields
-
+def test_the_form_has_every_setting_of_each_kind_of_recipe(server: Server) -> None:
     told = server.ask("GET", "form")[1]
-    assert [each["name"] for each in told["kinds"]["finetune"]] == [each.name for each in fields.settings()]
+    for name, kind in KINDS.items():
+        assert [each["name"] for each in told["kinds"][name]] == [each.name for each in fields.settings(kind)]
 
 
 def test_the_device_is_told_with_its_memory(server: Server) -> None:

@@ -317,24 +317,28 @@ class RunsHandler(Handler):
             check_name(name)
         except UsageError as error:
             raise Refused(400, str(error), "name") from None
-        given = await self._examples_of(asked.get("from"))
         settings = {key: value for key, value in recipe.items() if value is not None}
+        given = await self._rows_of(asked.get("from"), settings)
         for key in ("data", "validation"):
             if isinstance(settings.get(key), str) and key not in given:
                 settings[key] = self._below_root(settings[key])
         await begin(self, name, functools.partial(launch.train, name, make_recipe(settings, "", kind), **given))
 
-    async def _examples_of(self, origin: object) -> dict[str, Any]:
-        """Return the tables of the run `origin` that came from a notebook's memory, as the files that hold them."""
+    async def _rows_of(self, origin: object, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the tables of the run `origin`, as files, where `settings` still name them as that run did.
+
+        A table from a notebook's memory is where the run keeps it; one that was a file is at its whole path.
+        """
         if origin is None:
             return {}
         name, _, version = str(origin).partition("/")
         run = await self.find(name, version)
-        sources = run.sources()
+        sources, asked = run.sources(), run.request()["recipe"]
         return {
-            key: run.folder / source.path
+            key: run.folder / source.path  # an absolute path stays as it is
             for key, source in (("data", sources["train"]), ("validation", sources["validation"]))
-            if source is not None and source.kind == "frame" and source.path is not None
+            if source is not None and source.path is not None and settings.get(key) == asked.get(key)
+            if source.kind in ("frame", "file", "folder")
         }
 
     def _below_root(self, text: str) -> str:

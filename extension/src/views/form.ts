@@ -1,5 +1,6 @@
 /** The form that starts a run: a control a setting, drawn from what the server tells about them. */
 
+import { Notification } from '@jupyterlab/apputils';
 import { Widget } from '@lumino/widgets';
 
 import { words, type Actions } from '../actions';
@@ -209,10 +210,13 @@ export class RecipeForm extends Widget {
     try {
       const started = await this.actions.api.start(this.kind, this.name_.value.trim(), recipe, this.from);
       await this.actions.model.refresh();
+      if (started.note) {
+        Notification.info(started.note, { autoClose: 10_000 });
+      }
       if (started.id !== undefined) {
         this.actions.shell.open([started.id]);
       }
-      this.close();
+      this.dispose();
     } catch (error) {
       this.refuse(words(error), error instanceof Refused ? error.field : null);
     } finally {
