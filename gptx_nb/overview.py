@@ -30,7 +30,8 @@ from gptx_nb.runs import ACTIVE, Run, home
 
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
 POINTS = 60  # of a sparkline
-SMALL = 65_536  # bytes of a metrics file that is read whole for one
+SMALL = 32_768  # bytes of a metrics file that is read whole for one
+PLACE = 2048  # bytes that are read at each place of a larger one
 MOST_STEPS = 4000  # in the history of one run
 SETTLED = 2.0  # seconds after which the time of a file tells it from its next state
 SCORES = ("accuracy", "bits_per_byte", "macro_f1", "loss")  # the first that there is, is shown
@@ -126,7 +127,10 @@ def _folders(root: Path) -> Iterator[tuple[str, Path]]:
         for name in names:
             if not NAME.fullmatch(name.name) or not name.is_dir(follow_symlinks=False):
                 continue
-            with contextlib.suppress(FileNotFoundError), os.scandir(name.path) as versions:
+            with (
+                contextlib.suppress(OSError),
+                os.scandir(name.path) as versions,
+            ):  # one that cannot be read hides itself
                 for version in versions:
                     if VERSION.fullmatch(version.name) and version.is_dir(follow_symlinks=False):
                         yield f"{name.name}/{version.name}", Path(version.path)
@@ -322,14 +326,21 @@ def _some(path: Path) -> Iterator[metrics.Record]:
         return
     with open(path, "rb") as handle:
         # The beginning tells the number of steps, the end the last one.
-        for start in [*range(0, length - 4096, length // POINTS), length - 4096]:
+        yield from _first(handle.read(PLACE).splitlines(keepends=True), "start")
+        for start in range(0, length - PLACE, length // POINTS):
             handle.seek(start)
-            lines = handle.read(4096).splitlines(keepends=True)
-            whole = [record for each in lines[0 if start == 0 else 1 :] if (record := metrics.decode(each))]
-            if start == 0:
-                yield from (record for record in whole if record.get("kind") == "start")
-            found = [record for record in whole if record.get("kind") == "step"]
-            yield from found[-1:] if start == length - 4096 else found[:1]
+            lines = handle.read(PLACE).splitlines(keepends=True)
+            yield from _first(lines[1 if start else 0 :], "step")
+        handle.seek(length - PLACE)
+        yield from _first(handle.read(PLACE).splitlines(keepends=True)[:0:-1], "step")
+
+
+def _first(lines: Sequence[bytes], kind: str) -> Iterator[metrics.Record]:
+    """Return the first whole record of that kind, if there is one."""
+    for line in lines:
+        if (record := metrics.decode(line)) is not None and record.get("kind") == kind:
+            yield record
+            return
 
 
 def _verdict(run: Run) -> str:

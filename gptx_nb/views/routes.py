@@ -59,7 +59,7 @@ LARGEST_BODY = 2**20  # bytes
 READ_AT_MOST = 2**25  # bytes; a larger body is not even read
 TOO_LARGE = "More than 1 MiB was sent. Give the name of a file instead of its rows."
 MOST_TEXTS = 1000
-LOOK = 1.0  # seconds between looks at the disk while somebody watches or a run goes on
+LOOK = 1.0  # seconds between looks at the disk while somebody watches
 IDLE_LOOK = 3.0  # else
 ANSWER_WITHIN = 20.0  # seconds: proxies give up on a slow answer; a launch that takes longer goes on by itself
 REFUSAL_KEPT = 600.0  # seconds
@@ -122,11 +122,12 @@ class Room:
         return await loop.run_in_executor(self.slow if slow else self.quick, functools.partial(call, *arguments))
 
     async def look(self, at_most_old: float = 0.3) -> Overview:
-        """Look at the disk, unless that was done a moment ago, and emit an event for each change of state."""
+        """Look at the disk, unless that was begun a moment ago, and emit an event for each change of state."""
+        wanted = time.monotonic() - at_most_old
         async with self._looking:
-            if time.monotonic() - self._looked >= at_most_old:
-                await self.run(self.overview.refresh)
+            if self._looked <= wanted:  # else somebody looked while this one waited
                 self._looked = time.monotonic()
+                await self.run(self.overview.refresh)
                 self._tell()
         return self.overview
 
@@ -149,8 +150,7 @@ class Room:
         while True:
             with contextlib.suppress(OSError):  # a disk that is away for a moment
                 await self.look()
-            busy = self.watchers or any(state in ACTIVE for state, _ in self.overview.states().values())
-            await asyncio.sleep(LOOK if busy else IDLE_LOOK)
+            await asyncio.sleep(LOOK if self.watchers else IDLE_LOOK)
 
     def start(self) -> None:
         """Begin to watch, on the server's loop."""
@@ -247,12 +247,20 @@ class Handler(APIHandler):
 
     def answer(self, value: Any, status: int = 200) -> None:
         self.set_status(status)
-        self.finish(json.dumps(files.finite(value), ensure_ascii=False, allow_nan=False, separators=(",", ":")))
+        self.finish(encoded(value))
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         error = (kwargs.get("exc_info") or (None, None, None))[1]
         said = error.said if isinstance(error, Refused) else self._reason
         self.answer({"message": said, "field": error.field if isinstance(error, Refused) else None}, status=status_code)
+
+
+def encoded(value: Any) -> str:
+    """Return `value` as JSON; a number that is not finite becomes null."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except ValueError:
+        return json.dumps(files.finite(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 Answer = Callable[..., Awaitable[None]]
@@ -569,6 +577,7 @@ class LiveHandler(WebSocketMixin, WebSocketHandler, JupyterHandler):
         super().open(*args, **kwargs)
         self.room.watchers += 1
         self._task = asyncio.ensure_future(self._tell())
+        self._task.add_done_callback(self._ended)
 
     def on_message(self, message: str | bytes) -> None:
         with contextlib.suppress(ValueError):
@@ -584,6 +593,11 @@ class LiveHandler(WebSocketMixin, WebSocketHandler, JupyterHandler):
             self.room.watchers -= 1
             task.cancel()
 
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.log.error("gptx_nb: a view is no longer told of changes", exc_info=error)
+            self.close()  # the view asks again then, and shows what is wrong
+
     async def _tell(self) -> None:
         with contextlib.suppress(WebSocketClosedError):
             first = True
@@ -592,7 +606,7 @@ class LiveHandler(WebSocketMixin, WebSocketHandler, JupyterHandler):
                 grown = await self._grown()
                 if first or changed["runs"] or changed["gone"] or grown:
                     said = {**changed, "refused": self.room.refusals(), "history": grown}
-                    await self.write_message(json.dumps(files.finite(said), ensure_ascii=False, allow_nan=False))
+                    await self.write_message(encoded(said))
                 self.revision, first = changed["revision"], False
                 self._awake.clear()
                 with contextlib.suppress(asyncio.TimeoutError):

@@ -125,8 +125,8 @@ export class RecipeForm extends Widget {
     const shown = given === setting.default ? '' : text(setting, given);
     const control = this.control(setting, shown);
     this.controls.set(setting.name, { control, setting });
-    const unit = setting.unit ? ` (${setting.unit})` : '';
-    const why = setting.reason ? `Unless set: ${setting.reason}.` : '';
+    const unit = setting.unit && !setting.title.toLowerCase().includes(setting.unit) ? ` (${setting.unit})` : '';
+    const why = unlessSet(setting.reason);
     const field = this.field(setting.name, `${setting.title}${unit}`, control, `${setting.description} ${why}`);
     if (setting.suggestions.length) {
       const known = setting.suggestions.map(each => h('option', { value: each }));
@@ -253,4 +253,12 @@ export class RecipeForm extends Widget {
     control?.setAttribute('aria-invalid', 'true');
     control?.focus();
   }
+}
+
+/** What is done where nothing is typed; some reasons say what must be typed instead. */
+function unlessSet(reason: string): string {
+  if (/^(give|must) /.test(reason)) {
+    return `${reason.charAt(0).toUpperCase()}${reason.slice(1)}.`;
+  }
+  return reason ? `Unless set: ${reason}.` : '';
 }
