@@ -36,9 +36,10 @@ class JupyterServer:
         enabled = folder / "etc" / "jupyter_server_config.d" / "gptx_nb.json"
         enabled.parent.mkdir(parents=True)
         shutil.copy(ROOT / "gptx_nb" / "views" / "jupyter_server_config.json", enabled)
-        extensions = folder / "share" / "labextensions"
-        extensions.mkdir(parents=True)
-        (extensions / "gptx-nb").symlink_to(BUNDLE)
+        extension = folder / "share" / "labextensions" / "gptx-nb"
+        extension.parent.mkdir(parents=True)
+        if BUNDLE.is_dir():  # copied: some releases of the server serve nothing through a link
+            shutil.copytree(BUNDLE, extension)
         self._environment = {
             **os.environ,
             "GPTX_HOME": str(self.home),
