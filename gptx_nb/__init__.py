@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         RunNotFound,
         UsageError,
     )
+    from gptx_nb.generations import Generation, Generations
     from gptx_nb.predictions import Prediction, Predictions
     from gptx_nb.pretraining import PretrainRecipe
     from gptx_nb.recipe import Recipe
@@ -35,6 +36,8 @@ __version__ = "0.2.0"
 __all__ = [
     "DataError",
     "DeviceError",
+    "Generation",
+    "Generations",
     "GptxError",
     "ModelError",
     "Prediction",
@@ -71,6 +74,7 @@ _HOMES = {
         ),
         "gptx_nb.errors",
     ),
+    **dict.fromkeys(("Generation", "Generations"), "gptx_nb.generations"),
     **dict.fromkeys(("Prediction", "Predictions"), "gptx_nb.predictions"),
     "PretrainRecipe": "gptx_nb.pretraining",
     "Recipe": "gptx_nb.recipe",

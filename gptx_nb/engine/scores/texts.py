@@ -32,6 +32,13 @@ def require(*kinds: Literal["ROUGE", "chrF", "BLEU"]) -> None:
         )
 
 
+def require_for(scores: Iterable[str]) -> None:
+    """Do so for those of `scores` (rougeL, chrf, bleu, …) that need a package."""
+    kinds: dict[str, Literal["ROUGE", "chrF", "BLEU"]] = {"rougeL": "ROUGE", "chrf": "chrF", "bleu": "BLEU"}
+    if needed := [kinds[each] for each in scores if each in kinds]:
+        require(*needed)
+
+
 def _is(names: list[str]) -> str:
     return "is" if len(names) == 1 else "are"
 
@@ -113,7 +120,7 @@ def rouge(references: Sequence[Sequence[str]], answers: Sequence[str]) -> dict[s
 def chrf(references: Sequence[Sequence[str]], answers: Sequence[str]) -> Score:
     """Return chrF2 (Popović 2015) of all answers together, 0 to 100, as sacrebleu's `corpus_score`."""
     require("chrF")
-    from sacrebleu.metrics import CHRF
+    from sacrebleu.metrics.chrf import CHRF
 
     metric = CHRF()
     counts = _sentence_statistics(metric, references, answers)
@@ -126,7 +133,7 @@ def bleu(references: Sequence[Sequence[str]], answers: Sequence[str], chinese: b
     Words are those of mteval-v13a; where the answers are Chinese (None: where the references are), those of `zh`.
     """
     require("BLEU")
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
     if chinese is None:
         chinese = spaceless("".join(text for accepted in references for text in accepted))
