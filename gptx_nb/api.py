@@ -1,4 +1,4 @@
-"""The Python twins of the magics: finetune, pretrain, predict, watch, stop, runs, load, device, free.
+"""The Python twins of the magics: finetune, pretrain, predict, evaluate, watch, stop, runs, load, device, free.
 
 Each returns a plain object, so that a script reads like a notebook, and shows at most a line of progress. Only `load`
 imports an ML library here; training and prediction run in processes of their own.
@@ -12,16 +12,17 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from gptx_nb import inference, launch
+from gptx_nb import evaluations, inference, launch
 from gptx_nb.catalog import CATALOG
-from gptx_nb.errors import BY_NAME, DeviceError, RunFailed, RunNotFound, UsageError, nearest
+from gptx_nb.errors import BY_NAME, DeviceError, RecipeError, RunFailed, RunNotFound, UsageError, nearest
+from gptx_nb.evaluations import Evaluation
 from gptx_nb.generations import Generations
 from gptx_nb.predictions import Predictions
 from gptx_nb.pretraining import AnyRecipe, PretrainRecipe
 from gptx_nb.progress import StatusLine, called, trouble
-from gptx_nb.recipe import Recipe, make_recipe
+from gptx_nb.recipe import Recipe, Task, make_recipe
 from gptx_nb.runs import Run, RunStore
 
 Watcher = Callable[[Run], None]
@@ -111,11 +112,53 @@ def predict(
         line.close()
 
 
+def evaluate(
+    name: str,
+    data: object | None = None,
+    version: int | None = None,
+    *,
+    task: str | None = None,
+    shots: int = 0,
+    most: int = evaluations.MOST,
+    max_new_tokens: int | None = None,
+    **settings: Any,
+) -> Evaluation:
+    """Score the run `name`, or a base model of that name, on any table; waits while the run trains.
+
+    `data` is what `finetune` takes there; of its settings `columns`, `text`, `label`, `split`, `subset` and
+    `allow_code` say how to read it. A model that writes is shown `shots` rows with their answers, and answers `most`
+    of the others. Every score has its number of examples and a 95 % interval.
+    """
+    known = ("columns", "text", "label", "split", "subset", "allow_code", "device")
+    for word in settings:
+        if word not in known:
+            raise UsageError(
+                f"unknown setting {word!r}.{nearest(word, known)} For scoring there are: {', '.join(known)}"
+            )
+    for word, value, least in (("shots", shots, 0), ("most", most, 1), ("max_new_tokens", max_new_tokens, 1)):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+            raise UsageError(f"{word}: {value!r} does not fit: a whole number from {least}")
+    who = find(name, version)
+    tasks = list(get_args(Task))
+    if task is not None and task not in tasks:
+        raise UsageError(f"unknown task {task!r}.{nearest(task, tasks)} Tasks: {', '.join(tasks)}")
+    recipe, objects = with_objects({**settings, "data": data})
+    assert isinstance(recipe, Recipe)
+    if isinstance(who, Run):
+        line = StatusLine()
+        try:
+            wait_for_model(who, line)
+        finally:
+            line.close()
+    how = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+    return evaluations.evaluate(who, recipe, objects.get("data"), task=task, shots=shots, most=most, how=how)
+
+
 def find(name: str, version: int | None = None) -> Run | str:
     """Return the run `name`, or `name` itself where it is a base model: a short name, a folder, OWNER/NAME."""
     try:
         return RunStore().find(name, version)
-    except RunNotFound:
+    except (RunNotFound, RecipeError):  # no run, or nothing that could name one
         path = Path(name).expanduser()
         owner, _, rest = name.partition("/")
         if name in CATALOG or path.is_dir() or path.suffix == ".gguf" or (owner and rest and not rest.isdigit()):

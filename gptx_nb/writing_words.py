@@ -10,7 +10,7 @@ OPENS, CLOSES = "⟦", "⟧"  # around what is to be predicted
 NAMES = {
     "rougeL": "ROUGE-L", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "f1": "token F1", "exact_match": "exact match",
     "chrf": "chrF", "bleu": "BLEU", "accuracy": "accuracy", "pass@1": "pass@1", "perplexity": "perplexity",
-    "bits_per_byte": "bits a byte",
+    "bits_per_byte": "bits a byte", "macro_f1": "macro F1", "calibration_error": "calibration error",
 }  # fmt: skip
 
 

@@ -261,6 +261,15 @@ def _require(sheet: Sheet, roles: Mapping[str, str | list[str]], lead: str, sett
                 )
 
 
+def facts_of(task: str, roles: Roles, examples: Sequence[Example]) -> dict[str, Any]:
+    """Return what holds for a whole table, for a model that was not tuned on another."""
+    kind = TASKS[task]
+    facts = _facts(kind, roles)
+    if "joint" in facts:
+        facts["joint"] = templates.joint_of(*([each[role] for each in examples] for role in kind_pair(kind)))
+    return facts
+
+
 def kind_pair(kind: WritingTask) -> tuple[str, str]:
     return kind.asked, kind.target
 

@@ -309,6 +309,19 @@ class Writer:
             found.append((shares / shares.sum()).tolist())
         return found
 
+    def rows(self, example: Example, shots: Sequence[Example] = ()) -> list[Encoded | None]:
+        """Return the rows of an example with its answer, as they would be learnt; None for one that does not fit."""
+        parts = self.task.segments(example, self.facts, self._tokenizer)
+        if self.task.whole_text(example):
+            return [row for each in parts for row in self.encoder.windows(each)]
+        if shots and self.task.name != "chat":
+            parts = [[*self.prompt(example, shots), *(each for each in part if each.target)] for part in parts]
+        return [self.encoder.encode(part) for part in parts]
+
+    def text_of(self, row: Encoded) -> str:
+        """Return the text of a row's targets."""
+        return self._decode([token for token, target in zip(row.ids, row.loss, strict=True) if target])
+
     def nats(self, rows: Sequence[Encoded]) -> np.ndarray:
         """Return float64 (rows, 2): the nats of each row's targets, and their number."""
         packed = self._model.config._attn_implementation == packing.ATTENTION or packing.use(self._model) is None

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -66,6 +67,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         parsed, left = self.parse_known_args(args, namespace)
+        if left and getattr(parsed, "text", None) == [] and not any(each.startswith("-") for each in left):
+            parsed.text, left = left, []  # argparse takes texts before a flag only
         if left:
             getattr(parsed, "parser", self).error(f"unrecognized arguments: {' '.join(left)}")
         return parsed
@@ -106,6 +109,15 @@ def parser() -> Parser:
     for option, kind_of in WISHES.items():
         writing.add_argument(option, type=kind_of, default=None, metavar=kind_of.__name__.upper())
     writing.add_argument("--shots", type=Path, help="a .jsonl file of examples with answers, shown before the prompt")
+
+    one = add("eval", evaluate, "score a run, or a base model, on any table")
+    one.add_argument("name", help="a run; NAME/2 is version 2; or a base model")
+    one.add_argument("data", help="a file, a data set's folder, or its name on the Hugging Face Hub")
+    for option in ("--task", "--columns", "--text", "--label", "--split", "--subset", "--allow-code"):
+        one.add_argument(option)
+    for option in ("--shots", "--most", "--max-new-tokens"):
+        one.add_argument(option, type=int, metavar="N")
+    one.add_argument("--json", action="store_true", help="print JSON")
 
     one = add("runs", runs, "list all runs, newest first")
     one.add_argument("--json", action="store_true", help="print JSON")
@@ -190,6 +202,18 @@ def predict(given: argparse.Namespace) -> None:
             print(f"{each.label}\t{each.probability:.3f}\t{' '.join(each.text.split())}")
         for note in found.notes():
             print(note, file=sys.stderr)
+
+
+def evaluate(given: argparse.Namespace) -> None:
+    from gptx_nb import api
+
+    names = ("columns", "text", "label", "split", "subset", "allow_code")
+    settings: dict[str, Any] = fields.read_flags({name: getattr(given, name) for name in names})
+    for name in ("task", "shots", "most", "max_new_tokens"):
+        if (value := getattr(given, name)) is not None:
+            settings[name] = value
+    found = api.evaluate(given.name, given.data, **settings)
+    print(json.dumps(files.finite(asdict(found)), ensure_ascii=False, indent=2) if given.json else repr(found))
 
 
 def _print(text: str) -> None:

@@ -32,6 +32,7 @@ from gptx_nb.runs import Run, RunStore
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from gptx_nb.evaluations import Evaluation
     from gptx_nb.generations import Generations
     from gptx_nb.predictions import Predictions
     from gptx_nb.views.panels import DeviceView, LiveView, RunTable, RunView
@@ -55,6 +56,10 @@ WISHES: dict[str, Callable[[str], Any]] = {  # of %gpt_predict, and how each is 
     "--task": str,
     "--shots": str,
 }
+EVAL_FLAGS = (
+    *("--task", "--columns", "--text", "--label", "--split", "--subset"),
+    *("--shots", "--most", "--max-new-tokens", "--allow-code"),
+)
 ALONE = "gptx value {} "  # stands in the YAML for an expression that is a whole value
 EXAMPLE_NAMES: dict[type[AnyRecipe], str] = {Recipe: "reviews", PretrainRecipe: "my-domain"}
 NOT_CONFIGURED = ("data", "examples", "text", "label", "labels", "columns")  # they belong to one table
@@ -184,6 +189,49 @@ class GptxMagics(_Configured):  # type: ignore[misc]
             print(text, end="", flush=True)
 
         return say
+
+    @no_var_expand
+    @line_magic
+    @briefly
+    def gpt_eval(self, line: str) -> Evaluation:
+        """Score a run, or a base model, on any table: %gpt_eval NAME data [--flag value ...].
+
+        `data` is a table of this notebook, a file, a folder, or a data set's name; NAME as in %gpt_predict. Flags:
+
+        --task TASK          what a base model shall do, by default what the table's columns are for
+        --columns {role: column}   --text COLUMN   --label COLUMN   --split NAME   --subset NAME
+        --shots K            rows of the table that a model that writes is shown with their answers, and not scored on
+        --most N             answers to write, 50 by default   --max-new-tokens N of each
+        --allow-code true    run written programs in a sandbox, to score them by their tests
+        """
+        _refuse_secrets(line)
+        words = list(_split(line))
+        usage = "%gpt_eval takes the name of a run or base model and a table, as in `%gpt_eval reviews test.csv`"
+        plain: list[str] = []
+        settings: dict[str, Any] = {}
+        while words:
+            word = words.pop(0)
+            if not word.startswith("--"):
+                plain.append(word)
+                continue
+            option, separator, value = word.partition("=")
+            if option.replace("_", "-") not in EVAL_FLAGS:
+                raise UsageError(
+                    f"unknown flag {option!r}.{nearest(option, EVAL_FLAGS)} Flags: {', '.join(EVAL_FLAGS)}"
+                )
+            if not separator and not words:
+                raise UsageError(f"{option} needs a value")
+            key = option[2:].replace("-", "_")
+            settings[key] = parse_yaml(f"{key}: {self._inserted(value if separator else words.pop(0))}", option)[key]
+        if len(plain) != 2:
+            raise UsageError(usage)
+        asked: dict[str, Any] = {"data": plain[1]}
+        objects: dict[str, Any] = {}
+        self._resolve(asked, "data", objects)
+        data = objects.get("data", unquoted(str(asked["data"])))
+        from gptx_nb import api
+
+        return api.evaluate(unquoted(self._inserted(plain[0])), data, **settings)
 
     @no_var_expand
     @line_magic
@@ -560,7 +608,7 @@ def _refuse_secrets(text: str, *, names: bool = True) -> None:
 # ---- completion -----------------------------------------------------------------------------------------------------
 
 MAKE_A_RUN: dict[str, type[AnyRecipe]] = {kind.magic: kind for kind in (Recipe, PretrainRecipe)}
-TAKE_A_RUN = (*MAKE_A_RUN, "gpt_predict", "gpt_watch", "gpt_stop", "gpt_runs")
+TAKE_A_RUN = (*MAKE_A_RUN, "gpt_predict", "gpt_eval", "gpt_watch", "gpt_stop", "gpt_runs")
 CALL = re.compile(r"^\s*(?:\w+\s*=\s*)?(%%?)(gpt_[a-z]+)\s(.*)$", re.DOTALL)
 PLAIN = re.compile(r"[^\W\d][\w.-]*")  # a column that needs no quotes
 MIME_TABLES = ("DataFrame", "Series", "Dataset", "DatasetDict", "Table", "LazyFrame")

@@ -2,6 +2,7 @@
 
     python -m gptx_nb.worker RUN_DIR ATTEMPT
     python -m gptx_nb.worker --rank RUN_DIR ATTEMPT   one of several that train together; the first one starts them
+    python -m gptx_nb.worker --evaluate FOLDER        scores a model on a table (gptx_nb/evaluations.py)
     python -m gptx_nb.worker --device                 prints what this machine computes on, as JSON
 
 A run that does not fit beside those that train already waits in line (gptx_nb/line.py). It holds no model meanwhile:
@@ -63,6 +64,10 @@ def main(arguments: list[str]) -> int:
         peak = device.matrix_peak(chosen.device, chosen.dtype, seconds=0.1)
         print(json.dumps({**chosen.to_json(), "matrix_peak": peak}))
         return FINISHED
+    if arguments[0] == "--evaluate":
+        from gptx_nb.worker import evaluation
+
+        return evaluation.carry_out(Path(arguments[1]))
     ranks: Ranks | None = None
     if arguments[0] == "--rank":
         from gptx_nb.engine.distributed import Ranks
