@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gptx_nb import launch, progress
 from gptx_nb.engine import examples as reading
-from gptx_nb.engine import roles
+from gptx_nb.engine import jobs, roles
 from gptx_nb.errors import DataError, RecipeError
 from gptx_nb.recipe import Recipe, make_recipe
 from gptx_nb.runs import Run
@@ -128,11 +128,22 @@ def test_answers_come_in_the_shapes_that_tables_have(tmp_path: Path) -> None:
         for at in range(4)
     ]
     assert table_of(tmp_path, squad).train[0]["references"] == ["b", "a b"]
+    listed = [{"question": f"Q{at}?", "answers": [{"text": "b", "answer_start": 2}]} for at in range(4)]
+    assert table_of(tmp_path, listed).train[0]["answer"] == "b"
     arc = [
         {"question": f"Q{at}?", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "B"}
         for at in range(4)
     ]
     assert table_of(tmp_path, arc).train[0]["answer"] == "y"
+
+
+def test_a_meaning_and_its_text_or_the_lines_of_a_file_are_for_text_generation(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"mr": [f"name[{at}]" for at in range(20)], "text": [f"There is {at}." for at in range(20)]})
+    assert table_of(tmp_path, frame).report["roles"] == {"prompt": "mr", "completion": "text"}
+    (tmp_path / "poem.txt").write_text("One line.\n\nAnother line.\n")
+    asked = make_recipe({"data": str(tmp_path / "poem.txt")})
+    table = reading.load(asked, stage(asked, None, None, tmp_path), tmp_path)
+    assert table.train == [{"text": "One line."}, {"text": "Another line."}]  # type: ignore[comparison-overlap]
 
 
 def test_bad_rows_are_told_with_their_number(tmp_path: Path) -> None:
@@ -167,6 +178,20 @@ def test_the_snapshot_gives_the_same_examples(tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text(json.dumps({**table.report, "fingerprint": "0"}))
     with pytest.raises(DataError, match="has been changed since it was made"):
         reading.load_snapshot(tmp_path)
+
+
+def test_a_long_conversation_loses_its_oldest_turns_and_a_short_one_nothing(tmp_path: Path, tiny_model: Path) -> None:
+    talk = [{"role": role, "content": f"{role} {at}"} for at in range(6) for role in ("user", "assistant")]
+    system = [{"role": "system", "content": "Be brief."}]
+    table = table_of(tmp_path, [{"messages": [*system, *talk]}, {"messages": talk[:2]}], validation=0)
+    job = jobs.of(table, make_recipe({"data": "df"}))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    job.encode(tokenizer, 128)
+    first, second = (tokenizer.decode(row) for row in job.token_rows[0])
+    assert first.startswith("<|system|>\nBe brief.\n<|user|>\nuser 4\n<|assistant|>\nassistant 4")
+    assert second.startswith("<|user|>\nuser 0")
+    tokens = job.told(tokenizer)["tokens"]
+    assert (tokens["cut"], tokens["left_out"]) == (1, 0)
 
 
 # ---- a run of each task ---------------------------------------------------------------------------------------------

@@ -168,28 +168,34 @@ class Writing:
             parts: list[Any] = []
             for number, example in enumerate(examples, 1):
                 try:
-                    segments = self.task.segments(example, self.table.facts, tokenizer)
+                    found, shortened, segments = self._encoded(example, encoder, tokenizer)
                 except DataError as error:
                     raise DataError(f"{self.report['source']}, example {number}: {error}") from None
-                if self.task.whole_text(example):
-                    rows += [row for each in segments for row in encoder.windows(each)]
-                else:
-                    parts += segments
-            if not parts:
-                continue
-            encoded = [encoder.encode(each) for each in parts]
-            fitting = [row for row in encoded if row is not None and any(row.loss)]
-            if not fitting and rows is self._rows:
+                fitting = [row for row in found if row is not None and any(row.loss)]
+                cut += shortened or any(row.cut for row in fitting)
+                left_out += not fitting
+                rows += fitting
+                parts += segments
+            if parts and not rows and rows is self._rows:
                 encoder.rows(parts, str(self.report["source"]))  # says why nothing can be learnt
-            cut += sum(row.cut > 0 for row in fitting)
-            left_out += len(encoded) - len(fitting)
-            rows += fitting
         self._counts = {"cut": cut, "left_out": left_out}
         if left_out:
             self._notes.append(
                 f"{left_out:,} example{'s are' if left_out != 1 else ' is'} left out: the answer and what asks for it "
                 f"take more than {max_length:,} tokens"
             )
+
+    def _encoded(
+        self, example: dict[str, Any], encoder: Encoder, tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[list[Encoded | None], bool, list[Any]]:
+        """Return the rows of an example, whether it lost its oldest turns to fit, and its segments."""
+        segments = self.task.segments(example, self.table.facts, tokenizer)
+        if self.task.whole_text(example):
+            return [row for each in segments for row in encoder.windows(each)], False, segments
+        rows = [encoder.encode(each) for each in segments]
+        if None in rows and (shorter := self.task.shorter(example)) is not None:
+            return self._encoded(shorter, encoder, tokenizer)[0], True, segments
+        return rows, False, segments
 
     @property
     def token_rows(self) -> tuple[list[list[int]], list[list[int]]]:

@@ -90,7 +90,7 @@ def load(task: str, why: str, recipe: Recipe, sources: Mapping[str, Source | Non
     if own is not None:
         other = read(
             own, run_folder, subset=own.options.get("subset", recipe.subset), split=own.options.get("split"),
-            named=_flat(roles), setting="validation",
+            named=_flat(roles), setting="validation", plain_text=task == "text-generation",
         )  # fmt: skip
         _require(other, roles, "validation: ")
         held = _examples(other, kind, roles, facts)
@@ -164,7 +164,7 @@ def _sheet(source: Source | None, recipe: Recipe, run_folder: Path) -> Sheet:
     options = source.options
     return read(
         source, run_folder, subset=options.get("subset", recipe.subset), split=options.get("split", recipe.split),
-        named=named,
+        named=named, plain_text=recipe.task in (None, "text-generation"),
     )  # fmt: skip
 
 
@@ -194,12 +194,13 @@ def _has_label(sheet: Sheet, recipe: Recipe, guess: Guess) -> bool:
         return False
     labels = [each for each in sheet.columns[found.label] if each is not None]
     distinct = len({str(each) for each in labels})
-    if not 2 <= distinct <= max(2, len(labels) // 2) or any(isinstance(each, list | dict) for each in labels):
+    by_name = bool(data._by_name([found.label], data.LABEL_NAMES))
+    most = len(labels) // 2 if by_name else min(100, len(labels) // 5)
+    if not 2 <= distinct <= max(2, most) or any(isinstance(each, list | dict) for each in labels):
         return False
     if set(guess.roles) == {"text"}:
         return True
     few = distinct <= max(2, len(labels) // 10)
-    by_name = bool(data._by_name([found.label], data.LABEL_NAMES))
     return few and by_name and found.label in _flat(guess.roles) and "choices" not in guess.roles
 
 

@@ -231,14 +231,14 @@ class Writer:
         prompts: list[list[int]] = []
         cut = 0
         for number, example in enumerate(examples, 1):
-            found = self.encoder.prompt(self.prompt(example, shots), room)
+            found, shortened = self._fitting(example, shots, room)
             if found is None:
                 fewer = " or with fewer shots" if shots else ""
                 raise DataError(
                     f"row {number} of {len(examples)} is too long: the model sees {self.context:,} tokens, of which "
                     f"{room:,} are kept for the answer. Ask for less at once{fewer}"
                 )
-            cut += found.cut > 0
+            cut += shortened or found.cut > 0
             prompts += [found.ids] * how.n
         stops = tuple(each for each in (*how.stop, *(() if self.tuned else self.task.base_stop)) if each)
         stream = _Stream(self, stops, on_text) if on_text is not None and len(prompts) == 1 else None
@@ -265,6 +265,13 @@ class Writer:
         if stream is not None:
             stream.end()
         return Answers([written[at : at + how.n] for at in range(0, len(written), how.n)], cut)
+
+    def _fitting(self, example: Example, shots: Sequence[Example], room: int) -> tuple[Encoded | None, bool]:
+        """Return the tokens of a prompt, and whether a conversation lost its oldest turns for that."""
+        found = self.encoder.prompt(self.prompt(example, shots), room)
+        if found is None and (shorter := self.task.shorter(example)) is not None:
+            return self._fitting(shorter, shots, room)[0], True
+        return found, False
 
     def _sampling(self, how: How) -> generate.Sampling:
         temperature, top_p = how.temperature, how.top_p

@@ -86,6 +86,13 @@ class WritingTask:
         left_out = {self.target, "references", "tests", "entry_point"}
         return {role: value for role, value in example.items() if role not in left_out}
 
+    def shorter(self, example: Example) -> dict[str, Any] | None:
+        """Return a conversation without its oldest exchange; None for what has no such thing to lose."""
+        messages = list(example.get("messages") or ())
+        opening = messages[:1] if messages and messages[0]["role"] == "system" else []
+        talk = messages[len(opening) :]
+        return {**example, "messages": [*opening, *talk[2:]]} if len(talk) > 2 else None
+
     def shown(self, example: Example) -> str:
         """Return in one text what an example asks, for people."""
         if self.name == "chat":
@@ -151,7 +158,7 @@ def _references(value: Any, role: str) -> list[str]:
     value = _parsed(value)
     if isinstance(value, Mapping):  # SQuAD: {"text": [...], "answer_start": [...]}
         value = value.get("text", value.get("value"))
-    listed = value if isinstance(value, list) else [value]
+    listed = [_text_in(each) for each in (value if isinstance(value, list) else [value])]
     found = list(dict.fromkeys(_text({role: each}, role) for each in listed if each is not None and each != ""))
     if not found:
         raise Missing(f"empty {role}")
@@ -168,6 +175,11 @@ def _question(row: dict[str, Any]) -> dict[str, Any]:
     found["choices"] = choices
     found["answer"] = choices[_right(row.get("answer"), choices, names)]
     return found
+
+
+def _text_in(answer: Any) -> Any:
+    """Return the text of an answer that is told with its place: {"text": …, "answer_start": …}."""
+    return answer["text"] if isinstance(answer, Mapping) and isinstance(answer.get("text"), str) else answer
 
 
 def _choices(value: Any) -> tuple[list[str], list[str]]:
