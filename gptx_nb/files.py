@@ -118,6 +118,24 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     flush_directory(path.parent)
 
 
+def move_folder(path: Path, target: Path) -> None:
+    """Give the folder `path` another place on the same disk, as one step.
+
+    Raises FileExistsError where `target` is there already, FileNotFoundError where `path` is gone.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        raise FileExistsError(target)
+    try:
+        os.rename(path, target)
+    except OSError as error:
+        if target.exists():  # a folder that is not empty came in between
+            raise FileExistsError(target) from error
+        raise
+    flush_directory(target.parent)
+    flush_directory(path.parent)
+
+
 def create_exclusive(path: Path, content: bytes) -> bool:
     """Create `path` with `content`, or return False where it exists.
 

@@ -29,7 +29,7 @@ from gptx_nb import files, line, metrics
 from gptx_nb.catalog import CATALOG, RUN
 from gptx_nb.errors import BY_NAME, ModelError, RunFailed, RunNotFound, UsageError
 from gptx_nb.pretraining import AnyRecipe
-from gptx_nb.recipe import SOURCES, Settings, check_name, matters
+from gptx_nb.recipe import SOURCES, Recipe, Settings, check_name, matters
 from gptx_nb.run_files import RunFiles
 from gptx_nb.runs import ACTIVE, Run, RunStore, home
 from gptx_nb.sources import Source, stage
@@ -90,6 +90,30 @@ def train(
         raise KeyboardInterrupt(_goes_on(launched.run)) from None
     if wait:
         raise_if_bad(launched.run)
+    return launched
+
+
+def resume(run: Run, progress: Progress | None = None) -> Launched:
+    """Go on with `run` as its latest attempt was asked to, for a view that has a run and no cell.
+
+    Returns once training has begun. Raises UsageError where there is nothing to go on with, else as `finetune` does.
+    """
+    state = run.state()
+    if state == "finished" or state in ACTIVE:
+        raise UsageError(f"{_called(run)} cannot be resumed: it is {state}")
+    code = run.request().get("code")
+    if code != gptx_nb.__version__:
+        raise UsageError(
+            f"{_called(run)} was begun by gptx_nb {code}, and this is {gptx_nb.__version__}, which may compute "
+            "otherwise. Start it anew from its recipe"
+        )
+    attempt = run.attempts()
+    run.withdraw_stop()
+    if settings := files.read_json(run.settings_file(attempt)):
+        files.write_json(run.settings_file(attempt + 1), settings)
+    action: Literal["resumed", "attached"] = "resumed" if _start(run, attempt + 1, progress) else "attached"
+    launched = Launched(run, action, f"{_called(run)} was {state}: going on with attempt {run.attempts()}")
+    _preflight(launched, RunStore(run.folder.parents[2]), progress)
     return launched
 
 
@@ -180,9 +204,9 @@ def _launch(
             if changed:
                 note += f". To have {changed}, type `%gpt_stop {name}` and run this cell again"
             return Launched(latest, "attached", note)
-        if state == "finished" and latest.model.is_dir():
+        if state == "finished" and latest.model.is_dir() and not _wants_comparison(latest, recipe):
             return Launched(latest, "shown", f"{_called(latest)} has finished with this recipe and data: showing it")
-        if state != "finished":
+        if state != "finished" or latest.model.is_dir():
             latest.withdraw_stop()
             files.write_json(latest.settings_file(attempt + 1), _free(recipe))
             if _start(latest, attempt + 1, progress):
@@ -203,6 +227,15 @@ def _launch(
     run = store.create(name, fill, version)
     _start(run, 1, progress)
     return Launched(run, "new", note)
+
+
+def _wants_comparison(run: Run, recipe: AnyRecipe) -> bool:
+    """Whether `recipe` asks to compare the finished `run` with random weights, over seeds that were not yet."""
+    if not isinstance(recipe, Recipe) or recipe.baseline is None:
+        return False
+    scores = run.scores() or {}
+    known = len((scores.get("transfer") or {}).get("scratch") or ())
+    return bool(scores.get("validation")) and known < recipe.baseline_seeds
 
 
 def _until_known(run: Run, attempt: int, progress: Progress | None) -> None:

@@ -31,6 +31,7 @@ PHASES = {
     "preflight": "trying the longest rows",
     "training": "training",
     "scoring": "scoring",
+    "transfer": "training for comparison",
     "saving": "saving",
 }
 RECENT = 20  # steps over which speed is averaged
@@ -235,6 +236,11 @@ def number(value: float) -> str:
     return f"{value:.2f}" if value >= 0.095 or value == 0 else f"{value:.2g}"
 
 
+def share(value: float | None) -> str:
+    """A score from 0 to 1 in words; nothing where there is none."""
+    return "" if value is None else f"{value:.2f}"
+
+
 def duration(seconds: float) -> str:
     """A time in words: 12 s, 3 min, 1 h 20 min."""
     if seconds < 99.5:
@@ -427,14 +433,30 @@ def verdict(scores: dict[str, Any]) -> str:
     return f"Better than TF-IDF: {ours:.2f} against {words:.2f} {on}."
 
 
-def score_rows(run: Run) -> list[tuple[str, float, float]]:
+def transfer_gain(transfer: dict[str, Any]) -> str:
+    """Say in one line how much pretraining helped, and how sure that is."""
+    seeds = counted(len(transfer["scratch"]), "seed")
+    points = 100 * transfer["gain"]
+    if transfer["low"] is None:
+        return f"Transfer gain: {points:+.1f} points over random weights, with one seed; that can be chance."
+    between = f"{100 * transfer['low']:+.1f} to {100 * transfer['high']:+.1f}"
+    chance = "; that can be chance" if transfer["low"] <= 0 <= transfer["high"] else ""
+    return f"Transfer gain: {points:+.1f} points over random weights (95 % interval {between}, {seeds}){chance}."
+
+
+def score_rows(run: Run) -> list[tuple[str, float, float | None]]:
     """Return (who, accuracy, macro F1) of the model and of each baseline; empty where nothing was held back."""
     scores = run.scores()
     if not scores or not scores.get("validation") or run.kind is PretrainRecipe or writing_words.is_writing(scores):
         return []
     validation = scores["validation"]
-    rows = [(f"{called(run)} ({model_name(run)})", validation["accuracy"], validation["macro_f1"])]
+    rows: list[tuple[str, float, float | None]] = [
+        (f"{called(run)} ({model_name(run)})", validation["accuracy"], validation["macro_f1"])
+    ]
     baselines = scores.get("baselines") or {}
+    if transfer := scores.get("transfer"):
+        mean = sum(transfer["scratch"]) / len(transfer["scratch"])
+        rows.append((f"same architecture, random weights ({counted(len(transfer['scratch']), 'seed')})", mean, None))
     rows += [
         (words, baselines[name]["accuracy"], baselines[name]["macro_f1"])
         for name, words in NAMES.items()
@@ -501,10 +523,12 @@ def result_lines(run: Run) -> list[str]:
             lines.append(f"asked: {one_line(asked, 100)}")
             for who, text in (("right", right), ("tuned", answer), ("base", before)):
                 lines += [f"  {who}: {one_line(text, 140)}"] if text else []
+    if scores.get("transfer"):
+        lines.append(transfer_gain(scores["transfer"]))
     if rows := score_rows(run):
         width = max(len(who) for who, _, _ in rows)
         lines.append(f"{'':{width}}  accuracy  macro F1")
-        lines += [f"{who:{width}}  {accuracy:8.2f}  {f1:8.2f}" for who, accuracy, f1 in rows]
+        lines += [f"{who:{width}}  {accuracy:8.2f}  {share(f1):>8}" for who, accuracy, f1 in rows]
     return lines + [f"note: {note}" for note in [*warnings(run), *_notes(run)]]
 
 
@@ -602,6 +626,7 @@ def device_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         memory = size(facts["memory_total"]) + free
     found = [
         ("device", f"{facts['device']}: {facts['reason']}"),
+        ("given to this kernel", facts.get("kernel") or ""),
         ("name", facts.get("name") or ""),
         ("arithmetic", f"{facts['dtype']}: {facts['dtype_reason']}"),
         ("matrix products", f"{facts['matrix_peak'] / 1e9:,.0f} GFLOP/s, measured" if facts.get("matrix_peak") else ""),

@@ -241,6 +241,15 @@ class Recipe(Settings):
         reason="written programs are only run where you say so",
         matters=False,
     )
+    baseline: Literal["scratch"] | None = setting(
+        None,
+        "scratch: also train the same architecture from random weights, and show what pretraining was worth.",
+        reason="takes as long again for every seed, twice",
+        matters=False,
+    )
+    baseline_seeds: int = setting(
+        3, "Seeds over which that is compared.", reason="shows its spread", unit="seeds", matters=False, ge=1, le=10
+    )
     seed: int = setting(
         0, "Seed of split, order and new weights.", reason="the same cell gives the same model", ge=0, le=2**31 - 1
     )

@@ -63,6 +63,10 @@ class RunFiles:
         return self.data / "before.json"
 
     @property
+    def transfer_file(self) -> Path:
+        return self.folder / "transfer.json"
+
+    @property
     def stop_file(self) -> Path:
         return self.folder / "stop"
 

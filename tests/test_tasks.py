@@ -166,6 +166,8 @@ def test_settings_that_make_no_sense_for_a_model_that_writes_are_refused(tmp_pat
         RecipeError, match=r"tune: head trains a new classification head, and question-answering has none"
     ):
         table_of(tmp_path, questions(), tune="head")
+    with pytest.raises(RecipeError, match=r"baseline: scratch compares classifiers, by accuracy"):
+        table_of(tmp_path, questions(), baseline="scratch")
     with pytest.raises(RecipeError, match=r"label: chat has no labels"):
         table_of(tmp_path, tables()["chat"], task="chat", label="messages")
 
@@ -173,11 +175,11 @@ def test_settings_that_make_no_sense_for_a_model_that_writes_are_refused(tmp_pat
 def test_the_snapshot_gives_the_same_examples(tmp_path: Path) -> None:
     table = table_of(tmp_path, tables()["chat"])
     reading.save_snapshot(table, tmp_path)
-    again = reading.load_snapshot(tmp_path)
+    again = reading.load_snapshot(tmp_path, make_recipe({"data": "df"}))
     assert again == table
     (tmp_path / "report.json").write_text(json.dumps({**table.report, "fingerprint": "0"}))
     with pytest.raises(DataError, match="has been changed since it was made"):
-        reading.load_snapshot(tmp_path)
+        reading.load_snapshot(tmp_path, make_recipe({"data": "df"}))
 
 
 def test_a_long_conversation_loses_its_oldest_turns_and_a_short_one_nothing(tmp_path: Path, tiny_model: Path) -> None:

@@ -35,11 +35,12 @@ def load(recipe: Recipe, sources: Mapping[str, Source | None], run_folder: Path)
     return data.load(recipe, sources, run_folder)
 
 
-def load_snapshot(folder: Path) -> AnyTable:
+def load_snapshot(folder: Path, recipe: Recipe) -> AnyTable:
     """Read what `save_snapshot` wrote; raises DataError where it is missing or is not what it was."""
     report = files.read_json(folder / "report.json") or {}
     if report.get("task", CLASSIFICATION) == CLASSIFICATION:
         return data.load_snapshot(folder)
+    _check(report["task"], recipe)
     return roles.load_snapshot(folder)
 
 
@@ -57,6 +58,11 @@ def _check(task: str, recipe: Recipe) -> None:
         raise RecipeError(
             f"tune: head trains a new classification head, and {task} has none: the model writes with all it has. "
             "Type `tune: full`, `tune: lora` or `tune: top:4`"
+        )
+    if recipe.baseline is not None:
+        raise RecipeError(
+            f"baseline: {recipe.baseline} compares classifiers, by accuracy. For {task} the base model as it is stands "
+            "beside the tuned one without it; leave it out"
         )
     for name in ("label", "labels"):
         if getattr(recipe, name) is not None:

@@ -38,7 +38,9 @@ class Job(Protocol):
     def is_scored(self) -> bool: ...  # rows were held back
     @property
     def shares_vocabulary(self) -> bool: ...  # the model writes: every row of its embedding is needed
-    def load_model(self, base: models.Base, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel: ...
+    def load_model(
+        self, base: models.Base, tokenizer: PreTrainedTokenizerBase, seed: int, *, scratch: bool = False
+    ) -> PreTrainedModel: ...
     def encode(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None: ...
     @property
     def token_rows(self) -> tuple[list[list[int]], list[list[int]]]: ...  # to learn from, and held back
@@ -80,8 +82,10 @@ class Classification:
     def is_scored(self) -> bool:
         return self.table.validation is not None
 
-    def load_model(self, base: models.Base, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-        return models.load_classifier(base, tokenizer, self.table.labels, seed)
+    def load_model(
+        self, base: models.Base, tokenizer: PreTrainedTokenizerBase, seed: int, *, scratch: bool = False
+    ) -> PreTrainedModel:
+        return models.load_classifier(base, tokenizer, self.table.labels, seed, scratch=scratch)
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         self._rows, self._cut = text_classification.encode(tokenizer, self.table.train.texts, max_length)
@@ -155,7 +159,10 @@ class Writing:
     def is_scored(self) -> bool:
         return bool(self._held) if self._rows else self.table.validation is not None
 
-    def load_model(self, base: models.Base, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+    def load_model(
+        self, base: models.Base, tokenizer: PreTrainedTokenizerBase, seed: int, *, scratch: bool = False
+    ) -> PreTrainedModel:
+        assert not scratch, "only classifiers are compared with random weights (see examples.load)"
         return models.load_causal(base)
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:

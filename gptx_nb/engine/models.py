@@ -294,10 +294,12 @@ def context(config: PreTrainedConfig) -> int:
     return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1024)
 
 
-def load_classifier(base: Base, tokenizer: PreTrainedTokenizerBase, labels: list[str], seed: int) -> PreTrainedModel:
+def load_classifier(
+    base: Base, tokenizer: PreTrainedTokenizerBase, labels: list[str], seed: int, *, scratch: bool = False
+) -> PreTrainedModel:
     """Load `base` in float32 with a new head for `labels`, whose names and order go into the config.
 
-    The head begins at small weights drawn from `seed`, the rest is the base model's.
+    The head begins at small weights drawn from `seed`, the rest is the base model's, or drawn too if `scratch`.
     """
     torch.manual_seed(seed)
     options: dict[str, Any] = {**base.options, **(_dequantise() if base.gguf else {})}
@@ -319,6 +321,9 @@ def load_classifier(base: Base, tokenizer: PreTrainedTokenizerBase, labels: list
     model.config.use_cache = False  # a cache of keys is for generation
     if hasattr(model, "hf_quantizer"):  # set by the GGUF loader; dequantised weights are plain ones
         model.config.__dict__.pop("quantization_config", None)
+    if scratch:
+        torch.manual_seed(seed)
+        model = AutoModelForSequenceClassification.from_config(model.config, dtype=torch.float32)
     return model
 
 

@@ -98,10 +98,11 @@ class Setup:
         return tuning.merge(self.model)
 
 
-def prepare(recipe: Recipe, job: Job, note: Callable[[str], None]) -> Setup:
+def prepare(recipe: Recipe, job: Job, note: Callable[[str], None], *, scratch: bool = False) -> Setup:
     """Load the base model, make tokens of the job's examples, and decide what the recipe leaves open.
 
-    `note` is told what a user should know while this goes on. Raises UsageError for a base model or device that is not
+    `note` is told what a user should know while this goes on. `scratch`: the base model's architecture with random
+    weights, for comparison. Raises UsageError for a base model or device that is not
     there or does not fit.
     """
     transformers.utils.logging.set_verbosity_error()
@@ -110,7 +111,7 @@ def prepare(recipe: Recipe, job: Job, note: Callable[[str], None]) -> Setup:
     device = devices.choose(recipe.device, recipe.dtype)
     base = models.find(recipe.model, recipe.revision, note)
     tokenizer = models.load_tokenizer(base)
-    model = job.load_model(base, tokenizer, recipe.seed)
+    model = job.load_model(base, tokenizer, recipe.seed, scratch=scratch)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     tuned = tuning.prepare(model, recipe.tune, recipe.seed)
 

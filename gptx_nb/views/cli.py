@@ -128,6 +128,13 @@ def parser() -> Parser:
         add(name, command, words).add_argument("name", help="a run; NAME/2 is version 2")
     add("device", device, "show where a run would train, and why")
     add("free", free, "end the inference process and free its memory")
+
+    one = add("kernel", kernel, "make a Jupyter kernel that is bound to a GPU and to default settings")
+    one.add_argument("action", choices=["add"], help="add: install it, or replace it")
+    one.add_argument("--gpu", default="auto", help="a number as nvidia-smi counts them, a UUID, auto or none")
+    one.add_argument("--recipe", type=Path, help="a YAML file of settings that are its defaults")
+    one.add_argument("--name", help="what it is called on disk")
+    one.add_argument("--user", action="store_true", help="for all environments of this user, not for this one only")
     return top
 
 
@@ -279,6 +286,13 @@ def free(given: argparse.Namespace) -> None:
     from gptx_nb import api
 
     print(api.free())
+
+
+def kernel(given: argparse.Namespace) -> None:
+    from gptx_nb.kernel import specs
+
+    folder = specs.add(given.gpu, given.recipe, given.name, user=given.user)
+    print(f"{folder}\nIt is in the launcher after a reload; `jupyter kernelspec remove {folder.name}` removes it.")
 
 
 def _read(path: Path) -> str:

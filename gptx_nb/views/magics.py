@@ -280,10 +280,10 @@ class GptxMagics(_Configured):  # type: ignore[misc]
     def gpt_device(self, line: str) -> DeviceView:
         """Show where a run would train, in which arithmetic, and why: %gpt_device."""
         _alone(line, "gpt_device")
-        from gptx_nb import api
+        from gptx_nb import api, gpus
         from gptx_nb.views.panels import DeviceView
 
-        return DeviceView(api.device())
+        return DeviceView({**api.device(), "kernel": gpus.given()})
 
     @no_var_expand
     @line_magic

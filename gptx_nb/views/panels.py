@@ -327,7 +327,9 @@ def ended(run: Run, note: str = "") -> Bundle:
         if cells:
             shown = [tuple(map(_escaped, each)) for each in cells]
             parts.append(_table(head, shown, right=range(1, len(head))))
-        rows = [(_escaped(who), f"{acc:.2f}", f"{f1:.2f}") for who, acc, f1 in progress.score_rows(run)]
+        if scores.get("transfer"):
+            parts.append(_line(html.escape(progress.transfer_gain(scores["transfer"])), "margin:4px 0"))
+        rows = [(_escaped(who), f"{acc:.2f}", progress.share(f1)) for who, acc, f1 in progress.score_rows(run)]
         if rows:
             parts.append(_table(("on the held-out rows", "accuracy", "macro F1"), rows, right=(1, 2)))
     bundle: Bundle = {"text/plain": "\n".join(progress.result_lines(run))}

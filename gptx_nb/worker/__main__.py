@@ -238,6 +238,8 @@ class Attempt:
         if ranks is None:
             self.phase("data")
         table = self._table(recipe)
+        if self._is_trained() and recipe.baseline is not None and table.validation is not None:
+            return self._compare_with_scratch(recipe, table)
         if ranks is None and (count := self.devices_for(recipe)) > 1:
             return self.lead(count)
 
@@ -357,7 +359,51 @@ class Attempt:
             files.remove_folder(run.model)
         jobs.save(job, run.model, made.finish(kept_step), made.tokenizer, made.max_length)
         run.frozen_part.unlink(missing_ok=True)
-        return end.early
+        if end.early or recipe.baseline is None or table.validation is None:
+            return end.early
+        return self._compare_with_scratch(recipe, table)
+
+    def _is_trained(self) -> bool:
+        """Whether an earlier attempt has trained to the end."""
+        earlier = self.run.outcome(self.attempt - 1) if self.attempt > 1 else None
+        ended = earlier is not None and earlier["reason"] == "finished"
+        return self.run.model.is_dir() and (ended or self.run.transfer_file.exists())
+
+    def _compare_with_scratch(self, recipe: Recipe, table: AnyTable) -> bool:
+        """Measure the transfer gain, seed by seed, into the scores; return whether it was stopped on the way.
+
+        Every accuracy is written down as soon as it is known: what goes on after a crash does not train it again.
+        """
+        from gptx_nb.engine.data import Table
+        from gptx_nb.engine.transfer import ARMS, Gain, accuracy
+
+        assert isinstance(table, Table)  # others are refused when they are read
+        run = self.run
+        scores = run.scores() or {}
+        known = files.read_json(run.transfer_file) or {arm: {} for arm in ARMS}
+        known["pretrained"][str(recipe.seed)] = scores["validation"]["accuracy"]  # this very run
+        files.write_json(run.transfer_file, known)
+        seeds = [str(recipe.seed + number) for number in range(recipe.baseline_seeds)]
+        for number, seed in enumerate(seeds):
+            for arm in ARMS:
+                if seed in known[arm]:
+                    continue
+                weights = "random weights" if arm == "scratch" else "the base model"
+                self.phase("transfer", done=f"seed {number + 1} of {len(seeds)}, from {weights}")
+                found = accuracy(
+                    recipe.model_copy(update={"seed": int(seed)}),
+                    table,
+                    scratch=arm == "scratch",
+                    should_stop=self.should_stop,
+                    record=lambda entry: None,
+                )
+                if found is None:
+                    return True
+                known[arm][seed] = found
+                files.write_json(run.transfer_file, known)
+        gain = Gain(*([known[arm][seed] for seed in seeds] for arm in ARMS))
+        files.write_json(run.scores_file, {**scores, "transfer": gain.to_json()})
+        return False
 
     def _waits_in_line(self) -> bool:
         """Wait until the attempt may train, if it has taken a place in line; return whether it was stopped there."""
@@ -453,7 +499,7 @@ class Attempt:
         from gptx_nb.engine import examples
 
         if self.run.report_file.exists():
-            return examples.load_snapshot(self.run.data)
+            return examples.load_snapshot(self.run.data, recipe)
         sources = self.run.sources()
         try:
             table = examples.load(recipe, sources, self.run.folder)

@@ -1,0 +1,14 @@
+/** The extension's icon: a curve that comes down, in the colours of JupyterLab's own icons. */
+
+import { LabIcon } from '@jupyterlab/ui-components';
+
+export const gptxIcon = new LabIcon({
+  name: 'gptx-nb:runs',
+  svgstr:
+    '<svg xmlns="http://www.w3.org/2000/svg" width="16" viewBox="0 0 24 24">' +
+    '<g class="jp-icon3" fill="#616161">' +
+    '<path d="M3 3h2v16h16v2H3z"/>' +
+    '<path d="M7 5c1.2 6.6 4.400 9.300 13 10.100v-2C13 12.400 10.100 10.100 9 4.600z"/>' +
+    '<circle cx="18" cy="7" r="2.600"/>' +
+    '</g></svg>'
+});

@@ -1,0 +1,67 @@
+/** A form's texts and a recipe's values: each control holds text, and a recipe holds numbers, truths and lists. */
+
+import type { Setting } from './model';
+
+/** Settings that are shown first; the rest is folded away. */
+export const FIRST = ['task', 'model', 'data', 'examples', 'text', 'label', 'epochs', 'tune'];
+const NUMBER = /^[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$/i;
+
+/** Return the value that `text` gives for `setting`; undefined where nothing was typed. The server checks it. */
+export function value(setting: Setting, text: string): unknown {
+  const typed = text.trim();
+  if (typed === '') {
+    return undefined;
+  }
+  if (setting.kind === 'number' || setting.kind === 'whole number') {
+    return NUMBER.test(typed) ? Number(typed) : typed;
+  }
+  if (setting.kind === 'yes or no') {
+    return typed === 'true' ? true : typed === 'false' ? false : typed;
+  }
+  if (setting.kind === 'list') {
+    return typed
+      .split(/[,\n]/)
+      .map(each => each.trim())
+      .filter(Boolean);
+  }
+  if (setting.kind === 'rows') {
+    return typed
+      .split('\n')
+      .filter(line => line.trim())
+      .map(row);
+  }
+  return typed;
+}
+
+/** A line `text -> label`, or with a tab between; what has neither is refused by the server, which says so. */
+function row(line: string): string[] {
+  const at = line.includes('\t') ? line.lastIndexOf('\t') : line.lastIndexOf('->');
+  if (at < 0) {
+    return [line.trim()];
+  }
+  return [line.slice(0, at).trim(), line.slice(at + (line[at] === '\t' ? 1 : 2)).trim()];
+}
+
+/** Return what stands in a control for `given`. */
+export function text(setting: Setting, given: unknown): string {
+  if (given === null || given === undefined) {
+    return '';
+  }
+  if (setting.kind === 'list' && Array.isArray(given)) {
+    return given.join(', ');
+  }
+  if (setting.kind === 'rows' && Array.isArray(given)) {
+    return given
+      .map(each => (Array.isArray(each) ? each.join(' -> ') : Object.values(each as object).join(' -> ')))
+      .join('\n');
+  }
+  return typeof given === 'string' ? given : JSON.stringify(given);
+}
+
+/** What a control shows while it is empty: the default, or that a number is chosen. Its help tells the rest. */
+export function placeholder(setting: Setting): string {
+  if (setting.default !== null && setting.default !== undefined) {
+    return text(setting, setting.default);
+  }
+  return setting.kind.includes('number') ? 'automatic' : '';
+}

@@ -1,0 +1,157 @@
+/** One run in the sidebar: its state, how far it is, and what can be done with it. */
+
+import {
+  copyIcon,
+  deleteIcon,
+  fileIcon,
+  folderIcon,
+  launchIcon,
+  notebookIcon,
+  runIcon,
+  stopIcon
+} from '@jupyterlab/ui-components';
+
+import type { Actions } from '../actions';
+import type { Run } from '../model';
+import { ago, duration, number } from '../words';
+import { fill, h, iconButton, sparkline } from './dom';
+
+export class Card {
+  readonly node: HTMLLIElement;
+  private readonly head = h('div', { class: 'gptx-Card-head' });
+  private readonly body = h('div', { class: 'gptx-Card-body' });
+  private readonly tools = h('div', { class: 'gptx-Card-tools', role: 'toolbar' });
+  private readonly chosen: HTMLInputElement;
+  private shown: Run | null = null;
+  private able = '';
+
+  constructor(
+    private readonly actions: Actions,
+    choose: (chosen: boolean) => void
+  ) {
+    this.chosen = h('input', {
+      type: 'checkbox',
+      class: 'gptx-Card-choose',
+      onchange: () => choose(this.chosen.checked)
+    });
+    this.node = h('li', { class: 'gptx-Card' }, this.head, this.body, this.tools);
+  }
+
+  update(run: Run): void {
+    if (run === this.shown) {
+      return;
+    }
+    this.shown = run;
+    const called = `${run.name} v${run.version}`;
+    this.node.dataset['run'] = run.id;
+    this.node.dataset['state'] = run.state;
+    this.chosen.setAttribute('aria-label', `Choose ${called} to compare it`);
+    this.chosen.title = 'Choose to compare';
+    const name = h(
+      'button',
+      {
+        type: 'button',
+        class: 'gptx-Card-name',
+        title: `Open ${called}`,
+        onclick: () => this.actions.shell.open([run.id])
+      },
+      run.name,
+      ' ',
+      h('span', { class: 'gptx-Card-version' }, `v${run.version}`)
+    );
+    // The name keeps the focus while the rest of its card changes.
+    const focused = this.head.contains(document.activeElement) && document.activeElement !== this.chosen;
+    fill(this.head, this.chosen, stateMark(run), name, h('span', { class: 'gptx-Card-state' }, run.doing));
+    if (focused) {
+      name.focus();
+    }
+    fill(
+      this.body,
+      run.active ? bar(run) : null,
+      facts(run),
+      h('div', { class: 'gptx-Card-curve' }, sparkline(run.sparkline, 68))
+    );
+    this.tool(run, called);
+  }
+
+  /** Draw the buttons anew only where other ones fit: they must not vanish under the pointer. */
+  private tool(run: Run, called: string): void {
+    const resumable = !run.active && run.state !== 'finished';
+    const able = `${called} ${run.active} ${resumable}`;
+    if (able === this.able) {
+      return;
+    }
+    this.able = able;
+    this.tools.setAttribute('aria-label', `What to do with ${called}`);
+    const now = () => this.shown ?? run;
+    fill(
+      this.tools,
+      iconButton(launchIcon, `Open ${called}`, () => this.actions.shell.open([run.id])),
+      run.active && iconButton(stopIcon, `Save and stop ${called}`, () => void this.actions.stop(now())),
+      resumable && iconButton(runIcon, `Go on with ${called}`, () => void this.actions.resume(now())),
+      iconButton(copyIcon, `New run from ${called}`, () => this.actions.shell.form(run.id)),
+      iconButton(notebookIcon, `Insert ${called} as a cell`, () => void this.actions.insert(now())),
+      iconButton(fileIcon, `Log of ${called}`, () => this.actions.shell.log(run.id)),
+      iconButton(folderIcon, `Folder of ${called}`, () => void this.actions.reveal(now())),
+      !run.active && iconButton(deleteIcon, `Delete ${called}`, () => void this.actions.remove(now()))
+    );
+  }
+}
+
+/** A mark whose shape and colour tell the state; the words beside it say the same. */
+export function stateMark(run: Run): HTMLSpanElement {
+  return h('span', { class: 'gptx-State', 'data-state': run.state, 'aria-hidden': 'true' });
+}
+
+/** How far a run is, as a bar. */
+export function bar(run: Run): HTMLElement {
+  const percent = Math.round(100 * run.share);
+  const filled = h('div', { class: 'gptx-Bar-filled' });
+  filled.style.width = `${percent}%`;
+  return h(
+    'div',
+    {
+      class: 'gptx-Bar',
+      role: 'progressbar',
+      'aria-valuemin': 0,
+      'aria-valuemax': 100,
+      'aria-valuenow': percent,
+      'aria-label': `${run.name} v${run.version}`
+    },
+    filled
+  );
+}
+
+function facts(run: Run): HTMLElement {
+  const found: string[] = [];
+  if (run.active) {
+    if (run.total) {
+      found.push(`step ${run.step.toLocaleString('en')}/${run.total.toLocaleString('en')}`);
+    }
+    if (run.loss !== null) {
+      found.push(`loss ${number(run.loss)}`);
+    }
+    if (run.seconds_left !== null) {
+      found.push(`${duration(run.seconds_left)} left`);
+    }
+  } else {
+    if (run.score !== null) {
+      found.push(`${(run.score_name ?? 'score').replace(/_/g, ' ')} ${number(run.score)}`);
+    } else if (run.loss !== null) {
+      found.push(`loss ${number(run.loss)}`);
+    }
+    if (run.seconds !== null) {
+      found.push(duration(run.seconds));
+    }
+    if (run.created !== null) {
+      found.push(ago(run.created));
+    }
+  }
+  const made = [run.model, run.device].filter(Boolean).join(' · ');
+  return h(
+    'div',
+    { class: 'gptx-Card-facts' },
+    h('div', {}, found.join(' · ') || '\u00a0'),
+    h('div', { class: 'gptx-Card-made', title: run.device_name ?? '' }, made)
+  );
+}

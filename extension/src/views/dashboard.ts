@@ -1,0 +1,440 @@
+/** One run, or several beside each other, in the main area: curves, scores, choices, recipe, log, and a question to it. */
+
+import { copyIcon, deleteIcon, folderIcon, notebookIcon, runIcon, stopIcon } from '@jupyterlab/ui-components';
+import { Widget } from '@lumino/widgets';
+
+import { words, type Actions } from '../actions';
+import { createChart, type Chart } from '../chart';
+import { accuracyLines, lossLines } from '../curves';
+import { gptxIcon } from '../icon';
+import { History, type Answer, type Details, type Run } from '../model';
+import { duration, number, size } from '../words';
+import { bar, stateMark } from './card';
+import { fill, h, iconButton } from './dom';
+
+export class Dashboard extends Widget {
+  private readonly head = h('header', { class: 'gptx-Dashboard-head' });
+  private readonly charts = h('div', { class: 'gptx-Dashboard-charts' });
+  private readonly told = h('div', { class: 'gptx-Dashboard-told' });
+  private readonly ask: AskBox | null;
+  private readonly log: LogBox | null;
+  private readonly losses: Chart;
+  private readonly accuracies: Chart;
+  private readonly unfollow: (() => void)[] = [];
+  private readonly details = new Map<string, Details>();
+  private readonly trouble = new Map<string, string>();
+  private stamp = '';
+
+  constructor(
+    private readonly actions: Actions,
+    readonly ids: readonly string[]
+  ) {
+    super();
+    const [first = ''] = ids;
+    this.id = `gptx-nb-dashboard-${ids.join('-')}`;
+    this.title.label = ids.length > 1 ? `Compare ${ids.length} runs` : first.replace('/', ' v');
+    this.title.caption = ids.map(id => id.replace('/', ' v')).join(', ');
+    this.title.icon = gptxIcon;
+    this.title.closable = true;
+    this.addClass('gptx-Dashboard');
+    this.ask = ids.length === 1 ? new AskBox(actions, first) : null;
+    this.log = ids.length === 1 ? new LogBox(actions, first) : null;
+    this.node.append(this.head, this.charts, this.told);
+    if (this.ask && this.log) {
+      this.node.append(this.ask.node, this.log.node);
+    }
+    this.losses = createChart(this.charts, { title: 'loss', xLabel: 'step', fromZero: true });
+    this.accuracies = createChart(this.charts, {
+      title: 'accuracy on held-out rows',
+      xLabel: 'step',
+      fromZero: true,
+      top: 1
+    });
+    actions.model.changed.connect(this.draw, this);
+    actions.model.grown.connect(this.drawCharts, this);
+  }
+
+  /** Open the log, and read it. */
+  openLog(): void {
+    this.log?.open();
+  }
+
+  override dispose(): void {
+    if (this.isDisposed) {
+      return;
+    }
+    this.actions.model.changed.disconnect(this.draw, this);
+    this.actions.model.grown.disconnect(this.drawCharts, this);
+    this.look(false);
+    this.losses.dispose();
+    this.accuracies.dispose();
+    super.dispose();
+  }
+
+  protected override onAfterShow(): void {
+    this.look(true);
+  }
+
+  protected override onAfterAttach(): void {
+    if (this.isVisible) {
+      this.look(true);
+    }
+  }
+
+  protected override onBeforeHide(): void {
+    this.look(false);
+  }
+
+  protected override onBeforeDetach(): void {
+    this.look(false);
+  }
+
+  private look(visible: boolean): void {
+    this.unfollow.splice(0).forEach(stop => stop());
+    if (visible) {
+      this.unfollow.push(...this.ids.map(id => this.actions.model.follow(id)));
+    }
+    this.actions.model.watch(this, visible);
+    if (visible) {
+      this.draw();
+    }
+  }
+
+  private get runs(): Run[] {
+    return this.ids.map(id => this.actions.model.runs.get(id)).filter(run => run !== undefined);
+  }
+
+  private draw(): void {
+    if (!this.isVisible) {
+      return;
+    }
+    const runs = this.runs;
+    this.charts.hidden = runs.length === 0;
+    if (this.ask && this.log) {
+      this.ask.node.hidden = this.log.node.hidden = runs.length === 0; // until they are updated below
+    }
+    if (runs.length === 0) {
+      this.nothing();
+      return;
+    }
+    const [only] = runs;
+    fill(this.head, ...(runs.length === 1 && only ? this.title_(only) : [h('h2', {}, `${runs.length} runs compared`)]));
+    // What does not change with every step is asked for once a state.
+    const stamp = runs.map(run => `${run.id} ${run.state} ${run.attempts} ${run.device ?? ''}`).join(', ');
+    if (stamp !== this.stamp) {
+      this.stamp = stamp;
+      void this.read();
+    }
+    this.ask?.update(only ?? null);
+    this.log?.update(only ?? null);
+    this.drawCharts();
+  }
+
+  private nothing(): void {
+    const { connection, ready } = this.actions.model;
+    fill(this.told);
+    fill(
+      this.head,
+      h(
+        'p',
+        { class: 'gptx-Nothing' },
+        connection === 'offline'
+          ? 'The Jupyter server does not answer. Runs go on without it; this comes back with it.'
+          : ready
+            ? 'This run is not here any more. It may have been deleted.'
+            : 'Looking for the run …'
+      )
+    );
+  }
+
+  private title_(run: Run): HTMLElement[] {
+    const called = `${run.name} v${run.version}`;
+    const facts = run.active
+      ? run.facts
+      : [
+          run.score === null ? '' : `${(run.score_name ?? 'score').replace(/_/g, ' ')} ${number(run.score)}`,
+          run.seconds === null ? '' : `trained in ${duration(run.seconds)}`
+        ];
+    const able = this.head.querySelector<HTMLElement>('.gptx-Dashboard-tools');
+    const kind = `${run.active} ${run.state}`;
+    // The same buttons stay: they must not vanish under the pointer, or lose the focus.
+    const tools = able?.dataset['kind'] === kind ? able : this.tools(run, called, kind);
+    return [
+      h(
+        'div',
+        { class: 'gptx-Dashboard-title' },
+        stateMark(run),
+        h('h2', {}, called),
+        h('span', { class: 'gptx-Card-state' }, run.doing),
+        tools
+      ),
+      run.active ? bar(run) : h('span', {}),
+      h('div', { class: 'gptx-Dashboard-facts' }, [...facts.filter(Boolean), ...made(run)].join(' · '))
+    ];
+  }
+
+  private tools(run: Run, called: string, kind: string): HTMLElement {
+    const now = () => this.actions.model.runs.get(run.id) ?? run;
+    const resumable = !run.active && run.state !== 'finished';
+    return h(
+      'div',
+      { class: 'gptx-Dashboard-tools', role: 'toolbar', 'aria-label': `What to do with ${called}`, 'data-kind': kind },
+      run.active && iconButton(stopIcon, 'Save and stop', () => void this.actions.stop(now())),
+      resumable && iconButton(runIcon, 'Go on', () => void this.actions.resume(now())),
+      iconButton(copyIcon, 'New run from this', () => this.actions.shell.form(run.id)),
+      iconButton(notebookIcon, 'Insert as a cell', () => void this.actions.insert(now())),
+      iconButton(folderIcon, 'Show its folder', () => void this.actions.reveal(now())),
+      !run.active && iconButton(deleteIcon, 'Delete', () => void this.actions.remove(now()))
+    );
+  }
+
+  private drawCharts(): void {
+    if (!this.isVisible) {
+      return;
+    }
+    const shown = this.runs.map(run => ({ run, history: this.actions.model.histories.get(run.id) ?? new History() }));
+    this.losses.update(lossLines(shown));
+    const [first] = this.ids;
+    const rows = this.ids.length === 1 && first !== undefined ? (this.details.get(first)?.score_rows ?? []) : [];
+    this.accuracies.update(
+      accuracyLines(
+        shown,
+        rows.slice(1).map(([who, accuracy]) => [who, accuracy] as const)
+      )
+    );
+  }
+
+  private async read(): Promise<void> {
+    await Promise.all(
+      this.ids.map(async id => {
+        try {
+          this.details.set(id, await this.actions.api.details(id));
+          this.trouble.delete(id);
+        } catch (error) {
+          this.trouble.set(id, words(error));
+          this.stamp = ''; // asked for again with the next change
+        }
+      })
+    );
+    if (this.isDisposed) {
+      return;
+    }
+    const [first = ''] = this.ids;
+    const one = this.details.get(first);
+    if (this.ids.length > 1) {
+      fill(this.told, this.comparison());
+    } else if (one) {
+      fill(this.told, ...sections(one));
+    } else {
+      fill(this.told, h('p', { class: 'gptx-Notice-line', 'data-kind': 'error' }, this.trouble.get(first)));
+    }
+    this.drawCharts();
+  }
+
+  private comparison(): HTMLElement {
+    const all = this.ids.map(id => this.details.get(id)).filter(each => each !== undefined);
+    const differing = [...new Set(all.flatMap(each => Object.keys(each.recipe)))].filter(
+      name => new Set(all.map(each => JSON.stringify(each.recipe[name] ?? null))).size > 1
+    );
+    const rows: [string, ...string[]][] = [
+      ['state', ...all.map(each => each.doing)],
+      ['score', ...all.map(each => (each.score === null ? '' : number(each.score)))],
+      ['trained in', ...all.map(each => (each.seconds === null ? '' : duration(each.seconds)))],
+      ...differing.map((name): [string, ...string[]] => [
+        name,
+        ...all.map(each =>
+          each.recipe[name] === null || each.recipe[name] === undefined ? '' : plain(each.recipe[name])
+        )
+      ])
+    ];
+    return section(
+      'Scores, and what differs',
+      table(['', ...all.map(each => `${each.name} v${each.version}`)], rows),
+      true
+    );
+  }
+}
+
+function made(run: Run): string[] {
+  return [run.model ?? '', run.device_name ?? run.device ?? ''].filter(Boolean);
+}
+
+function plain(value: unknown): string {
+  const text = typeof value === 'string' ? value : JSON.stringify(value);
+  return text.length > 80 ? `${text.slice(0, 79)}…` : text;
+}
+
+function sections(run: Details): HTMLElement[] {
+  const found: HTMLElement[] = [];
+  if (run.trouble) {
+    found.push(h('pre', { class: 'gptx-Trouble' }, run.trouble));
+  }
+  if (run.verdict) {
+    found.push(h('p', { class: 'gptx-Verdict' }, run.verdict));
+  }
+  if (run.score_rows.length > 0) {
+    const rows = run.score_rows.map(([who, accuracy, f1]) => [who, accuracy.toFixed(2), f1.toFixed(2)]);
+    found.push(table(['', 'accuracy', 'macro F1'], rows, 1));
+  }
+  for (const warning of run.warnings) {
+    found.push(h('p', { class: 'gptx-Warning' }, warning));
+  }
+  if (run.choices.length > 0) {
+    found.push(section('What was chosen, and why', table(['', '', ''], run.choices), run.active));
+  }
+  if (run.preflight.length > 0) {
+    found.push(section('Data', h('pre', { class: 'gptx-Pre' }, run.preflight.join('\n')), false));
+  }
+  const where = h('p', {}, `${size(run.bytes)} in ${run.folder}`);
+  found.push(section('Recipe', h('div', {}, h('pre', { class: 'gptx-Pre' }, run.cell), where), false));
+  return found;
+}
+
+function section(title: string, content: Node, open: boolean): HTMLElement {
+  const node = h('details', { class: 'gptx-Section' }, h('summary', {}, title), content);
+  node.open = open;
+  return node;
+}
+
+function table(head: readonly string[], rows: readonly (readonly string[])[], numbersFrom = 99): HTMLElement {
+  const place = (at: number) => (at >= numbersFrom ? 'gptx-mod-number' : null);
+  const headRow = head.some(Boolean)
+    ? h('thead', {}, h('tr', {}, ...head.map((each, at) => h('th', { scope: 'col', class: place(at) }, each))))
+    : null;
+  const body = rows.map(row =>
+    h(
+      'tr',
+      {},
+      ...row.map((each, at) => (at === 0 ? h('th', { scope: 'row' }, each) : h('td', { class: place(at) }, each)))
+    )
+  );
+  return h('div', { class: 'gptx-Table' }, h('table', {}, headRow, h('tbody', {}, ...body)));
+}
+
+/** A question to a run's model. */
+class AskBox {
+  readonly node: HTMLElement;
+  private readonly texts: HTMLTextAreaElement;
+  private readonly button: HTMLButtonElement;
+  private readonly answer = h('div', { class: 'gptx-Ask-answer', 'aria-live': 'polite' });
+  private readonly hint = h('span', { class: 'gptx-Form-help' });
+  private asking = false;
+  private finished = false;
+
+  constructor(
+    private readonly actions: Actions,
+    private readonly id: string
+  ) {
+    this.texts = h('textarea', {
+      class: 'gptx-Input',
+      rows: 2,
+      placeholder: 'A text a line',
+      'aria-label': 'Texts to ask the model about',
+      onkeydown: event => {
+        const key = event as KeyboardEvent;
+        if (key.key === 'Enter' && (key.ctrlKey || key.metaKey)) {
+          void this.send();
+        }
+      }
+    });
+    this.button = h(
+      'button',
+      { type: 'button', class: 'gptx-Button gptx-mod-first', onclick: () => void this.send() },
+      'Ask'
+    );
+    this.node = section(
+      'Ask the model',
+      h('div', {}, this.texts, h('div', { class: 'gptx-Ask-row' }, this.button, this.hint), this.answer),
+      true
+    );
+  }
+
+  update(run: Run | null): void {
+    this.finished = run?.state === 'finished';
+    this.node.hidden = !this.finished && run?.active !== true;
+    this.button.disabled = this.asking || !this.finished;
+    this.hint.textContent = this.finished ? 'Ctrl Enter' : 'It answers once it has finished.';
+  }
+
+  private async send(): Promise<void> {
+    const texts = this.texts.value.split('\n').filter(text => text.trim());
+    if (texts.length === 0 || this.asking || !this.finished) {
+      return;
+    }
+    this.asking = true;
+    this.button.disabled = true;
+    fill(this.answer, h('p', {}, 'Asking …'));
+    try {
+      fill(this.answer, ...answers(await this.actions.api.predict(this.id, texts)));
+    } catch (error) {
+      fill(this.answer, h('p', { class: 'gptx-Notice-line', 'data-kind': 'error' }, words(error)));
+    } finally {
+      this.asking = false;
+      this.button.disabled = !this.finished;
+    }
+  }
+}
+
+function answers(answer: Answer): HTMLElement[] {
+  const rows = answer.rows.map(row =>
+    h(
+      'div',
+      { class: 'gptx-Ask-one' },
+      answer.rows.length > 1 && h('div', { class: 'gptx-Ask-text', dir: 'auto' }, row.text),
+      ...row.probabilities.slice(0, answer.rows.length > 1 ? 2 : 10).map(([label, share]) => {
+        const filled = h('div', { class: 'gptx-Bar-filled' });
+        filled.style.width = `${Math.round(100 * share)}%`;
+        return h(
+          'div',
+          { class: 'gptx-Ask-label' },
+          h('span', { dir: 'auto' }, label),
+          h('div', { class: 'gptx-Bar' }, filled),
+          h('span', { class: 'gptx-mod-number' }, share.toFixed(3))
+        );
+      })
+    )
+  );
+  return [...rows, ...answer.notes.map(note => h('p', {}, note))];
+}
+
+/** The end of a run's log, read while it is open. */
+class LogBox {
+  readonly node: HTMLDetailsElement;
+  private readonly text = h('pre', { class: 'gptx-Pre gptx-Log', tabindex: 0, 'aria-label': 'Log' });
+  private stamp = '';
+
+  constructor(
+    private readonly actions: Actions,
+    private readonly id: string
+  ) {
+    const again = h('button', { type: 'button', class: 'gptx-Button', onclick: () => void this.read() }, 'Read again');
+    this.node = section('Log', h('div', {}, this.text, again), false) as HTMLDetailsElement;
+    this.node.addEventListener('toggle', () => {
+      if (this.node.open) {
+        void this.read();
+      }
+    });
+  }
+
+  open(): void {
+    this.node.open = true;
+    this.node.scrollIntoView();
+  }
+
+  update(run: Run | null): void {
+    const stamp = run ? `${run.state} ${run.attempts}` : '';
+    if (this.node.open && stamp !== this.stamp) {
+      void this.read();
+    }
+    this.stamp = stamp;
+  }
+
+  private async read(): Promise<void> {
+    try {
+      this.text.textContent = (await this.actions.api.log(this.id)) || 'The log is empty.';
+    } catch (error) {
+      this.text.textContent = words(error);
+    }
+    this.text.scrollTop = this.text.scrollHeight;
+  }
+}
