@@ -294,6 +294,19 @@ class Recipe(Settings):
     def _columns_may_be_numbered(cls, value: Any) -> Any:
         return value if isinstance(value, bool) or not isinstance(value, Integral) else str(value)
 
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _columns_may_be_typed_in_one_line(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            read: dict[str, Any] = parse_yaml(f"columns: {value}", "columns")
+        except RecipeError:
+            read = {}
+        if not isinstance(read.get("columns"), dict):
+            raise ValueError("columns by role are wanted, as in {question: q, answer: a}")
+        return read["columns"]
+
     @field_validator("examples", mode="before")
     @classmethod
     def _examples_are_rows(cls, value: Any) -> Any:

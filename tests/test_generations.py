@@ -19,6 +19,7 @@ from gptx_nb.errors import DataError, RunNotFound, UsageError
 from gptx_nb.generations import Generation, Generations
 from gptx_nb.recipe import make_recipe
 from gptx_nb.runs import Run
+from gptx_nb.views import routes
 
 COLOURS = ("red", "blue", "green", "black")
 
@@ -185,6 +186,14 @@ def test_texts_are_shown_escaped_and_on_their_lines() -> None:
     assert "&lt;script&gt;" in one._repr_html_()
     assert two.notes() == ["1 prompt was longer than the model reads, and cut."]
     assert repr(Generations("m", "chat")) == "m: no prompts"
+
+
+def test_the_sidebar_is_told_what_was_written_in_the_labels_place() -> None:
+    found = Generations("m", "chat", [Generation("Hi", ["Hello"], ["length"], 3)])
+    assert routes.told(found) == {
+        "rows": [{"text": "Hi", "label": "Hello", "probabilities": []}],
+        "notes": ["The text ended at max_new_tokens: a larger one lets it go on."],
+    }
 
 
 def test_many_clients_take_turns(process: Path, tiny_model: Path) -> None:

@@ -106,6 +106,17 @@ def test_columns_are_named_by_role_and_the_rest_is_guessed(tmp_path: Path) -> No
         table_of(tmp_path, frame, task="question-answering", columns={"question": "Q"})
 
 
+def test_columns_may_be_typed_in_one_line() -> None:
+    assert make_recipe({"data": "df", "columns": "{question: q, answer: 2}"}).columns == {
+        "question": "q",
+        "answer": "2",
+    }
+    with pytest.raises(
+        RecipeError, match=r"columns: 'q' does not fit: columns by role are wanted, as in \{question: q"
+    ):
+        make_recipe({"data": "df", "columns": "q"})
+
+
 def test_pairs_are_what_is_asked_and_its_answer(tmp_path: Path) -> None:
     pairs = [(f"Long document number {at}.", f"No. {at}") for at in range(12)]
     table = table_of(tmp_path, pairs, task="summarization")
