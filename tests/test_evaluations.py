@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from IPython.core.error import UsageError as IPythonUsageError
-from IPython.testing.globalipapp import get_ipython, start_ipython
+from IPython.core.interactiveshell import InteractiveShell
 
 import gptx_nb
 from gptx_nb import launch
@@ -28,7 +28,7 @@ def tuned(name: str, model: Path, frame: pd.DataFrame, **settings: Any) -> Run:
 
 
 def test_a_run_that_writes_and_its_base_model_are_scored_on_any_table(
-    home: Path, tiny_model: Path, tmp_path: Path
+    home: Path, tiny_model: Path, tmp_path: Path, plain_shell: InteractiveShell
 ) -> None:
     tuned("back", tiny_model, QUESTIONS, epochs=20)
     other = QUESTIONS.rename(columns={"question": "q", "answer": "a"})
@@ -45,18 +45,14 @@ def test_a_run_that_writes_and_its_base_model_are_scored_on_any_table(
     assert base["perplexity"] > 10 * found["perplexity"]
     assert base.notes == ["5 of 22 rows were answered, evenly spread"]
 
-    shell = get_ipython() or start_ipython()
-    shell.run_line_magic("load_ext", "gptx_nb")
+    shell = plain_shell
     shell.user_ns["other"] = other
-    try:
-        shown = shell.run_line_magic("gpt_eval", "back other --columns '{question: q, answer: a}' --most 4")
-        assert shown.scores["f1"]["examples"] == 4
-        with pytest.raises(IPythonUsageError, match="takes the name of a run or base model and a table"):
-            shell.run_line_magic("gpt_eval", "back")
-        with pytest.raises(IPythonUsageError, match=r"unknown flag '--shot'. Did you mean '--shots'\?"):
-            shell.run_line_magic("gpt_eval", "back other --shot 2")
-    finally:
-        shell.run_line_magic("unload_ext", "gptx_nb")
+    shown = shell.run_line_magic("gpt_eval", "back other --columns '{question: q, answer: a}' --most 4")
+    assert shown.scores["f1"]["examples"] == 4
+    with pytest.raises(IPythonUsageError, match="takes the name of a run or base model and a table"):
+        shell.run_line_magic("gpt_eval", "back")
+    with pytest.raises(IPythonUsageError, match=r"unknown flag '--shot'. Did you mean '--shots'\?"):
+        shell.run_line_magic("gpt_eval", "back other --shot 2")
 
     QUESTIONS.to_csv(tmp_path / "test.csv", index=False)
     command = [sys.executable, "-m", "gptx_nb.views.cli", "eval", "back", str(tmp_path / "test.csv"), "--json"]

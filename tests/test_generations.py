@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from IPython.core.error import UsageError as IPythonUsageError
-from IPython.testing.globalipapp import get_ipython, start_ipython
+from IPython.core.interactiveshell import InteractiveShell
 
 import gptx_nb
 from gptx_nb import api, inference, launch
@@ -80,21 +80,17 @@ def test_a_run_writes_what_it_has_learnt_and_ends_by_itself(colours: Run) -> Non
             gptx_nb.predict("back", "red is", **how)
 
 
-def test_the_magic_and_the_command_line_ask_alike(colours: Run, process: Path) -> None:
-    shell = get_ipython() or start_ipython()
-    shell.run_line_magic("load_ext", "gptx_nb")
-    try:
-        shown = shell.run_line_magic("gpt_predict", 'back --temperature 0 --max-new-tokens=3 "green is"')
-        assert shown.texts == ["nee"]
-        assert shell.run_line_magic("gpt_predict", 'back --stop "g" --temperature 0 green is').texts == ["neer"]
-        shell.user_ns["asked"] = ["red is", "blue is"]
-        assert shell.run_line_magic("gpt_predict", "back --temperature 0 {{asked}}").texts == ["der", "eulb"]
-        with pytest.raises(IPythonUsageError, match=r"unknown flag '--temprature'. Did you mean '--temperature'"):
-            shell.run_line_magic("gpt_predict", "back --temprature 0 red is")
-        with pytest.raises(IPythonUsageError, match="--n two: a number is wanted there"):
-            shell.run_line_magic("gpt_predict", "back --n two red is")
-    finally:
-        shell.run_line_magic("unload_ext", "gptx_nb")
+def test_the_magic_and_the_command_line_ask_alike(colours: Run, plain_shell: InteractiveShell) -> None:
+    shell = plain_shell
+    shown = shell.run_line_magic("gpt_predict", 'back --temperature 0 --max-new-tokens=3 "green is"')
+    assert shown.texts == ["nee"]
+    assert shell.run_line_magic("gpt_predict", 'back --stop "g" --temperature 0 green is').texts == ["neer"]
+    shell.user_ns["asked"] = ["red is", "blue is"]
+    assert shell.run_line_magic("gpt_predict", "back --temperature 0 {{asked}}").texts == ["der", "eulb"]
+    with pytest.raises(IPythonUsageError, match=r"unknown flag '--temprature'. Did you mean '--temperature'"):
+        shell.run_line_magic("gpt_predict", "back --temprature 0 red is")
+    with pytest.raises(IPythonUsageError, match="--n two: a number is wanted there"):
+        shell.run_line_magic("gpt_predict", "back --n two red is")
     command = [sys.executable, "-m", "gptx_nb.views.cli", "predict", "back", "--temperature", "0", "green is"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "neerg"
