@@ -319,7 +319,7 @@ class RunsHandler(Handler):
         for key in ("data", "validation"):
             if isinstance(settings.get(key), str) and key not in given:
                 settings[key] = self._below_root(settings[key])
-        await begin(self, name, functools.partial(launch.finetune, name, make_recipe(settings), **given))
+        await begin(self, name, functools.partial(launch.train, name, make_recipe(settings), **given))
 
     async def _examples_of(self, origin: object) -> dict[str, Any]:
         """Return the tables of the run `origin` that came from a notebook's memory, as the files that hold them."""
