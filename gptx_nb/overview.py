@@ -241,8 +241,7 @@ def cell(run: Run) -> str:
         for name, value in (request.get("recipe") or {}).items()
         if value is not None and value != usual.get(name)
     }
-    given.setdefault("task", (request.get("recipe") or {}).get("task"))
-    first = {"task": given.pop("task")} if given["task"] else {}
+    first = {"task": given.pop("task")} if "task" in given else {}  # where it was left out, so it stays: it decides
     body = yaml.safe_dump({**first, **given}, sort_keys=False, allow_unicode=True, width=100)
     return f"%%gpt_{request.get('kind', 'finetune')} {run.name}\n{body}"
 
