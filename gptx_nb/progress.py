@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from gptx_nb import launch, line, metrics, pretraining_words
+from gptx_nb import launch, line, metrics, pretraining_words, writing_words
 from gptx_nb.errors import GptxError
 from gptx_nb.pretraining import PretrainRecipe
 from gptx_nb.runs import Run, State
@@ -26,6 +26,7 @@ PHASES = {
     "data": "reading the data",
     "model": "loading the model",
     "queue": WAITS,
+    "base": "scoring the base model as it is",
     "frozen": "computing the frozen part",
     "preflight": "trying the longest rows",
     "training": "training",
@@ -119,6 +120,12 @@ class Progress:
         return found
 
     @property
+    def perplexity(self) -> float | None:
+        """Of a run whose model writes: the latest, of held-out answers."""
+        found: float | None = self.evaluations[-1].get("perplexity") if self.evaluations else None
+        return found
+
+    @property
     def bits_per_byte(self) -> float | None:
         """Of a pretraining run: how well held-back documents are predicted."""
         found: float | None = self.evaluations[-1].get("bits_per_byte") if self.evaluations else None
@@ -172,6 +179,8 @@ class Progress:
             found.append(f"loss {number(self.loss)}")
         if self.validation is not None:
             found.append(f"validation {self.validation:.2f}")
+        if self.perplexity is not None:
+            found.append(f"perplexity {self.perplexity:.4g} on held-out answers")
         if self.bits_per_byte is not None:
             found.append(f"held back {self.bits_per_byte:.3f} bits a byte")
         if self.phase == "training" and (speed := self.tokens_per_second):
@@ -357,6 +366,20 @@ def preflight_lines(run: Run) -> list[str]:
         lines += [f"{what}: {words}" for what, words in pretraining_words.corpus_lines(report)] if report else []
         lines += [f"{name}: {value}" + (f" ({why})" if why else "") for name, value, why in choices(run)]
         return lines + [f"note: {note}" for note in warnings(run)]
+    if report is not None and writing_words.is_writing(report):
+        lines += [
+            f"data: {report.get('source') or 'examples'}: {rows_used(report)}",
+            f"task: {report['task']} ({report['task_why']})",
+            f"columns: {mapping(report)}",
+            f"rows: {split_sizes(report)}",
+        ]
+        if plan is not None:
+            lines.append(f"lengths: {lengths(plan)}; {writing_words.targets(plan)}")
+            lines += [
+                f"example: {one_line(text, 300)} ({tokens:,} tokens)" for text, tokens in writing_words.rendered(plan)
+            ]
+            lines += [f"{name}: {value}" + (f" ({why})" if why else "") for name, value, why in choices(run)]
+        return lines + [f"note: {note}" for note in warnings(run)]
     if report is not None:
         lines += [
             f"data: {report.get('source') or 'examples'}: {rows_used(report)}",
@@ -383,6 +406,8 @@ def _first(values: dict[str, int], limit: int) -> list[tuple[str, int]]:
 
 def verdict(scores: dict[str, Any]) -> str:
     """Say in one line what the scores are worth beside the baselines."""
+    if writing_words.is_writing(scores):
+        return writing_words.verdict(scores)
     validation = scores.get("validation")
     if not validation:
         return scores.get("note") or "No rows were held back, so there is no score: try it before you trust it."
@@ -422,7 +447,7 @@ def transfer_gain(transfer: dict[str, Any]) -> str:
 def score_rows(run: Run) -> list[tuple[str, float, float | None]]:
     """Return (who, accuracy, macro F1) of the model and of each baseline; empty where nothing was held back."""
     scores = run.scores()
-    if not scores or not scores.get("validation") or run.kind is PretrainRecipe:
+    if not scores or not scores.get("validation") or run.kind is PretrainRecipe or writing_words.is_writing(scores):
         return []
     validation = scores["validation"]
     rows: list[tuple[str, float, float | None]] = [
@@ -457,6 +482,8 @@ def headline(run: Run) -> str:
         validation = scores.get("validation")
         if validation and run.kind is PretrainRecipe:
             parts.append(pretraining_words.scored(validation))
+        elif validation and writing_words.is_writing(scores):
+            parts.append(writing_words.headline(validation))
         elif validation:
             parts.append(f"accuracy {validation['accuracy']:.2f} on {counted(validation['rows'], 'held-out row')}")
         if scores.get("seconds") is not None:
@@ -489,6 +516,13 @@ def result_lines(run: Run) -> list[str]:
             lines.append(f"sample: {one_line(beginning, 60)} | {one_line(text, 200)}")
         return lines + [f"note: {note}" for note in [*warnings(run), *_notes(run)]]
     lines.append(verdict(scores))
+    if writing_words.is_writing(scores):
+        head, cells = writing_words.table(scores, model_name(run))
+        lines += text_table(head, cells, right=("rows",)).splitlines() if cells else []
+        for asked, right, answer, before in writing_words.samples(scores):
+            lines.append(f"asked: {one_line(asked, 100)}")
+            for who, text in (("right", right), ("tuned", answer), ("base", before)):
+                lines += [f"  {who}: {one_line(text, 140)}"] if text else []
     if scores.get("transfer"):
         lines.append(transfer_gain(scores["transfer"]))
     if rows := score_rows(run):
@@ -519,7 +553,10 @@ def run_row(run: Run) -> dict[str, Any]:
         "kind": run.kind.kind,
         "rows": report.get("used", report.get("documents")) if report else None,
         "accuracy": validation.get("accuracy") if validation else None,
-        "bits_per_byte": validation.get("bits_per_byte") if validation else None,
+        "bits_per_byte": validation.get("bits_per_byte") if validation and run.kind is PretrainRecipe else None,
+        "score": writing_words.headline(validation).partition(" on ")[0]
+        if validation and writing_words.is_writing(scores)
+        else None,
         "seconds": (scores or {}).get("seconds"),
         "created": request["created"],
         "bytes": sum(path.lstat().st_size for path in run.folder.rglob("*") if path.is_file()),
@@ -557,6 +594,8 @@ def run_cells(row: dict[str, Any]) -> list[str]:
 
 
 def _score(row: dict[str, Any]) -> str:
+    if row.get("score") is not None:
+        return str(row["score"])
     if row["bits_per_byte"] is not None:
         return f"{row['bits_per_byte']:.3f} bits/byte"
     return "" if row["accuracy"] is None else f"{row['accuracy']:.2f}"

@@ -288,7 +288,7 @@ def test_a_run_becomes_a_cell_and_a_variable_too_and_both_read_as_yaml(context: 
     card(page, "reviews/1").get_by_label("Insert reviews v1 as a cell").click()
     cells = page.locator(".jp-Notebook .jp-CodeCell")
     cells.nth(1).get_by_text("%%gpt_finetune reviews").wait_for()
-    assert source(page, 1) == "%%gpt_finetune reviews\ntask: text-classification\ndata: df\n"
+    assert source(page, 1) == "%%gpt_finetune reviews\ndata: df\n"
     page.wait_for_function(
         "() => window.jupyterapp.shell.currentWidget.content.widgets[1].model.mimeType === 'text/x-yaml'"
     )

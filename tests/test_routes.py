@@ -148,7 +148,7 @@ def test_one_run_is_told_in_full_with_the_cell_that_asks_for_it(runs: Server) ->
     made_runs.make("reviews", steps=60, phase="training", scores=made_runs.SCORES, outcome=made_runs.FINISHED)
     status, told, _ = runs.ask("GET", "runs/reviews/1")
     assert status == 200
-    assert told["cell"] == "%%gpt_finetune reviews\ntask: text-classification\ndata: df\n"
+    assert told["cell"] == "%%gpt_finetune reviews\ndata: df\n"
     assert ["device", "cpu, a CPU with 2 cores", "no GPU that torch can use is here"] in told["choices"]
     assert told["verdict"] == "TF-IDF does as well: 0.83 against 0.81 on 48 rows."
     assert told["browser_path"] is None

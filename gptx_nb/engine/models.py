@@ -346,12 +346,23 @@ def load_causal(base: Base) -> PreTrainedModel:
     return model
 
 
-def save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    """Write a plain Hugging Face folder as one step; `from_pretrained` reads it without gptx_nb."""
+def save(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    beside_it: dict[str, Any] | None = None,
+) -> None:
+    """Write a plain Hugging Face folder as one step; `from_pretrained` reads it without gptx_nb.
+
+    `beside_it`: more JSON files, by name.
+    """
 
     def fill(beside: Path) -> None:
         tokenizer.model_max_length = max_length
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
+        for name, value in (beside_it or {}).items():
+            files.write_json(beside / name, value)
 
     files.write_folder(folder, fill)

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gptx_nb.engine import evaluate, setup
+from gptx_nb.engine import setup
 from gptx_nb.engine.data import Table
+from gptx_nb.engine.jobs import Classification
 from gptx_nb.engine.train import arithmetic, make_scaler, train
 from gptx_nb.recipe import Recipe
 
@@ -69,17 +70,17 @@ def accuracy(
     It is that of the weights which the recipe keeps. None: `should_stop` said so. `record` is told of every step.
     """
     assert table.validation is not None
-    made = setup.prepare(recipe, table, lambda text: None, scratch=scratch)
+    job = Classification(table, recipe)
+    made = setup.prepare(recipe, job, lambda text: None, scratch=scratch)
     learner, device = made.learner, made.device
     if learner.frozen is not None:
         learner.prepare(lambda: arithmetic(made.model, device.device, device.dtype))
-    truth = table.validation.labels
     found: list[tuple[float, float]] = []
 
     def score(step: int) -> None:
         with arithmetic(made.model, device.device, device.dtype):
-            scores = evaluate.scores(table.labels, truth, learner.held_logits())
-        found.append((scores["accuracy"], -scores["loss"]))
+            accuracy, surer = job.evaluation(learner)[1]
+        found.append((accuracy, surer))
 
     end = train(
         made.model,

@@ -43,10 +43,11 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from gptx_nb import fields, files, gpus, inference, launch, overview
 from gptx_nb.errors import GptxError, RunNotFound, UsageError
+from gptx_nb.generations import Generations
 from gptx_nb.overview import Overview
 from gptx_nb.predictions import Predictions
 from gptx_nb.pretraining import KINDS
-from gptx_nb.recipe import Recipe, check_name, make_recipe
+from gptx_nb.recipe import check_name, make_recipe
 from gptx_nb.runs import ACTIVE, Run, home
 from gptx_nb.sources import FILE_ENDINGS
 from gptx_nb.trash import Trash
@@ -433,14 +434,18 @@ class PredictHandler(Handler):
             raise Refused(400, f"At most {MOST_TEXTS:,} texts at a time.", "texts")
         if not run.model.is_dir():
             raise Refused(409, f"{run.name} v{run.version} has no model yet.")
-        if run.kind is not Recipe:
-            raise Refused(409, f"{run.name} v{run.version} is a base model: fine-tune it with `model: run:{run.name}`.")
-        found = await self.room.run(inference.predict, run, texts, slow=True)
-        self.answer(told(found))
+        ask = inference.generate if await self.room.run(inference.writes, run) else inference.predict
+        self.answer(told(await self.room.run(ask, run, texts, slow=True)))
 
 
-def told(found: Predictions) -> dict[str, Any]:
-    """Return predictions as plain JSON: labels from the likeliest on."""
+def told(found: Predictions | Generations) -> dict[str, Any]:
+    """Return predictions as plain JSON: labels from the likeliest on, or what was written in the label's place."""
+    if isinstance(found, Generations):
+        rows = [
+            {"text": each.asked, "label": each.text, "probabilities": list((each.probabilities or {}).items())}
+            for each in found
+        ]
+        return {"rows": rows, "notes": found.notes()}
     return {
         "rows": [
             {"text": each.text, "label": each.label, "probabilities": list(each.probabilities.items())}

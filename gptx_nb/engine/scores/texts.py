@@ -32,6 +32,13 @@ def require(*kinds: Literal["ROUGE", "chrF", "BLEU"]) -> None:
         )
 
 
+def require_for(scores: Iterable[str]) -> None:
+    """Do so for those of `scores` (rougeL, chrf, bleu, …) that need a package."""
+    kinds: dict[str, Literal["ROUGE", "chrF", "BLEU"]] = {"rougeL": "ROUGE", "chrf": "chrF", "bleu": "BLEU"}
+    if needed := [kinds[each] for each in scores if each in kinds]:
+        require(*needed)
+
+
 def _is(names: list[str]) -> str:
     return "is" if len(names) == 1 else "are"
 

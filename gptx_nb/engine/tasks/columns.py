@@ -265,7 +265,10 @@ def _text_pair(table: _Table) -> Guess | None:
 
 
 def _completion(table: _Table) -> Guess | None:
-    completion = table.called(COMPLETION)
+    meaning = table.called(("mr", "meaning_representation"))
+    completion = table.called(COMPLETION) or (
+        table.called(("text", "ref", "reference", "references")) if meaning else None
+    )
     prompt = table.called(PROMPT, but=(completion or "",))
     if prompt is None or completion is None:
         return None
