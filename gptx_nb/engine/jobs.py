@@ -38,6 +38,8 @@ class Job(Protocol):
     def is_scored(self) -> bool: ...  # rows were held back
     @property
     def shares_vocabulary(self) -> bool: ...  # the model writes: every row of its embedding is needed
+    @property
+    def has_a_before(self) -> bool: ...  # the base model can do the task as it is, and is scored
     def load_model(
         self, base: models.Base, tokenizer: PreTrainedTokenizerBase, seed: int, *, scratch: bool = False
     ) -> PreTrainedModel: ...
@@ -67,6 +69,7 @@ class Classification:
     table: Table
     recipe: Recipe
     shares_vocabulary = False
+    has_a_before = False  # its head is new
 
     def __post_init__(self) -> None:
         self._rows: list[list[int]] = []
@@ -143,6 +146,7 @@ class Writing:
     table: RoleTable
     recipe: Recipe
     shares_vocabulary = True
+    has_a_before = True
 
     def __post_init__(self) -> None:
         self.task = TASKS[self.table.task]

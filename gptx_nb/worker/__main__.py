@@ -308,7 +308,7 @@ class Attempt:
             self.note_less_memory(step, how, learner.token_budget)
             return learner.step(step, self.rank, self.count) if step >= 0 else made.trial()
 
-        if self.rank == 0 and first_step == 0 and not run.before_file.exists():
+        if job.has_a_before and self.rank == 0 and first_step == 0 and not run.before_file.exists():
             self.phase("base")
             files.write_json(run.before_file, {"scores": job.before(model, made.tokenizer, learner)})
         self._keep_frozen_part(learner, lambda: arithmetic(model, device.device, device.dtype))
