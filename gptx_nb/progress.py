@@ -326,6 +326,7 @@ def choices(run: Run) -> list[tuple[str, str, str]]:
         "devices",
         "dtype",
         "tune",
+        "head",
         "rows",
         "memory",
         "tokens_per_step",

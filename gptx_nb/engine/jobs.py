@@ -17,8 +17,10 @@ from gptx_nb.engine import answers, evaluate, models, plan
 from gptx_nb.engine.data import Table
 from gptx_nb.engine.examples import AnyTable
 from gptx_nb.engine.roles import CLASSIFICATION, RoleTable
-from gptx_nb.engine.tasks import chat_templates, targets, text_classification
+from gptx_nb.engine.tasks import chat_templates, head_start, label_words, targets, text_classification
 from gptx_nb.engine.tasks.encoding import Encoded, Encoder
+from gptx_nb.engine.tasks.head_start import Base, Start
+from gptx_nb.engine.tasks.label_words import PROMPT_FILE
 from gptx_nb.engine.tasks.writing import TASKS
 from gptx_nb.engine.tuning import Tuning
 from gptx_nb.engine.writer import Writer
@@ -43,6 +45,9 @@ class Job(Protocol):
     def load_model(
         self, base: models.Base, tokenizer: PreTrainedTokenizerBase, seed: int, *, scratch: bool = False
     ) -> PreTrainedModel: ...
+    def begin(
+        self, base: models.Base, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int
+    ) -> None: ...  # decides what a new head begins with; `model` is as `load_model` gave it
     def encode(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None: ...
     @property
     def token_rows(self) -> tuple[list[list[int]], list[list[int]]]: ...  # to learn from, and held back
@@ -54,7 +59,9 @@ class Job(Protocol):
     def evaluation(self, learner: Any) -> tuple[dict[str, Any], list[float]]: ...  # for the metrics; greater is better
     def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]: ...
     def baselines(self) -> dict[str, Any]: ...
-    def beside(self) -> dict[str, Any] | None: ...  # what is written beside the model, so that it can be asked again
+    def beside(
+        self,
+    ) -> dict[str, Any] | None: ...  # JSON files beside the model, by name, so that it can be asked again
 
 
 def of(table: AnyTable, recipe: Recipe) -> Job:
@@ -76,6 +83,7 @@ class Classification:
         self._held: list[list[int]] = []
         self._shown = self._rows, self._held
         self._cut = 0
+        self.start = Start(None, None, "a new head on the plain text")
 
     @property
     def report(self) -> dict[str, Any]:
@@ -88,12 +96,25 @@ class Classification:
     def load_model(
         self, base: models.Base, tokenizer: PreTrainedTokenizerBase, seed: int, *, scratch: bool = False
     ) -> PreTrainedModel:
+        self._scratch = scratch
         return models.load_classifier(base, tokenizer, self.table.labels, seed, scratch=scratch)
 
+    def begin(
+        self, base: models.Base, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int
+    ) -> None:
+        if self._scratch:  # words mean nothing to random weights
+            return
+        known = Base(model, tokenizer, lambda: models.output_rows(base, model), max_length)
+        self.start = head_start.choose(known, self.table, self.recipe)
+        if self.start.head is not None:
+            score: Any = model.get_submodule("score")
+            score.weight.data.copy_(self.start.head)
+
     def encode(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-        self._rows, self._cut = text_classification.encode(tokenizer, self.table.train.texts, max_length)
+        wording = self.start.wording
+        self._rows, self._cut = label_words.encode(tokenizer, wording, self.table.train.texts, max_length)
         if self.table.validation is not None:
-            self._held, more = text_classification.encode(tokenizer, self.table.validation.texts, max_length)
+            self._held, more = label_words.encode(tokenizer, wording, self.table.validation.texts, max_length)
             self._cut += more
         self._shown = self._rows, self._held
 
@@ -108,12 +129,13 @@ class Classification:
         return text_classification.Learner(model, tuned, self._rows, self.table.train.labels, self._held, **options)
 
     def told(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-        return plan.examples(self.table, tokenizer, *self._shown, self._cut)
+        told = plan.examples(self.table, tokenizer, *self._shown, self._cut)
+        return {**told, "notes": [*told["notes"], *self.start.notes()], **self.start.told()}
 
     def resolved(self) -> dict[str, Any]:
         report = self.table.report
         task = {"task": CLASSIFICATION, "text": report["text"], "label": report["label"]}
-        return {**task, "labels": self.table.labels}
+        return {**task, "labels": self.table.labels, **self.start.resolved(self.table.labels)}
 
     def before(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> Any:
         return None
@@ -136,7 +158,7 @@ class Classification:
         return evaluate.baselines(self.table.train, self.table.validation)
 
     def beside(self) -> dict[str, Any] | None:
-        return None
+        return None if self.start.wording is None else {PROMPT_FILE: self.start.wording.to_json(self.table.labels)}
 
 
 @dataclass
@@ -168,6 +190,11 @@ class Writing:
     ) -> PreTrainedModel:
         assert not scratch, "only classifiers are compared with random weights (see examples.load)"
         return models.load_causal(base)
+
+    def begin(
+        self, base: models.Base, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int
+    ) -> None:
+        return  # it writes with the head that it has
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         if self.task.name == "chat":
@@ -265,21 +292,21 @@ class Writing:
         return {}
 
     def beside(self) -> dict[str, Any] | None:
-        return {"task": self.table.task, "facts": self.table.facts, "roles": self.report["roles"]}
+        return {TASK_FILE: {"task": self.table.task, "facts": self.table.facts, "roles": self.report["roles"]}}
 
 
 def save(job: Job, folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
     """Write the model as a plain folder, with what is needed to ask it again."""
     told = job.beside()
-    if told is None:
-        models.save(folder, model, tokenizer, max_length)
+    if told is None or TASK_FILE not in told:
+        models.save(folder, model, tokenizer, max_length, told)
         return
-    ends = chat_templates.end_ids(tokenizer) if told["task"] == "chat" else {tokenizer.eos_token_id}
+    ends = chat_templates.end_ids(tokenizer) if told[TASK_FILE]["task"] == "chat" else {tokenizer.eos_token_id}
     causal: Any = model
     causal.config.use_cache = True
     if causal.generation_config is not None:
         causal.generation_config.eos_token_id = sorted(ends)
-    models.save(folder, model, tokenizer, max_length, {TASK_FILE: told})
+    models.save(folder, model, tokenizer, max_length, told)
 
 
 def _spread(lengths: list[int]) -> dict[str, int]:

@@ -14,16 +14,20 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gptx_nb import files
 from gptx_nb.engine import batches, packing, streams
+from gptx_nb.engine.tasks import text_classification
 from gptx_nb.engine.tasks.encoding import Encoder
 from gptx_nb.engine.tasks.templates import Segment
-from gptx_nb.errors import DataError
+from gptx_nb.errors import DataError, ModelError
 
+PROMPT_FILE = "gptx_prompt.json"  # beside a classifier that reads its texts within a prompt
 SLOT = "{text}"
 # How a prompt asks, by a word in the name of the labels' column.
 _ASKS = {
@@ -75,10 +79,9 @@ class Wording:
         kept = before.rstrip(" ")
         return [Segment(kept), Segment(before[len(kept) :] + text.strip(), cut="end"), Segment(after.rstrip(" "))]
 
-    def with_shots(self, texts: Sequence[str], labels: Sequence[int]) -> Wording:
-        """Return the wording with examples and their answers before what is asked."""
-        shown = [self.prompt.replace(SLOT, text.strip()) + self.words[label] for text, label in zip(texts, labels, strict=True)]
-        return Wording("".join(f"{each}\n\n" for each in shown) + self.prompt, self.words)
+    def to_json(self, labels: Sequence[str]) -> dict[str, Any]:
+        """Return what `beside` reads again."""
+        return {"prompt": self.prompt, "label_words": dict(zip(labels, self.words, strict=True))}
 
 
 def wording(
@@ -139,14 +142,30 @@ def _chinese_prompt(words: Sequence[str]) -> str:
     return f"{SLOT}\n{'情感' if feeling else '类别'}:"
 
 
+def beside(folder: Path) -> Wording | None:
+    """Return the wording that a model's folder tells of, if it does. Raises ModelError for a file that is harmed."""
+    try:
+        told = files.read_json(folder / PROMPT_FILE)
+        if told is None:
+            return None
+        prompt, words = str(told["prompt"]), tuple(str(word) for word in told["label_words"].values())
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(f"{folder.name}/{PROMPT_FILE} cannot be read: {type(error).__name__}") from error
+    if prompt.count(SLOT) != 1:
+        raise ModelError(f"{folder.name}/{PROMPT_FILE} holds a prompt without {SLOT}")
+    return Wording(prompt, words)
+
+
 def encode(
-    tokenizer: PreTrainedTokenizerBase, asked: Wording, texts: Sequence[str], max_length: int
+    tokenizer: PreTrainedTokenizerBase, asked: Wording | None, texts: Sequence[str], max_length: int
 ) -> tuple[list[list[int]], int]:
-    """Return each text's tokens within its prompt, at most `max_length`, and how many texts were cut.
+    """Return each text's tokens within its prompt, if there is one, at most `max_length`, and how many texts were cut.
 
     What is too long loses the end of its text, never the question. Text never becomes a special token. Raises DataError
     where the prompt alone is too long.
     """
+    if asked is None:
+        return text_classification.encode(tokenizer, list(texts), max_length)
     encoder = Encoder(tokenizer, max_length)
     rows, cut = [], 0
     for text in texts:
