@@ -61,7 +61,7 @@ class Job(Protocol):
     def baselines(self) -> dict[str, Any]: ...
     def beside(
         self,
-    ) -> dict[str, Any] | None: ...  # JSON files beside the model, by name, so that it can be asked again
+    ) -> dict[str, Any] | None: ...  # JSON files beside the model, by name: to ask it again
 
 
 def of(table: AnyTable, recipe: Recipe) -> Job:

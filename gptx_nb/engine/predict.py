@@ -46,7 +46,7 @@ class Answer:
 
 
 class Classifier:
-    """A sequence classifier and its tokenizer on one device, and the prompt that it has learnt to read texts in, if any.
+    """A sequence classifier and its tokenizer on one device, and the prompt that it reads texts in, if it has one.
 
     `labels` are in the order of the columns, `max_length` is in tokens, `bytes` is what the weights take.
     """
