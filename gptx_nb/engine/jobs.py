@@ -46,7 +46,7 @@ class Job(Protocol):
         self, base: models.Base, tokenizer: PreTrainedTokenizerBase, seed: int, *, scratch: bool = False
     ) -> PreTrainedModel: ...
     def begin(
-        self, base: models.Base, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int
+        self, base: models.Base, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int, dtype: Any
     ) -> None: ...  # decides what a new head begins with; `model` is as `load_model` gave it
     def encode(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None: ...
     @property
@@ -100,11 +100,11 @@ class Classification:
         return models.load_classifier(base, tokenizer, self.table.labels, seed, scratch=scratch)
 
     def begin(
-        self, base: models.Base, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int
+        self, base: models.Base, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int, dtype: Any
     ) -> None:
         if self._scratch:  # words mean nothing to random weights
             return
-        known = Base(model, tokenizer, lambda: models.output_rows(base, model), max_length)
+        known = Base(model, tokenizer, lambda: models.output_rows(base, model), max_length, dtype)
         self.start = head_start.choose(known, self.table, self.recipe)
         if self.start.head is not None:
             score: Any = model.get_submodule("score")
@@ -192,7 +192,7 @@ class Writing:
         return models.load_causal(base)
 
     def begin(
-        self, base: models.Base, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int
+        self, base: models.Base, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int, dtype: Any
     ) -> None:
         return  # it writes with the head that it has
 

@@ -116,7 +116,7 @@ def prepare(recipe: Recipe, job: Job, note: Callable[[str], None], *, scratch: b
     context = models.context(base.config)
     max_length, length_reason = plan.max_length(recipe, context)
     torch.nn.Module.to(model, device.device)  # transformers' own `to` is typed wrongly
-    job.begin(base, model, tokenizer, max_length)
+    job.begin(base, model, tokenizer, max_length, device.dtype)
     tuned = tuning.prepare(model, recipe.tune, recipe.seed)
     job.encode(tokenizer, max_length)
     rows, held_rows = job.token_rows

@@ -23,7 +23,7 @@ from gptx_nb.recipe import Recipe
 
 FOLDS = 4
 ENOUGH = 32  # examples from which on cross-validation is trusted; of fewer, the words know more
-MOST_TEXTS, A_LABEL = 192, 4  # texts that calibration and choice look at: so many, or so many a label
+MOST_TEXTS, A_LABEL = 128, 4  # texts that calibration and choice look at: so many, or so many a label
 TRUST = 8.0  # how much larger the words' logits are than a state's values, for a learner that shrinks its weights
 
 
@@ -59,18 +59,26 @@ class Start:
 
 @dataclass(frozen=True)
 class Base:
-    """A model as it is, with its tokenizer. `output` gives its output layer (vocabulary, width)."""
+    """A model as it is, with its tokenizer. `output` gives its output layer (vocabulary, width).
+
+    States are computed in `dtype`, texts cut at `max_length` tokens.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     output: Callable[[], torch.Tensor]
     max_length: int
+    dtype: torch.dtype = torch.float32
+
+    def tokens_of(self, wording: Wording) -> int:
+        """Return how many tokens the prompt takes."""
+        return len(label_words.encode(self.tokenizer, wording, [""], 10**6)[0][0])
 
     def states(self, texts: Sequence[str], wording: Wording | None) -> torch.Tensor:
         """Return the states (texts, width) that a head sees of `texts`, within a prompt if there is one."""
         rows, _ = label_words.encode(self.tokenizer, wording, texts, self.max_length)
         pad: Any = self.tokenizer.pad_token_id
-        return label_words.states(self.model, rows, pad_id=pad)
+        return label_words.states(self.model, rows, pad_id=pad, dtype=self.dtype)
 
     def head(self, wording: Wording, seen: torch.Tensor) -> torch.Tensor:
         """Return the head (labels, width) from the words, calibrated by the states `seen` within the prompt."""
@@ -94,6 +102,8 @@ def choose(base: Base, table: Table, recipe: Recipe) -> Start:
                 f"{table.labels[1]}: bad}}`, or type `head: plain`"
             )
         return Start(None, None, f"a new head, as {wording}")
+    if not asked and (taken := base.tokens_of(wording)) * 2 > base.max_length:
+        return Start(None, None, f"a new head, as a prompt would take {taken} of a text's {base.max_length} tokens")
     train = table.train
     places = sample(len(train), max(MOST_TEXTS, A_LABEL * len(table.labels)), recipe.seed)
     texts, truth = [train.texts[place] for place in places], np.array([train.labels[place] for place in places])

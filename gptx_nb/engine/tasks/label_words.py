@@ -182,11 +182,16 @@ def encode(
 
 @torch.inference_mode()
 def states(
-    model: PreTrainedModel, rows: Sequence[Sequence[int]], *, pad_id: int, token_budget: int = 2048
+    model: PreTrainedModel,
+    rows: Sequence[Sequence[int]],
+    *,
+    pad_id: int,
+    dtype: torch.dtype = torch.float32,
+    token_budget: int = 2048,
 ) -> torch.Tensor:
     """Return the last hidden state of each row's last token, (rows, width) float32 on the CPU, as the head sees it.
 
-    `model` is a classifier or a language model; how it was set up is as before when this returns.
+    `model` is a classifier or a language model, and set up as before when this returns. Matrix products are in `dtype`.
     """
     device = next(model.parameters()).device
     packed = packing.why_not(model) is None
@@ -199,7 +204,7 @@ def states(
     found = torch.zeros(len(rows), config.hidden_size)
 
     def work(groups: Sequence[list[int]]) -> None:
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not torch.float32):
             for group in groups:
                 mine = [list(rows[index]) for index in group]
                 tensors = packing.pack(mine, pad_id) if packed else batches.pad(mine, pad_id)

@@ -1,0 +1,296 @@
+"""A classifier that begins at the words of its labels: the prompt, the head, the choice, and what is saved."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from gptx_nb import api, files
+from gptx_nb.engine import models, setup
+from gptx_nb.engine.data import Examples, Table
+from gptx_nb.engine.jobs import Classification
+from gptx_nb.engine.predict import Classifier
+from gptx_nb.engine.tasks import label_words
+from gptx_nb.engine.tasks.label_words import PROMPT_FILE, Wording, wording
+from gptx_nb.errors import DataError, ModelError, RecipeError
+from gptx_nb.progress import preflight_lines
+from gptx_nb.recipe import Recipe, make_recipe
+
+SENTIMENT = Wording("Review: {text}\nSentiment:", (" negative", " positive"))
+GOOD = ["I love it.", "Great film.", "What a wonderful day.", "Very good, thank you.", "The best of all."]
+BAD = ["I hate it.", "Awful film.", "What a terrible day.", "Very bad, no thanks.", "The worst of all."]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> tuple[models.Base, Any, Any]:
+    """The embedded model: (base, tokenizer, classifier of two labels)."""
+    base = models.find("tiny")
+    tokenizer = models.load_tokenizer(base)
+    return base, tokenizer, models.load_classifier(base, tokenizer, ["negative", "positive"], 0)
+
+
+def table(rows: list[tuple[str, str]], labels: list[str], column: str = "label") -> Table:
+    examples = Examples([text for text, _ in rows], [labels.index(label) for _, label in rows])
+    return Table(examples, None, labels, {"text": "text", "label": column, "warnings": [], "source": "here"})
+
+
+def prepared(rows: list[tuple[str, str]], labels: list[str], **more: Any) -> tuple[Classification, setup.Setup]:
+    recipe = Recipe(data="here", device="cpu", dtype="float32", **more)
+    job = Classification(table(rows, labels), recipe)
+    return job, setup.prepare(recipe, job, lambda note: None)
+
+
+# ---- the prompt -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("labels", "columns", "prompt", "words"),
+    [
+        (["neg", "pos"], ("text", "label"), "Review: {text}\nSentiment:", (" negative", " positive")),
+        (["Sci/Tech", "World"], ("text", "topic"), "{text}\nTopic:", (" sci/tech", " world")),
+        (
+            ["card_arrival", "lostCard"],
+            ("query", "intent"),
+            "Question: {text}\nIntent:",
+            (" card arrival", " lost card"),
+        ),
+        (["ham", "spam"], ("sms", "label"), "Message: {text}\nKind of message:", (" normal", " spam")),
+        (["USA", "France"], ("text", "label"), "{text}\nCategory:", (" USA", " france")),
+        (["joy", "anger"], ("tweet", "label"), "Tweet: {text}\nEmotion:", (" joy", " anger")),
+        (["正面", "负面"], ("text", "label"), "{text}\n情感:", ("正面", "负面")),
+    ],
+)
+def test_prompt_and_words_are_found_from_columns_and_labels(
+    labels: list[str], columns: tuple[str, str], prompt: str, words: tuple[str, ...]
+) -> None:
+    assert wording(labels, text_column=columns[0], label_column=columns[1]) == Wording(prompt, words)
+
+
+def test_labels_that_are_no_words_get_none_unless_the_user_says_what_they_mean() -> None:
+    assert wording(["0", "1"]) == "the label '0' is no word that a model could know"
+    assert wording(["good", "LABEL_1", "x7"]) == "the label 'x7' is no word that a model could know"
+    assert wording(["pos", "positive"]) == "two labels read 'positive'"
+    found = wording(["0", "1"], words={"0": "bad", "1": "good"}, prompt="{text} It was")
+    assert found == Wording("{text} It was", (" bad", " good"))
+
+
+@settings(max_examples=30, deadline=None)
+@given(text=st.text(max_size=300), length=st.integers(16, 60))
+def test_what_is_too_long_loses_its_end_and_never_the_question(tiny: Any, text: str, length: int) -> None:
+    tokenizer = tiny[1]
+    (row,), cut = label_words.encode(tokenizer, SENTIMENT, [text], length)
+    assert len(row) <= length
+    read = str(tokenizer.decode(row))
+    assert read.startswith("Review:")
+    assert read.endswith("\nSentiment:")
+    assert cut == (0 if len(label_words.encode(tokenizer, SENTIMENT, [text], 10_000)[0][0]) <= length else 1)
+    assert tokenizer.eos_token_id not in row
+
+
+def test_the_tokens_are_those_of_the_whole_prompt_as_one_text(tiny: Any) -> None:
+    tokenizer = tiny[1]
+    (row,), _ = label_words.encode(tokenizer, SENTIMENT, ["A fine film."], 64)
+    assert row == tokenizer("Review: A fine film.\nSentiment:")["input_ids"]
+
+
+# ---- the head -------------------------------------------------------------------------------------------------------
+
+
+def test_the_words_rows_give_what_the_language_model_says_of_these_words(tiny: Any) -> None:
+    base, tokenizer, classifier = tiny
+    rows, _ = label_words.encode(tokenizer, SENTIMENT, [*GOOD, "Good", "A longer one, so that lengths differ."], 64)
+    states = label_words.states(classifier, rows, pad_id=tokenizer.pad_token_id)
+    ours = states @ label_words.word_rows(models.output_rows(base, classifier), tokenizer, SENTIMENT.words).T
+    writer = models.load_causal(base).eval()
+    ids = [tokenizer(word)["input_ids"] for word in SENTIMENT.words]
+    assert [len(each) for each in ids] == [1, 1]
+    for row, found in zip(rows, ours, strict=True):
+        with torch.no_grad():
+            logits = writer(torch.tensor([row])).logits[0, -1]
+        assert torch.allclose(found, logits[[each[0] for each in ids]], atol=1e-3)
+
+
+def test_an_output_layer_of_its_own_is_read_anew(tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=64, tie_word_embeddings=False, pad_token_id=0, **size)
+    writer = LlamaForCausalLM(config)
+    writer.save_pretrained(tmp_path)
+    base = models.Base("own", "", str(tmp_path), None, None, "", config)
+    classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=2)
+    assert torch.equal(models.output_rows(base, classifier), writer.lm_head.weight)
+
+
+def test_a_longer_name_counts_from_its_first_token_on(tiny: Any) -> None:
+    tokenizer = tiny[1]
+    output = torch.arange(len(tokenizer), dtype=torch.float32)[:, None]
+    one, two = (tokenizer(f" {word}")["input_ids"][0] for word in ("card", "arrival"))
+    (found,) = label_words.word_rows(output, tokenizer, [" card arrival"])
+    assert float(found) == pytest.approx((2 * one + two) / 3)
+
+
+def test_calibration_makes_labels_equally_likely_on_average_and_keeps_the_order_of_texts() -> None:
+    generator = torch.Generator().manual_seed(0)
+    seen = torch.randn(400, 8, generator=generator) + 5  # states of a GPT have much in common
+    rows = torch.randn(3, 8, generator=generator)
+    head = label_words.head(rows, seen, seen[:4])
+    logits = seen @ head.T
+    assert logits.mean(dim=0).abs().max() < 0.1
+    assert float(logits.std()) == pytest.approx(1, abs=0.1)
+    assert (seen @ rows.T).mean(dim=0).std() > 1  # without it, one label would win
+
+
+def test_one_text_alone_does_not_calibrate_itself_away() -> None:
+    generator = torch.Generator().manual_seed(0)
+    seen = torch.randn(9, 8, generator=generator) + 5
+    rows = torch.randn(2, 8, generator=generator)
+    logits = seen[:1] @ label_words.head(rows, seen[:1], seen[1:]).T
+    assert logits.abs().max() > 0.05
+
+
+# ---- the choice -----------------------------------------------------------------------------------------------------
+
+
+def test_a_few_examples_begin_at_the_words_and_the_reason_is_shown() -> None:
+    job, made = prepared([(GOOD[0], "positive"), (BAD[0], "negative")], ["negative", "positive"])
+    assert job.start.wording == SENTIMENT
+    head: Any = made.model.get_submodule("score")
+    assert torch.equal(head.weight, job.start.head)
+    reason = made.decided["head"]["reason"]
+    assert reason.startswith("2 examples teach less than the labels' words do, by which ")
+    assert reason.endswith("Prompt 'Review: {text}\\nSentiment:', words ' negative', ' positive'")
+    assert made.decided["rendered"][0]["text"] == f"Review: {GOOD[0]}\nSentiment:"
+    assert [note for note in made.decided["notes"] if "A transformers pipeline has to be given them so" in note]
+
+
+def test_numbers_begin_with_a_new_head_and_that_is_said() -> None:
+    job, made = prepared([(GOOD[0], "1"), (BAD[0], "0")], ["0", "1"])
+    assert job.start.wording is None
+    assert made.decided["head"] == {
+        "choice": "plain",
+        "reason": "a new head, as the label '0' is no word that a model could know",
+    }
+    assert made.decided["rendered"][0]["text"] == GOOD[0]
+    assert made.resolved.head == "plain"
+
+
+def test_many_examples_decide_by_cross_validation() -> None:
+    rng = np.random.default_rng(0)
+    words = ["red", "tall", "slow", "cold", "soft"]
+    rows = []
+    for number in range(60):  # what tells the labels apart is the first word; the names have nothing to do with it
+        label = ["music", "history"][number % 2]
+        rows.append((" ".join([["Up", "Down"][number % 2], *rng.choice(words, 4)]), label))
+    job, made = prepared(rows, ["history", "music"], seed=3)
+    found = made.decided["head"]["reason"]
+    assert found.startswith("with the model as it is, of 60 examples 0.")
+    said = [float(part.split()[0]) for part in found.replace("1.00", "0.9999").split(" 0.")[1:4]]
+    by_words, within, plain = (float(f"0.{part:.0f}") if part > 1 else part for part in said)
+    assert (job.start.wording is not None) == (max(by_words, within) >= plain)
+    again, _ = prepared(rows, ["history", "music"], seed=3)
+    assert again.start.reason == job.start.reason
+
+
+def test_a_resumed_recipe_begins_in_the_same_way() -> None:
+    rows = [(GOOD[0], "pos"), (BAD[0], "neg")]
+    job, made = prepared(rows, ["neg", "pos"])
+    asked = {name: getattr(made.resolved, name) for name in ("head", "prompt", "label_words")}
+    assert asked == {
+        "head": "words",
+        "prompt": "Review: {text}\nSentiment:",
+        "label_words": {"neg": "negative", "pos": "positive"},
+    }
+    again, _ = prepared(rows, ["neg", "pos"], **asked)
+    assert torch.equal(again.start.head, job.start.head)
+    assert again.start.reason == "asked for in the recipe"
+
+
+def test_a_prompt_that_leaves_little_room_for_texts_is_not_taken_unasked() -> None:
+    job, _ = prepared([(GOOD[0], "positive"), (BAD[0], "negative")], ["negative", "positive"], max_length=12)
+    assert job.start.reason == "a new head, as a prompt would take 7 of a text's 12 tokens"
+
+
+# ---- mistakes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"prompt": "Sentiment:"}, "prompt: 'Sentiment:' does not fit: {text} has to stand in it once"),
+        ({"head": "plain", "prompt": "{text}\nMood:"}, "head: plain reads the plain text and has no use for prompt"),
+        ({"label_words": {"pos": " "}}, "label_words: "),
+        ({"head": "word"}, "head: 'word' does not fit: "),
+        ({"label_words": "pos, neg"}, "label_words: 'pos, neg' does not fit: words by label are wanted"),
+    ],
+)
+def test_what_does_not_fit_is_told_in_one_line(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        make_recipe({"data": "df", **given})
+    assert str(caught.value).startswith(message)
+
+
+def test_label_words_are_typed_in_one_line_and_stay_text() -> None:
+    recipe = make_recipe({"data": "df", "label_words": "{0: no, 1: yes}"})
+    assert recipe.label_words == {"0": "no", "1": "yes"}
+
+
+def test_words_that_are_asked_for_where_there_are_none_are_refused() -> None:
+    rows = [(GOOD[0], "1"), (BAD[0], "0")]
+    with pytest.raises(DataError) as caught:
+        prepared(rows, ["0", "1"], head="words")
+    assert str(caught.value) == (
+        "head: the label '0' is no word that a model could know. Say what the labels mean, as in "
+        "`label_words: {0: good, 1: bad}`, or type `head: plain`"
+    )
+    with pytest.raises(DataError, match="label_words: 'good' is none of the labels: '0', '1'"):
+        prepared(rows, ["0", "1"], label_words={"good": "good"})
+    with pytest.raises(DataError, match="prompt: without a text it has more than 8 tokens already"):
+        prepared(rows, ["0", "1"], label_words={"0": "bad", "1": "good"}, prompt="{text} " + "so " * 9, max_length=8)
+
+
+# ---- a run ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A finished run on ten sentences."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GPTX_HOME", str(tmp_path_factory.mktemp("home")))
+        frame = pd.DataFrame({"review": GOOD + BAD, "mood": ["positive"] * 5 + ["negative"] * 5})
+        yield api.finetune("moods", frame, validation=0.0, tune="head", epochs=2, device="cpu")
+
+
+def test_the_saved_model_is_a_plain_one_and_brings_its_prompt(run: Any) -> None:
+    told = files.read_json(run.model / PROMPT_FILE)
+    assert told == {
+        "prompt": "Review: {text}\nSentiment:",
+        "label_words": {"negative": " negative", "positive": " positive"},
+    }
+    model = AutoModelForSequenceClassification.from_pretrained(run.model)
+    tokenizer = AutoTokenizer.from_pretrained(run.model)
+    texts = ["A lovely film.", "It broke at once."]
+    asked = api.predict("moods", texts)
+    for text, row in zip(texts, asked.probabilities, strict=True):
+        ids = tokenizer(told["prompt"].replace("{text}", text), return_tensors="pt")
+        with torch.no_grad():
+            plain = model(**ids).logits[0].softmax(-1)
+        assert torch.allclose(plain, torch.tensor(row), atol=1e-4)
+    assert "head: words (" in "\n".join(preflight_lines(run))
+
+
+def test_a_harmed_prompt_is_told(run: Any, tmp_path: Path) -> None:
+    from gptx_nb.engine.device import choose
+
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).symlink_to(run.model / name)
+    for content, message in (("{", "cannot be read"), ('{"prompt": "x", "label_words": {}}', "holds a prompt without")):
+        (tmp_path / PROMPT_FILE).write_text(content, encoding="utf-8")
+        with pytest.raises(ModelError, match=message):
+            Classifier.load(tmp_path, choose("cpu", "float32"))
