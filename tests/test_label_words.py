@@ -164,7 +164,7 @@ def test_a_few_examples_begin_at_the_words_and_the_reason_is_shown() -> None:
     head: Any = made.model.get_submodule("score")
     assert torch.equal(head.weight, job.start.head)
     reason = made.decided["head"]["reason"]
-    assert reason.startswith("2 examples teach less than the labels' words do, by which ")
+    assert reason.startswith("2 examples teach less than the labels' words, which get ")
     assert reason.endswith("Prompt 'Review: {text}\\nSentiment:', words ' negative', ' positive'")
     assert made.decided["rendered"][0]["text"] == f"Review: {GOOD[0]}\nSentiment:"
     assert [note for note in made.decided["notes"] if "A transformers pipeline has to be given them so" in note]

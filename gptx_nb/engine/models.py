@@ -352,9 +352,10 @@ def output_rows(base: Base, model: PreTrainedModel) -> torch.Tensor:
     Most small models have one matrix for input and output; of others the classifier lacks it, and it is read anew.
     """
     if getattr(model.config, "tie_word_embeddings", True):
-        return model.get_input_embeddings().weight.detach()
-    output: Any = load_causal(base).get_output_embeddings()
-    rows: torch.Tensor = output.weight.detach()
+        layer: Any = model.get_input_embeddings()
+    else:
+        layer = load_causal(base).get_output_embeddings()
+    rows: torch.Tensor = layer.weight.detach()
     return rows
 
 
