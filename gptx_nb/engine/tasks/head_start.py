@@ -24,7 +24,8 @@ from gptx_nb.recipe import Recipe
 FOLDS = 4
 ENOUGH = 32  # examples from which on cross-validation is trusted; of fewer, the words know more
 MOST_TEXTS, A_LABEL = 128, 4  # texts that calibration and choice look at: so many, or so many a label
-TRUST = 8.0  # how much larger the words' logits are than a state's values, for a learner that shrinks its weights
+TRUST = 2.0  # spread of the words' logits, where a learnt head is added to them
+SHRINK = 100.0  # of a learnt head, in examples
 
 
 @dataclass(frozen=True)
@@ -111,16 +112,18 @@ def choose(base: Base, table: Table, recipe: Recipe) -> Start:
     head = base.head(wording, seen)
     if asked:
         return Start(wording, head, "asked for in the recipe")
-    given = (seen @ head.T).numpy()
-    by_words = float((given.argmax(axis=1) == truth).mean())
+    given = TRUST * (seen @ head.T)
+    by_words = float((given.argmax(dim=1).numpy() == truth).mean())
     usable = np.bincount(truth)[truth] >= FOLDS
     count = "1 example" if len(truth) == 1 else f"{len(truth):,} examples"
     if usable.sum() < ENOUGH or len(set(truth[usable])) < 2:
         return Start(
             wording, head, f"{count} teach less than the labels' words, which get {by_words:.2f} of them right"
         )
-    within = _cross_validated(np.hstack([_scaled(seen.numpy()), TRUST * given]), truth, usable, recipe.seed)
-    plain = _cross_validated(_scaled(base.states(texts, None).numpy()), truth, usable, recipe.seed)
+    known = torch.from_numpy(usable)
+    within = _cross_validated(seen[known], truth[usable], given[known], recipe.seed)
+    bare = base.states([text for text, use in zip(texts, usable, strict=True) if use], None)
+    plain = _cross_validated(bare, truth[usable], torch.zeros(len(bare), given.shape[1]), recipe.seed)
     said = (
         f"with the model as it is, of {count} {by_words:.2f} right by the labels' words alone, {within:.2f} by a head "
         f"learnt within the prompt, {plain:.2f} by one learnt on the plain text ({FOLDS}-fold cross-validation)"
@@ -149,19 +152,47 @@ def sample(count: int, most: int, seed: int) -> list[int]:
     return sorted(np.random.default_rng((seed, 5)).permutation(count)[:most].tolist())
 
 
-def _scaled(states: np.ndarray) -> np.ndarray:
-    scaled: np.ndarray = (states - states.mean(axis=0)) / (states.std(axis=0) + 1e-6)
-    return scaled
+def learnt(
+    states: torch.Tensor, labels: torch.Tensor, offset: torch.Tensor, new: torch.Tensor, new_offset: torch.Tensor
+) -> torch.Tensor:
+    """Return logits (texts, labels) for the states `new` from logistic regression on `states` and their `labels`.
+
+    What is learnt is added to the offsets, the logits (texts, labels) that each text has to begin with, and is shrunk
+    towards nothing: with few examples the offsets decide.
+    """
+    mean, spread = states.mean(dim=0), states.std(dim=0, correction=0) + 1e-6
+    scaled = (states - mean) / spread
+    weight = torch.zeros(states.shape[1], offset.shape[1], requires_grad=True)
+    bias = torch.zeros(offset.shape[1], requires_grad=True)
+    solver = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        solver.zero_grad()
+        logits = scaled @ weight + bias + offset
+        total = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+        total = total + SHRINK / 2 * (weight.square().sum() + bias.square().sum())
+        total.backward()
+        return total
+
+    solver.step(loss)
+    with torch.no_grad():
+        return ((new - mean) / spread) @ weight + bias + new_offset
 
 
-def _cross_validated(states: np.ndarray, truth: np.ndarray, usable: np.ndarray, seed: int) -> float:
-    """Return the accuracy of logistic regression on rows that it has not seen, of labels with enough rows."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold, cross_val_score
-
-    learner = LogisticRegression(C=0.01, max_iter=200)
-    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
-    return float(cross_val_score(learner, states[usable], truth[usable], cv=folds).mean())
+def _cross_validated(states: torch.Tensor, truth: np.ndarray, offset: torch.Tensor, seed: int) -> float:
+    """Return the accuracy of `learnt` on rows that it has not seen, of labels with enough rows."""
+    fold = np.empty(len(truth), dtype=int)
+    rng = np.random.default_rng((seed, 6))
+    for label in np.unique(truth):  # each label's rows are dealt out to the folds
+        rows = rng.permutation(np.flatnonzero(truth == label))
+        fold[rows] = np.arange(len(rows)) % FOLDS
+    right = 0
+    labels = torch.from_numpy(truth)
+    for number in range(FOLDS):
+        held = torch.from_numpy(fold == number)
+        found = learnt(states[~held], labels[~held], offset[~held], states[held], offset[held])
+        right += int((found.argmax(dim=1) == labels[held]).sum())
+    return right / len(truth)
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,16 +68,30 @@ STEADY = 16  # what the texts that say nothing count as, in texts, beside the te
 
 @dataclass(frozen=True)
 class Wording:
-    """A prompt in which `{text}` stands for the text, and what would follow it for each label, spaces included."""
+    """A prompt in which `{text}` stands for the text, and what would follow it for each label, spaces included.
+
+    `shown` stands before it: examples with their answers.
+    """
 
     prompt: str
     words: tuple[str, ...]
+    shown: str = ""
 
     def segments(self, text: str) -> list[Segment]:
         """Return the prompt around `text`. Spaces before it go with it, where tokens have them; its end may be cut."""
         before, _, after = self.prompt.partition(SLOT)
         kept = before.rstrip(" ")
-        return [Segment(kept), Segment(before[len(kept) :] + text.strip(), cut="end"), Segment(after.rstrip(" "))]
+        return [
+            Segment(self.shown + kept),
+            Segment(before[len(kept) :] + text.strip(), cut="end"),
+            Segment(after.rstrip(" ")),
+        ]
+
+    def after(self, texts: Sequence[str], labels: Sequence[int]) -> Wording:
+        """Return the wording behind examples with their answers."""
+        pairs = zip(texts, labels, strict=True)
+        shown = [self.prompt.replace(SLOT, text.strip()) + self.words[label] for text, label in pairs]
+        return replace(self, shown="".join(f"{each}\n\n" for each in shown))
 
     def to_json(self, labels: Sequence[str]) -> dict[str, Any]:
         """Return what `beside` reads again."""
