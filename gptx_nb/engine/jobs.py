@@ -30,6 +30,8 @@ from gptx_nb.recipe import Recipe
 
 Learner = text_classification.Learner | targets.Learner
 
+SHOTS, MOST_FEW_SHOT = 4, 20  # examples that an untuned model is shown, and answers that it then writes
+
 
 class Job(Protocol):
     """What set-up and worker ask of either kind of fine-tuning."""
@@ -51,11 +53,15 @@ class Job(Protocol):
     def encode(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None: ...
     @property
     def token_rows(self) -> tuple[list[list[int]], list[list[int]]]: ...  # to learn from, and held back
+    @property
+    def more_tokens(self) -> list[int]: ...  # that are needed besides, by numbers
     def renumber(self, cut: Any) -> None: ...  # for an embedding with fewer rows (vocabulary.Cut)
     def learner(self, model: PreTrainedModel, tuned: Tuning, **options: Any) -> Learner: ...
     def told(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]: ...  # the plan's part about examples
     def resolved(self) -> dict[str, Any]: ...  # settings of the recipe that are known now
-    def before(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> Any: ...
+    def before(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any
+    ) -> dict[str, Any]: ...  # {"scores", "few_shot"} of the base model
     def evaluation(self, learner: Any) -> tuple[dict[str, Any], list[float]]: ...  # for the metrics; greater is better
     def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]: ...
     def baselines(self) -> dict[str, Any]: ...
@@ -76,7 +82,6 @@ class Classification:
     table: Table
     recipe: Recipe
     shares_vocabulary = False
-    has_a_before = False  # its head is new
 
     def __post_init__(self) -> None:
         self._rows: list[list[int]] = []
@@ -84,6 +89,7 @@ class Classification:
         self._shown = self._rows, self._held
         self._cut = 0
         self.start = Start(None, None, "a new head on the plain text")
+        self._before: head_start.Before | None = None
 
     @property
     def report(self) -> dict[str, Any]:
@@ -92,6 +98,10 @@ class Classification:
     @property
     def is_scored(self) -> bool:
         return self.table.validation is not None
+
+    @property
+    def has_a_before(self) -> bool:
+        return self._before is not None  # a new head says nothing
 
     def load_model(
         self, base: models.Base, tokenizer: PreTrainedTokenizerBase, seed: int, *, scratch: bool = False
@@ -109,6 +119,8 @@ class Classification:
         if self.start.head is not None:
             score: Any = model.get_submodule("score")
             score.weight.data.copy_(self.start.head)
+            if self.is_scored and self.recipe.baselines:
+                self._before = head_start.Before.of(known, self.start, self.table, models.context(base.config))
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         wording = self.start.wording
@@ -124,6 +136,8 @@ class Classification:
 
     def renumber(self, cut: Any) -> None:
         self._rows, self._held = ([cut.tokens(row) for row in each] for each in (self._rows, self._held))
+        if self._before is not None:
+            self._before = self._before.renumbered(cut.tokens)
 
     def learner(self, model: PreTrainedModel, tuned: Tuning, **options: Any) -> Learner:
         return text_classification.Learner(model, tuned, self._rows, self.table.train.labels, self._held, **options)
@@ -137,8 +151,12 @@ class Classification:
         task = {"task": CLASSIFICATION, "text": report["text"], "label": report["label"]}
         return {**task, "labels": self.table.labels, **self.start.resolved(self.table.labels)}
 
-    def before(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> Any:
-        return None
+    @property
+    def more_tokens(self) -> list[int]:
+        return self._before.tokens if self._before is not None else []
+
+    def before(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]:
+        return self._before.scores(model, tokenizer, self.table) if self._before is not None else {}
 
     def evaluation(self, learner: Any) -> tuple[dict[str, Any], list[float]]:
         found = self._scores(learner)
@@ -239,6 +257,10 @@ class Writing:
     def token_rows(self) -> tuple[list[list[int]], list[list[int]]]:
         return [row.ids for row in self._rows], [row.ids for row in self._held]
 
+    @property
+    def more_tokens(self) -> list[int]:
+        return []
+
     def renumber(self, cut: Any) -> None:
         raise AssertionError("a model that writes keeps its vocabulary")
 
@@ -264,11 +286,28 @@ class Writing:
     def resolved(self) -> dict[str, Any]:
         return {"task": self.table.task, "columns": self.report["roles"], "text": None}
 
-    def before(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> Any:
-        """Return the scores of the model as it is, before it is tuned, on the rows that are held back."""
+    def before(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]:
+        """Return the scores of the model as it is, before it is tuned, on the rows that are held back.
+
+        {"scores": by itself, "few_shot": behind some examples with their answers, where these fit}.
+        """
         if not self.is_scored or not self.recipe.baselines:
+            return {}
+        return {
+            "scores": self._scored(model, tokenizer, learner, tuned=False),
+            "few_shot": self._few_shot(model, tokenizer),
+        }
+
+    def _few_shot(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
+        shots, held = list(self.table.train[:SHOTS]), self.table.validation or []
+        writer = Writer(model, tokenizer, self.table.task, self.table.facts, tuned=False)
+        if any(self.task.whole_text(each) for each in [*shots, *held]) or not shots:
             return None
-        return self._scored(model, tokenizer, learner, tuned=False)
+        try:
+            found = answers.written(writer, held, allow_code=self.recipe.allow_code, shots=shots, most=MOST_FEW_SHOT)
+        except DataError:  # they do not fit before what is asked
+            return None
+        return {**found, "shots": len(shots)}
 
     def evaluation(self, learner: Any) -> tuple[dict[str, Any], list[float]]:
         found = answers.likelihood(learner.held_nats())

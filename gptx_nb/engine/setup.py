@@ -140,7 +140,7 @@ def prepare(recipe: Recipe, job: Job, note: Callable[[str], None], *, scratch: b
     cut_off = None
     # A padded model looks for its padding by number.
     if recipe.tune == "full" and not job.shares_vocabulary and packing.why_not(model) is None:
-        cut_off = vocabulary.Cut(model, [*rows, *held_rows], [pad_id])
+        cut_off = vocabulary.Cut(model, [*rows, *held_rows], [pad_id, *job.more_tokens])
         job.renumber(cut_off)
         pad_id = cut_off.tokens([pad_id])[0]
     torch.nn.Module.to(model, device.device)  # what has come to it since

@@ -8,13 +8,14 @@ prompt and without it. Trains no model; label_words.py has the arithmetic.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gptx_nb.engine import evaluate
 from gptx_nb.engine.data import Table
 from gptx_nb.engine.tasks import label_words
 from gptx_nb.engine.tasks.label_words import PROMPT_FILE, Wording
@@ -22,6 +23,8 @@ from gptx_nb.errors import DataError, nearest
 from gptx_nb.recipe import Recipe
 
 FOLDS = 4
+LEAST_SHOTS, MOST_SHOTS = 4, 8  # shown to the base model as it is; one of each label, if there is room
+MOST_ZERO, MOST_FEW = 400, 100  # rows held back that it is scored on
 ENOUGH = 32  # examples from which on cross-validation is trusted; of fewer, the words know more
 MOST_TEXTS, A_LABEL = 128, 4  # texts that calibration and choice look at: so many, or so many a label
 TRUST = 2.0  # spread of the words' logits, where a learnt head is added to them
@@ -35,6 +38,7 @@ class Start:
     wording: Wording | None
     head: torch.Tensor | None
     reason: str
+    rows: torch.Tensor | None = None  # of the output layer, for the words
 
     def told(self) -> dict[str, Any]:
         """Return the plan's part about it."""
@@ -81,10 +85,85 @@ class Base:
         pad: Any = self.tokenizer.pad_token_id
         return label_words.states(self.model, rows, pad_id=pad, dtype=self.dtype)
 
-    def head(self, wording: Wording, seen: torch.Tensor) -> torch.Tensor:
-        """Return the head (labels, width) from the words, calibrated by the states `seen` within the prompt."""
-        rows = label_words.word_rows(self.output(), self.tokenizer, wording.words)
+    def rows(self, wording: Wording) -> torch.Tensor:
+        """Return the rows (labels, width) of the output layer for the words."""
+        return label_words.word_rows(self.output(), self.tokenizer, wording.words)
+
+    def head(self, rows: torch.Tensor, wording: Wording, seen: torch.Tensor) -> torch.Tensor:
+        """Return the head (labels, width) from the words' `rows`, calibrated by the states `seen` within the prompt."""
         return label_words.head(rows, seen, self.states(label_words.SAY_NOTHING, wording))
+
+
+@dataclass(frozen=True)
+class Before:
+    """What scores the base model as it is on rows held back: their tokens by themselves, and behind some examples.
+
+    `zero` and `few` hold tokens of the rows numbered `of_zero` and `of_few`; `shots` examples stand before the latter.
+    """
+
+    rows: torch.Tensor
+    head: torch.Tensor
+    zero: list[list[int]]
+    of_zero: list[int]
+    few: list[list[int]]
+    of_few: list[int]
+    shots: int
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, base: Base, start: Start, table: Table, context: int) -> Before:
+        """Prepare the scoring of `table.validation`; `context` is the most tokens that the model sees."""
+        assert table.validation is not None
+        assert start.wording is not None
+        assert start.rows is not None
+        assert start.head is not None
+        held = table.validation.texts
+        of_zero, of_few = (_spread(len(held), most) for most in (MOST_ZERO, MOST_FEW))
+        places = _one_of_each(table.train.labels, min(MOST_SHOTS, max(LEAST_SHOTS, len(table.labels))))
+        shown = start.wording.after(
+            *([each[place] for place in places] for each in (table.train.texts, table.train.labels))
+        )
+        fits = base.tokens_of(shown) * 2 <= context
+        zero, _ = label_words.encode(base.tokenizer, start.wording, [held[at] for at in of_zero], base.max_length)
+        few, _ = label_words.encode(base.tokenizer, shown, [held[at] for at in of_few], context) if fits else ([], 0)
+        return cls(start.rows, start.head, zero, of_zero, few, of_few, len(places), base.dtype)
+
+    @property
+    def tokens(self) -> list[int]:
+        """Every token that it needs, by number."""
+        return sorted({token for row in [*self.zero, *self.few] for token in row})
+
+    def renumbered(self, tokens: Callable[[list[int]], list[int]]) -> Before:
+        return replace(self, zero=[tokens(row) for row in self.zero], few=[tokens(row) for row in self.few])
+
+    def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, table: Table) -> dict[str, Any]:
+        """Return {"scores", "few_shot"}, each {"rows", "accuracy", "macro_f1"}; few-shot ones where examples fit."""
+        assert table.validation is not None
+        truth, pad = table.validation.labels, int(tokenizer.pad_token_id)  # type: ignore[arg-type]
+
+        def score(rows: list[list[int]], places: list[int], calibrate: bool) -> dict[str, Any]:
+            states = label_words.states(model, rows, pad_id=pad, dtype=self.dtype)
+            head = label_words.head(self.rows, states, states[:0]) if calibrate else self.head
+            found = evaluate.scores(table.labels, [truth[at] for at in places], (states @ head.T).numpy())
+            return {name: found[name] for name in ("rows", "accuracy", "macro_f1")}
+
+        few = {**score(self.few, self.of_few, True), "shots": self.shots} if self.few else None
+        return {"scores": score(self.zero, self.of_zero, False), "few_shot": few}
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """Return at most `most` places of `count`, evenly spread."""
+    return [at * count // min(count, most) for at in range(min(count, most))]
+
+
+def _one_of_each(labels: Sequence[int], count: int) -> list[int]:
+    """Return the places of `count` examples, of every label in turn, in their order."""
+    seen: dict[int, int] = {}
+    turn = []
+    for place, label in enumerate(labels):
+        seen[label] = seen.get(label, 0) + 1
+        turn.append((seen[label], place))
+    return sorted(place for _, place in sorted(turn)[:count])
 
 
 def choose(base: Base, table: Table, recipe: Recipe) -> Start:
@@ -109,17 +188,17 @@ def choose(base: Base, table: Table, recipe: Recipe) -> Start:
     places = sample(len(train), max(MOST_TEXTS, A_LABEL * len(table.labels)), recipe.seed)
     texts, truth = [train.texts[place] for place in places], np.array([train.labels[place] for place in places])
     seen = base.states(texts, wording)
-    head = base.head(wording, seen)
+    rows = base.rows(wording)
+    head = base.head(rows, wording, seen)
     if asked:
-        return Start(wording, head, "asked for in the recipe")
+        return Start(wording, head, "asked for in the recipe", rows)
     given = TRUST * (seen @ head.T)
     by_words = float((given.argmax(dim=1).numpy() == truth).mean())
     usable = np.bincount(truth)[truth] >= FOLDS
     count = "1 example" if len(truth) == 1 else f"{len(truth):,} examples"
     if usable.sum() < ENOUGH or len(set(truth[usable])) < 2:
-        return Start(
-            wording, head, f"{count} teach less than the labels' words, which get {by_words:.2f} of them right"
-        )
+        few = f"{count} teach less than the labels' words, which get {by_words:.2f} of them right"
+        return Start(wording, head, few, rows)
     known = torch.from_numpy(usable)
     within = _cross_validated(seen[known], truth[usable], given[known], recipe.seed)
     bare = base.states([text for text, use in zip(texts, usable, strict=True) if use], None)
@@ -128,7 +207,7 @@ def choose(base: Base, table: Table, recipe: Recipe) -> Start:
         f"with the model as it is, of {count} {by_words:.2f} right by the labels' words alone, {within:.2f} by a head "
         f"learnt within the prompt, {plain:.2f} by one learnt on the plain text ({FOLDS}-fold cross-validation)"
     )
-    return Start(wording, head, said) if max(by_words, within) >= plain else Start(None, None, said)
+    return Start(wording, head, said, rows) if max(by_words, within) >= plain else Start(None, None, said)
 
 
 def _wording(table: Table, recipe: Recipe) -> Wording | str:

@@ -263,8 +263,9 @@ def head(rows: torch.Tensor, seen: torch.Tensor, silent: torch.Tensor) -> torch.
     likely on average. A head has no bias, so that is folded into its rows: each loses its part along the mean state.
     Rows are centred, and scaled so that logits spread by about 1.
     """
-    weight = len(seen) / (len(seen) + STEADY)
-    mean = weight * seen.mean(dim=0) + (1 - weight) * silent.mean(dim=0) if len(seen) else silent.mean(dim=0)
+    weights = [len(seen), STEADY if len(silent) else 0]
+    parts = [each.mean(dim=0) * weight for each, weight in zip((seen, silent), weights, strict=True) if len(each)]
+    mean = torch.stack(parts).sum(dim=0) / sum(weights)
     centred = rows - rows.mean(dim=0)
     centred = centred - (centred @ mean)[:, None] * mean / mean.dot(mean).clamp_min(1e-12)
     every = torch.cat([seen, silent])
