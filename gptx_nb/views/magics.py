@@ -64,7 +64,16 @@ EVAL_FLAGS = (
 )
 ALONE = "gptx value {} "  # stands in the YAML for an expression that is a whole value
 EXAMPLE_NAMES: dict[type[AnyRecipe], str] = {Recipe: "reviews", PretrainRecipe: "my-domain"}
-NOT_CONFIGURED = ("data", "examples", "text", "label", "labels", "columns")  # they belong to one table
+NOT_CONFIGURED = (
+    "data",
+    "examples",
+    "text",
+    "label",
+    "labels",
+    "columns",
+    "prompt",
+    "label_words",
+)  # they belong to one table
 
 
 class Brief(Exception):
