@@ -40,7 +40,7 @@ from gptx_nb.engine import models
 from gptx_nb.engine.data import Examples, Table
 from gptx_nb.engine.predict import use_all_cores
 from gptx_nb.engine.tasks import label_words
-from gptx_nb.engine.tasks.head_start import TRUST, Base, learnt
+from gptx_nb.engine.tasks.head_start import LOOK, Base, learnt
 from gptx_nb.engine.transfer import accuracy
 from gptx_nb.recipe import Recipe
 
@@ -124,7 +124,7 @@ def minilm(folder: Path, texts: list[str]) -> np.ndarray:
 
 def measure(data: Set, states: States, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Return {"set", "method", "examples", "draw", "accuracy"} for every method but `tuned`."""
-    wording = label_words.wording(data.labels, prompt=arguments.prompt)
+    wording = label_words.wording(data.labels, prompt=arguments.prompt, texts=data.train[0][:LOOK])
     assert not isinstance(wording, str), wording
     (texts, truth), (asked, right) = data.train, data.test
     within, tested = states.of(texts, wording), states.of(asked, wording)
@@ -150,12 +150,12 @@ def measure(data: Set, states: States, arguments: argparse.Namespace) -> list[di
         for draw in range(arguments.draws if count else 1):
             places = data.draw(count, draw)
             head = label_words.head(rows, within[places] if count else within[:0], silent)
-            offset = TRUST * (tested @ head.T)
+            offset = tested @ head.T
             if not count:
                 add("words", 0, 0, offset.argmax(dim=1).numpy())
                 continue
             labels = torch.from_numpy(truth[places])
-            given = TRUST * (within[places] @ head.T)
+            given = within[places] @ head.T
             add("words", count, draw, learnt(within[places], labels, given, tested, offset).argmax(dim=1).numpy())
             if plain:
                 none = [torch.zeros(len(each), len(data.labels)) for each in (labels, right)]

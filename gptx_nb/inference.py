@@ -184,7 +184,7 @@ def label(who: Run | str, texts: Any, labels: Labels, progress: Progress | None 
     root = who.folder.parents[2] if isinstance(who, Run) else None
     asked = read_texts(texts, None, name)
     step = -(-len(asked.texts) // MOST_BESIDE) or 1
-    body = {
+    body: dict[str, Any] = {
         "base": f"{RUN}{name}" if isinstance(who, Run) else who,
         "labels": list(labels.names),
         "prompt": labels.prompt,
@@ -203,7 +203,7 @@ def label(who: Run | str, texts: Any, labels: Labels, progress: Progress | None 
                 cut += answer["cut"]
                 if progress:
                     progress(len(shares), len(asked.texts))
-    return Predictions(name, body["labels"], asked.texts, shares, cut, asked.index)
+    return Predictions(name, labels.names, asked.texts, shares, cut, asked.index)
 
 
 @dataclass(frozen=True)

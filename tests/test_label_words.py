@@ -76,6 +76,16 @@ def test_prompt_and_words_are_found_from_columns_and_labels(
     assert wording(labels, text_column=columns[0], label_column=columns[1]) == Wording(prompt, words)
 
 
+def test_questions_are_asked_about_as_such() -> None:
+    questions = ["Who was Galileo ?", "How far is it?", "Name a river."]
+    assert wording(["human", "number"], texts=questions) == Wording(
+        "Question: {text}\nAnswer type:", (" human", " number")
+    )
+    found = wording(["card_arrival", "card_lost"], texts=questions)
+    assert isinstance(found, Wording)
+    assert found.prompt == "Question: {text}\nIntent:"
+
+
 def test_labels_that_are_no_words_get_none_unless_the_user_says_what_they_mean() -> None:
     assert wording(["0", "1"]) == "the label '0' is no word that a model could know"
     assert wording(["good", "LABEL_1", "x7"]) == "the label 'x7' is no word that a model could know"
@@ -218,7 +228,7 @@ def test_a_resumed_recipe_begins_in_the_same_way() -> None:
 
 def test_a_prompt_that_leaves_little_room_for_texts_is_not_taken_unasked() -> None:
     job, _ = prepared([(GOOD[0], "positive"), (BAD[0], "negative")], ["negative", "positive"], max_length=12)
-    assert job.start.reason == "a new head, as a prompt would take 7 of a text's 12 tokens"
+    assert job.start.reason == "a new head, as a prompt would take 9 of a text's 12 tokens"
 
 
 # ---- mistakes -------------------------------------------------------------------------------------------------------
@@ -309,7 +319,7 @@ def test_a_base_model_gives_labels_untrained(home: Path) -> None:
     assert (found.run, found.classes, len(found)) == ("tiny", ["positive", "negative"], 10)
     assert all(sum(row) == pytest.approx(1) for row in found.probabilities)
     assert len({tuple(row) for row in found.probabilities}) == 10
-    shown = api.predict("tiny", GOOD + BAD, shots=shots)  # which name the labels
+    shown = api.predict("tiny", GOOD + BAD, task="text-classification", shots=shots)  # which name the labels
     assert shown.classes == ["positive", "negative"]
     assert shown.probabilities != found.probabilities
     asked = api.predict("tiny", GOOD[0], labels="0, 1", label_words={"0": "bad", "1": "good"}, prompt="{text} It was")

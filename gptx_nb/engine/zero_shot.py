@@ -33,14 +33,17 @@ def read_wording(
     words: Mapping[str, str] | None = None,
     shots: Sequence[tuple[str, str]] = (),
     columns: tuple[str, str] = ("", ""),
+    texts: Sequence[str] = (),
 ) -> Wording:
     """Return how texts are put to the model; `shots` are texts with labels. Raises DataError for what does not fit.
 
-    `columns` are the names of the text's and the label's, if they come from a table.
+    `columns` are the names of the text's and the label's, if they come from a table; `texts` are some of the texts.
     """
     if len(set(labels)) < 2:
         raise DataError(f"labels: at least two are needed, and there are {len(set(labels))}: {', '.join(labels)}")
-    found = label_words.wording(labels, text_column=columns[0], label_column=columns[1], prompt=prompt, words=words)
+    found = label_words.wording(
+        labels, text_column=columns[0], label_column=columns[1], prompt=prompt, words=words, texts=texts
+    )
     if isinstance(found, str):
         raise DataError(
             f"labels: {found}. Say what they mean, as in `label_words: {{{labels[0]}: good, {labels[1]}: bad}}`"

@@ -134,7 +134,8 @@ class Models:
         from gptx_nb.engine import models
         from gptx_nb.engine.zero_shot import ZeroShot, read_wording
 
-        wording = read_wording(asked["labels"], asked["prompt"], asked["label_words"], asked["shots"])
+        own = (asked["labels"], asked["prompt"], asked["label_words"], asked["shots"])
+        wording = read_wording(*own, texts=asked["beside"])
         base = models.find(asked["base"], None, log)
         found = self._kept(Path(base.path) / (base.gguf or ""), "labels", lambda chosen: ZeroShot.load(base, chosen))
         assert isinstance(found, ZeroShot)

@@ -75,10 +75,11 @@ def _labelled_untrained(
         raise UsageError(f"shots: {count} of {len(texts)} rows leave none to score")
     shots = [(text, table.labels[label]) for text, label in zip(texts[:count], truth[:count], strict=True)]
     columns = table.report["text"], table.report["label"]
-    wording = read_wording(table.labels, recipe.prompt, recipe.label_words, shots, columns)
-    model = ZeroShot.load(models.find(asked["base"] or asked["folder"], None), chosen)
     rest = texts[count:]
-    answer = model.classify(rest, wording, rest[:: -(-len(rest) // inference.MOST_BESIDE)])
+    beside = rest[:: -(-len(rest) // inference.MOST_BESIDE)]
+    wording = read_wording(table.labels, recipe.prompt, recipe.label_words, shots, columns, beside)
+    model = ZeroShot.load(models.find(asked["base"] or asked["folder"], None), chosen)
+    answer = model.classify(rest, wording, beside)
     found = _scored(table.labels, truth[count:], answer)
     prompt = f"prompt {wording.prompt!r}, words {', '.join(map(repr, wording.words[:12]))}"
     return {

@@ -105,10 +105,12 @@ def wording(
     text_column: str = "",
     prompt: str | None = None,
     words: Mapping[str, str] | None = None,
+    texts: Sequence[str] = (),
 ) -> Wording | str:
-    """Return prompt and words for `labels`, or why there are none: they are numbers or codes, or begin alike.
+    """Return prompt and words for `labels`, or why there are none: they are numbers or codes, or two read alike.
 
-    `prompt` and `words` are the user's own; the rest is found from the columns' names and the labels.
+    `prompt` and `words` are the user's own; the rest is found from the columns' names, the labels, and whether most of
+    `texts` are questions.
     """
     given = words or {}
     chosen = [given.get(label) or spelled(label) for label in labels]
@@ -118,7 +120,7 @@ def wording(
         twice = next(word for word in chosen if chosen.count(word) > 1)
         return f"two labels read {twice!r}"
     chinese = sum(bool(_CHINESE.search(word)) for word in chosen) * 2 > len(chosen)
-    prompt = prompt or (_chinese_prompt(chosen) if chinese else _prompt(chosen, label_column, text_column))
+    prompt = prompt or (_chinese_prompt(chosen) if chinese else _prompt(chosen, label_column, text_column, texts))
     return Wording(prompt, tuple(word if _CHINESE.match(word) else f" {word}" for word in chosen))
 
 
@@ -138,7 +140,7 @@ def _is_word(word: str) -> bool:
     return bool(re.search(r"[^\W\d_]{2}", word) or _CHINESE.search(word))
 
 
-def _prompt(words: Sequence[str], label_column: str, text_column: str) -> str:
+def _prompt(words: Sequence[str], label_column: str, text_column: str, texts: Sequence[str]) -> str:
     known = {word.lower() for word in words}
     asked = next((ask for word, ask in _ASKS.items() if word in label_column.lower()), None)
     called = next((call for word, call in _CALLS.items() if word in text_column.lower()), None)
@@ -148,6 +150,9 @@ def _prompt(words: Sequence[str], label_column: str, text_column: str) -> str:
         asked = "Emotion"
     elif known <= _SPAM:
         asked, called = "Kind of message", called or "Message"
+    if 2 * sum(text.rstrip().endswith("?") for text in texts) > len(texts):
+        intents = 2 * sum(" " in word for word in words) > len(words)  # `card arrival`, not `location`
+        asked, called = asked or ("Intent" if intents else "Answer type"), called or "Question"
     return f"{f'{called}: ' if called else ''}{SLOT}\n{asked or 'Category'}:"
 
 
@@ -194,7 +199,7 @@ def encode(
     return rows, cut
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def states(
     model: PreTrainedModel,
     rows: Sequence[Sequence[int]],
