@@ -205,7 +205,7 @@ class Recipe(Settings):
     epochs: float | None = setting(
         None,
         "Passes over the examples.",
-        reason="3, or more where that would be fewer than 60 steps: small sets need longer (Mosbach et al. 2021)",
+        reason="3, or more where that would be fewer than 60 steps (200 for head): small sets need longer",
         unit="passes",
         gt=0,
         le=1000,
@@ -221,7 +221,7 @@ class Recipe(Settings):
     learning_rate: float | None = setting(
         None,
         "Peak step size of AdamW.",
-        reason="by the model's size and the batch: smaller models and larger batches take larger steps",
+        reason="as measured for what is trained; smaller models and larger batches take larger steps",
         gt=0,
         le=1,
     )
