@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from gptx_nb import api, files
+from gptx_nb import api, files, inference
 from gptx_nb.engine import models, setup
 from gptx_nb.engine.data import Examples, Table
 from gptx_nb.engine.jobs import Classification
@@ -24,6 +25,7 @@ from gptx_nb.engine.train import train
 from gptx_nb.errors import DataError, ModelError, RecipeError, UsageError
 from gptx_nb.progress import preflight_lines, score_rows
 from gptx_nb.recipe import Recipe, make_recipe
+from gptx_nb.runs import Run
 from gptx_nb.views import cli
 
 SENTIMENT = Wording("Review: {text}\nSentiment:", (" negative", " positive"))
@@ -273,15 +275,22 @@ def test_words_that_are_asked_for_where_there_are_none_are_refused() -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A finished run on ten sentences."""
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A home, and with it an inference process, that the tests share."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GPTX_HOME", str(tmp_path_factory.mktemp("home")))
-        frame = pd.DataFrame({"review": GOOD + BAD, "mood": ["positive"] * 5 + ["negative"] * 5})
-        yield api.finetune("moods", frame, validation=0.0, tune="head", epochs=2, device="cpu")
+        yield
+        inference.free()
 
 
-def test_the_saved_model_is_a_plain_one_and_brings_its_prompt(run: Any) -> None:
+@pytest.fixture(scope="module")
+def run(served: None) -> Run:
+    """A finished run on ten sentences."""
+    frame = pd.DataFrame({"review": GOOD + BAD, "mood": ["positive"] * 5 + ["negative"] * 5})
+    return api.finetune("moods", frame, validation=0.0, tune="head", epochs=2, device="cpu")
+
+
+def test_the_saved_model_is_a_plain_one_and_brings_its_prompt(run: Run) -> None:
     told = files.read_json(run.model / PROMPT_FILE)
     assert told == {
         "prompt": "Review: {text}\nSentiment:",
@@ -299,7 +308,7 @@ def test_the_saved_model_is_a_plain_one_and_brings_its_prompt(run: Any) -> None:
     assert "head: words (" in "\n".join(preflight_lines(run))
 
 
-def test_a_harmed_prompt_is_told(run: Any, tmp_path: Path) -> None:
+def test_a_harmed_prompt_is_told(run: Run, tmp_path: Path) -> None:
     from gptx_nb.engine.device import choose
 
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
@@ -313,7 +322,7 @@ def test_a_harmed_prompt_is_told(run: Any, tmp_path: Path) -> None:
 # ---- untrained ------------------------------------------------------------------------------------------------------
 
 
-def test_a_base_model_gives_labels_untrained(home: Path) -> None:
+def test_a_base_model_gives_labels_untrained(served: None) -> None:
     shots = [["I like it.", "positive"], ["I do not like it.", "negative"]]
     found = api.predict("tiny", GOOD + BAD, labels=["positive", "negative"])
     assert (found.run, found.classes, len(found)) == ("tiny", ["positive", "negative"], 10)
@@ -326,7 +335,7 @@ def test_a_base_model_gives_labels_untrained(home: Path) -> None:
     assert set(asked[0].probabilities) == {"0", "1"}
 
 
-def test_every_text_of_many_is_calibrated_in_the_same_way(home: Path) -> None:
+def test_every_text_of_many_is_calibrated_in_the_same_way(served: None) -> None:
     texts = [f"{text} {number}" for number in range(26) for text in (GOOD[number % 5], BAD[number % 5], "No idea.")][
         :140
     ]
@@ -354,7 +363,7 @@ def test_every_text_of_many_is_calibrated_in_the_same_way(home: Path) -> None:
         ({"labels": "yes,no", "temperature": 1.0}, "temperature: that is for writing, and labels are asked for"),
     ],
 )
-def test_what_cannot_be_asked_is_told(home: Path, given: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_asked_is_told(served: None, given: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as caught:
         api.predict("tiny", "Hm.", **given)
     assert str(caught.value).startswith(message)
@@ -369,7 +378,7 @@ def test_the_magic_and_the_command_line_ask_a_base_model_for_labels(plain_shell:
     assert (label, float(share), text) == (found[0].label, round(found[0].probability, 3), "I love it.")
 
 
-def test_a_base_model_is_scored_on_a_table_of_labels(home: Path) -> None:
+def test_a_base_model_is_scored_on_a_table_of_labels(served: None) -> None:
     frame = pd.DataFrame({"text": GOOD + BAD, "label": ["positive"] * 5 + ["negative"] * 5}).sample(10, random_state=0)
     found = api.evaluate("tiny", frame, shots=2)
     assert (found.task, found.rows, found.shots) == ("text-classification", 8, 2)
@@ -379,15 +388,15 @@ def test_a_base_model_is_scored_on_a_table_of_labels(home: Path) -> None:
         api.evaluate("tiny", frame, shots=10)
 
 
-def test_a_runs_scores_stand_beside_those_of_the_base_model_untrained_and_shown_examples(home: Path) -> None:
+def test_a_runs_scores_stand_beside_those_of_the_base_model_untrained_and_shown_examples(served: None) -> None:
     frame = pd.DataFrame({"text": [f"{text} {at}" for text in GOOD + BAD for at in range(4)]})
     frame["label"] = ["positive"] * 20 + ["negative"] * 20
-    run = api.finetune("moods", frame, head="words", tune="full", epochs=1, device="cpu")
+    run = api.finetune("shown", frame, head="words", tune="full", epochs=1, device="cpu")
     scores = run.scores() or {}
     assert scores["base"]["rows"] == scores["few_shot"]["rows"] == scores["validation"]["rows"] == 8
     assert scores["few_shot"]["shots"] == 4
     shown = {who: (accuracy, f1) for who, accuracy, f1 in score_rows(run)}
-    assert list(shown)[:3] == ["moods v1 (tiny)", "tiny, shown 4 examples", "tiny, untrained"]
+    assert list(shown)[:3] == ["shown v1 (tiny)", "tiny, shown 4 examples", "tiny, untrained"]
     assert shown["tiny, untrained"] == (scores["base"]["accuracy"], scores["base"]["macro_f1"])
     # The same model, asked by its name and calibrated by these texts.
     plan = run.plan() or {}
