@@ -1,4 +1,4 @@
-"""Which learning rate, batch and number of epochs to take where a recipe sets none: the sweep behind engine/defaults.py.
+"""Which learning rate, batch, epochs to take where a recipe sets none: the sweep behind engine/defaults.py.
 
     python benchmarks/defaults.py DATA_FOLDER [--sets sst2,trec] [--model tiny] [--methods full,lora,top:4,head]
         [--rates 0.25,0.5,1,2,4] [--batches 16,64] [--epochs 1,3] [--warmups 0.1] [--examples 1000] [--test 400]
