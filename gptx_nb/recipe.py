@@ -166,13 +166,27 @@ class Recipe(Settings):
     label: str | None = setting(None, "Column that holds the label.", reason="found by name and content, and shown")
     columns: Annotated[dict[str, str | list[str]], Field(min_length=1)] | None = setting(
         None,
-        "Columns by role for tasks other than text-classification, as in {question: q, context: body}.",
+        "Columns by role, as in {question: q, context: body}; for a pair of texts {text: a, text_pair: b, label: c}.",
         reason="found by name and content, and shown",
     )
     labels: Annotated[list[str], Field(min_length=2)] | None = setting(
         None,
         "Label names in the model's order.",
         reason="the table's labels in the order that it declares, else sorted; 0/1 get names only from here",
+    )
+    label_separator: str | None = setting(
+        None,
+        "What stands between the labels of a text that has several, as in 'joy;surprise'.",
+        reason="a text is one label unless you say so; lists and columns of 0 and 1 need none",
+        min_length=1,
+    )
+    threshold: float | None = setting(
+        None,
+        "Where texts have several labels: the probability from which on a label is given.",
+        reason="chosen by micro F1 on the held-out rows, each half scored with the other's; 0.5 where there are none",
+        unit="share",
+        gt=0,
+        lt=1,
     )
     validation: float | str = setting(
         0.2,

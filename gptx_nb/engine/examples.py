@@ -30,9 +30,13 @@ def load(recipe: Recipe, sources: Mapping[str, Source | None], run_folder: Path)
     if task != CLASSIFICATION:
         _check(task, recipe)
         return roles.load(task, why, recipe, sources, run_folder)
-    if recipe.columns is not None:
-        raise RecipeError("columns: text-classification has its columns named by `text:` and `label:`")
-    return data.load(recipe, sources, run_folder)
+    table = data.load(recipe, sources, run_folder)
+    if table.multi_label and recipe.baseline is not None:
+        raise RecipeError(
+            f"baseline: {recipe.baseline} compares classifiers that give one label, by accuracy. These texts have any "
+            "number of labels each; leave it out"
+        )
+    return table
 
 
 def load_snapshot(folder: Path, recipe: Recipe) -> AnyTable:

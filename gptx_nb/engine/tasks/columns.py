@@ -30,7 +30,11 @@ COMPLETION = ("completion", "response", "continuation", "target", "output", "ans
 CODE = ("code", "snippet", "canonical_solution", "solution", "program")
 WORDS = ("intent", "rewritten_intent", "docstring", "description", "text", "prompt", "instruction", "question")
 TESTS = ("test", "tests", "test_list")
-PAIRS = (("premise", "hypothesis"), ("sentence1", "sentence2"), ("text1", "text2"), ("question1", "question2"))
+PAIRS = (
+    ("premise", "hypothesis"), ("sentence1", "sentence2"), ("text1", "text2"), ("question1", "question2"),
+    ("question", "sentence"), ("text_a", "text_b"), ("sentence_a", "sentence_b"), ("s1", "s2"), ("query", "passage"),
+    ("claim", "evidence"),
+)  # fmt: skip
 LABEL = ("label", "labels", "class", "category", "label_text", "label_name", "gold_label", "sentiment", "target")
 TEXT = ("text", "content", "line", "document", "sentence", "verse", "poem")
 
