@@ -7,7 +7,7 @@ not padding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,7 +54,7 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int) -> Tensors:
 
 
 def by_length(
-    rows: Sequence[Sequence[int]], *, token_budget: int, packed: bool = False, streams: int = 1
+    rows: Sequence[Sized], *, token_budget: int, packed: bool = False, streams: int = 1
 ) -> list[list[int]]:
     """Group row numbers, shortest first, so that a group's tokens stay within `token_budget`.
 

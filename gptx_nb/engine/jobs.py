@@ -13,17 +13,18 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gptx_nb.engine import answers, evaluate, models, plan
+from gptx_nb.engine import answers, evaluate, models, multi_label, plan
 from gptx_nb.engine.data import Table
 from gptx_nb.engine.examples import AnyTable
 from gptx_nb.engine.roles import CLASSIFICATION, RoleTable
-from gptx_nb.engine.tasks import chat_templates, targets, text_classification
+from gptx_nb.engine.tasks import chat_templates, reading, targets, text_classification
 from gptx_nb.engine.tasks.encoding import Encoded, Encoder
+from gptx_nb.engine.tasks.reading import Reading, Row
 from gptx_nb.engine.tasks.writing import TASKS
 from gptx_nb.engine.tuning import Tuning
 from gptx_nb.engine.writer import Writer
 from gptx_nb.errors import DataError
-from gptx_nb.inference import TASK_FILE
+from gptx_nb.inference import CLASSIFIER_FILE, TASK_FILE
 from gptx_nb.recipe import Recipe
 
 Learner = text_classification.Learner | targets.Learner
@@ -45,6 +46,8 @@ class Job(Protocol):
     ) -> PreTrainedModel: ...
     def encode(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None: ...
     @property
+    def rows(self) -> int: ...  # to learn from
+    @property
     def token_rows(self) -> tuple[list[list[int]], list[list[int]]]: ...  # to learn from, and held back
     def renumber(self, cut: Any) -> None: ...  # for an embedding with fewer rows (vocabulary.Cut)
     def learner(self, model: PreTrainedModel, tuned: Tuning, **options: Any) -> Learner: ...
@@ -54,12 +57,14 @@ class Job(Protocol):
     def evaluation(self, learner: Any) -> tuple[dict[str, Any], list[float]]: ...  # for the metrics; greater is better
     def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]: ...
     def baselines(self) -> dict[str, Any]: ...
-    def beside(self) -> dict[str, Any] | None: ...  # what is written beside the model, so that it can be asked again
+    def known(self) -> dict[str, Any]: ...  # what is written beside the model, so that it can be asked again
 
 
 def of(table: AnyTable, recipe: Recipe) -> Job:
     """Return the job of a table that `examples` has read."""
-    return Writing(table, recipe) if isinstance(table, RoleTable) else Classification(table, recipe)
+    if isinstance(table, RoleTable):
+        return Writing(table, recipe)
+    return MultiLabel(table, recipe) if table.multi_label else Classification(table, recipe)
 
 
 @dataclass
@@ -72,10 +77,11 @@ class Classification:
     has_a_before = False  # its head is new
 
     def __post_init__(self) -> None:
-        self._rows: list[list[int]] = []
-        self._held: list[list[int]] = []
+        self._rows: list[Row] = []
+        self._held: list[Row] = []
         self._shown = self._rows, self._held
         self._cut = 0
+        self._reading = Reading(0)
 
     @property
     def report(self) -> dict[str, Any]:
@@ -91,18 +97,25 @@ class Classification:
         return models.load_classifier(base, tokenizer, self.table.labels, seed, scratch=scratch)
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-        self._rows, self._cut = text_classification.encode(tokenizer, self.table.train.texts, max_length)
-        if self.table.validation is not None:
-            self._held, more = text_classification.encode(tokenizer, self.table.validation.texts, max_length)
-            self._cut += more
+        self._reading = Reading(max_length, pair=self.report.get("text_pair") is not None)
+        found = reading.encode(tokenizer, self.table.train.texts, self._reading)
+        held = self.table.validation.texts if self.table.validation is not None else []
+        more = reading.encode(tokenizer, held, self._reading)
+        self._rows, self._held, self._cut = found.rows, more.rows, found.cut + more.cut
         self._shown = self._rows, self._held
 
     @property
+    def rows(self) -> int:
+        return len(self._rows)
+
+    @property
     def token_rows(self) -> tuple[list[list[int]], list[list[int]]]:
-        return self._rows, self._held
+        return reading.flat(self._rows), reading.flat(self._held)
 
     def renumber(self, cut: Any) -> None:
-        self._rows, self._held = ([cut.tokens(row) for row in each] for each in (self._rows, self._held))
+        self._rows, self._held = (
+            [reading.renumbered(row, cut.tokens) for row in each] for each in (self._rows, self._held)
+        )
 
     def learner(self, model: PreTrainedModel, tuned: Tuning, **options: Any) -> Learner:
         return text_classification.Learner(model, tuned, self._rows, self.table.train.labels, self._held, **options)
@@ -112,8 +125,11 @@ class Classification:
 
     def resolved(self) -> dict[str, Any]:
         report = self.table.report
-        task = {"task": CLASSIFICATION, "text": report["text"], "label": report["label"]}
-        return {**task, "labels": self.table.labels}
+        named: dict[str, Any] = {"text": report["text"], "label": report["label"], "columns": None}
+        if report.get("text_pair") is not None:
+            roles = {role: report[role] for role in ("text", "text_pair", "label")}
+            named = {"text": None, "label": None, "columns": roles}
+        return {"task": CLASSIFICATION, **named, "labels": self.table.labels}
 
     def before(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> Any:
         return None
@@ -135,8 +151,49 @@ class Classification:
         assert self.table.validation is not None
         return evaluate.baselines(self.table.train, self.table.validation)
 
-    def beside(self) -> dict[str, Any] | None:
-        return None
+    def known(self) -> dict[str, Any]:
+        """Return what is kept beside the model, so that a prediction reads texts as training did."""
+        columns = {role: self.report.get(role) for role in ("text", "text_pair")}
+        return {"reading": self._reading.to_json(), "columns": columns}
+
+
+class MultiLabel(Classification):
+    """Any number of labels a text."""
+
+    _threshold = multi_label.USUAL
+
+    def load_model(
+        self, base: models.Base, tokenizer: PreTrainedTokenizerBase, seed: int, *, scratch: bool = False
+    ) -> PreTrainedModel:
+        return models.load_classifier(base, tokenizer, self.table.labels, seed, scratch=scratch, multi_label=True)
+
+    def learner(self, model: PreTrainedModel, tuned: Tuning, **options: Any) -> Learner:
+        truth = multi_label.flags(self.table.train.labels, len(self.table.labels)).astype(float).tolist()
+        return text_classification.Learner(model, tuned, self._rows, truth, self._held, **options)
+
+    def resolved(self) -> dict[str, Any]:
+        found = super().resolved()
+        return {**found, "label": None} if self.report["label"] not in self.report["columns"] else found
+
+    def evaluation(self, learner: Any) -> tuple[dict[str, Any], list[float]]:
+        found = self._scores(learner)
+        names = ("accuracy", "micro_f1", "macro_f1")
+        told = {"validation_loss": found["loss"], **{name: found[name] for name in names}}
+        return told, [found["micro_f1"], -found["loss"]]
+
+    def _scores(self, learner: Any) -> dict[str, Any]:
+        assert self.table.validation is not None
+        truth = self.table.validation.labels
+        found = multi_label.scores(self.table.labels, truth, learner.held_logits(), self.recipe.threshold)
+        self._threshold = found["threshold"]
+        return found
+
+    def baselines(self) -> dict[str, Any]:
+        assert self.table.validation is not None
+        return multi_label.baselines(self.table.train, self.table.validation, len(self.table.labels))
+
+    def known(self) -> dict[str, Any]:
+        return {**super().known(), "threshold": self.recipe.threshold or self._threshold}
 
 
 @dataclass
@@ -209,6 +266,10 @@ class Writing:
         return rows, False, segments
 
     @property
+    def rows(self) -> int:
+        return len(self._rows)
+
+    @property
     def token_rows(self) -> tuple[list[list[int]], list[list[int]]]:
         return [row.ids for row in self._rows], [row.ids for row in self._held]
 
@@ -264,16 +325,17 @@ class Writing:
     def baselines(self) -> dict[str, Any]:
         return {}
 
-    def beside(self) -> dict[str, Any] | None:
+    def known(self) -> dict[str, Any]:
+        """Return what is kept beside the model, so that it can be asked again."""
         return {"task": self.table.task, "facts": self.table.facts, "roles": self.report["roles"]}
 
 
 def save(job: Job, folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
     """Write the model as a plain folder, with what is needed to ask it again."""
-    told = job.beside()
-    if told is None:
-        models.save(folder, model, tokenizer, max_length)
+    if isinstance(job, Classification):
+        models.save(folder, model, tokenizer, max_length, {CLASSIFIER_FILE: job.known()})
         return
+    told = job.known()
     ends = chat_templates.end_ids(tokenizer) if told["task"] == "chat" else {tokenizer.eos_token_id}
     causal: Any = model
     causal.config.use_cache = True

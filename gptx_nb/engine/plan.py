@@ -5,8 +5,11 @@ A run's plan is plain data for plan.json. Chooses no device (device.py does) and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from gptx_nb.engine.data import label_name
+from gptx_nb.engine.tasks.reading import windows_of
 from gptx_nb.engine.tuning import LORA_RANK
 from gptx_nb.recipe import Recipe
 
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from gptx_nb.engine.data import Table
     from gptx_nb.engine.device import Device
     from gptx_nb.engine.memory import Estimate
+    from gptx_nb.engine.tasks.reading import Row
     from gptx_nb.engine.tuning import Tuning
 
 FEWEST_STEPS = 60  # a small set is gone through until this many steps are done (Mosbach et al. 2021, arXiv:2006.04884)
@@ -41,8 +45,8 @@ def machine(device: Device, ranks: int = 1) -> dict[str, Any]:
 def examples(
     table: Table,
     tokenizer: PreTrainedTokenizerBase,
-    rows: list[list[int]],
-    held_rows: list[list[int]],
+    rows: Sequence[Row],
+    held_rows: Sequence[Row],
     cut: int,
 ) -> dict[str, Any]:
     """Return what the plan says of the encoded examples: numbers, lengths, the first three as the model sees them."""
@@ -60,8 +64,8 @@ def examples(
         },
         "rendered": [
             {
-                "text": tokenizer.decode(rows[index]),
-                "label": table.labels[table.train.labels[index]],
+                "text": tokenizer.decode(windows_of(rows[index])[0]),
+                "label": label_name(table.labels, table.train.labels[index]),
                 "tokens": len(rows[index]),
             }
             for index in range(min(3, len(rows)))

@@ -119,10 +119,10 @@ def prepare(recipe: Recipe, job: Job, note: Callable[[str], None], *, scratch: b
     max_length, length_reason = plan.max_length(recipe, context)
     job.encode(tokenizer, max_length)
     rows, held_rows = job.token_rows
-    batch_size, batch_reason = plan.batch_size(recipe, len(rows))
+    batch_size, batch_reason = plan.batch_size(recipe, job.rows)
     recipe = recipe.model_copy(update={"batch_size": batch_size})
-    steps_per_epoch = -(-len(rows) // batch_size)
-    epochs, epochs_reason = plan.epochs(recipe, len(rows), steps_per_epoch)
+    steps_per_epoch = -(-job.rows // batch_size)
+    epochs, epochs_reason = plan.epochs(recipe, job.rows, steps_per_epoch)
     steps = max(1, round(epochs * steps_per_epoch))
     learning_rate, rate_reason = plan.learning_rate(recipe, parameters)
     settings = Settings(
