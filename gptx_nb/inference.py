@@ -35,7 +35,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gptx_nb import files, launch
+from gptx_nb import files, launch, text_pairs
 from gptx_nb.errors import BY_NAME, DataError, GptxError, RunFailed, RunNotFound, UsageError, nearest
 from gptx_nb.generations import Generation, Generations
 from gptx_nb.predictions import Predictions
@@ -46,6 +46,7 @@ from gptx_nb.runs import Run, home
 Progress = Callable[[int, int], None]  # texts done, texts in all
 
 TASK_FILE = "gptx_task.json"  # beside a model that writes: its task, and what its prompts look like
+CLASSIFIER_FILE = "gptx_classifier.json"  # beside a classifier: how it reads texts, and from when on it gives a label
 IDLE_SECONDS = 600.0
 # A request holds at most this much, so that progress shows, an interrupt ends it soon, and clients take turns.
 CHUNK_TEXTS = 128
@@ -141,10 +142,16 @@ def predict(run: Run, texts: Any, progress: Progress | None = None) -> Predictio
     config = files.read_json(run.model / "config.json")
     if config is None:
         raise RunNotFound(f"run {label} has no model yet: it is {run.state()}. See `%gpt_watch {run.name}`")
-    asked = read_texts(texts, run.recipe().text, label)
+    columns = (files.read_json(run.model / CLASSIFIER_FILE) or {}).get("columns") or {}
+    if columns.get("text_pair") is not None:
+        asked = read_pairs(texts, (columns["text"], columns["text_pair"]), label)
+    else:
+        asked = read_texts(texts, run.recipe().text, label)
     # transformers leaves its default out of the file: two labels of these names.
     named = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
     labels = [named[str(number)] for number in range(len(named))]
+    several = config.get("problem_type") == "multi_label_classification"
+    threshold: float | None = 0.5 if several else None
     probabilities: list[list[float]] = []
     cut = 0
     chunks = list(_chunks(asked.texts, label))
@@ -153,12 +160,12 @@ def predict(run: Run, texts: Any, progress: Progress | None = None) -> Predictio
             for chunk in chunks:
                 body = {"folder": str(run.folder), "texts": chunk}
                 answer = client.ask("/v1/classify", body, f"predicting with {label}")
-                labels = answer["labels"]
+                labels, threshold = answer["labels"], answer["threshold"]
                 probabilities += answer["probabilities"]
                 cut += answer["cut"]
                 if progress:
                     progress(len(probabilities), len(asked.texts))
-    return Predictions(label, labels, asked.texts, probabilities, cut, asked.index)
+    return Predictions(label, labels, asked.texts, probabilities, cut, asked.index, threshold)
 
 
 @dataclass(frozen=True)
@@ -303,6 +310,39 @@ def read_texts(value: Any, column: str | None, label: str) -> Texts:
     else:
         raise DataError(f"{_kind(value)} holds no texts to predict. {advice}")
     return Texts(_as_texts(items, index, ""), index)
+
+
+def read_pairs(value: Any, columns: tuple[str, str], label: str) -> Texts:
+    """Return the pairs in `value` as texts (see `text_pairs`); `columns` are those that run `label` learned from.
+
+    A pair is an object with both columns, two texts, or a text with a blank line between them; a table has both columns.
+    """
+    first, second = columns
+    advice = f"Give {{{first!r}: …, {second!r}: …}}, a list of such, or a DataFrame with both columns"
+    known = getattr(value, "columns", getattr(value, "column_names", None))
+    if known is not None and not callable(known):
+        names = [str(each) for each in known]
+        for name in columns:
+            if name not in names:
+                raise DataError(f"the table has no column {name!r}, and run {label} reads pairs of texts. {advice}")
+        parts = [_read_column(value, names, name, label) for name in columns]
+        return Texts([text_pairs.join(*both) for both in zip(*(each.texts for each in parts), strict=True)], parts[0].index)
+    if isinstance(value, str | Mapping) or (isinstance(value, tuple) and len(value) == 2):
+        rows: list[Any] = [value]
+    elif isinstance(value, list | tuple):
+        rows = list(value)
+    else:
+        raise DataError(f"{_kind(value)} holds no pairs of texts, which run {label} reads. {advice}")
+    texts = []
+    for number, row in enumerate(rows, 1):
+        at = f"row {number} of {len(rows)}"
+        both = text_pairs.split(row) if isinstance(row, str) else row
+        if isinstance(both, Mapping):
+            both = [both[name] for name in columns] if set(columns) <= set(both) else None
+        if not isinstance(both, list | tuple) or len(both) != 2:
+            raise DataError(f"{at} is no pair of texts, which run {label} reads. {advice}")
+        texts.append(text_pairs.join(*(_as_text(each, f"{name} of {at}", "") for each, name in zip(both, columns, strict=True))))
+    return Texts(texts)
 
 
 def _read_column(table: Any, known: list[str], column: str | None, label: str) -> Texts:

@@ -57,7 +57,7 @@ class Job(Protocol):
     def evaluation(self, learner: Any) -> tuple[dict[str, Any], list[float]]: ...  # for the metrics; greater is better
     def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]: ...
     def baselines(self) -> dict[str, Any]: ...
-    def known(self) -> dict[str, Any]: ...  # what is written beside the model, so that it can be asked again
+    def beside(self) -> dict[str, Any]: ...  # JSON files beside the model, by name: to ask it again
 
 
 def of(table: AnyTable, recipe: Recipe) -> Job:
@@ -151,10 +151,9 @@ class Classification:
         assert self.table.validation is not None
         return evaluate.baselines(self.table.train, self.table.validation)
 
-    def known(self) -> dict[str, Any]:
-        """Return what is kept beside the model, so that a prediction reads texts as training did."""
+    def beside(self) -> dict[str, Any]:
         columns = {role: self.report.get(role) for role in ("text", "text_pair")}
-        return {"reading": self._reading.to_json(), "columns": columns}
+        return {CLASSIFIER_FILE: {"reading": self._reading.to_json(), "columns": columns}}
 
 
 class MultiLabel(Classification):
@@ -192,8 +191,10 @@ class MultiLabel(Classification):
         assert self.table.validation is not None
         return multi_label.baselines(self.table.train, self.table.validation, len(self.table.labels))
 
-    def known(self) -> dict[str, Any]:
-        return {**super().known(), "threshold": self.recipe.threshold or self._threshold}
+    def beside(self) -> dict[str, Any]:
+        found = super().beside()
+        found[CLASSIFIER_FILE]["threshold"] = self.recipe.threshold or self._threshold
+        return found
 
 
 @dataclass
@@ -325,23 +326,22 @@ class Writing:
     def baselines(self) -> dict[str, Any]:
         return {}
 
-    def known(self) -> dict[str, Any]:
-        """Return what is kept beside the model, so that it can be asked again."""
-        return {"task": self.table.task, "facts": self.table.facts, "roles": self.report["roles"]}
+    def beside(self) -> dict[str, Any]:
+        return {TASK_FILE: {"task": self.table.task, "facts": self.table.facts, "roles": self.report["roles"]}}
 
 
 def save(job: Job, folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
     """Write the model as a plain folder, with what is needed to ask it again."""
-    if isinstance(job, Classification):
-        models.save(folder, model, tokenizer, max_length, {CLASSIFIER_FILE: job.known()})
+    told = job.beside()
+    if TASK_FILE not in told:
+        models.save(folder, model, tokenizer, max_length, told)
         return
-    told = job.known()
-    ends = chat_templates.end_ids(tokenizer) if told["task"] == "chat" else {tokenizer.eos_token_id}
+    ends = chat_templates.end_ids(tokenizer) if told[TASK_FILE]["task"] == "chat" else {tokenizer.eos_token_id}
     causal: Any = model
     causal.config.use_cache = True
     if causal.generation_config is not None:
         causal.generation_config.eos_token_id = sorted(ends)
-    models.save(folder, model, tokenizer, max_length, {TASK_FILE: told})
+    models.save(folder, model, tokenizer, max_length, told)
 
 
 def _spread(lengths: list[int]) -> dict[str, int]:

@@ -53,35 +53,44 @@ def _score(asked: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _labelled(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Path, chosen: Device) -> dict[str, Any]:
     import numpy as np
 
-    from gptx_nb.engine import data
+    from gptx_nb.engine import data, multi_label
     from gptx_nb.engine.predict import Classifier
     from gptx_nb.engine.scores.labels import calibration, single_label
+    from gptx_nb.engine.scores.labels import multi_label as multi_label_scores
 
-    if asked["shots"] or asked["task"] not in (None, "text-classification") or recipe.columns:
-        raise UsageError("this run gives labels: shots, task and columns are for models that write")
+    if asked["shots"] or asked["task"] not in (None, "text-classification"):
+        raise UsageError("this run gives labels: shots and task are for models that write")
     model = Classifier.load(Path(asked["folder"]), chosen)
     wanted = recipe.model_copy(update={"labels": model.labels, "validation": 0.0})
     try:
         learnt = {key: getattr(recipe, key) or value for key, value in asked["learnt"].items()}
         table = data.load(wanted.model_copy(update=learnt), {"train": source, "validation": None}, folder)
     except DataError as error:
-        if "has no column" not in str(error) or recipe.text or recipe.label:
+        if "has no column" not in str(error) or recipe.text or recipe.label or recipe.columns:
             raise
         table = data.load(wanted, {"train": source, "validation": None}, folder)  # other names than those learnt from
     answer = model.classify(table.train.texts)
     shares = np.array(answer.probabilities)
+    notes = [*table.report["warnings"]]
+    if answer.cut:
+        notes.append(f"{answer.cut:,} texts are longer than the model reads; only a part was used")
+    told = {"task": "text-classification", "rows": len(table.train), "why": table.report["why"], "labels": model.labels}
+    if (model.threshold is not None) != table.multi_label:
+        one, several = "one label a text", "any number of labels a text"
+        learnt, has = (several, one) if model.threshold is not None else (one, several)
+        raise DataError(f"the run gives {learnt}, and this table has {has}. Score it on a table like its own")
+    if model.threshold is not None:
+        truth = multi_label.flags(table.train.labels, len(model.labels))
+        sets = multi_label_scores(model.labels, truth, shares >= model.threshold)
+        names = ("micro_f1", "macro_f1", "subset_accuracy")
+        notes.append(f"a label is given from a probability of {model.threshold:g} on")
+        return {**told, "scores": {name: getattr(sets, name).to_json() for name in names}, "notes": notes}
     found = single_label(model.labels, table.train.labels, shares.argmax(axis=1).tolist())
     calibrated = calibration(table.train.labels, shares).error
     scores = {"accuracy": found.accuracy, "macro_f1": found.macro_f1, "calibration_error": calibrated}
-    notes = [*table.report["warnings"]]
-    if answer.cut:
-        notes.append(f"{answer.cut:,} texts are longer than the model reads; only the beginning was used")
     return {
-        "task": "text-classification",
-        "rows": len(table.train),
+        **told,
         "scores": {name: each.to_json() for name, each in scores.items()},
-        "why": table.report["why"],
-        "labels": model.labels,
         "confusion": found.confusion,
         "notes": notes,
     }

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from gptx_nb import text_pairs
+from gptx_nb import files, text_pairs
+from gptx_nb.inference import CLASSIFIER_FILE
 
 CHARACTERS_A_TOKEN = 40  # at most; a book need not become tokens to be cut to a page
 HEAD = 0.25  # of a row, where head and tail are read
@@ -37,6 +39,12 @@ class Reading:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def of_folder(cls, folder: Path, max_length: int) -> Reading:
+        """Return how the classifier in `folder` reads; a plain one sees the first `max_length` tokens."""
+        told = (files.read_json(folder / CLASSIFIER_FILE) or {}).get("reading") or {}
+        return cls(**{**told, "max_length": min(max_length, told.get("max_length", max_length))})
 
     @property
     def step(self) -> int:
