@@ -315,7 +315,7 @@ def read_texts(value: Any, column: str | None, label: str) -> Texts:
 def read_pairs(value: Any, columns: tuple[str, str], label: str) -> Texts:
     """Return the pairs in `value` as texts (see `text_pairs`); `columns` are those that run `label` learned from.
 
-    A pair is an object with both columns, two texts, or a text with a blank line between them; a table has both columns.
+    A pair is an object with both columns, two texts, or a text with a blank line between them; a table has both.
     """
     first, second = columns
     advice = f"Give {{{first!r}: …, {second!r}: …}}, a list of such, or a DataFrame with both columns"
@@ -325,8 +325,8 @@ def read_pairs(value: Any, columns: tuple[str, str], label: str) -> Texts:
         for name in columns:
             if name not in names:
                 raise DataError(f"the table has no column {name!r}, and run {label} reads pairs of texts. {advice}")
-        parts = [_read_column(value, names, name, label) for name in columns]
-        return Texts([text_pairs.join(*both) for both in zip(*(each.texts for each in parts), strict=True)], parts[0].index)
+        held, beside = (_read_column(value, names, name, label) for name in columns)
+        return Texts([text_pairs.join(*both) for both in zip(held.texts, beside.texts, strict=True)], held.index)
     if isinstance(value, str | Mapping) or (isinstance(value, tuple) and len(value) == 2):
         rows: list[Any] = [value]
     elif isinstance(value, list | tuple):
@@ -341,7 +341,8 @@ def read_pairs(value: Any, columns: tuple[str, str], label: str) -> Texts:
             both = [both[name] for name in columns] if set(columns) <= set(both) else None
         if not isinstance(both, list | tuple) or len(both) != 2:
             raise DataError(f"{at} is no pair of texts, which run {label} reads. {advice}")
-        texts.append(text_pairs.join(*(_as_text(each, f"{name} of {at}", "") for each, name in zip(both, columns, strict=True))))
+        one, other = (_as_text(each, f"{name} of {at}", "") for each, name in zip(both, columns, strict=True))
+        texts.append(text_pairs.join(one, other))
     return Texts(texts)
 
 

@@ -563,11 +563,16 @@ def test_no_likely_label_column_is_told(tmp_path: Path) -> None:
     )
 
 
-def test_lists_are_no_labels(tmp_path: Path) -> None:
+def test_lists_that_are_all_the_same_and_objects_are_no_labels(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     text_file(path, "\n".join(json.dumps({"text": text, "labels": [1, 2]}) for text, _ in ROWS))
     assert refusal(path) == (
-        "t.jsonl: column 'labels' holds lists, and needs one text or label a row. Columns: text, labels. Choose with "
+        "t.jsonl: every row has all the labels, 1, 2, so nothing tells them apart. Add rows that have some of them "
+        "only, or choose another column, as with `label:`"
+    )
+    text_file(path, "\n".join(json.dumps({"text": text, "labels": {"a": 1}}) for text, _ in ROWS))
+    assert refusal(path) == (
+        "t.jsonl: column 'labels' holds objects, and needs one text or label a row. Columns: text, labels. Choose with "
         "`text:` and `label:`"
     )
 

@@ -90,9 +90,10 @@ def test_several_labels_in_one_text_are_refused_and_a_separator_reads_them(tmp_p
     as_text = SETS.assign(labels=[str(each) for each in SETS["labels"]])
     with pytest.raises(DataError, match=r"holds \"\['red'\]\", which looks like several labels .*separator: ','"):
         table_of(tmp_path, as_text)
-    assert table_of(tmp_path, as_text, label_separator=",", validation=0).train == table_of(
-        tmp_path, SETS, validation=0
-    ).train
+    assert (
+        table_of(tmp_path, as_text, label_separator=",", validation=0).train
+        == table_of(tmp_path, SETS, validation=0).train
+    )
 
 
 def test_labels_that_hold_a_comma_stay_whole(tmp_path: Path) -> None:
@@ -206,9 +207,9 @@ def test_a_pair_is_found_by_name_or_named_and_becomes_one_text(tmp_path: Path) -
     assert named.train == found.train
     with pytest.raises(DataError, match=r"no column 'B' \(text_pair: B\)"):
         table_of(tmp_path, other, columns={"text": "a", "text_pair": "B", "label": "c"})
-    with pytest.raises(DataError, match="one column for each of its roles, text, text_pair, label, and body: a is none"):
+    with pytest.raises(DataError, match=r"one column for each of its roles, .*, and body: a is none"):
         table_of(tmp_path, other, columns={"body": "a", "label": "c"})
-    with pytest.raises(DataError, match="a text_pair is the second of two texts. Name the first as well"):
+    with pytest.raises(DataError, match="a text_pair is the second of two texts"):
         table_of(tmp_path, other, columns={"text_pair": "b", "label": "c"})
 
 
@@ -257,7 +258,7 @@ def test_a_run_learns_from_pairs_and_is_asked_with_pairs(home: Path, tiny_model:
     assert (one.texts, one.probabilities) == (typed.texts, typed.probabilities)
     assert frame.texts == ["A car.\n\nA car.", "A car.\n\nA door."]
     assert gptx_nb.evaluate("pairs", PAIRS).rows == 48
-    with pytest.raises(DataError, match=r"row 1 of 1 is no pair of texts, which run pairs/1 reads. Give \{'premise': …"):
+    with pytest.raises(DataError, match=r"row 1 of 1 is no pair of texts, which run pairs/1 reads\. Give"):
         gptx_nb.predict("pairs", "A car.")
     with pytest.raises(DataError, match="the table has no column 'hypothesis', and run pairs/1 reads pairs"):
         gptx_nb.predict("pairs", PAIRS[["premise"]])

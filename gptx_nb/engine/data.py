@@ -248,14 +248,15 @@ def find_columns(sheet: Sheet, recipe: Recipe) -> Columns:
     facts = {name: _look(values) for name, values in sheet.columns.items() if name != pair}
     if pair is not None:
         assert recipe.text is not None  # a pair is named, or guessed, with both of its texts
-        label = recipe.label or _label_by_name(sheet, facts, recipe)[0] or _label_by_content(sheet, facts, recipe.text)[0]
-        why = f"text is columns {recipe.text!r} and {pair!r}, one after the other ({pair_why}); label is column {label!r}"
-        return Columns(recipe.text, label, why, pair)
+        known = recipe.label or _label_by_name(sheet, facts, recipe)[0]
+        known = known or _label_by_content(sheet, facts, recipe.text)[0]
+        both = f"text is columns {recipe.text!r} and {pair!r}, one after the other ({pair_why})"
+        return Columns(recipe.text, known, f"{both}; label is column {known!r}", pair)
     if flags := _indicators(sheet, recipe, facts):
-        text, text_why = (recipe.text, "set") if recipe.text else _text_column(sheet, facts, None)
+        found, found_why = (recipe.text, "set") if recipe.text else _text_column(sheet, facts, None)
         how = "set" if recipe.labels else "they hold 0 and 1"
-        why = f"text is column {text!r} ({text_why}); labels are columns {_listed(map(repr, flags))} ({how})"
-        return Columns(text, ", ".join(flags), why, indicators=tuple(flags))
+        why = f"text is column {found!r} ({found_why}); labels are columns {_listed(map(repr, flags))} ({how})"
+        return Columns(found, ", ".join(flags), why, indicators=tuple(flags))
 
     label, label_why = recipe.label, "set"
     if label is None:

@@ -141,6 +141,11 @@ def order(sheet: Sheet, found: Sequence[Names], recipe: Recipe) -> tuple[Names, 
         if len(labels) < 2:
             what = f"only {labels[0]!r}" if labels else "none at all"
             raise DataError(f"{sheet.shown}: at least two labels are needed, and its rows have {what}. Add rows")
+        if len(found) > 1 and all(set(names) == set(labels) for names in found):
+            raise DataError(
+                f"{sheet.shown}: every row has all the labels, {', '.join(labels[:12])}, so nothing tells them apart. "
+                "Add rows that have some of them only, or choose another column, as with `label:`"
+            )
     else:
         labels = [name.strip() for name in recipe.labels]
     place = {name: at for at, name in enumerate(labels)}

@@ -1,7 +1,7 @@
 """Scores of texts that have any number of labels, the threshold from which on a label is given, and the baselines.
 
-The threshold is one for all labels. Where the recipe leaves it open, it is the one of the best micro F1 on the rows held
-back; so that no row is scored with a threshold that it helped to choose, each half of them is scored with the other's.
+The threshold is one for all labels. Where the recipe leaves it open, it is the one of the best micro F1 on the rows
+held back; so that no row is scored with a threshold that it helped to choose, each half has the other's.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def scores(
 ) -> dict[str, Any]:
     """Return micro and macro F1, how often all labels are right, mean binary cross entropy (nats), and the threshold.
 
-    `rows` are each text's labels, `logits` (texts, labels). `accuracy` is the share of texts whose labels are all right.
+    `rows` are each text's labels, `logits` (texts, labels). `accuracy`: the share of texts whose labels are all right.
     """
     truth, shares = flags(rows, len(labels)), probabilities(logits)
     answers, chosen, why = given(shares, truth, threshold)

@@ -74,10 +74,11 @@ def _labelled(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Pat
     notes = [*table.report["warnings"]]
     if answer.cut:
         notes.append(f"{answer.cut:,} texts are longer than the model reads; only a part was used")
-    told = {"task": "text-classification", "rows": len(table.train), "why": table.report["why"], "labels": model.labels}
+    told: dict[str, Any] = {"task": "text-classification", "rows": len(table.train), "labels": model.labels}
+    told["why"] = table.report["why"]
     if (model.threshold is not None) != table.multi_label:
-        one, several = "one label a text", "any number of labels a text"
-        learnt, has = (several, one) if model.threshold is not None else (one, several)
+        kinds = ["one label a text", "any number of labels a text"]
+        learnt, has = kinds if table.multi_label else kinds[::-1]
         raise DataError(f"the run gives {learnt}, and this table has {has}. Score it on a table like its own")
     if model.threshold is not None:
         truth = multi_label.flags(table.train.labels, len(model.labels))
