@@ -120,6 +120,9 @@ class Place:
         return Process.from_json(value) if value else None
 
 
+_READ = {"head+tail": "head and tail", "windows": "first part"}  # of a text that is too long to be read whole
+
+
 # ---- predicting -----------------------------------------------------------------------------------------------------
 
 
@@ -142,7 +145,9 @@ def predict(run: Run, texts: Any, progress: Progress | None = None) -> Predictio
     config = files.read_json(run.model / "config.json")
     if config is None:
         raise RunNotFound(f"run {label} has no model yet: it is {run.state()}. See `%gpt_watch {run.name}`")
-    columns = (files.read_json(run.model / CLASSIFIER_FILE) or {}).get("columns") or {}
+    known = files.read_json(run.model / CLASSIFIER_FILE) or {}
+    columns = known.get("columns") or {}
+    read = _READ.get((known.get("reading") or {}).get("way"), "beginning")
     if columns.get("text_pair") is not None:
         asked = read_pairs(texts, (columns["text"], columns["text_pair"]), label)
     else:
@@ -165,7 +170,7 @@ def predict(run: Run, texts: Any, progress: Progress | None = None) -> Predictio
                 cut += answer["cut"]
                 if progress:
                     progress(len(probabilities), len(asked.texts))
-    return Predictions(label, labels, asked.texts, probabilities, cut, asked.index, threshold)
+    return Predictions(label, labels, asked.texts, probabilities, cut, asked.index, threshold, read)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class Predictions(Sequence[Prediction]):
     texts, `probabilities` a row a text and a column a class. `labels` is the likeliest class of each text. `cut` counts
     the texts that exceed what the model reads, and `row_index` is the index of the Series or DataFrame that the texts
     came from, or None. `threshold`: the probability from which on a class is given, where a text may have several;
-    `labels` then has a list of classes for each text.
+    `labels` then has a list of classes for each text. `read`: what is read of a text that is too long.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class Predictions(Sequence[Prediction]):
         cut: int = 0,
         row_index: Any = None,
         threshold: float | None = None,
+        read: str = "beginning",
     ) -> None:
         self.run = run
         self.classes = list(classes)
@@ -64,6 +65,7 @@ class Predictions(Sequence[Prediction]):
         self.cut = cut
         self.row_index = row_index
         self.threshold = threshold
+        self.read = read
         if len(self.texts) != len(self.probabilities):
             raise ValueError(f"{len(self.texts)} texts and {len(self.probabilities)} rows of probabilities")
 
@@ -122,9 +124,9 @@ class Predictions(Sequence[Prediction]):
         if not self.cut:
             return []
         if len(self) == 1:
-            return ["The text is longer than the model reads; only its beginning was used."]
+            return [f"The text is longer than the model reads; only its {self.read} was used."]
         were = "1 text is" if self.cut == 1 else f"{self.cut:,} texts are"
-        return [f"{were} longer than the model reads; only the beginning was used."]
+        return [f"{were} longer than the model reads; only the {self.read} was used."]
 
     # ---- display ----------------------------------------------------------------------------------------------------
 

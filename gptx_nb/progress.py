@@ -332,6 +332,8 @@ def choices(run: Run) -> list[tuple[str, str, str]]:
         "learning_rate",
         "epochs",
         "max_length",
+        "context",
+        "long_texts",
         "time",
         "limit",
     ):

@@ -240,6 +240,33 @@ class Recipe(Settings):
         ge=8,
         le=1_048_576,
     )
+    long_texts: Literal["cut", "head+tail", "windows"] = setting(
+        "cut",
+        "What a classifier reads of texts longer than max_length: their beginning, beginning and end, or all of it in "
+        "overlapping windows whose logits are averaged.",
+        reason="costs least; the plan says how many texts are cut, and what windows would cost",
+    )
+    stride: int | None = setting(
+        None,
+        "From the beginning of a window to the next one's.",
+        reason="three quarters of max_length, so that what one window ends with begins the next",
+        unit="tokens",
+        ge=1,
+        le=1_048_576,
+    )
+    context: int | None = setting(
+        None,
+        "Tokens that the model shall see at once, beyond what it was pretrained with.",
+        reason="the model's own; more takes tuning on long texts",
+        unit="tokens",
+        ge=16,
+        le=1_048_576,
+    )
+    rope: Literal["linear", "yarn"] | None = setting(
+        None,
+        "How rotary positions are scaled for a longer context.",
+        reason="yarn, which learns with the fewest examples (Peng et al. 2023)",
+    )
     keep: Literal["best", "last"] = setting(
         "best", "Which weights to keep: best on validation, or last.", reason="a small set overfits soon"
     )
@@ -351,6 +378,10 @@ class Recipe(Settings):
     def _one_source(self) -> Recipe:
         if self.data is not None and self.examples is not None:
             raise ValueError("both data and examples are given; keep one of them")
+        if self.stride is not None and self.long_texts != "windows":
+            raise ValueError("stride is for `long_texts: windows`; type that too, or leave stride out")
+        if self.rope is not None and self.context is None:
+            raise ValueError("rope scales positions for a longer context; say how long, as in `context: 4096`")
         if self.labels is not None and len(set(self.labels)) != len(self.labels):
             raise ValueError("labels: a name stands there twice")
         return self

@@ -36,6 +36,11 @@ def load(recipe: Recipe, sources: Mapping[str, Source | None], run_folder: Path)
             f"baseline: {recipe.baseline} compares classifiers that give one label, by accuracy. These texts have any "
             "number of labels each; leave it out"
         )
+    if table.report["text_pair"] is not None and recipe.long_texts != "cut":
+        raise RecipeError(
+            f"long_texts: {recipe.long_texts} is for single texts. Of a pair that is too long the longer text is cut; "
+            "leave it out"
+        )
     return table
 
 
@@ -67,6 +72,11 @@ def _check(task: str, recipe: Recipe) -> None:
         raise RecipeError(
             f"baseline: {recipe.baseline} compares classifiers, by accuracy. For {task} the base model as it is stands "
             "beside the tuned one without it; leave it out"
+        )
+    if recipe.long_texts != "cut":
+        raise RecipeError(
+            f"long_texts: {recipe.long_texts} is for text-classification. For {task} a context is cut where it is too "
+            "long, and counted, and whole texts to learn from are read in as many rows as they need; leave it out"
         )
     for name in ("label", "labels"):
         if getattr(recipe, name) is not None:

@@ -82,6 +82,7 @@ class Classification:
         self._shown = self._rows, self._held
         self._cut = 0
         self._reading = Reading(0)
+        self._cost: dict[str, str] | None = None
 
     @property
     def report(self) -> dict[str, Any]:
@@ -97,12 +98,14 @@ class Classification:
         return models.load_classifier(base, tokenizer, self.table.labels, seed, scratch=scratch)
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-        self._reading = Reading(max_length, pair=self.report.get("text_pair") is not None)
+        pair, recipe = self.report.get("text_pair") is not None, self.recipe
+        self._reading = Reading(max_length, recipe.long_texts, recipe.stride, pair)
         found = reading.encode(tokenizer, self.table.train.texts, self._reading)
         held = self.table.validation.texts if self.table.validation is not None else []
         more = reading.encode(tokenizer, held, self._reading)
         self._rows, self._held, self._cut = found.rows, more.rows, found.cut + more.cut
         self._shown = self._rows, self._held
+        self._cost = self._reading.cost([*found.rows, *more.rows], self._cut, found.tokens + more.tokens)
 
     @property
     def rows(self) -> int:
@@ -121,7 +124,8 @@ class Classification:
         return text_classification.Learner(model, tuned, self._rows, self.table.train.labels, self._held, **options)
 
     def told(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-        return plan.examples(self.table, tokenizer, *self._shown, self._cut)
+        told = plan.examples(self.table, tokenizer, *self._shown, self._cut)
+        return {**told, "long_texts": self._cost} if self._cost is not None else told
 
     def resolved(self) -> dict[str, Any]:
         report = self.table.report

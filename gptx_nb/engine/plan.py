@@ -147,6 +147,8 @@ def place_of_frozen_part(size: int, memory_free: int | None, disk_free: int) -> 
 
 def max_length(recipe: Recipe, context: int) -> tuple[int, str]:
     """Return the longest text in tokens, and why, for a model that sees `context` tokens."""
+    if recipe.max_length is None and recipe.context is not None:
+        return context, "the context that the recipe asks for"
     if recipe.max_length is None:
         length = min(context, MOST_LENGTH)
         return (

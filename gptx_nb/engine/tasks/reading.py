@@ -51,6 +51,32 @@ class Reading:
         """Tokens from the beginning of a window to that of the next."""
         return min(self.stride or max(1, int(self.max_length * STRIDE)), self.max_length)
 
+    def cost(self, rows: Sequence[Row], cut: int, uncut: int) -> dict[str, str] | None:
+        """Return what the plan says of long texts: how they are read, and what that costs; None where there are none.
+
+        `cut` texts were not read whole; all of them would have about `uncut` tokens.
+        """
+        longer = sum(isinstance(row, Windowed) for row in rows) if self.way == "windows" else cut
+        if not longer:
+            return None
+        tokens = sum(map(len, rows))
+        what = f"{longer:,} of {len(rows):,} texts are longer than {self.max_length:,} tokens"
+        if self.way == "windows":
+            number = sum(len(windows_of(row)) for row in rows if isinstance(row, Windowed))
+            times = tokens / max(1, sum(len(windows_of(row)[0]) for row in rows))
+            left = f"; of {cut:,} only the first {MOST_WINDOWS} windows are read" if cut else ""
+            what += f", and are read in {number:,} windows, {self.step:,} tokens from one to the next{left}"
+            return {
+                "choice": self.way,
+                "reason": f"{what}: {times:.1f} times the tokens, and about the time, of cutting",
+            }
+        times = (tokens + max(0, uncut - tokens) / STRIDE) / max(1, tokens)
+        read = "the pair's longer text is" if self.pair else "the rest is" if self.way == "cut" else "their middle is"
+        more = (
+            "" if self.pair else f". `long_texts: windows` reads all, for about {times:.1f} times the tokens and time"
+        )
+        return {"choice": self.way, "reason": f"{what}; {read} cut{more}"}
+
 
 @dataclass(frozen=True)
 class Windowed:
