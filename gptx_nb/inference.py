@@ -147,7 +147,7 @@ def predict(run: Run, texts: Any, progress: Progress | None = None) -> Predictio
         raise RunNotFound(f"run {label} has no model yet: it is {run.state()}. See `%gpt_watch {run.name}`")
     known = files.read_json(run.model / CLASSIFIER_FILE) or {}
     columns = known.get("columns") or {}
-    read = _READ.get((known.get("reading") or {}).get("way"), "beginning")
+    read = _READ.get(str((known.get("reading") or {}).get("way")), "beginning")
     if columns.get("text_pair") is not None:
         asked = read_pairs(texts, (columns["text"], columns["text_pair"]), label)
     else:
@@ -184,11 +184,12 @@ class Wishes:
     stop: tuple[str, ...] = ()
     n: int = 1
     seed: int = 0
+    beams: int = 1
 
     def __post_init__(self) -> None:
         bounds: dict[str, tuple[float, float]] = {
             "temperature": (0, 100), "top_p": (0, 1), "top_k": (1, 1_000_000), "max_new_tokens": (1, 1_000_000),
-            "n": (1, 1_000), "seed": (0, 2**31 - 1),
+            "n": (1, 1_000), "seed": (0, 2**31 - 1), "beams": (1, 64),
         }  # fmt: skip
         for name, (least, most) in bounds.items():
             value = getattr(self, name)
@@ -198,7 +199,19 @@ class Wishes:
             if value is not None and (wrong or not least <= value <= most or (name == "top_p" and value == 0)):
                 above = "above" if name == "top_p" else "from"
                 raise UsageError(f"{name}: {value!r} does not fit: {kind} {above} {least:g} to {most:,g}")
-        if self.n > 1 and self.temperature == 0:
+        if self.beams > 1:
+            drawn = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k") if getattr(self, name)}
+            if drawn:
+                name, value = next(iter(drawn.items()))
+                raise UsageError(
+                    f"beams: the likeliest continuations are searched, and {name} {value:g} draws at random. Leave one "
+                    "out"
+                )
+            if self.n > self.beams:
+                raise UsageError(
+                    f"n: {self.n} answers of {self.beams} beams cannot be had. Type `beams: {self.n}` or fewer answers"
+                )
+        elif self.n > 1 and self.temperature == 0:
             raise UsageError("n: several answers are drawn at random, and temperature 0 gives the same one each time")
 
 

@@ -87,8 +87,8 @@ def _scale(model: PreTrainedModel, recipe: Recipe, before: int, wanted: int) -> 
         )
     if known.get("rope_type", "default") != "default":
         raise ModelError(
-            f"context: the positions of {recipe.model} are scaled already ({known['rope_type']}), to {before:,} tokens. Leave "
-            "context out"
+            f"context: the positions of {recipe.model} are scaled already ({known['rope_type']}), to {before:,} tokens"
+            ". Leave context out"
         )
     way = recipe.rope or "yarn"
     factor = wanted / before

@@ -28,7 +28,7 @@ Command = Callable[[argparse.Namespace], None]
 
 WISHES: dict[str, type] = {  # of `predict`, for a model that writes
     **dict.fromkeys(("--temperature", "--top-p"), float),
-    **dict.fromkeys(("--top-k", "--max-new-tokens", "--n", "--seed"), int),
+    **dict.fromkeys(("--top-k", "--max-new-tokens", "--n", "--seed", "--beams"), int),
     **dict.fromkeys(("--stop", "--to", "--task"), str),
 }
 
