@@ -678,12 +678,12 @@ def test_the_recipe_orders_and_names_labels(tmp_path: Path) -> None:
     table = load(named, labels=["good", "bad", "unsure"])
     assert table.report["warnings"] == ["no row has the label unsure"]
     assert refusal(named, labels=["god", "evil"]) == (
-        "w.csv: the label 'bad' of 20 rows (and 1 more) is not among the labels: god, evil. Add it there, or "
-        "correct the rows"
+        "w.csv: the label 'bad' of 20 rows (first: row 1; 1 more such label) is not among the labels: god, evil. Add "
+        "it there, or correct the rows"
     )
     assert refusal(named, labels=["bad", "goods"]) == (
-        "w.csv: the label 'good' of 20 rows is not among the labels: bad, goods. Did you mean 'goods'? Add it "
-        "there, or correct the rows"
+        "w.csv: the label 'good' of 20 rows (first: row 2) is not among the labels: bad, goods. Did you mean "
+        "'goods'? Add it there, or correct the rows"
     )
 
 
@@ -808,7 +808,7 @@ def test_an_own_validation_table_must_have_the_same_columns_and_labels(tmp_path:
     )
     own = csv(tmp_path / "w.csv", [*ROWS, ("new", "goods")])
     assert refusal(train, own, validation=str(own)) == (
-        "w.csv: the label 'goods' of 1 row is not among the training table's labels: bad, good. Did you mean "
+        "w.csv: the label 'goods' of row 41 is not among the training table's labels: bad, good. Did you mean "
         "'good'? Add it "
         "there, or correct the rows"
     )

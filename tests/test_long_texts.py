@@ -91,7 +91,8 @@ def test_the_loss_is_that_of_the_mean_of_each_texts_windows(tiny_model: Path, to
     expected = torch.nn.functional.cross_entropy(torch.stack(means), torch.tensor([0, 1, 1]))
     step = learner.step(0)
     found = sum(
-        float(learner.loss(model, tensors).detach()) * weight for tensors, weight in zip(step.micro, step.weights, strict=True)
+        float(learner.loss(model, tensors).detach()) * weight
+        for tensors, weight in zip(step.micro, step.weights, strict=True)
     )
     assert found == pytest.approx(float(expected), abs=1e-5)
     assert np.abs(learner.held_logits() - torch.stack(means).numpy()).max() < 1e-4

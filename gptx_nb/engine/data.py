@@ -32,10 +32,12 @@ if TYPE_CHECKING:
 TEXT_NAMES = (
     *("text", "sentence", "review", "comment", "content", "message", "question", "headline", "title", "body", "tweet"),
     *("post", "document", "utterance", "query", "sms", "description", "input", "prompt"),
+    *("文本", "内容", "评论", "句子", "标题", "正文"),
 )
 LABEL_NAMES = (
     *("label", "labels", "category", "class", "sentiment", "target", "intent", "topic", "emotion", "tag", "polarity"),
     *("verdict", "genre", "output", "label_text", "label_name", "label_names", "class_name", "category_name"),
+    *("标签", "类别", "分类", "情感"),
 )
 ID_NAMES = ("id", "idx", "index", "guid", "uuid", "key", "url", "link", "date", "time", "timestamp")
 
@@ -102,6 +104,7 @@ class _Rows:
 
     texts: list[str] = field(default_factory=list)
     labels: list[Any] = field(default_factory=list)  # a name, or the names of a text that may have several
+    numbers: list[int] = field(default_factory=list)  # of the rows in the table, from 1
     dropped: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -127,7 +130,7 @@ def load(recipe: Recipe, sources: Mapping[str, Source | None], run_folder: Path)
     rows = _usable(sheet, columns, sets)
     renamed: dict[str, str] = {}
     if sets is not None:
-        labels, numbered = label_sets.order(sheet, rows.labels, recipe)
+        labels, numbered = label_sets.order(sheet, rows.labels, rows.numbers, recipe)
         everything = Examples(rows.texts, numbered)
         counts = Counter(label for row in everything.labels for label in row)
     else:
@@ -450,7 +453,7 @@ def _usable(sheet: Sheet, columns: Columns, sets: list[list[str] | None] | None)
     numbers = mended = 0
     labels: list[Any] = _label_texts(sheet.columns[columns.label]) if sets is None else list(sets)
     seconds = sheet.columns[columns.pair] if columns.pair else texts
-    for text, second, label in zip(texts, seconds, labels, strict=True):
+    for number, (text, second, label) in enumerate(zip(texts, seconds, labels, strict=True), 1):
         if _missing(text) or _missing(second):
             dropped["empty text"] += 1
         elif label is None:
@@ -462,6 +465,7 @@ def _usable(sheet: Sheet, columns: Columns, sets: list[list[str] | None] | None)
             mended += clean != whole
             rows.texts.append(clean)
             rows.labels.append(label)
+            rows.numbers.append(number)
     rows.dropped = dict(dropped)
     if not rows.texts:
         parts = " and ".join(f"{count} with {why}" for why, count in dropped.items())
@@ -553,18 +557,25 @@ def _order(sheet: Sheet, columns: Columns, rows: _Rows, recipe: Recipe) -> tuple
     numbered = {str(at): name for at, name in enumerate(labels)}
     if set(found) <= set(numbered):
         return labels, numbered
-    _refuse_label(sheet, found, labels)
+    _refuse_label(sheet, rows.labels, rows.numbers, labels)
     raise AssertionError("a label that is not in the recipe was found above")
 
 
-def _refuse_label(sheet: Sheet, found: Counter[str], labels: list[str], known_by: str = "labels") -> None:
+def _refuse_label(
+    sheet: Sheet, names: list[str], numbers: list[int], labels: list[str], known_by: str = "labels"
+) -> None:
+    """Raise DataError for the first of `names`, the labels of rows with these `numbers`, that is not known."""
+    found = Counter(names)
     strangers = [name for name in found if name not in labels]
     if strangers:
         first = strangers[0]
-        more = f" (and {len(strangers) - 1} more)" if len(strangers) > 1 else ""
-        rows = f"{found[first]} row{'s' * (found[first] != 1)}"
+        row, others = numbers[names.index(first)], len(strangers) - 1
+        told = [f"first: row {row}"] if found[first] > 1 else []
+        told += [f"{others} more such label{'s' * (others > 1)}"] if others else []
+        where = f"{found[first]} rows" if found[first] > 1 else f"row {row}"
+        where += f" ({'; '.join(told)})" if told else ""
         raise DataError(
-            f"{sheet.shown}: the label {first!r} of {rows}{more} is not among the {known_by}: {_listed(labels)}."
+            f"{sheet.shown}: the label {first!r} of {where} is not among the {known_by}: {_listed(labels)}."
             f"{nearest(first, labels)} Add it there, or correct the rows"
         )
 
@@ -675,11 +686,11 @@ def _own_validation(
         sets = _label_sets(sheet, columns, recipe)
         rows = _usable(sheet, columns, sets if sets is not None else [])
         known_labels = recipe.model_copy(update={"labels": labels})
-        validation = Examples(rows.texts, label_sets.order(sheet, rows.labels, known_labels)[1])
+        validation = Examples(rows.texts, label_sets.order(sheet, rows.labels, rows.numbers, known_labels)[1])
     else:
         rows = _usable(sheet, columns, None)
         called = [renamed.get(label, label) for label in rows.labels]
-        _refuse_label(sheet, Counter(called), labels, "training table's labels")
+        _refuse_label(sheet, called, rows.numbers, labels, "training table's labels")
         index = {name: at for at, name in enumerate(labels)}
         validation = Examples(rows.texts, [index[name] for name in called])
     known = {text.strip() for text in train.texts}
@@ -690,6 +701,9 @@ def _own_validation(
             f"{leaked} of {len(validation)} validation rows {'is' if leaked == 1 else 'are'} in the training table "
             "too: the score will look better than it is"
         )
+    scored = {label for each in validation.labels for label in (each if isinstance(each, list) else [each])}
+    if unscored := [name for at, name in enumerate(labels) if at not in scored]:
+        warnings.append(f"no validation row has the label {_listed(unscored)}: it is learnt, and not scored")
     about = {
         "source": sheet.shown,
         "rows": sheet.rows,

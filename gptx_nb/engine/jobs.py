@@ -243,7 +243,8 @@ class Writing:
                 try:
                     found, shortened, segments = self._encoded(example, encoder, tokenizer)
                 except DataError as error:
-                    raise DataError(f"{self.report['source']}, example {number}: {error}") from None
+                    begins = " ".join(self.task.shown(example).split())[:40]
+                    raise DataError(f"{self.report['source']}, example {number} ({begins!r}): {error}") from None
                 fitting = [row for row in found if row is not None and any(row.loss)]
                 cut += shortened or any(row.cut for row in fitting)
                 left_out += not fitting
@@ -360,6 +361,6 @@ def _pieces(row: Encoded, tokenizer: PreTrainedTokenizerBase) -> list[list[Any]]
     start = 0
     for at in range(1, len(row.ids) + 1):
         if at == len(row.ids) or row.loss[at] != row.loss[start]:
-            pieces.append([str(tokenizer.decode(row.ids[start:at])), row.loss[start]])
+            pieces.append([str(tokenizer.decode(row.ids[start:at])).strip("\ufffd"), row.loss[start]])
             start = at
     return pieces

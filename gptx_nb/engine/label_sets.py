@@ -128,8 +128,10 @@ def _refuse(sheet: Sheet, column: str, texts: list[str], joined: list[str], sepa
     )
 
 
-def order(sheet: Sheet, found: Sequence[Names], recipe: Recipe) -> tuple[Names, list[list[int]]]:
-    """Return the label names in the model's order, and each row's as their places in it.
+def order(
+    sheet: Sheet, found: Sequence[Names], numbers: Sequence[int], recipe: Recipe
+) -> tuple[Names, list[list[int]]]:
+    """Return the label names in the model's order, and each row's as their places in it; `numbers` are the rows'.
 
     The order is that of `labels:`, which also names labels that are numbers, else by name. Raises DataError for a label
     that is not in `labels:`, and for fewer than two.
@@ -151,11 +153,11 @@ def order(sheet: Sheet, found: Sequence[Names], recipe: Recipe) -> tuple[Names, 
     place = {name: at for at, name in enumerate(labels)}
     if not set(counts) <= set(place) and set(counts) <= {str(at) for at in range(len(labels))}:
         place = {str(at): at for at in range(len(labels))}
-    for number, names in enumerate(found, 1):
+    for number, names in zip(numbers, found, strict=True):
         for name in names:
             if name not in place:
                 raise DataError(
-                    f"{sheet.shown}: the label {name[:40]!r} of row {number} of those used is not among the labels: "
+                    f"{sheet.shown}: the label {name[:40]!r} of row {number} is not among the labels: "
                     f"{', '.join(labels[:12])}. Add it to `labels:`, or correct the row"
                 )
     return labels, [sorted(place[name] for name in names) for names in found]

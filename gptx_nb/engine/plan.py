@@ -64,7 +64,7 @@ def examples(
         },
         "rendered": [
             {
-                "text": tokenizer.decode(windows_of(rows[index])[0]),
+                "text": str(tokenizer.decode(windows_of(rows[index])[0])).strip("\ufffd"),  # a cut splits a character
                 "label": label_name(table.labels, table.train.labels[index]),
                 "tokens": len(rows[index]),
             }
