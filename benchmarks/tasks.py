@@ -1,13 +1,14 @@
 """What tuning brings to each task that writes: the base model as it is, with examples in the prompt, and tuned.
 
     python benchmarks/tasks.py DATA [--tasks squad,scitldr] [--models tiny,smollm2-135m] [--examples 300] [--test 50]
-        [--shots 2] [--epochs 1] [--what base,shots,tuned] [--out tasks]
+        [--shots 2] [--epochs 1] [--what base,shots,tuned] [--minutes 0] [--out tasks]
 
 DATA is the folder of public sets (squad_xquad_en, tatoeba_en_fr_short, scitldr, …), each with train and test tables.
 Every model answers the same first --test rows of the test table; shots and examples to learn from are the first rows of
 the training table. `lora`, the other settings are the defaults. Summaries stand beside the lead sentence of the
 document, which needs no model. --out adds what was measured to OUT.json, so that pieces can be run one at a time, and
-writes OUT.md, a table for each task; scores have 95 % intervals.
+writes OUT.md, a table for each task; scores have 95 % intervals. With --minutes a run that has trained for so long is
+saved and stopped, and goes on when this is started again with the same GPTX_HOME.
 """
 
 from __future__ import annotations
@@ -80,13 +81,17 @@ def measure(data: Path, name: str, model: str, way: str, asked: argparse.Namespa
     found: dict[str, Any] = {"set": name, "task": which.task, "model": model, "way": way, "examples": count}
     options: dict[str, Any] = {"most": asked.test, "max_new_tokens": which.new_tokens}
     if way == "tuned":
-        begun = time.perf_counter()
         run = gptx_nb.finetune(
             f"{name}-{model}", learnt, task=which.task, model=model, tune="lora", validation=0, baselines=False,
-            epochs=asked.epochs, max_length=which.max_length,
+            epochs=asked.epochs, max_length=which.max_length, wait=False,
         )  # fmt: skip
+        begun = time.monotonic()
+        while run.active:
+            if asked.minutes and time.monotonic() - begun > 60 * asked.minutes:
+                print(gptx_nb.stop(run.name))
+                raise SystemExit("Saved for now. Run this again with the same GPTX_HOME to go on.")
+            time.sleep(0.5)
         found["training_s"] = (run.scores() or {}).get("seconds")
-        found["whole_training_s"] = time.perf_counter() - begun
         evaluated: Callable[[], Any] = lambda: gptx_nb.evaluate(f"{name}-{model}", test, **options)  # noqa: E731
     else:
         rows = pd.concat([learnt, test], ignore_index=True)
@@ -123,6 +128,7 @@ def main() -> None:
     for flag, usual in (("--examples", 300), ("--test", 50), ("--shots", 2)):
         parser.add_argument(flag, type=int, default=usual)
     parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--minutes", type=float, default=0.0)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     kept = asked.out.with_suffix(".json") if asked.out else None

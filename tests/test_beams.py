@@ -1,5 +1,6 @@
 """Beam search gives what transformers gives, and is asked for in the same way as other writing."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -8,13 +9,20 @@ import torch
 from test_generate import RAGGED, small
 
 import gptx_nb
-from gptx_nb import launch
+from gptx_nb import inference, launch
 from gptx_nb.engine import packing
 from gptx_nb.engine.beams import search
 from gptx_nb.errors import UsageError
 from gptx_nb.generations import Generations
 from gptx_nb.inference import Wishes
 from gptx_nb.recipe import make_recipe
+
+
+@pytest.fixture
+def process(home: Path) -> Iterator[Path]:
+    """An empty home, whose inference process ends with the test."""
+    yield home
+    inference.free()
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
@@ -58,7 +66,7 @@ def test_wishes_for_beams_that_make_no_sense_are_refused() -> None:
         Wishes(beams=0)
 
 
-def test_a_run_answers_with_beams(home: Path, tiny_model: Path) -> None:
+def test_a_run_answers_with_beams(process: Path, tiny_model: Path) -> None:
     rows = [(f"{colour}?", colour[::-1]) for colour in ("red", "blue", "green")] * 6
     small_run = {"model": str(tiny_model), "learning_rate": 0.01, "device": "cpu", "dtype": "float32", "data": "df"}
     frame = pd.DataFrame(rows, columns=["question", "answer"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from transformers import (
 )
 
 import gptx_nb
-from gptx_nb import launch
+from gptx_nb import inference, launch
 from gptx_nb.engine import longer_context, models, packing, plan, tuning
 from gptx_nb.engine.device import choose
 from gptx_nb.engine.predict import Classifier
@@ -33,6 +34,13 @@ from gptx_nb.predictions import Predictions
 from gptx_nb.progress import preflight_lines
 from gptx_nb.recipe import make_recipe
 from gptx_nb.runs import Run
+
+
+@pytest.fixture
+def process(home: Path) -> Iterator[Path]:
+    """An empty home, whose inference process ends with the test."""
+    yield home
+    inference.free()
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +121,7 @@ def tuned(name: str, model: Path, data: object, **settings: Any) -> Run:
     return launch.train(name, make_recipe({**small, **settings}), data=data, wait=True).run
 
 
-def test_a_run_reads_windows_and_predicts_as_it_was_trained(home: Path, tiny_model: Path) -> None:
+def test_a_run_reads_windows_and_predicts_as_it_was_trained(process: Path, tiny_model: Path) -> None:
     run = tuned("windows", tiny_model, TAIL, max_length=64, long_texts="windows", epochs=10, validation=0.25)
     scores = run.scores()
     assert scores is not None
@@ -241,7 +249,7 @@ def test_contexts_that_cannot_be_are_refused(llama: Path, tiny_model: Path, tmp_
 PreTrained = Any
 
 
-def test_a_run_with_a_longer_context_reads_what_it_could_not_before(home: Path, tiny_model: Path) -> None:
+def test_a_run_with_a_longer_context_reads_what_it_could_not_before(process: Path, tiny_model: Path) -> None:
     run = tuned("longer", tiny_model, TAIL, context=192, epochs=6, validation=0.25)
     assert (run.plan() or {})["context"]["choice"] == 192
     assert any("context: 192 tokens; the 128 learned positions" in line for line in preflight_lines(run))

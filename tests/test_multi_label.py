@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import gptx_nb
-from gptx_nb import launch, text_pairs
+from gptx_nb import inference, launch, text_pairs
 from gptx_nb.engine import examples, multi_label
 from gptx_nb.engine.scores.labels import multi_label as scored
 from gptx_nb.engine.tasks import reading
@@ -27,6 +28,14 @@ from gptx_nb.recipe import make_recipe
 from gptx_nb.runs import Run
 from gptx_nb.sources import stage
 from gptx_nb.views import panels
+
+
+@pytest.fixture
+def process(home: Path) -> Iterator[Path]:
+    """An empty home, whose inference process ends with the test."""
+    yield home
+    inference.free()
+
 
 TEXTS = [f"{colour} {thing}" for colour in ("red", "blue", "grey", "red and blue") for thing in "abcdefghij"]
 
@@ -154,7 +163,7 @@ def test_scores_by_label_are_those_of_the_answers() -> None:
 # ---- a run ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_gives_every_label_above_its_threshold(home: Path, tiny_model: Path) -> None:
+def test_a_run_gives_every_label_above_its_threshold(process: Path, tiny_model: Path) -> None:
     run = tuned("sets", tiny_model, SETS, epochs=12, tune="full")
     scores = run.scores()
     assert scores is not None
@@ -246,7 +255,7 @@ def bytes_tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|end|>")
 
 
-def test_a_run_learns_from_pairs_and_is_asked_with_pairs(home: Path, tiny_model: Path) -> None:
+def test_a_run_learns_from_pairs_and_is_asked_with_pairs(process: Path, tiny_model: Path) -> None:
     run = tuned("pairs", tiny_model, PAIRS, epochs=1, validation=0)
     assert run.recipe().columns == {"text": "premise", "text_pair": "hypothesis", "label": "label"}  # type: ignore[union-attr]
     one = gptx_nb.predict("pairs", {"premise": "A car.", "hypothesis": "A hat."})
