@@ -92,7 +92,7 @@ def predict(
 
     A classifier gives Predictions. A model that writes gives Generations, and is also asked with a row by role
     ({"question": …, "context": …}) or a conversation ([{"role": "user", "content": …}]). `how` are `temperature`,
-    `top_p`, `top_k`, `max_new_tokens`, `stop` (a text or several), `n` and `seed`; `to` is the language of a
+    `top_p`, `top_k`, `max_new_tokens`, `stop` (a text or several), `n`, `seed` and `beams`; `to` is the language of a
     translation, `task` what a base model shall do, `shots` examples with their answers, shown before the prompt.
     `on_text` is called with each piece of a single answer.
 

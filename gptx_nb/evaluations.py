@@ -121,7 +121,7 @@ def evaluate(
             "base": None if isinstance(who, Run) else who,
             "writes": not isinstance(who, Run) or inference.writes(who),
             "device": who.recipe().device if isinstance(who, Run) else recipe.device,
-            "learnt": {name: getattr(who.recipe(), name, None) for name in ("text", "label")}
+            "learnt": {name: getattr(who.recipe(), name, None) for name in ("text", "label", "columns")}
             if isinstance(who, Run)
             else {},
             "recipe": recipe.model_dump(mode="json"),

@@ -35,7 +35,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gptx_nb import files, launch
+from gptx_nb import files, launch, text_pairs
 from gptx_nb.catalog import RUN
 from gptx_nb.errors import BY_NAME, DataError, GptxError, RunFailed, RunNotFound, UsageError, nearest
 from gptx_nb.generations import Generation, Generations
@@ -47,6 +47,7 @@ from gptx_nb.runs import Run, home
 Progress = Callable[[int, int], None]  # texts done, texts in all
 
 TASK_FILE = "gptx_task.json"  # beside a model that writes: its task, and what its prompts look like
+CLASSIFIER_FILE = "gptx_classifier.json"  # beside a classifier: how it reads texts, and from when on it gives a label
 IDLE_SECONDS = 600.0
 # A request holds at most this much, so that progress shows, an interrupt ends it soon, and clients take turns.
 CHUNK_TEXTS = 128
@@ -122,6 +123,9 @@ class Place:
         return Process.from_json(value) if value else None
 
 
+_READ = {"head+tail": "head and tail", "windows": "first part"}  # of a text that is too long to be read whole
+
+
 # ---- predicting -----------------------------------------------------------------------------------------------------
 
 
@@ -144,10 +148,18 @@ def predict(run: Run, texts: Any, progress: Progress | None = None) -> Predictio
     config = files.read_json(run.model / "config.json")
     if config is None:
         raise RunNotFound(f"run {label} has no model yet: it is {run.state()}. See `%gpt_watch {run.name}`")
-    asked = read_texts(texts, run.recipe().text, label)
+    known = files.read_json(run.model / CLASSIFIER_FILE) or {}
+    columns = known.get("columns") or {}
+    read = _READ.get(str((known.get("reading") or {}).get("way")), "beginning")
+    if columns.get("text_pair") is not None:
+        asked = read_pairs(texts, (columns["text"], columns["text_pair"]), label)
+    else:
+        asked = read_texts(texts, run.recipe().text, label)
     # transformers leaves its default out of the file: two labels of these names.
     named = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
     labels = [named[str(number)] for number in range(len(named))]
+    several = config.get("problem_type") == "multi_label_classification"
+    threshold: float | None = 0.5 if several else None
     probabilities: list[list[float]] = []
     cut = 0
     chunks = list(_chunks(asked.texts, label))
@@ -156,12 +168,12 @@ def predict(run: Run, texts: Any, progress: Progress | None = None) -> Predictio
             for chunk in chunks:
                 body = {"folder": str(run.folder), "texts": chunk}
                 answer = client.ask("/v1/classify", body, f"predicting with {label}")
-                labels = answer["labels"]
+                labels, threshold = answer["labels"], answer["threshold"]
                 probabilities += answer["probabilities"]
                 cut += answer["cut"]
                 if progress:
                     progress(len(probabilities), len(asked.texts))
-    return Predictions(label, labels, asked.texts, probabilities, cut, asked.index)
+    return Predictions(label, labels, asked.texts, probabilities, cut, asked.index, threshold, read)
 
 
 @dataclass(frozen=True)
@@ -217,11 +229,12 @@ class Wishes:
     stop: tuple[str, ...] = ()
     n: int = 1
     seed: int = 0
+    beams: int = 1
 
     def __post_init__(self) -> None:
         bounds: dict[str, tuple[float, float]] = {
             "temperature": (0, 100), "top_p": (0, 1), "top_k": (1, 1_000_000), "max_new_tokens": (1, 1_000_000),
-            "n": (1, 1_000), "seed": (0, 2**31 - 1),
+            "n": (1, 1_000), "seed": (0, 2**31 - 1), "beams": (1, 64),
         }  # fmt: skip
         for name, (least, most) in bounds.items():
             value = getattr(self, name)
@@ -231,7 +244,19 @@ class Wishes:
             if value is not None and (wrong or not least <= value <= most or (name == "top_p" and value == 0)):
                 above = "above" if name == "top_p" else "from"
                 raise UsageError(f"{name}: {value!r} does not fit: {kind} {above} {least:g} to {most:,g}")
-        if self.n > 1 and self.temperature == 0:
+        if self.beams > 1:
+            drawn = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k") if getattr(self, name)}
+            if drawn:
+                name, value = next(iter(drawn.items()))
+                raise UsageError(
+                    f"beams: the likeliest continuations are searched, and {name} {value:g} draws at random. Leave one "
+                    "out"
+                )
+            if self.n > self.beams:
+                raise UsageError(
+                    f"n: {self.n} answers of {self.beams} beams cannot be had. Type `beams: {self.n}` or fewer answers"
+                )
+        elif self.n > 1 and self.temperature == 0:
             raise UsageError("n: several answers are drawn at random, and temperature 0 gives the same one each time")
 
 
@@ -348,6 +373,40 @@ def read_texts(value: Any, column: str | None, label: str) -> Texts:
     else:
         raise DataError(f"{_kind(value)} holds no texts to predict. {advice}")
     return Texts(_as_texts(items, index, ""), index)
+
+
+def read_pairs(value: Any, columns: tuple[str, str], label: str) -> Texts:
+    """Return the pairs in `value` as texts (see `text_pairs`); `columns` are those that run `label` learned from.
+
+    A pair is an object with both columns, two texts, or a text with a blank line between them; a table has both.
+    """
+    first, second = columns
+    advice = f"Give {{{first!r}: …, {second!r}: …}}, a list of such, or a DataFrame with both columns"
+    known = getattr(value, "columns", getattr(value, "column_names", None))
+    if known is not None and not callable(known):
+        names = [str(each) for each in known]
+        for name in columns:
+            if name not in names:
+                raise DataError(f"the table has no column {name!r}, and run {label} reads pairs of texts. {advice}")
+        held, beside = (_read_column(value, names, name, label) for name in columns)
+        return Texts([text_pairs.join(*both) for both in zip(held.texts, beside.texts, strict=True)], held.index)
+    if isinstance(value, str | Mapping) or (isinstance(value, tuple) and len(value) == 2):
+        rows: list[Any] = [value]
+    elif isinstance(value, list | tuple):
+        rows = list(value)
+    else:
+        raise DataError(f"{_kind(value)} holds no pairs of texts, which run {label} reads. {advice}")
+    texts = []
+    for number, row in enumerate(rows, 1):
+        at = f"row {number} of {len(rows)}"
+        both = text_pairs.split(row) if isinstance(row, str) else row
+        if isinstance(both, Mapping):
+            both = [both[name] for name in columns] if set(columns) <= set(both) else None
+        if not isinstance(both, list | tuple) or len(both) != 2:
+            raise DataError(f"{at} is no pair of texts, which run {label} reads. {advice}")
+        one, other = (_as_text(each, f"{name} of {at}", "") for each, name in zip(both, columns, strict=True))
+        texts.append(text_pairs.join(one, other))
+    return Texts(texts)
 
 
 def _read_column(table: Any, known: list[str], column: str | None, label: str) -> Texts:

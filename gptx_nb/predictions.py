@@ -14,18 +14,26 @@ from typing import Any, overload
 SHOWN_ROWS = 20
 SHOWN_LABELS = 10
 SHOWN_CHARACTERS = 160
+NO_LABEL = "(none)"
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was said about one text. `probabilities` has every label, the likeliest first; they sum to 1."""
+    """What was said about one text. `probabilities` has every label, the likeliest first; they sum to 1.
+
+    Where a text may have several labels each probability stands by itself, `labels` are those above the threshold, and
+    `label` is all of them in one text.
+    """
 
     text: str
     label: str
     probability: float
     probabilities: dict[str, float]
+    labels: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        if self.labels:
+            return ", ".join(f"{name} ({self.probabilities[name]:.3f})" for name in self.labels)
         return f"{self.label} ({self.probability:.3f})"
 
 
@@ -35,7 +43,8 @@ class Predictions(Sequence[Prediction]):
     `run` names the run and version that answered, `classes` are the model's label names in its own order, `texts` the
     texts, `probabilities` a row a text and a column a class. `labels` is the likeliest class of each text. `cut` counts
     the texts that exceed what the model reads, and `row_index` is the index of the Series or DataFrame that the texts
-    came from, or None.
+    came from, or None. `threshold`: the probability from which on a class is given, where a text may have several;
+    `labels` then has a list of classes for each text. `read`: what is read of a text that is too long.
     """
 
     def __init__(
@@ -46,6 +55,8 @@ class Predictions(Sequence[Prediction]):
         probabilities: Sequence[Sequence[float]],
         cut: int = 0,
         row_index: Any = None,
+        threshold: float | None = None,
+        read: str = "beginning",
     ) -> None:
         self.run = run
         self.classes = list(classes)
@@ -53,12 +64,16 @@ class Predictions(Sequence[Prediction]):
         self.probabilities = [list(row) for row in probabilities]
         self.cut = cut
         self.row_index = row_index
+        self.threshold = threshold
+        self.read = read
         if len(self.texts) != len(self.probabilities):
             raise ValueError(f"{len(self.texts)} texts and {len(self.probabilities)} rows of probabilities")
 
     @property
-    def labels(self) -> list[str]:
-        """The likeliest class of each text."""
+    def labels(self) -> list[Any]:
+        """The likeliest class of each text; of texts that may have several, a list of those above the threshold."""
+        if self.threshold is not None:
+            return [list(each.labels) for each in self]
         return [self.classes[_likeliest(row)] for row in self.probabilities]
 
     def __len__(self) -> int:
@@ -74,7 +89,10 @@ class Predictions(Sequence[Prediction]):
         row = self.probabilities[place]
         best = _likeliest(row)
         ranked = sorted(zip(self.classes, row, strict=True), key=lambda pair: -pair[1])
-        return Prediction(self.texts[place], self.classes[best], row[best], dict(ranked))
+        if self.threshold is None:
+            return Prediction(self.texts[place], self.classes[best], row[best], dict(ranked))
+        given = tuple(name for name, share in ranked if share >= self.threshold)
+        return Prediction(self.texts[place], ", ".join(given) or NO_LABEL, row[best], dict(ranked), given)
 
     def to_frame(self) -> Any:
         """Return a pandas DataFrame: text, label, probability, and a column `p(<label>)` for every label.
@@ -85,7 +103,7 @@ class Predictions(Sequence[Prediction]):
 
         columns: dict[str, Any] = {
             "text": pandas.Series(self.texts, dtype="str"),
-            "label": pandas.Series(self.labels, dtype="str"),
+            "label": pandas.Series(self.labels, dtype="str" if self.threshold is None else "object"),
             "probability": pandas.Series([max(row) for row in self.probabilities], dtype="float64"),
         }
         for column, name in enumerate(self.classes):
@@ -97,12 +115,18 @@ class Predictions(Sequence[Prediction]):
 
     def notes(self) -> list[str]:
         """Return what a reader should know besides the table."""
+        if self.threshold is not None:
+            said = f"A text has every label whose probability is at least {self.threshold:g}."
+            return [said, *self._cut_notes()]
+        return self._cut_notes()
+
+    def _cut_notes(self) -> list[str]:
         if not self.cut:
             return []
         if len(self) == 1:
-            return ["The text is longer than the model reads; only its beginning was used."]
+            return [f"The text is longer than the model reads; only its {self.read} was used."]
         were = "1 text is" if self.cut == 1 else f"{self.cut:,} texts are"
-        return [f"{were} longer than the model reads; only the beginning was used."]
+        return [f"{were} longer than the model reads; only the {self.read} was used."]
 
     # ---- display ----------------------------------------------------------------------------------------------------
 
@@ -114,7 +138,8 @@ class Predictions(Sequence[Prediction]):
             width = max(_columns(_printable(name)) for name in list(one.probabilities)[:SHOWN_LABELS])
             lines = [_short(_printable(one.text), 100) or "(empty text)"]
             for name, value in list(one.probabilities.items())[:SHOWN_LABELS]:
-                lines.append(f"  {_padded(_printable(name), width)}  {value:.3f}  {_blocks(value)}".rstrip())
+                mark = "*" if name in one.labels else " "
+                lines.append(f"{mark} {_padded(_printable(name), width)}  {value:.3f}  {_blocks(value)}".rstrip())
             lines += _more(len(self.classes), SHOWN_LABELS, "label", "labels")
         else:
             shown = [self[place] for place in range(min(SHOWN_ROWS, len(self)))]
@@ -132,7 +157,7 @@ class Predictions(Sequence[Prediction]):
         if len(self) == 1:
             one = self[0]
             rows = [
-                f'<tr><td style="{_CELL}">{_escaped(name)}</td>{_bar(value)}</tr>'
+                f'<tr><td style="{_CELL}">{_marked(name, one.labels)}</td>{_bar(value)}</tr>'
                 for name, value in list(one.probabilities.items())[:SHOWN_LABELS]
             ]
             text = _escaped(one.text) or '<span style="opacity:.6">(empty text)</span>'
@@ -175,6 +200,10 @@ def _bar(value: float) -> str:
         f'<span style="display:block;width:{100 * value:.1f}%;height:8px;background:var(--jp-brand-color1,#1976d2)">'
         "</span></span></td>"
     )
+
+
+def _marked(name: str, given: tuple[str, ...]) -> str:
+    return f"<b>{_escaped(name)}</b>" if name in given else _escaped(name)
 
 
 def _likeliest(row: list[float]) -> int:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from gptx_nb import launch, line, metrics, pretraining_words, writing_words
+from gptx_nb import launch, line, metrics, multi_label_words, pretraining_words, writing_words
 from gptx_nb.errors import GptxError
 from gptx_nb.pretraining import PretrainRecipe
 from gptx_nb.runs import Run, State
@@ -333,6 +333,8 @@ def choices(run: Run) -> list[tuple[str, str, str]]:
         "learning_rate",
         "epochs",
         "max_length",
+        "context",
+        "long_texts",
         "time",
         "limit",
     ):
@@ -412,6 +414,8 @@ def verdict(scores: dict[str, Any]) -> str:
     validation = scores.get("validation")
     if not validation:
         return scores.get("note") or "No rows were held back, so there is no score: try it before you trust it."
+    if validation.get("multi_label"):
+        return multi_label_words.verdict(validation, scores.get("baselines") or {})
     rows, ours = validation["rows"], validation["accuracy"]
     on = f"on {counted(rows, 'row')}"
     if rows < 10:
@@ -490,6 +494,8 @@ def headline(run: Run) -> str:
             parts.append(pretraining_words.scored(validation))
         elif validation and writing_words.is_writing(scores):
             parts.append(writing_words.headline(validation))
+        elif validation and validation.get("multi_label"):
+            parts.append(multi_label_words.headline(validation))
         elif validation:
             parts.append(f"accuracy {validation['accuracy']:.2f} on {counted(validation['rows'], 'held-out row')}")
         if scores.get("seconds") is not None:
@@ -535,6 +541,8 @@ def result_lines(run: Run) -> list[str]:
         width = max(len(who) for who, _, _ in rows)
         lines.append(f"{'':{width}}  accuracy  macro F1")
         lines += [f"{who:{width}}  {accuracy:8.2f}  {share(f1):>8}" for who, accuracy, f1 in rows]
+    if (validation := scores.get("validation") or {}).get("multi_label"):
+        lines += multi_label_words.lines(validation)
     return lines + [f"note: {note}" for note in [*warnings(run), *_notes(run)]]
 
 

@@ -166,7 +166,7 @@ class Recipe(Settings):
     label: str | None = setting(None, "Column that holds the label.", reason="found by name and content, and shown")
     columns: Annotated[dict[str, str | list[str]], Field(min_length=1)] | None = setting(
         None,
-        "Columns by role for tasks other than text-classification, as in {question: q, context: body}.",
+        "Columns by role, as in {question: q, context: body}; for a pair of texts {text: a, text_pair: b, label: c}.",
         reason="found by name and content, and shown",
     )
     labels: Annotated[list[str], Field(min_length=2)] | None = setting(
@@ -189,6 +189,20 @@ class Recipe(Settings):
         None,
         "The words that stand for labels behind the prompt, as in {pos: positive, neg: negative}.",
         reason="the labels' own names, spelled out",
+    )
+    label_separator: str | None = setting(
+        None,
+        "What stands between the labels of a text that has several, as in 'joy;surprise'.",
+        reason="a text is one label unless you say so; lists and columns of 0 and 1 need none",
+        min_length=1,
+    )
+    threshold: float | None = setting(
+        None,
+        "Where texts have several labels: the probability from which on a label is given.",
+        reason="chosen by micro F1 on the held-out rows, each half scored with the other's; 0.5 where there are none",
+        unit="share",
+        gt=0,
+        lt=1,
     )
     validation: float | str = setting(
         0.2,
@@ -241,6 +255,33 @@ class Recipe(Settings):
         unit="tokens",
         ge=8,
         le=1_048_576,
+    )
+    long_texts: Literal["cut", "head+tail", "windows"] = setting(
+        "cut",
+        "What a classifier reads of texts longer than max_length: their beginning, beginning and end, or all of it in "
+        "overlapping windows whose logits are averaged.",
+        reason="costs least; the plan says how many texts are cut, and what windows would cost",
+    )
+    stride: int | None = setting(
+        None,
+        "From the beginning of a window to the next one's.",
+        reason="three quarters of max_length, so that what one window ends with begins the next",
+        unit="tokens",
+        ge=1,
+        le=1_048_576,
+    )
+    context: int | None = setting(
+        None,
+        "Tokens that the model shall see at once, beyond what it was pretrained with.",
+        reason="the model's own; more takes tuning on long texts",
+        unit="tokens",
+        ge=16,
+        le=1_048_576,
+    )
+    rope: Literal["linear", "yarn"] | None = setting(
+        None,
+        "How rotary positions are scaled for a longer context.",
+        reason="yarn, which learns with the fewest examples (Peng et al. 2023)",
     )
     keep: Literal["best", "last"] = setting(
         "best", "Which weights to keep: best on validation, or last.", reason="a small set overfits soon"
@@ -373,6 +414,10 @@ class Recipe(Settings):
     def _one_source(self) -> Recipe:
         if self.data is not None and self.examples is not None:
             raise ValueError("both data and examples are given; keep one of them")
+        if self.stride is not None and self.long_texts != "windows":
+            raise ValueError("stride is for `long_texts: windows`; type that too, or leave stride out")
+        if self.rope is not None and self.context is None:
+            raise ValueError("rope scales positions for a longer context; say how long, as in `context: 4096`")
         if self.labels is not None and len(set(self.labels)) != len(self.labels):
             raise ValueError("labels: a name stands there twice")
         unused = next((name for name in ("prompt", "label_words") if getattr(self, name) is not None), None)

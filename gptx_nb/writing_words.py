@@ -11,6 +11,7 @@ NAMES = {
     "rougeL": "ROUGE-L", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "f1": "token F1", "exact_match": "exact match",
     "chrf": "chrF", "bleu": "BLEU", "accuracy": "accuracy", "pass@1": "pass@1", "perplexity": "perplexity",
     "bits_per_byte": "bits a byte", "macro_f1": "macro F1", "calibration_error": "calibration error",
+    "micro_f1": "micro F1", "subset_accuracy": "all labels right",
 }  # fmt: skip
 
 

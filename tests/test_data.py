@@ -563,11 +563,16 @@ def test_no_likely_label_column_is_told(tmp_path: Path) -> None:
     )
 
 
-def test_lists_are_no_labels(tmp_path: Path) -> None:
+def test_lists_that_are_all_the_same_and_objects_are_no_labels(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     text_file(path, "\n".join(json.dumps({"text": text, "labels": [1, 2]}) for text, _ in ROWS))
     assert refusal(path) == (
-        "t.jsonl: column 'labels' holds lists, and needs one text or label a row. Columns: text, labels. Choose with "
+        "t.jsonl: every row has all the labels, 1, 2, so nothing tells them apart. Add rows that have some of them "
+        "only, or choose another column, as with `label:`"
+    )
+    text_file(path, "\n".join(json.dumps({"text": text, "labels": {"a": 1}}) for text, _ in ROWS))
+    assert refusal(path) == (
+        "t.jsonl: column 'labels' holds objects, and needs one text or label a row. Columns: text, labels. Choose with "
         "`text:` and `label:`"
     )
 
@@ -673,12 +678,12 @@ def test_the_recipe_orders_and_names_labels(tmp_path: Path) -> None:
     table = load(named, labels=["good", "bad", "unsure"])
     assert table.report["warnings"] == ["no row has the label unsure"]
     assert refusal(named, labels=["god", "evil"]) == (
-        "w.csv: the label 'bad' of 20 rows (and 1 more) is not among the labels: god, evil. Add it there, or "
-        "correct the rows"
+        "w.csv: the label 'bad' of 20 rows (first: row 1; 1 more such label) is not among the labels: god, evil. Add "
+        "it there, or correct the rows"
     )
     assert refusal(named, labels=["bad", "goods"]) == (
-        "w.csv: the label 'good' of 20 rows is not among the labels: bad, goods. Did you mean 'goods'? Add it "
-        "there, or correct the rows"
+        "w.csv: the label 'good' of 20 rows (first: row 2) is not among the labels: bad, goods. Did you mean "
+        "'goods'? Add it there, or correct the rows"
     )
 
 
@@ -803,7 +808,7 @@ def test_an_own_validation_table_must_have_the_same_columns_and_labels(tmp_path:
     )
     own = csv(tmp_path / "w.csv", [*ROWS, ("new", "goods")])
     assert refusal(train, own, validation=str(own)) == (
-        "w.csv: the label 'goods' of 1 row is not among the training table's labels: bad, good. Did you mean "
+        "w.csv: the label 'goods' of row 41 is not among the training table's labels: bad, good. Did you mean "
         "'good'? Add it "
         "there, or correct the rows"
     )

@@ -321,7 +321,8 @@ def test_a_template_that_fails_is_told_in_one_message() -> None:
     with pytest.raises(DataError) as caught:
         chat_templates.question(tokenizer, [{"role": "user", "content": "Hi"}])
     assert str(caught.value) == (
-        "the model's chat template does not take a conversation: Only user and assistant roles are supported!"
+        "the model's chat template does not take a conversation: Only user and assistant roles are supported. Change "
+        "what it refuses (often a system message), or choose a base model with another `chat_template`"
     )
 
 

@@ -69,7 +69,7 @@ def test_a_classifier_is_scored_with_intervals_and_a_confusion_matrix(home: Path
     assert (found["accuracy"], found.labels, found.confusion) == (1.0, ["no", "yes"], [[10, 0], [0, 10]])
     assert set(found.scores) == {"accuracy", "macro_f1", "calibration_error"}
     strange = pd.DataFrame({"text": ["a", "b"], "label": ["maybe", "no"]})
-    with pytest.raises(DataError, match="the label 'maybe' of 1 row is not among the labels: no, yes"):
+    with pytest.raises(DataError, match="the label 'maybe' of row 1 is not among the labels: no, yes"):
         gptx_nb.evaluate("labels", strange)
     with pytest.raises(UsageError, match="this run gives labels"):
         gptx_nb.evaluate("labels", REVIEWS, shots=2)

@@ -7,7 +7,7 @@ not padding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,9 +53,7 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int) -> Tensors:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def by_length(
-    rows: Sequence[Sequence[int]], *, token_budget: int, packed: bool = False, streams: int = 1
-) -> list[list[int]]:
+def by_length(rows: Sequence[Sized], *, token_budget: int, packed: bool = False, streams: int = 1) -> list[list[int]]:
     """Group row numbers, shortest first, so that a group's tokens stay within `token_budget`.
 
     Padding counts. A packed group has none but inside attention, where it may take as much again: else one long text

@@ -18,8 +18,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptx_nb import files
+from gptx_nb import files, text_pairs
+from gptx_nb.engine import label_sets
 from gptx_nb.engine.tables import Sheet, read
+from gptx_nb.engine.tasks import columns as guessing
 from gptx_nb.errors import DataError, nearest
 from gptx_nb.recipe import Recipe
 
@@ -30,12 +32,16 @@ if TYPE_CHECKING:
 TEXT_NAMES = (
     *("text", "sentence", "review", "comment", "content", "message", "question", "headline", "title", "body", "tweet"),
     *("post", "document", "utterance", "query", "sms", "description", "input", "prompt"),
+    *("文本", "内容", "评论", "句子", "标题", "正文"),
 )
 LABEL_NAMES = (
     *("label", "labels", "category", "class", "sentiment", "target", "intent", "topic", "emotion", "tag", "polarity"),
     *("verdict", "genre", "output", "label_text", "label_name", "label_names", "class_name", "category_name"),
+    *("标签", "类别", "分类", "情感"),
 )
 ID_NAMES = ("id", "idx", "index", "guid", "uuid", "key", "url", "link", "date", "time", "timestamp")
+
+ROLES = ("text", "text_pair", "label")
 
 _DEFAULT_SHARE = Recipe.model_fields["validation"].default
 SMALLEST_SPLIT = 10  # fewer examples than this are all needed for learning
@@ -47,10 +53,10 @@ _LISTED = 12
 
 @dataclass(frozen=True)
 class Examples:
-    """Texts and, for each, the index of its label in `Table.labels`."""
+    """Texts and, for each, the index of its label in `Table.labels`; of a multi-label table a list of such."""
 
     texts: list[str]
-    labels: list[int]
+    labels: list[Any]
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -65,14 +71,31 @@ class Table:
     labels: list[str]
     report: dict[str, Any]
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether a text may have any number of labels."""
+        return bool(self.report.get("multi_label"))
+
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column is the text, which the label, and why each."""
+    """Which column is the text, which the label, and why each.
+
+    `pair` is the column of a second text; `indicators` are columns of 0 and 1, each a label, in place of `label`.
+    """
 
     text: str
     label: str
     why: str
+    pair: str | None = None
+    indicators: tuple[str, ...] = ()
+
+    @property
+    def read(self) -> dict[str, str]:
+        """The columns that are read, by what they are."""
+        found = {"text": self.text, **({"text_pair": self.pair} if self.pair else {})}
+        labels = {f"label {name}": name for name in self.indicators} or {"label": self.label}
+        return {**found, **labels}
 
 
 @dataclass
@@ -80,7 +103,8 @@ class _Rows:
     """The usable rows of one table, labels still by name."""
 
     texts: list[str] = field(default_factory=list)
-    labels: list[str] = field(default_factory=list)
+    labels: list[Any] = field(default_factory=list)  # a name, or the names of a text that may have several
+    numbers: list[int] = field(default_factory=list)  # of the rows in the table, from 1
     dropped: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -93,7 +117,7 @@ def load(recipe: Recipe, sources: Mapping[str, Source | None], run_folder: Path)
     source = sources["train"]
     if source is None:
         raise DataError("there are no examples. Type some below `examples:`, or name a table with `data:`")
-    named = [name for name in (recipe.text, recipe.label) if name]
+    named = [name for name in (recipe.text, recipe.label, *(recipe.columns or {}).values()) if isinstance(name, str)]
     sheet = read(
         source,
         run_folder,
@@ -102,13 +126,22 @@ def load(recipe: Recipe, sources: Mapping[str, Source | None], run_folder: Path)
         named=named,
     )
     columns = find_columns(sheet, recipe)
-    rows = _usable(sheet, columns)
-    _check_labels(sheet, columns, rows)
-    labels, renamed = _order(sheet, columns, rows, recipe)
-    index = {name: at for at, name in enumerate(labels)}
-    everything = Examples(rows.texts, [index[renamed.get(label, label)] for label in rows.labels])
+    sets = _label_sets(sheet, columns, recipe)
+    rows = _usable(sheet, columns, sets)
+    renamed: dict[str, str] = {}
+    if sets is not None:
+        labels, numbered = label_sets.order(sheet, rows.labels, rows.numbers, recipe)
+        everything = Examples(rows.texts, numbered)
+        counts = Counter(label for row in everything.labels for label in row)
+    else:
+        _check_labels(sheet, columns, rows)
+        labels, renamed = _order(sheet, columns, rows, recipe)
+        index = {name: at for at, name in enumerate(labels)}
+        everything = Examples(rows.texts, [index[renamed.get(label, label)] for label in rows.labels])
+        counts = Counter(everything.labels)
     warnings = [*sheet.notes, *rows.warnings, *_repeats(everything, sheet.shown)]
-    counts = Counter(everything.labels)
+    if sets is not None and (bare := sum(not row for row in everything.labels)):
+        warnings.append(f"{bare:,} of {len(everything):,} texts have no label at all, and are learnt as such")
     if without := [name for at, name in enumerate(labels) if not counts[at]]:
         warnings.append(f"no row has the label {_listed(without)}")
 
@@ -121,7 +154,9 @@ def load(recipe: Recipe, sources: Mapping[str, Source | None], run_folder: Path)
         own = replace(source, options={**source.options, "split": its_own})
     if own is not None:
         try:
-            validation, about_own, more = _own_validation(own, run_folder, recipe, columns, labels, renamed, everything)
+            validation, about_own, more = _own_validation(
+                own, run_folder, recipe, columns, labels, renamed, everything, sets is not None
+            )
         except DataError as error:
             if not its_own:
                 raise
@@ -135,7 +170,8 @@ def load(recipe: Recipe, sources: Mapping[str, Source | None], run_folder: Path)
         warnings += more
     else:
         share = recipe.validation if isinstance(recipe.validation, float) else 0.0
-        kept, held, note = split(everything.texts, everything.labels, share, recipe.seed)
+        by = label_sets.rarest(everything.labels, len(labels)) if sets is not None else everything.labels
+        kept, held, note = split(everything.texts, by, share, recipe.seed)
         train, validation = _pick(everything, kept), _pick(everything, held) if held else None
         single = [name for at, name in enumerate(labels) if counts[at] == 1]
         if validation is not None and single:
@@ -145,7 +181,9 @@ def load(recipe: Recipe, sources: Mapping[str, Source | None], run_folder: Path)
         "source": sheet.shown,
         "columns": list(sheet.columns),
         "text": columns.text,
+        "text_pair": columns.pair,
         "label": columns.label,
+        "multi_label": sets is not None,
         "why": columns.why,
         "rows": sheet.rows,
         "used": len(everything),
@@ -156,7 +194,7 @@ def load(recipe: Recipe, sources: Mapping[str, Source | None], run_folder: Path)
         "validation_note": note,
         "validation_table": about_own,
         "examples": [
-            {"text": everything.texts[at], "label": labels[everything.labels[at]]}
+            {"text": everything.texts[at], "label": label_name(labels, everything.labels[at])}
             for at in range(min(3, len(everything)))
         ],
         "encoding": sheet.encoding,
@@ -164,6 +202,13 @@ def load(recipe: Recipe, sources: Mapping[str, Source | None], run_folder: Path)
         "fingerprint": fingerprint(train, validation, labels),
     }
     return Table(train, validation, labels, report)
+
+
+def label_name(labels: list[str], label: int | list[int]) -> str:
+    """Return the name of a row's label, of several all with commas between."""
+    if isinstance(label, int):
+        return labels[label]
+    return ", ".join(labels[each] for each in label) or "(none)"
 
 
 # ---- columns --------------------------------------------------------------------------------------------------------
@@ -186,8 +231,9 @@ class _Facts:
 
 def find_columns(sheet: Sheet, recipe: Recipe) -> Columns:
     """Return the text and label columns: those the recipe names, else by name, else by content."""
+    recipe, pair, pair_why = _by_role(sheet, recipe)
     names = list(sheet.columns)
-    for setting, wanted in (("text", recipe.text), ("label", recipe.label)):
+    for setting, wanted in (("text", recipe.text), ("text_pair", pair), ("label", recipe.label)):
         if wanted is not None and wanted not in names:
             raise DataError(
                 f"{sheet.shown} has no column {wanted!r} ({setting}: {wanted}).{nearest(wanted, names)} Columns: "
@@ -202,7 +248,18 @@ def find_columns(sheet: Sheet, recipe: Recipe) -> Columns:
             f"{sheet.shown} has one column, {_listed(names)!r}, and needs two: a text and its label. "
             "Add a column of labels; in a CSV, separate them by commas"
         )
-    facts = {name: _look(values) for name, values in sheet.columns.items()}
+    facts = {name: _look(values) for name, values in sheet.columns.items() if name != pair}
+    if pair is not None:
+        assert recipe.text is not None  # a pair is named, or guessed, with both of its texts
+        known = recipe.label or _label_by_name(sheet, facts, recipe)[0]
+        known = known or _label_by_content(sheet, facts, recipe.text)[0]
+        both = f"text is columns {recipe.text!r} and {pair!r}, one after the other ({pair_why})"
+        return Columns(recipe.text, known, f"{both}; label is column {known!r}", pair)
+    if flags := _indicators(sheet, recipe, facts):
+        found, found_why = (recipe.text, "set") if recipe.text else _text_column(sheet, facts, None)
+        how = "set" if recipe.labels else "they hold 0 and 1"
+        why = f"text is column {found!r} ({found_why}); labels are columns {_listed(map(repr, flags))} ({how})"
+        return Columns(found, ", ".join(flags), why, indicators=tuple(flags))
 
     label, label_why = recipe.label, "set"
     if label is None:
@@ -213,6 +270,48 @@ def find_columns(sheet: Sheet, recipe: Recipe) -> Columns:
     if label is None:
         label, label_why = _label_by_content(sheet, facts, text)
     return Columns(text, label, f"text is column {text!r} ({text_why}); label is column {label!r} ({label_why})")
+
+
+def _by_role(sheet: Sheet, recipe: Recipe) -> tuple[Recipe, str | None, str]:
+    """Return the recipe with the columns that `columns:` names by role, the column of a second text, and why."""
+    given = recipe.columns or {}
+    for role, column in given.items():
+        if role not in ROLES or isinstance(column, list):
+            raise DataError(
+                f"columns: text-classification has one column for each of its roles, {', '.join(ROLES)}, and "
+                f"{role}: {column} is none.{nearest(role, ROLES)} Name them as in {{text: {next(iter(sheet.columns))}}}"
+            )
+    roles = {role: str(column) for role, column in given.items()}
+    if "text_pair" in roles and "text" not in roles and recipe.text is None:
+        raise DataError("columns: a text_pair is the second of two texts. Name the first as well, with `text`")
+    update = {role: column for role, column in roles.items() if role != "text_pair" and getattr(recipe, role) is None}
+    recipe = recipe.model_copy(update=update)
+    if "text_pair" in roles:
+        return recipe, roles["text_pair"], "set"
+    if recipe.text is None and recipe.label_separator is None:
+        guess = guessing.guess({name: values[:200] for name, values in sheet.columns.items()})
+        if guess is not None and "text_pair" in guess.roles:
+            first, second, label = (str(guess.roles[role]) for role in ("text", "text_pair", "label"))
+            recipe = recipe.model_copy(update={"text": first, "label": recipe.label or label})
+            return recipe, second, guess.why
+    return recipe, None, ""
+
+
+def _indicators(sheet: Sheet, recipe: Recipe, facts: dict[str, _Facts]) -> list[str]:
+    """Return the columns of 0 and 1 that are labels each, if that is how this table has them."""
+    if recipe.labels is None and any(_plain(name) in LABEL_NAMES for name in facts):
+        return []
+    rest = [name for name in facts if name != recipe.text and not _is_id(name) and not facts[name].worded]
+    worded = [name for name in facts if name != recipe.text and facts[name].worded and not _is_id(name)]
+    only = len(worded) == (0 if recipe.text else 1)  # nothing else could be the label
+    return label_sets.indicators(sheet, recipe, rest if only else [])
+
+
+def _label_sets(sheet: Sheet, columns: Columns, recipe: Recipe) -> list[list[str] | None] | None:
+    """Return each row's labels where a text may have several, else None."""
+    if columns.indicators:
+        return list(label_sets.of_indicators(sheet, columns.indicators))
+    return label_sets.of_column(sheet, columns.label, recipe)
 
 
 def _label_by_name(sheet: Sheet, facts: dict[str, _Facts], recipe: Recipe) -> tuple[str | None, str]:
@@ -332,10 +431,16 @@ def _look(values: list[Any]) -> _Facts:
 # ---- rows -----------------------------------------------------------------------------------------------------------
 
 
-def _usable(sheet: Sheet, columns: Columns) -> _Rows:
-    """Return the rows that have both a text and a label; count the others."""
-    texts, labels = sheet.columns[columns.text], sheet.columns[columns.label]
-    for name, values in ((columns.text, texts), (columns.label, labels)):
+def _usable(sheet: Sheet, columns: Columns, sets: list[list[str] | None] | None) -> _Rows:
+    """Return the rows that have both a text and a label; count the others. `sets`: each row's, if it may have several.
+
+    A pair of texts becomes one text.
+    """
+    texts = sheet.columns[columns.text]
+    others = [columns.pair] if columns.pair else []
+    others += [columns.label] if sets is None else []
+    for name in (columns.text, *others):
+        values = sheet.columns[name]
         nested = next((value for value in values if isinstance(value, list | dict | bytes)), None)
         if nested is not None:
             kind = {list: "lists", dict: "objects", bytes: "bytes"}[type(nested)]
@@ -346,18 +451,21 @@ def _usable(sheet: Sheet, columns: Columns) -> _Rows:
     rows = _Rows()
     dropped: Counter[str] = Counter()
     numbers = mended = 0
-    for text, label in zip(texts, _label_texts(labels), strict=True):
-        if _missing(text):
+    labels: list[Any] = _label_texts(sheet.columns[columns.label]) if sets is None else list(sets)
+    seconds = sheet.columns[columns.pair] if columns.pair else texts
+    for number, (text, second, label) in enumerate(zip(texts, seconds, labels, strict=True), 1):
+        if _missing(text) or _missing(second):
             dropped["empty text"] += 1
         elif label is None:
             dropped["no label"] += 1
         else:
-            whole = _as_text(text)
+            whole = text_pairs.join(_as_text(text), _as_text(second)) if columns.pair else _as_text(text)
             numbers += not isinstance(text, bool) and _NUMBER.fullmatch(whole.strip()) is not None
             clean = _encodable(whole)
             mended += clean != whole
             rows.texts.append(clean)
             rows.labels.append(label)
+            rows.numbers.append(number)
     rows.dropped = dict(dropped)
     if not rows.texts:
         parts = " and ".join(f"{count} with {why}" for why, count in dropped.items())
@@ -449,26 +557,33 @@ def _order(sheet: Sheet, columns: Columns, rows: _Rows, recipe: Recipe) -> tuple
     numbered = {str(at): name for at, name in enumerate(labels)}
     if set(found) <= set(numbered):
         return labels, numbered
-    _refuse_label(sheet, found, labels)
+    _refuse_label(sheet, rows.labels, rows.numbers, labels)
     raise AssertionError("a label that is not in the recipe was found above")
 
 
-def _refuse_label(sheet: Sheet, found: Counter[str], labels: list[str], known_by: str = "labels") -> None:
+def _refuse_label(
+    sheet: Sheet, names: list[str], numbers: list[int], labels: list[str], known_by: str = "labels"
+) -> None:
+    """Raise DataError for the first of `names`, the labels of rows with these `numbers`, that is not known."""
+    found = Counter(names)
     strangers = [name for name in found if name not in labels]
     if strangers:
         first = strangers[0]
-        more = f" (and {len(strangers) - 1} more)" if len(strangers) > 1 else ""
-        rows = f"{found[first]} row{'s' * (found[first] != 1)}"
+        row, others = numbers[names.index(first)], len(strangers) - 1
+        told = [f"first: row {row}"] if found[first] > 1 else []
+        told += [f"{others} more such label{'s' * (others > 1)}"] if others else []
+        where = f"{found[first]} rows" if found[first] > 1 else f"row {row}"
+        where += f" ({'; '.join(told)})" if told else ""
         raise DataError(
-            f"{sheet.shown}: the label {first!r} of {rows}{more} is not among the {known_by}: {_listed(labels)}."
+            f"{sheet.shown}: the label {first!r} of {where} is not among the {known_by}: {_listed(labels)}."
             f"{nearest(first, labels)} Add it there, or correct the rows"
         )
 
 
 def _repeats(examples: Examples, shown: str) -> list[str]:
-    seen: dict[str, set[int]] = {}
+    seen: dict[str, set[Any]] = {}
     for text, label in zip(examples.texts, examples.labels, strict=True):
-        seen.setdefault(text.strip(), set()).add(label)
+        seen.setdefault(text.strip(), set()).add(tuple(label) if isinstance(label, list) else label)
     repeated = len(examples) - len(seen)
     disputed = sum(1 for labels in seen.values() if len(labels) > 1)
     warnings = []
@@ -550,6 +665,7 @@ def _own_validation(
     labels: list[str],
     renamed: dict[str, str],
     train: Examples,
+    multi_label: bool,
 ) -> tuple[Examples, dict[str, Any], list[str]]:
     """Read the user's own validation table: the training table's columns and labels, no others."""
     sheet = read(
@@ -557,20 +673,26 @@ def _own_validation(
         run_folder,
         subset=source.options.get("subset", recipe.subset),
         split=source.options.get("split"),
-        named=(columns.text, columns.label),
+        named=list(columns.read.values()),
         setting="validation",
     )
-    for what, name in (("text", columns.text), ("label", columns.label)):
+    for what, name in columns.read.items():
         if name not in sheet.columns:
             raise DataError(
                 f"validation: {sheet.shown} has no column {name!r}, the {what} of the training table."
                 f"{nearest(name, sheet.columns)} Columns: {_listed(sheet.columns)}. Rename it in one of the tables"
             )
-    rows = _usable(sheet, columns)
-    named = [renamed.get(label, label) for label in rows.labels]
-    _refuse_label(sheet, Counter(named), labels, "training table's labels")
-    index = {name: at for at, name in enumerate(labels)}
-    validation = Examples(rows.texts, [index[name] for name in named])
+    if multi_label:
+        sets = _label_sets(sheet, columns, recipe)
+        rows = _usable(sheet, columns, sets if sets is not None else [])
+        known_labels = recipe.model_copy(update={"labels": labels})
+        validation = Examples(rows.texts, label_sets.order(sheet, rows.labels, rows.numbers, known_labels)[1])
+    else:
+        rows = _usable(sheet, columns, None)
+        called = [renamed.get(label, label) for label in rows.labels]
+        _refuse_label(sheet, called, rows.numbers, labels, "training table's labels")
+        index = {name: at for at, name in enumerate(labels)}
+        validation = Examples(rows.texts, [index[name] for name in called])
     known = {text.strip() for text in train.texts}
     leaked = sum(1 for text in validation.texts if text.strip() in known)
     warnings = [*sheet.notes, *(f"validation: {warning}" for warning in rows.warnings)]
@@ -579,6 +701,9 @@ def _own_validation(
             f"{leaked} of {len(validation)} validation rows {'is' if leaked == 1 else 'are'} in the training table "
             "too: the score will look better than it is"
         )
+    scored = {label for each in validation.labels for label in (each if isinstance(each, list) else [each])}
+    if unscored := [name for at, name in enumerate(labels) if at not in scored]:
+        warnings.append(f"no validation row has the label {_listed(unscored)}: it is learnt, and not scored")
     about = {
         "source": sheet.shown,
         "rows": sheet.rows,
@@ -643,11 +768,12 @@ def _to_parquet(examples: Examples, labels: list[str]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    several = any(isinstance(each, list) for each in examples.labels)
     table = pa.table(
         {
             "text": pa.array(examples.texts, pa.string()),
-            "label": pa.array(examples.labels, pa.int64()),
-            "label_name": pa.array([labels[at] for at in examples.labels], pa.string()),
+            "label": pa.array(examples.labels, pa.list_(pa.int64()) if several else pa.int64()),
+            "label_name": pa.array([label_name(labels, each) for each in examples.labels], pa.string()),
         }
     ).replace_schema_metadata({"gptx_nb.labels": json.dumps(labels, ensure_ascii=False)})
     buffer = io.BytesIO()

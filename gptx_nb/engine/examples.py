@@ -30,9 +30,18 @@ def load(recipe: Recipe, sources: Mapping[str, Source | None], run_folder: Path)
     if task != CLASSIFICATION:
         _check(task, recipe)
         return roles.load(task, why, recipe, sources, run_folder)
-    if recipe.columns is not None:
-        raise RecipeError("columns: text-classification has its columns named by `text:` and `label:`")
-    return data.load(recipe, sources, run_folder)
+    table = data.load(recipe, sources, run_folder)
+    if table.multi_label and recipe.baseline is not None:
+        raise RecipeError(
+            f"baseline: {recipe.baseline} compares classifiers that give one label, by accuracy. These texts have any "
+            "number of labels each; leave it out"
+        )
+    if table.report["text_pair"] is not None and recipe.long_texts != "cut":
+        raise RecipeError(
+            f"long_texts: {recipe.long_texts} is for single texts. Of a pair that is too long the longer text is cut; "
+            "leave it out"
+        )
+    return table
 
 
 def load_snapshot(folder: Path, recipe: Recipe) -> AnyTable:
@@ -63,6 +72,11 @@ def _check(task: str, recipe: Recipe) -> None:
         raise RecipeError(
             f"baseline: {recipe.baseline} compares classifiers, by accuracy. For {task} the base model as it is stands "
             "beside the tuned one without it; leave it out"
+        )
+    if recipe.long_texts != "cut":
+        raise RecipeError(
+            f"long_texts: {recipe.long_texts} is for text-classification. For {task} a context is cut where it is too "
+            "long, and counted, and whole texts to learn from are read in as many rows as they need; leave it out"
         )
     for name in ("label", "labels"):
         if getattr(recipe, name) is not None:

@@ -13,19 +13,20 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gptx_nb.engine import answers, evaluate, models, plan
+from gptx_nb.engine import answers, evaluate, models, multi_label, plan
 from gptx_nb.engine.data import Table
 from gptx_nb.engine.examples import AnyTable
 from gptx_nb.engine.roles import CLASSIFICATION, RoleTable
-from gptx_nb.engine.tasks import chat_templates, head_start, label_words, targets, text_classification
+from gptx_nb.engine.tasks import chat_templates, head_start, label_words, reading, targets, text_classification
 from gptx_nb.engine.tasks.encoding import Encoded, Encoder
 from gptx_nb.engine.tasks.head_start import Base, Start
 from gptx_nb.engine.tasks.label_words import PROMPT_FILE
+from gptx_nb.engine.tasks.reading import Reading, Row
 from gptx_nb.engine.tasks.writing import TASKS
 from gptx_nb.engine.tuning import Tuning
 from gptx_nb.engine.writer import Writer
 from gptx_nb.errors import DataError
-from gptx_nb.inference import TASK_FILE
+from gptx_nb.inference import CLASSIFIER_FILE, TASK_FILE
 from gptx_nb.recipe import Recipe
 
 Learner = text_classification.Learner | targets.Learner
@@ -52,6 +53,8 @@ class Job(Protocol):
     ) -> None: ...  # decides what a new head begins with; `model` is as `load_model` gave it
     def encode(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None: ...
     @property
+    def rows(self) -> int: ...  # to learn from
+    @property
     def token_rows(self) -> tuple[list[list[int]], list[list[int]]]: ...  # to learn from, and held back
     @property
     def more_tokens(self) -> list[int]: ...  # that are needed besides, by numbers
@@ -65,14 +68,14 @@ class Job(Protocol):
     def evaluation(self, learner: Any) -> tuple[dict[str, Any], list[float]]: ...  # for the metrics; greater is better
     def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]: ...
     def baselines(self) -> dict[str, Any]: ...
-    def beside(
-        self,
-    ) -> dict[str, Any] | None: ...  # JSON files beside the model, by name: to ask it again
+    def beside(self) -> dict[str, Any]: ...  # JSON files beside the model, by name: to ask it again
 
 
 def of(table: AnyTable, recipe: Recipe) -> Job:
     """Return the job of a table that `examples` has read."""
-    return Writing(table, recipe) if isinstance(table, RoleTable) else Classification(table, recipe)
+    if isinstance(table, RoleTable):
+        return Writing(table, recipe)
+    return MultiLabel(table, recipe) if table.multi_label else Classification(table, recipe)
 
 
 @dataclass
@@ -84,12 +87,14 @@ class Classification:
     shares_vocabulary = False
 
     def __post_init__(self) -> None:
-        self._rows: list[list[int]] = []
-        self._held: list[list[int]] = []
+        self._rows: list[Row] = []
+        self._held: list[Row] = []
         self._shown = self._rows, self._held
         self._cut = 0
         self.start = Start(None, None, "a new head on the plain text")
         self._before: head_start.Before | None = None
+        self._reading = Reading(0)
+        self._cost: dict[str, str] | None = None
 
     @property
     def report(self) -> dict[str, Any]:
@@ -123,19 +128,32 @@ class Classification:
                 self._before = head_start.Before.of(known, self.start, self.table, models.context(base.config))
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-        wording = self.start.wording
-        self._rows, self._cut = label_words.encode(tokenizer, wording, self.table.train.texts, max_length)
-        if self.table.validation is not None:
-            self._held, more = label_words.encode(tokenizer, wording, self.table.validation.texts, max_length)
-            self._cut += more
+        pair, recipe = self.report.get("text_pair") is not None, self.recipe
+        self._reading = Reading(max_length, recipe.long_texts, recipe.stride, pair)
+        found = self._read(tokenizer, self.table.train.texts)
+        more = self._read(tokenizer, self.table.validation.texts if self.table.validation is not None else [])
+        self._rows, self._held, self._cut = found.rows, more.rows, found.cut + more.cut
         self._shown = self._rows, self._held
+        self._cost = self._reading.cost([*found.rows, *more.rows], self._cut, found.tokens + more.tokens)
+
+    def _read(self, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> reading.Rows:
+        if self.start.wording is None:
+            return reading.encode(tokenizer, texts, self._reading)
+        rows, cut = label_words.encode(tokenizer, self.start.wording, texts, self._reading.max_length)
+        return reading.Rows(list(rows), cut, sum(map(len, rows)))
+
+    @property
+    def rows(self) -> int:
+        return len(self._rows)
 
     @property
     def token_rows(self) -> tuple[list[list[int]], list[list[int]]]:
-        return self._rows, self._held
+        return reading.flat(self._rows), reading.flat(self._held)
 
     def renumber(self, cut: Any) -> None:
-        self._rows, self._held = ([cut.tokens(row) for row in each] for each in (self._rows, self._held))
+        self._rows, self._held = (
+            [reading.renumbered(row, cut.tokens) for row in each] for each in (self._rows, self._held)
+        )
         if self._before is not None:
             self._before = self._before.renumbered(cut.tokens)
 
@@ -144,12 +162,17 @@ class Classification:
 
     def told(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         told = plan.examples(self.table, tokenizer, *self._shown, self._cut)
-        return {**told, "notes": [*told["notes"], *self.start.notes()], **self.start.told()}
+        told = {**told, "notes": [*told["notes"], *self.start.notes()], **self.start.told()}
+        return {**told, "long_texts": self._cost} if self._cost is not None else told
 
     def resolved(self) -> dict[str, Any]:
         report = self.table.report
-        task = {"task": CLASSIFICATION, "text": report["text"], "label": report["label"]}
-        return {**task, "labels": self.table.labels, **self.start.resolved(self.table.labels)}
+        named: dict[str, Any] = {"text": report["text"], "label": report["label"], "columns": None}
+        if report.get("text_pair") is not None:
+            roles = {role: report[role] for role in ("text", "text_pair", "label")}
+            named = {"text": None, "label": None, "columns": roles}
+        labels = self.table.labels
+        return {"task": CLASSIFICATION, **named, "labels": labels, **self.start.resolved(labels)}
 
     @property
     def more_tokens(self) -> list[int]:
@@ -175,8 +198,53 @@ class Classification:
         assert self.table.validation is not None
         return evaluate.baselines(self.table.train, self.table.validation)
 
-    def beside(self) -> dict[str, Any] | None:
-        return None if self.start.wording is None else {PROMPT_FILE: self.start.wording.to_json(self.table.labels)}
+    def beside(self) -> dict[str, Any]:
+        columns = {role: self.report.get(role) for role in ("text", "text_pair")}
+        found: dict[str, Any] = {CLASSIFIER_FILE: {"reading": self._reading.to_json(), "columns": columns}}
+        if self.start.wording is not None:
+            found[PROMPT_FILE] = self.start.wording.to_json(self.table.labels)
+        return found
+
+
+class MultiLabel(Classification):
+    """Any number of labels a text."""
+
+    _threshold = multi_label.USUAL
+
+    def load_model(
+        self, base: models.Base, tokenizer: PreTrainedTokenizerBase, seed: int, *, scratch: bool = False
+    ) -> PreTrainedModel:
+        return models.load_classifier(base, tokenizer, self.table.labels, seed, scratch=scratch, multi_label=True)
+
+    def learner(self, model: PreTrainedModel, tuned: Tuning, **options: Any) -> Learner:
+        truth = multi_label.flags(self.table.train.labels, len(self.table.labels)).astype(float).tolist()
+        return text_classification.Learner(model, tuned, self._rows, truth, self._held, **options)
+
+    def resolved(self) -> dict[str, Any]:
+        found = super().resolved()
+        return {**found, "label": None} if self.report["label"] not in self.report["columns"] else found
+
+    def evaluation(self, learner: Any) -> tuple[dict[str, Any], list[float]]:
+        found = self._scores(learner)
+        names = ("accuracy", "micro_f1", "macro_f1")
+        told = {"validation_loss": found["loss"], **{name: found[name] for name in names}}
+        return told, [found["micro_f1"], -found["loss"]]
+
+    def _scores(self, learner: Any) -> dict[str, Any]:
+        assert self.table.validation is not None
+        truth = self.table.validation.labels
+        found = multi_label.scores(self.table.labels, truth, learner.held_logits(), self.recipe.threshold)
+        self._threshold = found["threshold"]
+        return found
+
+    def baselines(self) -> dict[str, Any]:
+        assert self.table.validation is not None
+        return multi_label.baselines(self.table.train, self.table.validation, len(self.table.labels))
+
+    def beside(self) -> dict[str, Any]:
+        found = super().beside()
+        found[CLASSIFIER_FILE]["threshold"] = self.recipe.threshold or self._threshold
+        return found
 
 
 @dataclass
@@ -226,7 +294,8 @@ class Writing:
                 try:
                     found, shortened, segments = self._encoded(example, encoder, tokenizer)
                 except DataError as error:
-                    raise DataError(f"{self.report['source']}, example {number}: {error}") from None
+                    begins = " ".join(self.task.shown(example).split())[:40]
+                    raise DataError(f"{self.report['source']}, example {number} ({begins!r}): {error}") from None
                 fitting = [row for row in found if row is not None and any(row.loss)]
                 cut += shortened or any(row.cut for row in fitting)
                 left_out += not fitting
@@ -252,6 +321,10 @@ class Writing:
         if None in rows and (shorter := self.task.shorter(example)) is not None:
             return self._encoded(shorter, encoder, tokenizer)[0], True, segments
         return rows, False, segments
+
+    @property
+    def rows(self) -> int:
+        return len(self._rows)
 
     @property
     def token_rows(self) -> tuple[list[list[int]], list[list[int]]]:
@@ -330,14 +403,14 @@ class Writing:
     def baselines(self) -> dict[str, Any]:
         return {}
 
-    def beside(self) -> dict[str, Any] | None:
+    def beside(self) -> dict[str, Any]:
         return {TASK_FILE: {"task": self.table.task, "facts": self.table.facts, "roles": self.report["roles"]}}
 
 
 def save(job: Job, folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
     """Write the model as a plain folder, with what is needed to ask it again."""
     told = job.beside()
-    if told is None or TASK_FILE not in told:
+    if TASK_FILE not in told:
         models.save(folder, model, tokenizer, max_length, told)
         return
     ends = chat_templates.end_ids(tokenizer) if told[TASK_FILE]["task"] == "chat" else {tokenizer.eos_token_id}
@@ -360,6 +433,6 @@ def _pieces(row: Encoded, tokenizer: PreTrainedTokenizerBase) -> list[list[Any]]
     start = 0
     for at in range(1, len(row.ids) + 1):
         if at == len(row.ids) or row.loss[at] != row.loss[start]:
-            pieces.append([str(tokenizer.decode(row.ids[start:at])), row.loss[start]])
+            pieces.append([str(tokenizer.decode(row.ids[start:at])).strip("\ufffd"), row.loss[start]])
             start = at
     return pieces

@@ -259,7 +259,7 @@ def _only_local(name_or_path: str) -> bool:
 def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
     """Load the tokenizer, padding on the right, with a padding token (GPT-2 has none: its end-of-text token serves).
 
-    Which token pads does not matter, as no text can become it (see `text_classification.encode`).
+    Which token pads does not matter, as no text can become it (see `reading.encode`).
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=False, **base.options)
@@ -295,9 +295,17 @@ def context(config: PreTrainedConfig) -> int:
 
 
 def load_classifier(
-    base: Base, tokenizer: PreTrainedTokenizerBase, labels: list[str], seed: int, *, scratch: bool = False
+    base: Base,
+    tokenizer: PreTrainedTokenizerBase,
+    labels: list[str],
+    seed: int,
+    *,
+    scratch: bool = False,
+    multi_label: bool = False,
 ) -> PreTrainedModel:
     """Load `base` in float32 with a new head for `labels`, whose names and order go into the config.
+
+    `multi_label`: a text may have any number of them, which goes into the config too.
 
     The head begins at small weights drawn from `seed`, the rest is the base model's, or drawn too if `scratch`.
     """
@@ -309,7 +317,7 @@ def load_classifier(
             num_labels=len(labels),
             id2label=dict(enumerate(labels)),
             label2id={label: index for index, label in enumerate(labels)},
-            problem_type="single_label_classification",
+            problem_type="multi_label_classification" if multi_label else "single_label_classification",
             pad_token_id=tokenizer.pad_token_id,
             dtype=torch.float32,
             trust_remote_code=False,

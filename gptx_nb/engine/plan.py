@@ -5,9 +5,12 @@ A run's plan is plain data for plan.json. Chooses no device (device.py does) and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gptx_nb.engine import defaults
+from gptx_nb.engine.data import label_name
+from gptx_nb.engine.tasks.reading import windows_of
 from gptx_nb.engine.tuning import LORA_RANK
 from gptx_nb.recipe import Recipe
 
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from gptx_nb.engine.data import Table
     from gptx_nb.engine.device import Device
     from gptx_nb.engine.memory import Estimate
+    from gptx_nb.engine.tasks.reading import Row
     from gptx_nb.engine.tuning import Tuning
 
 MOST_LENGTH = 512  # tokens; longer rows are taken where the recipe asks for them
@@ -39,8 +43,8 @@ def machine(device: Device, ranks: int = 1) -> dict[str, Any]:
 def examples(
     table: Table,
     tokenizer: PreTrainedTokenizerBase,
-    rows: list[list[int]],
-    held_rows: list[list[int]],
+    rows: Sequence[Row],
+    held_rows: Sequence[Row],
     cut: int,
 ) -> dict[str, Any]:
     """Return what the plan says of the encoded examples: numbers, lengths, the first three as the model sees them."""
@@ -58,8 +62,8 @@ def examples(
         },
         "rendered": [
             {
-                "text": tokenizer.decode(rows[index]),
-                "label": table.labels[table.train.labels[index]],
+                "text": str(tokenizer.decode(windows_of(rows[index])[0])).strip("\ufffd"),  # a cut splits a character
+                "label": label_name(table.labels, table.train.labels[index]),
                 "tokens": len(rows[index]),
             }
             for index in range(min(3, len(rows)))
@@ -141,6 +145,8 @@ def place_of_frozen_part(size: int, memory_free: int | None, disk_free: int) -> 
 
 def max_length(recipe: Recipe, context: int) -> tuple[int, str]:
     """Return the longest text in tokens, and why, for a model that sees `context` tokens."""
+    if recipe.max_length is None and recipe.context is not None:
+        return context, "the context that the recipe asks for"
     if recipe.max_length is None:
         length = min(context, MOST_LENGTH)
         return (

@@ -21,12 +21,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from gptx_nb.engine import packing, products
+from gptx_nb import files
+from gptx_nb.engine import multi_label, packing, products
 from gptx_nb.engine.device import Device, cores, is_out_of_memory
 from gptx_nb.engine.models import context
 from gptx_nb.engine.tasks import label_words, text_classification
 from gptx_nb.engine.tasks.label_words import Wording
+from gptx_nb.engine.tasks.reading import Reading, Rows, encode
 from gptx_nb.errors import ModelError
+from gptx_nb.inference import CLASSIFIER_FILE
 
 # Tokens of one batch, padding included. A CPU gains nothing from more than its caches hold; a GPU wants work.
 CPU_TOKENS = 4_096
@@ -39,7 +42,10 @@ GPU_TOKENS = 32_768
 
 @dataclass(frozen=True)
 class Answer:
-    """`probabilities`: a row a text, a column a label, each row's sum 1. `cut`: how many texts were too long."""
+    """`probabilities`: a row a text, a column a label. `cut`: how many texts were too long to be read whole.
+
+    A row's sum is 1, but where a text may have several labels: then each is a probability by itself.
+    """
 
     probabilities: list[list[float]]
     cut: int
@@ -48,7 +54,9 @@ class Answer:
 class Classifier:
     """A sequence classifier and its tokenizer on one device, and the prompt that it reads texts in, if it has one.
 
-    `labels` are in the order of the columns, `max_length` is in tokens, `bytes` is what the weights take.
+    `labels` are in the order of the columns, `max_length` is in tokens, `bytes` is what the weights take. `threshold`:
+    from which probability on a label is given, where a text may have several; else None. `reading` by default sees the
+    first tokens of a text.
     """
 
     def __init__(
@@ -56,6 +64,8 @@ class Classifier:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         device: Device,
+        reading: Reading | None = None,
+        threshold: float | None = None,
         wording: Wording | None = None,
     ) -> None:
         pad_id = model.config.pad_token_id
@@ -64,6 +74,9 @@ class Classifier:
         names: dict[Any, str] = model.config.id2label or {}
         self.labels = [names[number] for number in sorted(names)]
         self.max_length = min(context(model.config), tokenizer.model_max_length)
+        self.reading = reading or Reading(self.max_length)
+        several = model.config.problem_type == "multi_label_classification"
+        self.threshold = (threshold or multi_label.USUAL) if several else None
         self._device = device.device
         torch.nn.Module.to(model, device.device)  # transformers' own `to` is typed wrongly
         products.prepare(model, torch.float32)
@@ -100,7 +113,10 @@ class Classifier:
         if report["missing_keys"]:  # transformers would go on with random numbers in their place
             missing = ", ".join(sorted(report["missing_keys"])[:3])
             raise ModelError(f"{folder.name}/ holds no whole classifier: weights are missing ({missing})")
-        return cls(model, tokenizer, device, label_words.beside(folder))
+        told = files.read_json(folder / CLASSIFIER_FILE) or {}
+        longest = min(context(model.config), tokenizer.model_max_length)
+        reading, wording = Reading.of_folder(folder, longest), label_words.beside(folder)
+        return cls(model, tokenizer, device, reading, told.get("threshold"), wording)
 
     def predict(self, texts: list[str]) -> list[list[float]]:
         """Return a row of probabilities for each text, in the order of the texts."""
@@ -111,10 +127,10 @@ class Classifier:
 
         Raises ModelError if the weights give no finite number.
         """
-        rows, cut = label_words.encode(self._tokenizer, self._wording, texts, self.max_length)
+        found = self._read(texts)
         logits = text_classification.logits(
             self._model,
-            rows,
+            found.rows,
             pad_id=self._pad_id,
             device=self._device,
             labels=len(self.labels),
@@ -123,8 +139,15 @@ class Classifier:
         )
         if not np.isfinite(logits).all():
             raise ModelError("the model gives no finite numbers: its training has diverged")
-        probabilities: list[list[float]] = torch.from_numpy(logits).double().softmax(-1).tolist()
-        return Answer(probabilities, cut)
+        wide = torch.from_numpy(logits).double()
+        probabilities: list[list[float]] = (wide.softmax(-1) if self.threshold is None else wide.sigmoid()).tolist()
+        return Answer(probabilities, found.cut)
+
+    def _read(self, texts: list[str]) -> Rows:
+        if self._wording is None:
+            return encode(self._tokenizer, texts, self.reading)
+        rows, cut = label_words.encode(self._tokenizer, self._wording, texts, self.reading.max_length)
+        return Rows(list(rows), cut, sum(map(len, rows)))
 
     def close(self) -> None:
         """Give the memory back. The classifier cannot be used after this."""

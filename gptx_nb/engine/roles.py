@@ -58,7 +58,9 @@ def task_of(recipe: Recipe, sources: Mapping[str, Source | None], run_folder: Pa
     """Return the task of a run, and why: the one that was asked for, else by the table's columns."""
     if recipe.task is not None:
         return recipe.task, "asked for in the recipe"
-    if recipe.label is not None or recipe.labels is not None:
+    if any(each is not None for each in (recipe.label, recipe.labels, recipe.label_separator, recipe.threshold)):
+        return CLASSIFICATION, "a label is named in the recipe"
+    if {"label", "text_pair"} & set(recipe.columns or {}):
         return CLASSIFICATION, "a label is named in the recipe"
     sheet = _sheet(sources["train"], recipe, run_folder)
     guess = _guess(sheet, recipe)
@@ -192,10 +194,14 @@ def _has_label(sheet: Sheet, recipe: Recipe, guess: Guess) -> bool:
         found = data.find_columns(sheet, recipe)
     except DataError:
         return False
+    if found.indicators:
+        return set(guess.roles) == {"text"}
     labels = [each for each in sheet.columns[found.label] if each is not None]
     distinct = len({str(each) for each in labels})
     by_name = bool(data._by_name([found.label], data.LABEL_NAMES))
     most = len(labels) // 2 if by_name else min(100, len(labels) // 5)
+    if by_name and any(isinstance(each, list) for each in labels):
+        return set(guess.roles) == {"text"}
     if not 2 <= distinct <= max(2, most) or any(isinstance(each, list | dict) for each in labels):
         return False
     if set(guess.roles) == {"text"}:

@@ -15,7 +15,18 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gptx_nb.engine import device as devices
-from gptx_nb.engine import dropout, memory, models, packing, plan, precision, streams, tuning, vocabulary
+from gptx_nb.engine import (
+    dropout,
+    longer_context,
+    memory,
+    models,
+    packing,
+    plan,
+    precision,
+    streams,
+    tuning,
+    vocabulary,
+)
 from gptx_nb.engine.batches import Step
 from gptx_nb.engine.device import Device
 from gptx_nb.engine.jobs import Job, Learner
@@ -113,17 +124,18 @@ def prepare(recipe: Recipe, job: Job, note: Callable[[str], None], *, scratch: b
     tokenizer = models.load_tokenizer(base)
     model = job.load_model(base, tokenizer, recipe.seed, scratch=scratch)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    context = models.context(base.config)
+    context_reason = longer_context.extend(model, recipe)
+    context = models.context(model.config)
     max_length, length_reason = plan.max_length(recipe, context)
     torch.nn.Module.to(model, device.device)  # transformers' own `to` is typed wrongly
     job.begin(base, model, tokenizer, max_length, device.dtype)
-    tuned = tuning.prepare(model, recipe.tune, recipe.seed)
+    tuned = longer_context.train_positions(model, tuning.prepare(model, recipe.tune, recipe.seed), recipe)
     job.encode(tokenizer, max_length)
     rows, held_rows = job.token_rows
-    batch_size, batch_reason = plan.batch_size(recipe, len(rows))
+    batch_size, batch_reason = plan.batch_size(recipe, job.rows)
     recipe = recipe.model_copy(update={"batch_size": batch_size})
-    steps_per_epoch = -(-len(rows) // batch_size)
-    epochs, epochs_reason = plan.epochs(recipe, len(rows), steps_per_epoch)
+    steps_per_epoch = -(-job.rows // batch_size)
+    epochs, epochs_reason = plan.epochs(recipe, job.rows, steps_per_epoch)
     steps = max(1, round(epochs * steps_per_epoch))
     learning_rate, rate_reason = plan.learning_rate(recipe, parameters)
     settings = Settings(
@@ -180,6 +192,9 @@ def prepare(recipe: Recipe, job: Job, note: Callable[[str], None], *, scratch: b
         "max_length": {"choice": max_length, "reason": length_reason},
         **job.told(tokenizer),
     }
+    if context_reason is not None:
+        decided["context"] = {"choice": context, "reason": context_reason}
+        decided["notes"] = [*decided["notes"], f"context: {context:,} tokens; {context_reason}"]
     estimate: memory.Estimate | None = None
     try:
         estimate = estimate_memory(model, learner, settings, device.dtype, device.device, held_before)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from gptx_nb import files
-from gptx_nb.engine import generate, packing, products
+from gptx_nb.engine import beams, generate, packing, products
 from gptx_nb.engine.device import Device, is_out_of_memory
 from gptx_nb.engine.models import context
 from gptx_nb.engine.tasks import chat_templates, targets, templates
@@ -36,6 +36,8 @@ DRAWN = {"temperature": 0.8, "top_p": 0.95}  # where more than one answer is rig
 class How:
     """How answers are written; None leaves it to the task. `n` answers to each prompt are drawn, or the one likeliest.
 
+    With several `beams` the likeliest answers are searched (`engine.beams`), and the best `n` are given.
+
     At a text of `stop` an answer ends, without it.
     """
 
@@ -46,6 +48,7 @@ class How:
     stop: tuple[str, ...] = ()
     n: int = 1
     seed: int = 0
+    beams: int = 1
 
 
 @dataclass(frozen=True)
@@ -252,18 +255,26 @@ class Writer:
             text = self._decode(tokens[-tail:])
             return any(each in text for each in stops)
 
-        continued = generate.generate(
-            self._model,
-            prompts,
-            max_new_tokens=new,
-            end_ids=self.end_ids,
-            sampling=self._sampling(how),
-            stop=stop,
-            on_token=stream.take if stream else None,
-        )
+        if how.beams > 1:
+            options: dict[str, Any] = {"beams": how.beams, "answers": how.n, "max_new_tokens": new, "stop": stop}
+            continued = [
+                each
+                for prompt in prompts[:: how.n]
+                for each in beams.search(self._model, prompt, end_ids=self.end_ids, **options)
+            ]
+        else:
+            continued = generate.generate(
+                self._model,
+                prompts,
+                max_new_tokens=new,
+                end_ids=self.end_ids,
+                sampling=self._sampling(how),
+                stop=stop,
+                on_token=stream.take if stream else None,
+            )
         written = [Written(self._text(each.tokens, stops), len(each.tokens), each.ended) for each in continued]
         if stream is not None:
-            stream.end()
+            stream.end(continued[0].tokens)
         return Answers([written[at : at + how.n] for at in range(0, len(written), how.n)], cut)
 
     def _fitting(self, example: Example, shots: Sequence[Example], room: int) -> tuple[Encoded | None, bool]:
@@ -370,8 +381,8 @@ class _Stream:
         )
         self._hand_on(text[: len(text) - held].rstrip("\ufffd"))
 
-    def end(self) -> None:
-        self._hand_on(self._writer._text(self._tokens, self._stops))
+    def end(self, tokens: Sequence[int]) -> None:
+        self._hand_on(self._writer._text(tokens, self._stops))
 
     def _hand_on(self, text: str) -> None:
         if len(text) > len(self._said) and text.startswith(self._said):

@@ -93,10 +93,10 @@ class Models:
             pass
         raise Refused(404, "there is no such run, or it has no model yet", "RunNotFound")
 
-    def classify(self, folder: Path, texts: list[str]) -> tuple[list[str], Answer]:
-        """Return label names and the answer; loads the model if need be."""
+    def classify(self, folder: Path, texts: list[str]) -> tuple[Classifier, Answer]:
+        """Return the classifier of `folder` and its answer; loads the model if need be."""
         classifier = self._get(folder)
-        return classifier.labels, classifier.classify(texts)
+        return classifier, classifier.classify(texts)
 
     def _get(self, folder: Path) -> Classifier:
         from gptx_nb.engine.predict import Classifier
@@ -330,13 +330,14 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.working():
             model = self.server.models.folder_of(folder)
             try:
-                labels, answer = self.server.worker.submit(self.server.models.classify, model, texts).result()
+                classifier, answer = self.server.worker.submit(self.server.models.classify, model, texts).result()
             except Exception as error:
                 self._end_without_memory(error)
                 if isinstance(error, ModelError):  # the folder's name alone would not say whose
                     raise ModelError(f"run {model.parts[-3]}/{model.parts[-2]}: {error}") from error
                 raise
-            return {"labels": labels, "probabilities": answer.probabilities, "cut": answer.cut}
+            told = {"labels": classifier.labels, "threshold": classifier.threshold}
+            return {**told, "probabilities": answer.probabilities, "cut": answer.cut}
 
     def _label(self, body: bytes) -> dict[str, Any]:
         """Let a base model give labels: {"base", "texts", "labels", "prompt", "label_words", "shots", "beside"}."""

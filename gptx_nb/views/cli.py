@@ -28,7 +28,7 @@ Command = Callable[[argparse.Namespace], None]
 
 WISHES: dict[str, Callable[[str], Any]] = {  # of `predict`, for a model that writes
     **dict.fromkeys(("--temperature", "--top-p"), float),
-    **dict.fromkeys(("--top-k", "--max-new-tokens", "--n", "--seed"), int),
+    **dict.fromkeys(("--top-k", "--max-new-tokens", "--n", "--seed", "--beams"), int),
     **dict.fromkeys(("--stop", "--to", "--task", "--labels", "--label-words"), str),
     "--prompt": lambda text: text.replace("\\n", "\n"),
 }

@@ -52,6 +52,7 @@ WISHES: dict[str, Callable[[str], Any]] = {  # of %gpt_predict, and how each is 
     "--stop": lambda text: text.replace("\\n", "\n"),
     "--n": int,
     "--seed": int,
+    "--beams": int,
     "--to": str,
     **dict.fromkeys(("--labels", "--label-words"), str),
     "--prompt": lambda text: text.replace("\\n", "\n"),
@@ -164,6 +165,7 @@ class GptxMagics(_Configured):  # type: ignore[misc]
         --max-new-tokens N   --temperature NUMBER (0: the likeliest)   --top-p NUMBER   --top-k N
         --stop TEXT          where an answer ends
         --n N                so many answers to each prompt
+        --beams N            search the likeliest answer among N that grow side by side
         --seed N
         --to LANGUAGE        of a translation
         --task TASK          what a base model shall do, by default text-generation

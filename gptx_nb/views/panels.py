@@ -24,7 +24,7 @@ from typing import Any
 from IPython.core.getipython import get_ipython
 from IPython.display import DisplayHandle, display
 
-from gptx_nb import pretraining_words, progress, writing_words
+from gptx_nb import multi_label_words, pretraining_words, progress, writing_words
 from gptx_nb.pretraining import PretrainRecipe
 from gptx_nb.progress import Progress, counted, one_line
 from gptx_nb.recipe import Recipe
@@ -347,7 +347,10 @@ def ended(run: Run, note: str = "") -> Bundle:
     elif scores is not None and scores.get("validation"):
         validation = scores["validation"]
         parts.append(_per_class(validation))
-        parts.append(_confusion(validation))
+        if validation.get("multi_label"):
+            parts += [_line(html.escape(line)) for line in multi_label_words.lines(validation)]
+        else:
+            parts.append(_confusion(validation))
     parts += [_line(f"⚠ {_prose(one_line(each, 400))}") for each in dict.fromkeys(seen.notes)]
     if scores is not None and not pretrained:
         name = html.escape(run.name)

@@ -70,6 +70,8 @@ def _labelled_untrained(
     from gptx_nb.engine.zero_shot import ZeroShot, read_wording
 
     table = data.load(recipe.model_copy(update={"validation": 0.0}), {"train": source, "validation": None}, folder)
+    if table.multi_label:
+        raise UsageError("an untrained model gives one label a text, and this table has several. Fine-tune a run first")
     texts, truth, count = table.train.texts, table.train.labels, asked["shots"]
     if count >= len(texts):
         raise UsageError(f"shots: {count} of {len(texts)} rows leave none to score")
@@ -94,23 +96,31 @@ def _labelled(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Pat
     from gptx_nb.engine import data
     from gptx_nb.engine.predict import Classifier
 
-    if asked["shots"] or asked["task"] not in (None, "text-classification") or recipe.columns:
-        raise UsageError("this run gives labels: shots, task and columns are for models that write")
+    if asked["shots"] or asked["task"] not in (None, "text-classification"):
+        raise UsageError("this run gives labels: shots and task are for models that write")
     model = Classifier.load(Path(asked["folder"]), chosen)
     wanted = recipe.model_copy(update={"labels": model.labels, "validation": 0.0})
     try:
         learnt = {key: getattr(recipe, key) or value for key, value in asked["learnt"].items()}
         table = data.load(wanted.model_copy(update=learnt), {"train": source, "validation": None}, folder)
     except DataError as error:
-        if "has no column" not in str(error) or recipe.text or recipe.label:
+        if "has no column" not in str(error) or recipe.text or recipe.label or recipe.columns:
             raise
         table = data.load(wanted, {"train": source, "validation": None}, folder)  # other names than those learnt from
-    found = _scored(model.labels, table.train.labels, model.classify(table.train.texts))
+    if (model.threshold is not None) != table.multi_label:
+        kinds = ["one label a text", "any number of labels a text"]
+        learnt_kind, has = kinds if table.multi_label else kinds[::-1]
+        raise DataError(f"the run gives {learnt_kind}, and this table has {has}. Score it on a table like its own")
+    answer = model.classify(table.train.texts)
+    if model.threshold is None:
+        found = _scored(model.labels, table.train.labels, answer)
+    else:
+        found = _scored_sets(model.labels, table.train.labels, answer, model.threshold)
     return {**found, "why": table.report["why"], "notes": [*table.report["warnings"], *found["notes"]]}
 
 
 def _scored(labels: list[str], truth: list[int], answer: Answer) -> dict[str, Any]:
-    """Return the scores of an answer to texts whose labels are known, as part of the result."""
+    """Return the scores of an answer to texts with one label each, as part of the result."""
     import numpy as np
 
     from gptx_nb.engine.scores.labels import calibration, single_label
@@ -119,13 +129,29 @@ def _scored(labels: list[str], truth: list[int], answer: Answer) -> dict[str, An
     found = single_label(labels, truth, shares.argmax(axis=1).tolist())
     calibrated = calibration(truth, shares).error
     scores = {"accuracy": found.accuracy, "macro_f1": found.macro_f1, "calibration_error": calibrated}
-    cut = f"{answer.cut:,} texts are longer than the model reads; only the beginning was used"
+    return {**_told(labels, scores, answer), "confusion": found.confusion}
+
+
+def _scored_sets(labels: list[str], truth: list[Any], answer: Answer, threshold: float) -> dict[str, Any]:
+    """Return the scores of an answer to texts with several labels."""
+    import numpy as np
+
+    from gptx_nb.engine import multi_label
+    from gptx_nb.engine.scores.labels import multi_label as scored
+
+    sets = scored(labels, multi_label.flags(truth, len(labels)), np.array(answer.probabilities) >= threshold)
+    names = ("micro_f1", "macro_f1", "subset_accuracy")
+    told = _told(labels, {name: getattr(sets, name) for name in names}, answer)
+    return {**told, "notes": [*told["notes"], f"a label is given from a probability of {threshold:g} on"]}
+
+
+def _told(labels: list[str], scores: dict[str, Any], answer: Answer) -> dict[str, Any]:
+    cut = f"{answer.cut:,} texts are longer than the model reads; only a part was used"
     return {
         "task": "text-classification",
-        "rows": len(truth),
+        "rows": len(answer.probabilities),
         "scores": {name: each.to_json() for name, each in scores.items()},
         "labels": labels,
-        "confusion": found.confusion,
         "notes": [cut] if answer.cut else [],
     }
 

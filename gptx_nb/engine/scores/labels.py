@@ -184,8 +184,14 @@ def _macro_f1(counts: _Counts, drawn: _Counts, examples: int) -> Score:
     if not examples:
         return Score(float("nan"), float("nan"), float("nan"), 0, "macro F1")
     # A draw without any example of a label says nothing about that label.
-    low, high = interval(np.nanmean(drawn.f1(float("nan")), axis=1))
+    low, high = interval(_mean_of_known(drawn.f1(float("nan"))))
     return Score(float(np.nanmean(counts.f1(float("nan")))), low, high, examples, "macro F1")
+
+
+def _mean_of_known(table: np.ndarray) -> np.ndarray:
+    """Return each row's mean over what is known, NaN where nothing is."""
+    known = ~np.isnan(table)
+    return _ratio(np.where(known, table, 0.0).sum(axis=1), known.sum(axis=1), float("nan"))
 
 
 def _per_label(labels: list[str], counts: _Counts, drawn: _Counts) -> list[LabelScores]:

@@ -153,8 +153,11 @@ class _Held:
                 self._messages[:turns], tokenize=False, add_generation_prompt=asking
             )
         except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0][:160]
-            raise DataError(f"the model's chat template does not take a conversation: {reason}") from None
+            reason = (str(error) or type(error).__name__).splitlines()[0][:160].rstrip(".!")
+            raise DataError(
+                f"the model's chat template does not take a conversation: {reason}. Change what it refuses (often a "
+                "system message), or choose a base model with another `chat_template`"
+            ) from None
         return str(written)
 
     def segments(self, text: str, target: bool = False) -> list[Segment]:

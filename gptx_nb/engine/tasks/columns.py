@@ -17,11 +17,35 @@ from gptx_nb.engine.tasks.templates import LANGUAGES
 Columns = Mapping[str, Sequence[Any]]
 
 # Names by role, the likeliest first.
-DOCUMENT = ("document", "article", "dialogue", "report", "abstract", "body", "content", "source", "passage", "text")
-SUMMARY = ("summary", "summaries", "highlights", "tldr", "headline", "abstract_summary", "gist")
-CONTEXT = ("context", "passage", "paragraph", "document", "background")
-QUESTION = ("question", "query", "problem", "term")
-ANSWER = ("answer", "answers", "response", "final_answer", "solution", "correct_answer", "definition", "target")
+DOCUMENT = (
+    "document",
+    "article",
+    "dialogue",
+    "report",
+    "abstract",
+    "body",
+    "content",
+    "source",
+    "passage",
+    "text",
+    "文章",
+    "正文",
+)
+SUMMARY = ("summary", "summaries", "highlights", "tldr", "headline", "abstract_summary", "gist", "摘要")
+CONTEXT = ("context", "passage", "paragraph", "document", "background", "上下文", "文章")
+QUESTION = ("question", "query", "problem", "term", "问题")
+ANSWER = (
+    "answer",
+    "answers",
+    "response",
+    "final_answer",
+    "solution",
+    "correct_answer",
+    "definition",
+    "target",
+    "答案",
+    "回答",
+)
 CHOICES = ("choices", "options", "endings", "candidates", "alternatives")
 RIGHT_CHOICE = ("answer", "correct_answer", "answer_key", "label", "target")
 MESSAGES = ("messages", "conversation", "conversations", "turns", "dialog", "dialogue", "chat")
@@ -30,9 +54,26 @@ COMPLETION = ("completion", "response", "continuation", "target", "output", "ans
 CODE = ("code", "snippet", "canonical_solution", "solution", "program")
 WORDS = ("intent", "rewritten_intent", "docstring", "description", "text", "prompt", "instruction", "question")
 TESTS = ("test", "tests", "test_list")
-PAIRS = (("premise", "hypothesis"), ("sentence1", "sentence2"), ("text1", "text2"), ("question1", "question2"))
-LABEL = ("label", "labels", "class", "category", "label_text", "label_name", "gold_label", "sentiment", "target")
-TEXT = ("text", "content", "line", "document", "sentence", "verse", "poem")
+PAIRS = (
+    ("premise", "hypothesis"), ("sentence1", "sentence2"), ("text1", "text2"), ("question1", "question2"),
+    ("question", "sentence"), ("text_a", "text_b"), ("sentence_a", "sentence_b"), ("s1", "s2"), ("query", "passage"),
+    ("claim", "evidence"),
+)  # fmt: skip
+LABEL = (
+    "label",
+    "labels",
+    "class",
+    "category",
+    "label_text",
+    "label_name",
+    "gold_label",
+    "sentiment",
+    "target",
+    "标签",
+    "类别",
+    "分类",
+)
+TEXT = ("text", "content", "line", "document", "sentence", "verse", "poem", "文本", "内容", "评论")
 
 _LANGUAGE_NAMES = {name.lower(): code for code, name in LANGUAGES.items()}
 _KNOWN_CODES = {*LANGUAGES, "eng", "deu", "fra", "spa", "ita", "rus", "zho", "jpn", "cmn"}

@@ -173,10 +173,12 @@ def choose(base: Base, table: Table, recipe: Recipe) -> Start:
     """
     if recipe.head == "plain":
         return Start(None, None, "asked for in the recipe")
-    wording = _wording(table, recipe)
+    wording = _unfit(table, recipe) or _wording(table, recipe)
     asked = recipe.head == "words" or recipe.prompt is not None or recipe.label_words is not None
     if isinstance(wording, str):
         if asked:
+            if _unfit(table, recipe):
+                raise DataError(f"head: {wording}. Type `head: plain`")
             raise DataError(
                 f"head: {wording}. Say what the labels mean, as in `label_words: {{{table.labels[0]}: good, "
                 f"{table.labels[1]}: bad}}`, or type `head: plain`"
@@ -208,6 +210,17 @@ def choose(base: Base, table: Table, recipe: Recipe) -> Start:
         f"learnt within the prompt, {plain:.2f} by one learnt on the plain text ({FOLDS}-fold cross-validation)"
     )
     return Start(wording, head, said, rows) if max(by_words, within) >= plain else Start(None, None, said)
+
+
+def _unfit(table: Table, recipe: Recipe) -> str:
+    """Say why the texts of `table` cannot be read within a prompt; nothing where they can."""
+    if table.multi_label:
+        return "a text may have several labels, and a prompt asks for one"
+    if table.report.get("text_pair") is not None:
+        return "a prompt is for one text, and these are pairs"
+    if recipe.long_texts != "cut":
+        return f"long_texts: {recipe.long_texts} has no prompt around each part"
+    return ""
 
 
 def _wording(table: Table, recipe: Recipe) -> Wording | str:

@@ -20,7 +20,7 @@ import torch
 from transformers import AttentionInterface, PreTrainedModel, PreTrainedTokenizerBase
 
 from gptx_nb.engine import dropout as dropouts
-from gptx_nb.engine import generate, packing, streams
+from gptx_nb.engine import generate, memory, packing, streams
 from gptx_nb.engine.batches import Step
 from gptx_nb.engine.shards import Shards
 
@@ -85,7 +85,7 @@ class Learner:
             self.streams = 1
             return "one micro-batch at a time"
         if not self._twice and self._model.supports_gradient_checkpointing:
-            self._model.gradient_checkpointing_enable({"use_reentrant": False})
+            memory.checkpoint_activations(self._model)
             self._twice = True
             return "activations computed twice"
         return None

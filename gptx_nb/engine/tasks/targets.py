@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from gptx_nb.engine import batches, distributed, packing
+from gptx_nb.engine import batches, distributed, memory, packing
 from gptx_nb.engine import streams as parallel
 from gptx_nb.engine.tasks.encoding import Encoded
 from gptx_nb.engine.tasks.language_modeling import ChunkedCrossEntropy
@@ -115,10 +115,7 @@ class Learner:
             self.streams = 1
             return "one micro-batch at a time"
         if not self._twice and self._model.supports_gradient_checkpointing:
-            # The second name is that of older versions of transformers.
-            model: Any = self._model
-            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-            enable({"use_reentrant": False})
+            memory.checkpoint_activations(self._model)
             self._twice = True
             return "activations computed twice"
         return None

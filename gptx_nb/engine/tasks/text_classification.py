@@ -1,4 +1,4 @@
-"""Text classification: one label a text, read off the last token of a causal language model.
+"""Text classification: one label a text or several, read off the last token of a causal language model.
 
 The head is transformers' own (`AutoModelForSequenceClassification`): a linear layer on the hidden state of the last
 token that is not padding (Radford et al. 2018), so that the saved model is a plain one.
@@ -6,7 +6,7 @@ token that is not padding (Radford et al. 2018), so that the saved model is a pl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gptx_nb.engine import batches, distributed, packing
+from gptx_nb.engine import batches, distributed, memory, packing
 from gptx_nb.engine import streams as parallel
+from gptx_nb.engine.tasks import reading
+from gptx_nb.engine.tasks.reading import Row
 from gptx_nb.engine.tuning import FrozenPart, Tuning
 
 Tensors = dict[str, torch.Tensor]
@@ -25,19 +27,9 @@ LEAST_TOKENS = 16  # at once
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) -> tuple[list[list[int]], int]:
-    """Return each text's tokens, at most `max_length`, and how many texts were cut.
-
-    Text never becomes a special token: a review that says "<|endoftext|>" is spelled, else it would read as padding.
-    """
-    if not texts:
-        return [], 0
-    # A rough cut by characters first: a token spells at most a few dozen, and a book need not be tokenised whole.
-    rough = [text[: max_length * 40] for text in texts]
-    rows = tokenizer(rough, split_special_tokens=True, truncation=False, verbose=False)["input_ids"]
-    cut = sum(
-        len(row) > max_length or len(text) > len(part) for row, text, part in zip(rows, texts, rough, strict=True)
-    )
-    return [row[:max_length] for row in rows], cut
+    """Return each text's tokens, at most `max_length`, and how many texts were cut (see `reading`)."""
+    found = reading.encode(tokenizer, texts, reading.Reading(max_length))
+    return reading.flat(found.rows), found.cut
 
 
 class Learner:
@@ -52,9 +44,9 @@ class Learner:
         self,
         model: PreTrainedModel,
         tuned: Tuning,
-        rows: list[list[int]],
-        labels: list[int],
-        held_rows: list[list[int]],
+        rows: Sequence[Row],
+        labels: Sequence[int | list[float]],
+        held_rows: Sequence[Row],
         *,
         pad_id: int,
         device: torch.device,
@@ -72,7 +64,9 @@ class Learner:
         self.padded_because = packing.use(model)
         self.frozen: FrozenPart | None = None
         if tuned.has_frozen_part and self.padded_because is None:
-            self.frozen = FrozenPart(model, tuned, [*rows, *held_rows], empty=pad_id)
+            self.frozen = FrozenPart(model, tuned, reading.flat([*rows, *held_rows]), empty=pad_id)
+            sizes = [len(reading.windows_of(row)) for row in [*rows, *held_rows]]
+            self._starts = np.concatenate([[0], np.cumsum(sizes)]).tolist()  # of each text's windows among all
 
     def prepare(self, autocast: Callable[[], AbstractContextManager[Any]], file: Path | None = None) -> None:
         """Compute the frozen part, if there is one, into memory or `file`; `autocast` gives the arithmetic."""
@@ -98,7 +92,7 @@ class Learner:
 
     def loss(self, model: torch.nn.Module, tensors: Tensors) -> torch.Tensor:
         """Return the mean cross entropy, in nats, of the labels."""
-        return torch.nn.functional.cross_entropy(self._logits(model, tensors).float(), tensors["labels"])
+        return label_loss(self._logits(model, tensors), tensors["labels"])
 
     def longest(self) -> batches.Step:
         """Return the step that takes most memory, the one with the longest rows, for `whole_loss`.
@@ -121,25 +115,21 @@ class Learner:
 
     def need_less_memory(self) -> str | None:
         """Let steps take less memory from here on, at the same result; return in what way, or None if there is none."""
-        if any(tensors["labels"].numel() > 1 for tensors in self.longest().micro) and self.token_budget > LEAST_TOKENS:
+        if any(len(tensors["labels"]) > 1 for tensors in self.longest().micro) and self.token_budget > LEAST_TOKENS:
             self.token_budget //= 2
             return f"{self.token_budget:,} tokens at once"
         if self.streams > 1:
             self.streams = 1
             return "one micro-batch at a time"
         if not self._twice and self._model.supports_gradient_checkpointing:
-            # Every layer is computed again on the way back (Chen et al. 2016, arXiv:1604.06174). The second name is
-            # that of older versions of transformers.
-            model: Any = self._model
-            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-            enable({"use_reentrant": False})
+            memory.checkpoint_activations(self._model)
             self._twice = True
             return "activations computed twice"
         return None
 
     def whole_loss(self, model: torch.nn.Module, tensors: Tensors) -> torch.Tensor:
         """Return the loss as the whole model gives it, without a frozen part that is kept."""
-        return torch.nn.functional.cross_entropy(_logits(model, tensors).float(), tensors["labels"])
+        return label_loss(_logits(model, tensors), tensors["labels"])
 
     def held_logits(self) -> np.ndarray:
         """Return float32 logits of shape (rows held back, labels)."""
@@ -154,24 +144,40 @@ class Learner:
             streams=self.streams,
         )
 
-    def _groups(self, rows: list[list[int]], chosen: list[int]) -> list[list[int]]:
+    def _groups(self, rows: Sequence[Row], chosen: list[int]) -> list[list[int]]:
         packed = self.padded_because is None
         groups = batches.by_length(
             [rows[index] for index in chosen], token_budget=self.token_budget, packed=packed, streams=self.streams
         )
         return [[chosen[place] for place in group] for group in groups]
 
-    def _tensors(self, rows: list[list[int]], members: list[int], first: int) -> Tensors:
+    def _tensors(self, rows: Sequence[Row], members: list[int], first: int) -> Tensors:
         if self.frozen is not None:
-            return self.frozen.tensors([first + index for index in members])
+            starts = self._starts
+            kept = [at for index in members for at in range(starts[first + index], starts[first + index + 1])]
+            return {**self.frozen.tensors(kept), **reading.places([rows[index] for index in members])}
         return _tensors([rows[index] for index in members], self._pad_id, self.padded_because is None)
 
     def _logits(self, model: torch.nn.Module, tensors: Tensors) -> torch.Tensor:
-        return _logits(model, tensors) if self.frozen is None else self.frozen.logits(tensors)
+        if self.frozen is None:
+            return _logits(model, tensors)
+        return reading.pooled(self.frozen.logits(tensors), tensors)
 
 
-def _tensors(rows: list[list[int]], pad_id: int, packed: bool) -> Tensors:
-    return packing.pack(rows, pad_id) if packed else batches.pad(rows, pad_id)
+def label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the mean loss, in nats, of `logits` (texts, labels).
+
+    `labels` are int64 (texts,), one a text: cross entropy; or float32 (texts, labels), 1 for each label that a text
+    has: binary cross entropy, as transformers takes it for `multi_label_classification`.
+    """
+    if labels.is_floating_point():
+        return torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), labels)
+    return torch.nn.functional.cross_entropy(logits.float(), labels)
+
+
+def _tensors(rows: Sequence[Row], pad_id: int, packed: bool) -> Tensors:
+    windows = reading.flat(rows)
+    return {**(packing.pack(windows, pad_id) if packed else batches.pad(windows, pad_id)), **reading.places(rows)}
 
 
 def _logits(model: torch.nn.Module, tensors: Tensors) -> torch.Tensor:
@@ -179,15 +185,15 @@ def _logits(model: torch.nn.Module, tensors: Tensors) -> torch.Tensor:
         padded: torch.Tensor = model(
             input_ids=tensors["input_ids"], attention_mask=tensors["attention_mask"], use_cache=False
         ).logits
-        return padded
+        return reading.pooled(padded, tensors)
     classifier: Any = model  # transformers gives every decoder's classifier a `score`
     scored: torch.Tensor = classifier.score(packing.states(classifier, tensors)[tensors["last"]])
-    return scored
+    return reading.pooled(scored, tensors)
 
 
 def logits(
     model: torch.nn.Module,
-    rows: list[list[int]],
+    rows: Sequence[Row],
     *,
     pad_id: int,
     device: torch.device,

@@ -1,0 +1,134 @@
+"""Scores of texts that have any number of labels, the threshold from which on a label is given, and the baselines.
+
+The threshold is one for all labels. Where the recipe leaves it open, it is the one of the best micro F1 on the rows
+held back; so that no row is scored with a threshold that it helped to choose, each half has the other's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from gptx_nb.engine.data import Examples
+from gptx_nb.engine.scores import labels as label_scores
+
+FEWEST_ROWS = 20  # held back, for a threshold to be chosen
+CANDIDATES = np.arange(1, 20) / 20
+USUAL = 0.5
+
+
+def flags(rows: list[list[int]], labels: int) -> np.ndarray:
+    """Return booleans (texts, labels): which labels each text has."""
+    found = np.zeros((len(rows), labels), dtype=bool)
+    for at, row in enumerate(rows):
+        found[at, row] = True
+    return found
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """Return each label's probability by itself: the logistic function of its logit."""
+    shares: np.ndarray = 1 / (1 + np.exp(-np.clip(logits.astype(np.float64), -60, 60)))
+    return shares
+
+
+def choose(shares: np.ndarray, truth: np.ndarray) -> float:
+    """Return the threshold of the best micro F1; of equally good ones the nearest to 0.5."""
+
+    def merit(threshold: float) -> tuple[float, float]:
+        given = shares >= threshold
+        right = 2.0 * float((given & truth).sum())
+        both = float(given.sum() + truth.sum())
+        return (right / both if both else 0.0), -abs(threshold - USUAL)
+
+    return float(max(map(float, CANDIDATES), key=merit))
+
+
+def given(shares: np.ndarray, truth: np.ndarray, threshold: float | None) -> tuple[np.ndarray, float, str]:
+    """Return which labels are given (texts, labels), the threshold for texts to come, and why it is that."""
+    if threshold is not None:
+        return shares >= threshold, threshold, "asked for in the recipe"
+    if len(shares) < FEWEST_ROWS or not truth.any():
+        return shares >= USUAL, USUAL, f"fewer than {FEWEST_ROWS} rows are held back, too few to choose one"
+    found = np.zeros_like(truth)
+    for first in (0, 1):  # every other row
+        found[first::2] = shares[first::2] >= choose(shares[1 - first :: 2], truth[1 - first :: 2])
+    best = choose(shares, truth)
+    return found, best, "the best micro F1 on the held-out rows; for the scores, each half of them had the other's"
+
+
+def scores(
+    labels: list[str], rows: list[list[int]], logits: np.ndarray, threshold: float | None = None
+) -> dict[str, Any]:
+    """Return micro and macro F1, how often all labels are right, mean binary cross entropy (nats), and the threshold.
+
+    `rows` are each text's labels, `logits` (texts, labels). `accuracy`: the share of texts whose labels are all right.
+    """
+    truth, shares = flags(rows, len(labels)), probabilities(logits)
+    answers, chosen, why = given(shares, truth, threshold)
+    found = label_scores.multi_label(labels, truth, answers)
+    wide = logits.astype(np.float64)
+    loss = np.logaddexp(0, wide) - wide * truth
+    return {
+        "rows": len(rows),
+        "multi_label": True,
+        "accuracy": found.subset_accuracy.value,
+        "micro_f1": found.micro_f1.value,
+        "macro_f1": found.macro_f1.value,
+        "scores": {
+            "micro_f1": found.micro_f1.to_json(),
+            "macro_f1": found.macro_f1.to_json(),
+            "subset_accuracy": found.subset_accuracy.to_json(),
+        },
+        "loss": float(loss.mean()),
+        "labels": labels,
+        "threshold": chosen,
+        "threshold_why": why,
+        "per_class": [
+            {
+                "label": each.label,
+                "precision": each.precision.value,
+                "recall": each.recall.value,
+                "f1": each.f1.value,
+                "rows": each.support,
+            }
+            for each in found.per_label
+        ],
+    }
+
+
+def baselines(train: Examples, validation: Examples, labels: int) -> dict[str, dict[str, float]]:
+    """Score the commonest set of labels, and TF-IDF + logistic regression for each label, on the same rows."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    truth = flags(validation.labels, labels)
+
+    def score(answers: np.ndarray) -> dict[str, float]:
+        found = label_scores.multi_label([str(at) for at in range(labels)], truth, answers)
+        return {
+            "accuracy": found.subset_accuracy.value,
+            "micro_f1": found.micro_f1.value,
+            "macro_f1": found.macro_f1.value,
+        }
+
+    commonest = list(Counter(map(tuple, train.labels)).most_common(1)[0][0])
+    result = {"majority": score(np.repeat(flags([commonest], labels), len(truth), axis=0))}
+    # Any run of non-space counts as a word where there are few letters-and-digits words (Chinese has no spaces).
+    spaced = np.mean([" " in text.strip() for text in train.texts]) > 0.5
+    options: dict[str, Any] = {"ngram_range": (1, 2)} if spaced else {"analyzer": "char", "ngram_range": (1, 3)}
+    vectors = TfidfVectorizer(sublinear_tf=True, **options)
+    try:
+        table = vectors.fit_transform(train.texts)
+    except ValueError:  # no word in any text ("!!!", "???"): nothing to count
+        return result
+    asked, learnt = vectors.transform(validation.texts), flags(train.labels, labels)
+    answers = np.zeros_like(truth)
+    for at in range(labels):
+        if learnt[:, at].all() or not learnt[:, at].any():
+            answers[:, at] = learnt[:, at].all()
+            continue
+        answers[:, at] = LogisticRegression(C=10, max_iter=1000).fit(table, learnt[:, at]).predict(asked)
+    result["tfidf"] = score(answers)
+    return result

@@ -1,0 +1,222 @@
+"""How a text becomes rows of tokens for a classifier: cut, its head and tail, or windows over all of it.
+
+    cut         the first tokens
+    head+tail   the first quarter and the last three (Sun et al. 2019, arXiv:1905.05583: 128 and 382 of 512)
+    windows     all of it, in rows that overlap; the mean of their logits is the text's, in training as in prediction
+
+Of a pair of texts the longer one is cut, so that the second is never lost behind the first. Text never becomes a
+special token: a review that says "<|endoftext|>" is spelled, else it would read as padding. What is decided here is
+saved with the model, so that a prediction reads as training did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from gptx_nb import files, text_pairs
+from gptx_nb.inference import CLASSIFIER_FILE
+
+CHARACTERS_A_TOKEN = 40  # at most; a book need not become tokens to be cut to a page
+HEAD = 0.25  # of a row, where head and tail are read
+STRIDE = 0.75  # of a row, from the beginning of a window to the next one's
+MOST_WINDOWS = 32  # of a text, all of which are computed together; what is beyond is cut, and counted
+
+
+@dataclass(frozen=True)
+class Reading:
+    """At most `max_length` tokens a row. `stride` is in tokens; `pair`: two texts that `text_pairs` has joined."""
+
+    max_length: int
+    way: Literal["cut", "head+tail", "windows"] = "cut"
+    stride: int | None = None
+    pair: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def of_folder(cls, folder: Path, max_length: int) -> Reading:
+        """Return how the classifier in `folder` reads; a plain one sees the first `max_length` tokens."""
+        told = (files.read_json(folder / CLASSIFIER_FILE) or {}).get("reading") or {}
+        return cls(**{**told, "max_length": min(max_length, told.get("max_length", max_length))})
+
+    @property
+    def step(self) -> int:
+        """Tokens from the beginning of a window to that of the next."""
+        return min(self.stride or max(1, int(self.max_length * STRIDE)), self.max_length)
+
+    def cost(self, rows: Sequence[Row], cut: int, uncut: int) -> dict[str, str] | None:
+        """Return what the plan says of long texts: how they are read, and what that costs; None where there are none.
+
+        `cut` texts were not read whole; all of them would have about `uncut` tokens.
+        """
+        longer = sum(isinstance(row, Windowed) for row in rows) if self.way == "windows" else cut
+        if not longer:
+            return None
+        tokens = sum(map(len, rows))
+        what = f"{longer:,} of {len(rows):,} texts are longer than {self.max_length:,} tokens"
+        if self.way == "windows":
+            number = sum(len(windows_of(row)) for row in rows if isinstance(row, Windowed))
+            times = tokens / max(1, sum(len(windows_of(row)[0]) for row in rows))
+            left = f"; of {cut:,} only the first {MOST_WINDOWS} windows are read" if cut else ""
+            what += f", and are read in {number:,} windows, {self.step:,} tokens from one to the next{left}"
+            return {
+                "choice": self.way,
+                "reason": f"{what}: {times:.1f} times the tokens, and about the time, of cutting",
+            }
+        times = (tokens + max(0, uncut - tokens) / STRIDE) / max(1, tokens)
+        read = "the pair's longer text is" if self.pair else "the rest is" if self.way == "cut" else "their middle is"
+        more = (
+            "" if self.pair else f". `long_texts: windows` reads all, for about {times:.1f} times the tokens and time"
+        )
+        return {"choice": self.way, "reason": f"{what}; {read} cut{more}"}
+
+
+@dataclass(frozen=True)
+class Windowed:
+    """A text in several rows; its length is that of all of them."""
+
+    windows: list[list[int]]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.windows))
+
+
+Row = list[int] | Windowed
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A row a text; how many texts were `cut`, and about how many `tokens` they all have uncut."""
+
+    rows: list[Row]
+    cut: int
+    tokens: int
+
+
+def windows_of(row: Row) -> list[list[int]]:
+    """Return the rows of tokens that a text is computed in."""
+    return row.windows if isinstance(row, Windowed) else [row]
+
+
+def flat(rows: Sequence[Row]) -> list[list[int]]:
+    """Return the windows of all texts, one after another."""
+    return [window for row in rows for window in windows_of(row)]
+
+
+def renumbered(row: Row, tokens: Callable[[list[int]], list[int]]) -> Row:
+    """Return a row with other numbers for its tokens, which `tokens` knows."""
+    return Windowed([tokens(window) for window in row.windows]) if isinstance(row, Windowed) else tokens(row)
+
+
+def places(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+    """Return what `pooled` needs: int64 {"text_of" (windows,): each window's text; "windows" (texts,): their numbers}.
+
+    Nothing where each text is one window.
+    """
+    if not any(isinstance(row, Windowed) for row in rows):
+        return {}
+    windows = torch.tensor([len(windows_of(row)) for row in rows])
+    return {"text_of": torch.repeat_interleave(torch.arange(len(rows)), windows), "windows": windows}
+
+
+def pooled(logits: torch.Tensor, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return the logits (texts, labels), each the mean over its windows, of `logits` (all windows, labels)."""
+    if "windows" not in tensors:
+        return logits
+    windows = tensors["windows"]
+    sums = logits.new_zeros(len(windows), logits.shape[1]).index_add(0, tensors["text_of"], logits)
+    return sums / windows[:, None].to(logits.dtype)
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], reading: Reading) -> Rows:
+    """Return each text's tokens, as `reading` has them read."""
+    before, after = _framed(tokenizer)
+    room = max(1, reading.max_length - len(before) - len(after))
+    most = room + (MOST_WINDOWS - 1) * reading.step if reading.way == "windows" else room
+    rows: list[Row] = []
+    cut = tokens = 0
+    for text, ids in zip(texts, _spelled(tokenizer, texts, reading, most), strict=True):
+        longer = len(text) > len(ids.read)
+        length = round(len(ids.ids) * len(text) / len(ids.read)) if longer else len(ids.ids)
+        tokens += length + len(before) + len(after)
+        if len(ids.ids) <= room and not longer:
+            rows.append([*before, *ids.ids, *after])
+            continue
+        parts, whole = _parts(tokenizer, text, ids.ids, longer, room, reading)
+        cut += not whole
+        framed = [[*before, *part, *after] for part in parts]
+        rows.append(framed[0] if len(framed) == 1 else Windowed(framed))
+    return Rows(rows, cut, tokens)
+
+
+@dataclass(frozen=True)
+class _Spelled:
+    """The tokens of as much of a text as may be read, and that part."""
+
+    ids: list[int]
+    read: str
+
+
+def _spelled(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], reading: Reading, most: int) -> list[_Spelled]:
+    limit = most * CHARACTERS_A_TOKEN
+    read = []
+    for text in texts:
+        if reading.way == "head+tail" and len(text) > 2 * limit:
+            read.append(text[:limit] + text[-limit:])
+        else:
+            read.append(text if reading.way == "head+tail" or reading.pair else text[:limit])
+    if not read:
+        return []
+    ids = _ids(tokenizer, read)
+    return [_Spelled(row, part) for row, part in zip(ids, read, strict=True)]
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    found: list[list[int]] = tokenizer(
+        texts, add_special_tokens=False, split_special_tokens=True, truncation=False, verbose=False
+    )["input_ids"]
+    return found
+
+
+def _framed(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Return the special tokens that the tokenizer puts before and behind a text."""
+    whole = tokenizer("a", split_special_tokens=True, verbose=False)["input_ids"]
+    bare = _ids(tokenizer, ["a"])[0]
+    for at in range(len(whole) - len(bare) + 1):
+        if whole[at : at + len(bare)] == bare:
+            return whole[:at], whole[at + len(bare) :]
+    return [], []
+
+
+def _parts(
+    tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int], longer: bool, room: int, reading: Reading
+) -> tuple[list[list[int]], bool]:
+    """Return the rows of a text that is longer than `room` tokens, and whether nothing of it was left out."""
+    if reading.pair and (both := text_pairs.split(text)) is not None:
+        return [_pair(tokenizer, *both, room)], False
+    if reading.way == "head+tail":
+        head = max(1, int(room * HEAD))
+        return [[*ids[:head], *ids[len(ids) - (room - head) :]]], False
+    if reading.way == "cut":
+        return [ids[:room]], False
+    starts = list(range(0, len(ids) - room + reading.step, reading.step))
+    kept = starts[:MOST_WINDOWS]
+    # The last window ends where the text does, so that none is a short one.
+    parts = [ids[at : at + room] for at in (min(start, max(0, len(ids) - room)) for start in kept)]
+    return parts, len(kept) == len(starts) and not longer
+
+
+def _pair(tokenizer: PreTrainedTokenizerBase, first: str, second: str, room: int) -> list[int]:
+    """Return both texts' tokens, of which the longer one's are cut first; the blank line belongs to the second."""
+    limit = room * CHARACTERS_A_TOKEN
+    one, other = _ids(tokenizer, [first[:limit], text_pairs.SEPARATOR + second[:limit]])
+    fewer = min(len(one), len(other), room // 2)
+    left = min(len(one), max(fewer, room - len(other)))
+    return [*one[:left], *other[: room - left]]

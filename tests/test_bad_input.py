@@ -1,0 +1,91 @@
+"""Mistakes in a table for any task: each is one message that says which row, and what to change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from transformers import AutoTokenizer
+
+from gptx_nb.engine import examples, jobs
+from gptx_nb.errors import DataError
+from gptx_nb.recipe import make_recipe
+from gptx_nb.sources import stage
+
+
+def table_of(tmp_path: Path, data: object, validation: object = None, **settings: Any) -> Any:
+    asked = make_recipe({"data": "df", **settings})
+    return examples.load(asked, stage(asked, data, validation, tmp_path), tmp_path)
+
+
+def encoded(tmp_path: Path, model: Path, data: object, template: str | None = None, **settings: Any) -> Any:
+    asked = make_recipe({"data": "df", "validation": 0, **settings})
+    job = jobs.of(table_of(tmp_path, data, **{"validation": 0, **settings}), asked)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    if template is not None:
+        tokenizer.chat_template = template
+    job.encode(tokenizer, 64)
+    return job.told(tokenizer)
+
+
+def test_targets_that_are_all_masked_are_refused_with_their_lengths(tmp_path: Path, tiny_model: Path) -> None:
+    frame = pd.DataFrame({"prompt": ["Go on:"] * 4, "completion": ["word " * 50] * 4})
+    with pytest.raises(DataError) as caught:
+        encoded(tmp_path, tiny_model, frame)
+    assert str(caught.value) == (
+        "df (DataFrame): no example can be learnt from. Of 4, the longest target has 252 tokens and the rest of its "
+        "prompt 6, and a row has 64 at most. Set a larger `max_length:`, if the model allows it, or shorten the targets"
+    )
+
+
+def test_a_label_that_the_validation_table_lacks_is_told_and_one_that_it_adds_is_refused(tmp_path: Path) -> None:
+    train = pd.DataFrame({"text": ["one", "two", "three"] * 4, "label": ["a", "b", "c"] * 4})
+    less = table_of(tmp_path, train, pd.DataFrame({"text": ["four", "five"], "label": ["a", "b"]}))
+    assert "no validation row has the label c: it is learnt, and not scored" in less.report["warnings"]
+    with pytest.raises(DataError, match=r"the label 'd' of row 2 is not among the training table's labels: a, b, c\."):
+        table_of(tmp_path, train, pd.DataFrame({"text": ["four", "five"], "label": ["a", "d"]}))
+
+
+def test_a_conversation_that_does_not_alternate_is_named_by_its_row(tmp_path: Path) -> None:
+    good = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]
+    with pytest.raises(DataError, match=r"row 3: turn 2 of a conversation is of 'user', .* Join turns of the same"):
+        table_of(tmp_path, [{"messages": good}] * 2 + [{"messages": [good[0], *good]}])
+
+
+def test_a_template_that_fails_names_the_conversation_and_what_to_change(tmp_path: Path, tiny_model: Path) -> None:
+    turns = [{"role": "user", "content": "Hello there"}, {"role": "assistant", "content": "Yes"}]
+    system = [{"role": "system", "content": "Be brief."}]
+    refuses = (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('No system here.') }}{% endif %}"
+        "<{{ m['role'] }}>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    rows = [{"messages": turns}, {"messages": [*system, *turns]}]
+    with pytest.raises(DataError) as caught:
+        encoded(tmp_path, tiny_model, rows, refuses)
+    assert str(caught.value) == (
+        "df (list), example 2 ('system: Be brief. user: Hello there'): the model's chat template does not take a "
+        "conversation: No system here. Change what it refuses (often a system message), or choose a base model with "
+        "another `chat_template`"
+    )
+
+
+def test_texts_beyond_the_context_are_cut_from_the_context_and_counted(tmp_path: Path, tiny_model: Path) -> None:
+    frame = pd.DataFrame(
+        {"context": ["long " * 100, "short"], "question": ["What?", "Who?"], "answer": ["this", "that"]}
+    )
+    told = encoded(tmp_path, tiny_model, frame)
+    assert (told["tokens"]["cut"], told["tokens"]["left_out"], told["tokens"]["max"]) == (1, 0, 64)
+    learnt = ["".join(text for text, target in each["pieces"] if target) for each in told["rendered"]]
+    assert learnt == [" this<|endoftext|>", " that<|endoftext|>"]
+
+
+def test_chinese_columns_are_found_and_a_cut_shows_whole_characters(tmp_path: Path, tiny_model: Path) -> None:
+    frame = pd.DataFrame({"编号": [1, 2, 3, 4], "评论": ["很好的产品" * 8, "不好"] * 2, "标签": ["好", "坏"] * 2})
+    table = table_of(tmp_path, frame)
+    assert (table.report["text"], table.report["label"], table.labels) == ("评论", "标签", ["坏", "好"])
+    asked = table_of(tmp_path, pd.DataFrame({"问题": ["谁?"] * 4, "答案": ["我"] * 4}))
+    assert asked.report["roles"] == {"question": "问题", "answer": "答案"}
+    told = encoded(tmp_path, tiny_model, frame)  # a byte a token: 64 end within a character
+    assert told["rendered"][0]["text"] == ("很好的产品" * 8)[:21]

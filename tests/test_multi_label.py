@@ -1,0 +1,273 @@
+"""Texts with several labels each, and pairs of texts: from the table to the prediction, in real processes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import gptx_nb
+from gptx_nb import inference, launch, text_pairs
+from gptx_nb.engine import examples, multi_label
+from gptx_nb.engine.scores.labels import multi_label as scored
+from gptx_nb.engine.tasks import reading
+from gptx_nb.engine.tasks.reading import Reading
+from gptx_nb.engine.tasks.text_classification import label_loss
+from gptx_nb.errors import DataError, RecipeError
+from gptx_nb.predictions import Predictions
+from gptx_nb.recipe import make_recipe
+from gptx_nb.runs import Run
+from gptx_nb.sources import stage
+from gptx_nb.views import panels
+
+
+@pytest.fixture
+def process(home: Path) -> Iterator[Path]:
+    """An empty home, whose inference process ends with the test."""
+    yield home
+    inference.free()
+
+
+TEXTS = [f"{colour} {thing}" for colour in ("red", "blue", "grey", "red and blue") for thing in "abcdefghij"]
+
+
+def colours(text: str) -> list[str]:
+    return [name for name in ("red", "blue") if name in text]
+
+
+SETS = pd.DataFrame({"text": TEXTS, "colours": [colours(text) for text in TEXTS]}).rename(columns={"colours": "labels"})
+
+
+def table_of(tmp_path: Path, data: object, **settings: Any) -> Any:
+    asked = make_recipe({"data": "df", **settings})
+    return examples.load(asked, stage(asked, data, None, tmp_path), tmp_path)
+
+
+def tuned(name: str, model: Path, data: object, **settings: Any) -> Run:
+    small = {"model": str(model), "learning_rate": 0.01, "device": "cpu", "dtype": "float32", "data": "df"}
+    return launch.train(name, make_recipe({**small, **settings}), data=data, wait=True).run
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_column_of_lists_gives_each_text_its_labels_or_none(tmp_path: Path) -> None:
+    table = table_of(tmp_path, SETS, validation=0)
+    assert (table.multi_label, table.labels) == (True, ["blue", "red"])
+    assert (table.train.labels[0], table.train.labels[10], table.train.labels[20]) == ([1], [0], [])
+    assert table.report["labels"] == {"blue": 20, "red": 20}
+    assert table.report["warnings"] == ["10 of 40 texts have no label at all, and are learnt as such"]
+    examples.save_snapshot(table, tmp_path)
+    again = examples.load_snapshot(tmp_path, make_recipe({"data": "df"}))
+    assert (again.train, again.multi_label) == (table.train, True)  # type: ignore[union-attr]
+
+
+def test_columns_of_0_and_1_are_labels_named_or_found(tmp_path: Path) -> None:
+    flags = {name: [int(name in colours(text)) for text in TEXTS] for name in ("red", "blue")}
+    frame = pd.DataFrame({"id": range(40), "text": TEXTS, **flags})
+    found = table_of(tmp_path, frame, validation=0)
+    assert found.report["why"] == (
+        "text is column 'text' (by its name); labels are columns 'red', 'blue' (they hold 0 and 1)"
+    )
+    named = table_of(tmp_path, frame.assign(note="x"), labels=["red", "blue"], validation=0)
+    assert (named.labels, named.train.labels[0], named.train.labels[30]) == (["red", "blue"], [0], [0, 1])
+    with pytest.raises(DataError, match=r"row 3: column 'red' is one of the `labels:`, and holds '7'\. .* 0 or 1"):
+        table_of(tmp_path, frame.assign(red=[1, 1, 7] + [0] * 37), labels=["red", "blue"])
+
+
+def test_several_labels_in_one_text_are_refused_and_a_separator_reads_them(tmp_path: Path) -> None:
+    frame = SETS.assign(labels=[";".join(each) for each in SETS["labels"]])
+    with pytest.raises(DataError) as caught:
+        table_of(tmp_path, frame)
+    assert str(caught.value) == (
+        "df (DataFrame), row 31: column 'labels' holds 'red;blue', which looks like several labels in one text. Type "
+        "`label_separator: ';'` to have them read as such, or give lists. If it is one label, name all labels with "
+        "`labels:`"
+    )
+    table = table_of(tmp_path, frame, label_separator=";", validation=0)
+    assert (table.labels, table.train.labels[0], table.train.labels[20]) == (["blue", "red"], [1], [0, 1])
+    assert table.report["dropped"] == {"no label": 10}  # an empty cell says nothing, an empty list says none
+    as_text = SETS.assign(labels=[str(each) for each in SETS["labels"]])
+    with pytest.raises(DataError, match=r"holds \"\['red'\]\", which looks like several labels .*separator: ','"):
+        table_of(tmp_path, as_text)
+    assert (
+        table_of(tmp_path, as_text, label_separator=",", validation=0).train
+        == table_of(tmp_path, SETS, validation=0).train
+    )
+
+
+def test_labels_that_hold_a_comma_stay_whole(tmp_path: Path) -> None:
+    towns = ["New York, NY", "Buffalo, NY", "Fresno, CA", "Boston, MA"]
+    frame = pd.DataFrame({"text": TEXTS, "label": towns * 10})
+    assert not table_of(tmp_path, frame).multi_label
+    pairs = ["a, b", "a", "b", "b, a"]
+    declared = table_of(tmp_path, frame.assign(label=pairs * 10), labels=pairs)
+    assert (declared.multi_label, declared.labels) == (False, pairs)
+
+
+def test_a_label_of_the_validation_table_that_was_never_learnt_is_told_with_its_row(tmp_path: Path) -> None:
+    asked = make_recipe({"data": "df"})
+    other = pd.DataFrame({"text": ["x", "y"], "labels": [["red"], ["green"]]})
+    with pytest.raises(DataError, match=r"the label 'green' of row 2 is not among the labels: blue, red\. Add it"):
+        examples.load(asked, stage(asked, SETS, other, tmp_path), tmp_path)
+
+
+def test_a_list_among_texts_and_a_comparison_with_random_weights_are_refused(tmp_path: Path) -> None:
+    mixed = [{"text": "a", "labels": ["x"]}, {"text": "b", "labels": "y"}] * 10
+    with pytest.raises(DataError, match="row 2: column 'labels' holds lists of labels, and one that is not"):
+        table_of(tmp_path, mixed)
+    with pytest.raises(RecipeError, match="baseline: scratch compares classifiers that give one label"):
+        table_of(tmp_path, SETS, baseline="scratch")
+
+
+# ---- loss and scores ------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_is_the_binary_cross_entropy_of_transformers() -> None:
+    logits, labels = torch.randn(5, 3), torch.tensor([[0.0, 1, 1], [0, 0, 0], [1, 0, 1], [0, 1, 0], [1, 1, 1]])
+    assert torch.equal(label_loss(logits, labels), torch.nn.BCEWithLogitsLoss()(logits, labels))
+
+
+def test_the_threshold_is_that_of_the_best_micro_f1_and_no_row_chooses_its_own() -> None:
+    truth = np.array([[1, 0], [0, 1]] * 20, dtype=bool)
+    shares = np.where(truth, 0.3, 0.05)
+    assert multi_label.choose(shares, truth) == 0.3
+    logits = np.log(shares / (1 - shares))
+    found = multi_label.scores(["a", "b"], [[0], [1]] * 20, logits)
+    assert (found["micro_f1"], found["accuracy"], found["threshold"]) == (1.0, 1.0, 0.3)
+    assert multi_label.scores(["a", "b"], [[0], [1]] * 20, logits, 0.5)["micro_f1"] == 0.0
+    # Each half is given with the other half's threshold.
+    shares[::2] *= 0.5
+    answers, _, _ = multi_label.given(shares, truth, None)
+    assert (answers[1::2] == (shares[1::2] >= multi_label.choose(shares[::2], truth[::2]))).all()
+    assert multi_label.given(shares[:10], truth[:10], None)[1] == 0.5
+
+
+def test_scores_by_label_are_those_of_the_answers() -> None:
+    found = multi_label.scores(["a", "b"], [[0], [0, 1], []], np.array([[9.0, -9], [9, -9], [-9, -9]]), 0.5)
+    assert found["accuracy"] == pytest.approx(2 / 3)
+    assert [each["f1"] for each in found["per_class"]] == [1.0, 0.0]
+    truth = multi_label.flags([[0], [0, 1], []], 2)
+    assert found["micro_f1"] == scored(["a", "b"], truth, truth & [True, False]).micro_f1.value
+
+
+# ---- a run ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_gives_every_label_above_its_threshold(process: Path, tiny_model: Path) -> None:
+    run = tuned("sets", tiny_model, SETS, epochs=12, tune="full")
+    scores = run.scores()
+    assert scores is not None
+    validation = scores["validation"]
+    assert validation["micro_f1"] > 0.9 > scores["baselines"]["majority"]["micro_f1"]
+    assert [each["label"] for each in validation["per_class"]] == ["blue", "red"]
+    shown = panels.ended(run)
+    assert "micro F1 counts each label" in shown["text/plain"]
+    assert "By label" in shown["text/html"]
+    assert "Confusion" not in shown["text/html"]
+
+    config = json.loads((run.model / "config.json").read_text())
+    assert config["problem_type"] == "multi_label_classification"
+    found = gptx_nb.predict("sets", ["red a", "red and blue a", "grey a"])
+    assert isinstance(found, Predictions)
+    assert [sorted(each) for each in found.labels] == [["red"], ["blue", "red"], []]
+    assert found.threshold == validation["threshold"]
+    assert found[2].label == "(none)"
+    assert "A text has every label whose probability is at least" in repr(found)
+    assert list(found.to_frame()["label"][1]) == list(found[1].labels)
+
+    model = AutoModelForSequenceClassification.from_pretrained(run.model)
+    tokens = AutoTokenizer.from_pretrained(run.model)("red and blue a", return_tensors="pt")
+    with torch.no_grad():
+        plain = model(**tokens).logits.sigmoid()[0]
+    assert plain.tolist() == pytest.approx([found[1].probabilities[name] for name in ("blue", "red")], abs=1e-4)
+
+    told = gptx_nb.evaluate("sets", SETS)
+    assert set(told.scores) == {"micro_f1", "macro_f1", "subset_accuracy"}
+    assert told["micro_f1"] > 0.9
+    with pytest.raises(DataError, match=r"the run gives any number of labels a text, and this table has one label"):
+        gptx_nb.evaluate("sets", pd.DataFrame({"text": TEXTS, "labels": ["red", "blue"] * 20}))
+
+
+# ---- pairs of texts -------------------------------------------------------------------------------------------------
+
+THINGS = ("car", "door", "hat", "cup")
+PAIRS = pd.DataFrame(
+    [(f"A {one}.", f"A {other}.", "same" if one == other else "other") for one in THINGS for other in THINGS] * 3,
+    columns=["premise", "hypothesis", "label"],
+)
+
+
+def test_a_pair_is_found_by_name_or_named_and_becomes_one_text(tmp_path: Path) -> None:
+    found = table_of(tmp_path, PAIRS, validation=0)
+    assert found.report["why"].startswith("text is columns 'premise' and 'hypothesis', one after the other")
+    assert found.train.texts[1] == "A car.\n\nA door."
+    other = PAIRS.set_axis(["a", "b", "c"], axis=1)
+    named = table_of(tmp_path, other, columns={"text": "a", "text_pair": "b", "label": "c"}, validation=0)
+    assert named.train == found.train
+    with pytest.raises(DataError, match=r"no column 'B' \(text_pair: B\)"):
+        table_of(tmp_path, other, columns={"text": "a", "text_pair": "B", "label": "c"})
+    with pytest.raises(DataError, match=r"one column for each of its roles, .*, and body: a is none"):
+        table_of(tmp_path, other, columns={"body": "a", "label": "c"})
+    with pytest.raises(DataError, match="a text_pair is the second of two texts"):
+        table_of(tmp_path, other, columns={"text_pair": "b", "label": "c"})
+
+
+@given(st.text("ab \n", max_size=40), st.text("ab \n", max_size=40))
+def test_joined_texts_come_apart_where_they_were_joined(first: str, second: str) -> None:
+    both = text_pairs.split(text_pairs.join(first, second))
+    assert both is not None
+    assert both[1] == second.strip("\n")
+    assert both[0].replace("\n", "").replace(" ", "") == first.replace("\n", "").replace(" ", "")
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(8, 40))
+def test_of_a_pair_that_is_too_long_the_longer_text_is_cut(one: int, other: int, most: int) -> None:
+    tokenizer = bytes_tokenizer()
+    text = text_pairs.join("a" * one, "b" * other)
+    found = reading.encode(tokenizer, [text], Reading(most, pair=True))
+    row = reading.flat(found.rows)[0]
+    assert len(row) == min(most, one + other + 2)
+    spelled = str(tokenizer.decode(row))
+    kept = spelled.count("a"), spelled.count("b")
+    assert found.cut == (len(text) > most)
+    assert kept[0] == one or kept[0] >= min(one, most // 2 - 2)
+    assert kept[1] == other or kept[1] >= min(other, most // 2 - 2)
+
+
+def bytes_tokenizer() -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE(vocab={token: at for at, token in enumerate(["<|end|>", *alphabet])}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|end|>")
+
+
+def test_a_run_learns_from_pairs_and_is_asked_with_pairs(process: Path, tiny_model: Path) -> None:
+    run = tuned("pairs", tiny_model, PAIRS, epochs=1, validation=0)
+    assert run.recipe().columns == {"text": "premise", "text_pair": "hypothesis", "label": "label"}  # type: ignore[union-attr]
+    one = gptx_nb.predict("pairs", {"premise": "A car.", "hypothesis": "A hat."})
+    frame = gptx_nb.predict("pairs", PAIRS.head(2))
+    typed = gptx_nb.predict("pairs", "A car.\n\nA hat.")
+    assert isinstance(one, Predictions)
+    assert isinstance(typed, Predictions)
+    assert isinstance(frame, Predictions)
+    assert (one.texts, one.probabilities) == (typed.texts, typed.probabilities)
+    assert frame.texts == ["A car.\n\nA car.", "A car.\n\nA door."]
+    assert gptx_nb.evaluate("pairs", PAIRS).rows == 48
+    with pytest.raises(DataError, match=r"row 1 of 1 is no pair of texts, which run pairs/1 reads\. Give"):
+        gptx_nb.predict("pairs", "A car.")
+    with pytest.raises(DataError, match="the table has no column 'hypothesis', and run pairs/1 reads pairs"):
+        gptx_nb.predict("pairs", PAIRS[["premise"]])
