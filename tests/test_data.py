@@ -346,7 +346,7 @@ def test_a_folders_own_validation_split_is_used_unless_a_share_is_asked_for(tmp_
     assert load(folder, split="validation", validation=0.2).report["validation"] == 0
     csv(folder / "validation.csv", [("something new", "goods")])
     assert refusal(folder) == (
-        "set brings its own split 'validation' for scoring. set/validation.csv: the label 'goods' of 1 row is not "
+        "set brings its own split 'validation' for scoring. set/validation.csv: the label 'goods' of row 1 is not "
         "among the training table's labels: bad, good. Did you mean 'good'? Add it there, or correct the rows. Or "
         "hold back a share of the rows to learn from, as in `validation: 0.1`"
     )
