@@ -101,7 +101,7 @@ def _of_file(path: Path, shown: str, setting: str, column: str | None, document:
                 yield from _of_json_lines(file, shown, setting, column)
             else:
                 yield from _of_delimited(file, shown, setting, column, "\t" if kind == ".tsv" else ",")
-    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, *_zstandard_errors()) as error:
+    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, _zstandard_error()) as error:
         raise DataError(f"{setting}: {shown} cannot be unpacked: {error}. Is it complete? Get it again") from None
     except OSError as error:
         raise DataError(f"{setting}: {shown} cannot be read: {error.strerror or error}") from None
@@ -156,10 +156,10 @@ class _Zstandard(io.RawIOBase):
         return size
 
 
-def _zstandard_errors() -> list[type[Exception]]:
-    """What reading a file by zstandard raises, where that is loaded."""
+def _zstandard_error() -> type[Exception]:
+    """What unpacking by zstandard raises, where that is loaded."""
     loaded = sys.modules.get("zstandard")
-    return [loaded.ZstdError] if loaded else []
+    return EOFError if loaded is None else loaded.ZstdError  # type: ignore[no-any-return]
 
 
 def _lines(file: IO[bytes], shown: str, setting: str) -> Iterator[str]:
