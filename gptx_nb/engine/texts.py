@@ -158,8 +158,8 @@ class _Zstandard(io.RawIOBase):
 
 def _zstandard_error() -> type[Exception]:
     """What unpacking by zstandard raises, where that is loaded."""
-    loaded = sys.modules.get("zstandard")
-    return EOFError if loaded is None else loaded.ZstdError  # type: ignore[no-any-return]
+    loaded: Any = sys.modules.get("zstandard")
+    return EOFError if loaded is None else loaded.ZstdError
 
 
 def _lines(file: IO[bytes], shown: str, setting: str) -> Iterator[str]:
