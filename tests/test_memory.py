@@ -1,4 +1,4 @@
-"""The estimate of memory: what its parts are, what lowers it, what fits, and how near it is to what runs really take."""
+"""The estimate of memory: its parts, what lowers it, what fits, and how near it is to what runs really take."""
 
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ def test_what_saves_memory_is_estimated_lower(kind: str, dtype: torch.dtype) -> 
     def to_come(method: str = "full", budget: int = 4096, checkpointing: bool = False) -> int:
         model = model_of(kind, 128, 4)
         if checkpointing:
-            tuning.checkpoint_activations(model)
+            memory.checkpoint_activations(model)
         return estimate(model, learner_of(model, method, 64, 32, budget), dtype).to_come
 
     full = to_come()

@@ -157,6 +157,14 @@ def held(model: torch.nn.Module, device: torch.device) -> int:
     return max(0, pages * 4096 - weights)
 
 
+def checkpoint_activations(model: torch.nn.Module) -> None:
+    """Let `model` compute every layer again on the way back (Chen et al. 2016, arXiv:1604.06174), and keep less."""
+    known: Any = model
+    # The second name is that of older versions of transformers.
+    enable = getattr(known, "activation_checkpointing_enable", None) or known.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
 def available(device: torch.device) -> int | None:
     """Return the bytes of memory that are free for a run on `device`, or None where it cannot be told."""
     return devices.memory(device)[1]

@@ -111,17 +111,6 @@ def merge(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def checkpoint_activations(model: PreTrainedModel) -> None:
-    """Keep of each layer only what enters it: all else is computed again on the way back (Chen et al. 2016,
-    arXiv:1604.06174).
-    """
-    called: Any = model
-    if hasattr(model, "activation_checkpointing_enable"):
-        called.activation_checkpointing_enable({"use_reentrant": False})
-    else:  # transformers up to 5.1
-        called.gradient_checkpointing_enable({"use_reentrant": False})
-
-
 def _add_low_rank(model: PreTrainedModel, seed: int) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 

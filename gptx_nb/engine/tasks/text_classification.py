@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gptx_nb.engine import batches, distributed, packing, tuning
+from gptx_nb.engine import batches, distributed, packing
 from gptx_nb.engine import streams as parallel
 from gptx_nb.engine.tuning import FrozenPart, Tuning
 
@@ -128,7 +128,11 @@ class Learner:
             self.streams = 1
             return "one micro-batch at a time"
         if not self._twice and self._model.supports_gradient_checkpointing:
-            tuning.checkpoint_activations(self._model)
+            # Every layer is computed again on the way back (Chen et al. 2016, arXiv:1604.06174). The second name is
+            # that of older versions of transformers.
+            model: Any = self._model
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
             self._twice = True
             return "activations computed twice"
         return None
