@@ -48,7 +48,7 @@ class Set:
 SETS = {
     "squad": Set("squad_xquad_en", "question-answering", ("context", "question", "answers"), 384, 16, "f1"),
     "tatoeba": Set("tatoeba_en_fr_short", "translation", ("en", "fr"), 96, 24, "chrf"),
-    "scitldr": Set("scitldr", "summarization", ("document", "summary"), 384, 48, "rougeL"),
+    "scitldr": Set("scitldr", "summarization", ("document", "summaries"), 384, 48, "rougeL"),
     "trivia": Set("open_trivia", "question-answering", ("question", "choices", "answer"), 192, 8, "accuracy"),
     "e2e": Set("e2e_nlg", "text-generation", ("mr", "text"), 192, 48, "rougeL"),
     "conala": Set("conala", "code-generation", ("intent", "snippet"), 128, 48, "chrf"),
@@ -61,15 +61,13 @@ def table(folder: Path, which: Set, split: str, rows: int) -> pd.DataFrame:
     path = next((folder / which.folder).glob(f"{split}.*"))
     frame = pd.read_json(path, lines=True) if ".jsonl" in path.name else pd.read_csv(path)
     frame = frame[list(which.columns)]
-    if which.task == "summarization" and isinstance(frame["summary"].iloc[0], list):
-        frame = frame.assign(summary=[each[0] for each in frame["summary"]])
     return frame.head(rows).reset_index(drop=True)
 
 
 def lead(test: pd.DataFrame) -> dict[str, Any]:
     """Return the scores of each document's first sentence as its summary."""
     first = [re.split(r"(?<=[.!?])\s", document.strip())[0] for document in test["document"]]
-    return {"rougeL": texts.rouge([[each] for each in test["summary"]], first)["rougeL"].to_json()}
+    return {"rougeL": texts.rouge(test["summaries"].tolist(), first)["rougeL"].to_json()}
 
 
 def measure(data: Path, name: str, model: str, way: str, asked: argparse.Namespace) -> dict[str, Any]:

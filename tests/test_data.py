@@ -346,7 +346,7 @@ def test_a_folders_own_validation_split_is_used_unless_a_share_is_asked_for(tmp_
     assert load(folder, split="validation", validation=0.2).report["validation"] == 0
     csv(folder / "validation.csv", [("something new", "goods")])
     assert refusal(folder) == (
-        "set brings its own split 'validation' for scoring. set/validation.csv: the label 'goods' of 1 row is not "
+        "set brings its own split 'validation' for scoring. set/validation.csv: the label 'goods' of row 1 is not "
         "among the training table's labels: bad, good. Did you mean 'good'? Add it there, or correct the rows. Or "
         "hold back a share of the rows to learn from, as in `validation: 0.1`"
     )
@@ -703,6 +703,14 @@ def test_a_column_of_nearly_as_many_values_as_rows_is_no_label(tmp_path: Path) -
     )
     path = csv(tmp_path / "u.csv", [(text, at * 0.37) for at, (text, _) in enumerate(ROWS)])
     assert "it looks like numbers, not like a label" in refusal(path)
+
+
+def test_many_classes_of_few_rows_are_learnt_where_the_column_is_named(tmp_path: Path) -> None:
+    path = csv(tmp_path / "t.csv", [(text, f"class {at % 25}") for at, (text, _) in enumerate(ROWS)])
+    assert "has 25 different labels in 40 rows; it looks like text" in refusal(path)
+    assert len(load(path, label="label").labels) == 25
+    path = csv(tmp_path / "u.csv", [(text, f"words {at}") for at, (text, _) in enumerate(ROWS)])
+    assert "has 40 different labels in 40 rows" in refusal(path, label="label")
 
 
 def test_repeats_and_disputed_texts_are_counted(tmp_path: Path) -> None:

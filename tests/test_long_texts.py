@@ -129,6 +129,7 @@ def test_a_run_reads_windows_and_predicts_as_it_was_trained(process: Path, tiny_
     told = "\n".join(preflight_lines(run))
     assert "long_texts: windows (40 of 48 texts are longer than 64 tokens, and are read in 120 windows" in told
     assert "times the tokens, and about the time, of cutting" in told
+    assert (run.plan() or {})["memory"]["choice"] != "unknown"
     found = gptx_nb.predict("windows", list(TAIL["text"][:2]))
     assert isinstance(found, Predictions)
     assert (found.labels, found.cut) == (["good", "bad"], 0)

@@ -174,6 +174,7 @@ def test_a_run_gives_every_label_above_its_threshold(process: Path, tiny_model: 
     assert "micro F1 counts each label" in shown["text/plain"]
     assert "By label" in shown["text/html"]
     assert "Confusion" not in shown["text/html"]
+    assert (run.plan() or {})["memory"]["choice"] != "unknown"
 
     config = json.loads((run.model / "config.json").read_text())
     assert config["problem_type"] == "multi_label_classification"

@@ -201,6 +201,7 @@ def predict(given: argparse.Namespace) -> None:
                 "label": each.label,
                 "probability": each.probability,
                 "probabilities": each.probabilities,
+                **({} if found.threshold is None else {"labels": list(each.labels)}),
             }
             for each in found
         ]
