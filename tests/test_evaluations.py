@@ -40,8 +40,8 @@ def test_a_run_that_writes_and_its_base_model_are_scored_on_any_table(
     assert "<td" in found._repr_html_()
     assert found.to_frame().loc["f1", "value"] == 1.0
 
-    with pytest.raises(UsageError, match="this model writes, and this table has labels"):
-        gptx_nb.evaluate("back", REVIEWS)
+    with pytest.raises(UsageError, match="a model that writes gives no labels"):
+        gptx_nb.evaluate("back", REVIEWS, task="text-classification")
 
     base = gptx_nb.evaluate(str(tiny_model), QUESTIONS, shots=2, most=5, max_new_tokens=4)
     assert (base.rows, base.shots, base.scores["f1"]["examples"]) == (22, 2, 5)

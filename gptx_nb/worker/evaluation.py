@@ -140,13 +140,7 @@ def _written(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Path
     told = task_of(model) if model else None
     task = asked["task"] or (told["task"] if told else None)
     if task is None:
-        guessed, _ = roles.task_of(recipe, {"train": source, "validation": None}, folder)
-        if guessed == roles.CLASSIFICATION:
-            raise UsageError(
-                "this model writes, and this table has labels. Fine-tune a run on such a table first, or say what to "
-                "score, as in `task: question-answering`"
-            )
-        task = guessed
+        task, _ = roles.task_of(recipe, {"train": source, "validation": None}, folder)
     if task == roles.CLASSIFICATION:
         raise UsageError("task: a model that writes gives no labels. Fine-tune a run for text-classification first")
     own = told["roles"] if told and told["task"] == task else None
