@@ -8,7 +8,7 @@ import torch
 from memory_cells import CLEAR, Cell, learner_of, measured, model_of
 from transformers import PreTrainedModel
 
-from gptx_nb.engine import device, memory, tuning
+from gptx_nb.engine import device, memory
 from gptx_nb.engine.memory import Estimate
 from gptx_nb.engine.optimizer import Optimizer
 from gptx_nb.engine.tasks.text_classification import Learner
