@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from gptx_nb.api import device, finetune, free, load, predict, runs, stop, watch
+    from gptx_nb.api import device, finetune, free, load, predict, pretrain, runs, stop, watch
     from gptx_nb.errors import (
         DataError,
         DeviceError,
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from gptx_nb.predictions import Prediction, Predictions
+    from gptx_nb.pretraining import PretrainRecipe
     from gptx_nb.recipe import Recipe
     from gptx_nb.runs import Run
 
@@ -38,6 +39,7 @@ __all__ = [
     "ModelError",
     "Prediction",
     "Predictions",
+    "PretrainRecipe",
     "Recipe",
     "RecipeError",
     "Run",
@@ -51,6 +53,7 @@ __all__ = [
     "load",
     "load_ipython_extension",
     "predict",
+    "pretrain",
     "runs",
     "stop",
     "unload_ipython_extension",
@@ -58,7 +61,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(("device", "finetune", "free", "load", "predict", "runs", "stop", "watch"), "gptx_nb.api"),
+    **dict.fromkeys(
+        ("device", "finetune", "free", "load", "predict", "pretrain", "runs", "stop", "watch"), "gptx_nb.api"
+    ),
     **dict.fromkeys(
         (
             *("DataError", "DeviceError", "GptxError", "ModelError", "RecipeError"),
@@ -67,6 +72,7 @@ _HOMES = {
         "gptx_nb.errors",
     ),
     **dict.fromkeys(("Prediction", "Predictions"), "gptx_nb.predictions"),
+    "PretrainRecipe": "gptx_nb.pretraining",
     "Recipe": "gptx_nb.recipe",
     "Run": "gptx_nb.runs",
 }

@@ -1,4 +1,4 @@
-"""The Python twins of the magics: finetune, predict, watch, stop, runs, load, device, free.
+"""The Python twins of the magics: finetune, pretrain, predict, watch, stop, runs, load, device, free.
 
 Each returns a plain object, so that a script reads like a notebook, and shows at most a line of progress. Only `load`
 imports an ML library here; training and prediction run in processes of their own.
@@ -15,6 +15,7 @@ from typing import Any
 from gptx_nb import inference, launch
 from gptx_nb.errors import BY_NAME, DeviceError, RunFailed, RunNotFound
 from gptx_nb.predictions import Predictions
+from gptx_nb.pretraining import AnyRecipe, PretrainRecipe
 from gptx_nb.progress import StatusLine, called, trouble
 from gptx_nb.recipe import Recipe, make_recipe
 from gptx_nb.runs import Run, RunStore
@@ -27,28 +28,45 @@ DEVICE_SECONDS = 180.0  # a cold disk takes its time to hand out torch
 def finetune(
     name: str, data: object | None = None, *, validation: object | None = None, wait: bool = True, **settings: Any
 ) -> Run:
-    """Train the run `name`, or attach to it, resume it, or find it finished (see launch.finetune); return it.
+    """Train the run `name`, or attach to it, resume it, or find it finished (see launch.train); return it.
 
     `data` and `validation` are what a recipe takes there, or a DataFrame, Series, datasets.Dataset or list. The other
     settings are those of a recipe. With `wait`, return when the run has ended; without, once training has begun.
     Raises UsageError for a mistake, after which nothing was started, and RunFailed where the run broke off.
     """
-    recipe, objects = with_objects({**settings, "data": data, "validation": validation})
+    return _train(name, Recipe, {**settings, "data": data, "validation": validation}, wait)
+
+
+def pretrain(
+    name: str, data: object | None = None, *, validation: object | None = None, wait: bool = True, **settings: Any
+) -> Run:
+    """Pretrain the run `name` on plain text, as `finetune` trains on a table; return it.
+
+    The settings are those of a `%%gpt_pretrain` cell, except that `from`, which is no name in Python, is `from_`. The
+    result is a base model: `finetune(..., model="run:NAME")`.
+    """
+    if "from_" in settings:
+        settings["from"] = settings.pop("from_")
+    return _train(name, PretrainRecipe, {**settings, "data": data, "validation": validation}, wait)
+
+
+def _train(name: str, kind: type[AnyRecipe], settings: dict[str, Any], wait: bool) -> Run:
+    recipe, objects = with_objects(settings, kind)
     line = StatusLine()
     try:
-        return launch.finetune(name, recipe, **objects, wait=wait, progress=line).run
+        return launch.train(name, recipe, **objects, wait=wait, progress=line).run
     finally:
         line.close()
 
 
-def with_objects(settings: dict[str, Any]) -> tuple[Recipe, dict[str, Any]]:
+def with_objects(settings: dict[str, Any], kind: type[AnyRecipe] = Recipe) -> tuple[AnyRecipe, dict[str, Any]]:
     """Return the recipe for `settings`, and apart from it the tables among them that are objects and not names."""
     objects: dict[str, Any] = {}
     plain = {name: value for name, value in settings.items() if value is not None}
     for name in ("data", "validation"):
         if name in plain and not isinstance(plain[name], str | int | float):
             objects[name] = plain.pop(name)
-    return make_recipe(plain), objects
+    return make_recipe(plain, "", kind), objects
 
 
 def predict(name: str, texts: Any, version: int | None = None) -> Predictions:
@@ -128,10 +146,10 @@ def load(name: str, version: int | None = None) -> tuple[Any, Any]:
     if run.active:
         raise RunNotFound(f"run {called(run)} has no model yet: it is {run.state()}. See `%gpt_watch {run.name}`")
     require_model(run)
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-    model = AutoModelForSequenceClassification.from_pretrained(run.model)
-    return model, AutoTokenizer.from_pretrained(run.model)
+    kind = AutoModelForCausalLM if run.kind is PretrainRecipe else AutoModelForSequenceClassification
+    return kind.from_pretrained(run.model), AutoTokenizer.from_pretrained(run.model)
 
 
 def device() -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+RUN = "run:"  # begins the name of a base model that is the result of a run: `run:my-domain`, `run:my-domain/2`
+
 
 @dataclass(frozen=True)
 class Wheel:

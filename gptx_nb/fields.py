@@ -1,6 +1,8 @@
-"""Walks Recipe once and derives every other face of a setting: flag, `?` help, completion, form control, table row.
+"""Walks a recipe's fields once and derives every other face of a setting: flag, `?` help, completion, form control,
+table row.
 
-Nothing about a setting is said here a second time: a new field of Recipe appears everywhere. Draws no form and parses
+Nothing about a setting is said here a second time: a new field of a recipe appears everywhere. `kind` is the recipe's
+class throughout: fine-tuning's, unless another is given. Draws no form and parses
 no command line; views do.
 """
 
@@ -14,7 +16,7 @@ from functools import cache
 from typing import Any, Literal
 
 from gptx_nb.errors import RecipeError
-from gptx_nb.recipe import Recipe, known_models, parse_yaml
+from gptx_nb.recipe import Recipe, Settings, known_models, parse_yaml
 
 Kind = Literal["text", "number", "whole number", "yes or no", "choice", "list", "rows"]
 
@@ -23,13 +25,14 @@ _NUMBER = re.compile(r"[-+.\d][-+.\deE_]*")
 _METAVARS: dict[Kind, str] = {"number": "NUMBER", "whole number": "N", "yes or no": "true|false", "list": "[A, B]"}
 _SUGGESTIONS: dict[str, Callable[[], list[str]]] = {
     "model": known_models,
+    "from": known_models,
     "tune": lambda: ["full", "lora", "head", "top:4"],
 }
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One field of Recipe. Bounds are None where there is none; an `above` or `below` bound is not itself allowed."""
+    """One field of a recipe. Bounds are None where there is none; an `above` or `below` bound is not itself allowed."""
 
     name: str
     kind: Kind
@@ -84,18 +87,18 @@ class Flag:
 
 
 @cache
-def settings() -> tuple[Setting, ...]:
-    """Return the settings in the order of Recipe."""
-    return tuple(_setting(name, schema) for name, schema in Recipe.model_json_schema()["properties"].items())
+def settings(kind: type[Settings] = Recipe) -> tuple[Setting, ...]:
+    """Return the settings in the order of their recipe."""
+    return tuple(_setting(name, schema) for name, schema in kind.model_json_schema()["properties"].items())
 
 
 @cache
-def find(name: str) -> Setting:
+def find(name: str, kind: type[Settings] = Recipe) -> Setting:
     """Return the setting `name`; KeyError if there is none."""
-    return {each.name: each for each in settings()}[name]
+    return {each.name: each for each in settings(kind)}[name]
 
 
-def flags() -> list[Flag]:
+def flags(kind: type[Settings] = Recipe) -> list[Flag]:
     """Return a flag for every setting. Values arrive as text (None: not given); `read_flags` makes settings of them.
 
     Help texts have their percent signs doubled, as argparse wants them.
@@ -111,29 +114,29 @@ def flags() -> list[Flag]:
                 "help": _help(setting).replace("%", "%%"),
             },
         )
-        for setting in settings()
+        for setting in settings(kind)
     ]
 
 
-def read_flags(values: Mapping[str, str | None]) -> dict[str, Any]:
-    """Return plain values for Recipe from flags as they were typed; those that are None are left out.
+def read_flags(values: Mapping[str, str | None], kind: type[Settings] = Recipe) -> dict[str, Any]:
+    """Return plain values for a recipe from flags as they were typed; those that are None are left out.
 
     A value is read as in YAML (`1e-4` is a number), except that a text stays as it is. One pair of quotes around it is
     taken off. Raises RecipeError naming the flag.
     """
-    return {name: _value(find(name), text) for name, text in values.items() if text is not None}
+    return {name: _value(find(name, kind), text, kind) for name, text in values.items() if text is not None}
 
 
-def help_text() -> str:
+def help_text(kind: type[Settings] = Recipe) -> str:
     """Return all settings as plain text, for `?` and `--help`."""
-    width = max(len(setting.name) for setting in settings())
-    return "\n".join(f"{setting.name:<{width}}  {_help(setting)}" for setting in settings())
+    width = max(len(setting.name) for setting in settings(kind))
+    return "\n".join(f"{setting.name:<{width}}  {_help(setting)}" for setting in settings(kind))
 
 
-def docs_table() -> str:
+def docs_table(kind: type[Settings] = Recipe) -> str:
     """Return all settings as a Markdown table."""
     rows = [("Setting", "What it does", "Fits", "Default", "Why")]
-    for setting in settings():
+    for setting in settings(kind):
         default = "" if setting.default is None else f"`{setting.shown_default}`"
         fits = setting.fits + (f" ({setting.unit})" if setting.unit else "")
         rows.append((f"`{setting.name}`", setting.description, fits, default, setting.reason))
@@ -141,36 +144,38 @@ def docs_table() -> str:
     return "\n".join([lines[0], "| --- | --- | --- | --- | --- |", *lines[1:]])
 
 
-def completions(prefix: str) -> list[str]:
+def completions(prefix: str, kind: type[Settings] = Recipe) -> list[str]:
     """Return what could stand in place of `prefix`, whole.
 
     `ep` -> `epochs: `; `model: g` -> `model: gpt2`, ...; `--ep` -> `--epochs`; `--keep b` -> `--keep best`.
     """
     if prefix.startswith("-"):
         option, separator, start = prefix.partition("=") if "=" in prefix else prefix.partition(" ")
-        for flag in flags():
+        for flag in flags(kind):
             if separator and flag.option == option:
-                return [f"{option}{separator}{value}" for value in values(flag.setting.name, start.strip())]
-        return [] if separator else [flag.option for flag in flags() if flag.option.startswith(option)]
+                return [f"{option}{separator}{value}" for value in values(flag.setting.name, start.strip(), kind)]
+        return [] if separator else [flag.option for flag in flags(kind) if flag.option.startswith(option)]
     name, separator, start = prefix.partition(":")
     if separator:
-        known = [setting.name for setting in settings()]
-        return [f"{name}: {value}" for value in values(name.strip(), start.strip())] if name.strip() in known else []
-    return [f"{setting.name}: " for setting in settings() if setting.name.startswith(prefix)]
+        known = [setting.name for setting in settings(kind)]
+        return (
+            [f"{name}: {value}" for value in values(name.strip(), start.strip(), kind)] if name.strip() in known else []
+        )
+    return [f"{setting.name}: " for setting in settings(kind) if setting.name.startswith(prefix)]
 
 
-def values(name: str, start: str = "") -> list[str]:
+def values(name: str, start: str = "", kind: type[Settings] = Recipe) -> list[str]:
     """Return the values of setting `name` that are known beforehand and begin with `start`."""
-    setting = find(name)
+    setting = find(name, kind)
     offered = setting.choices or setting.suggestions or (("true", "false") if setting.kind == "yes or no" else ())
     return [value for value in offered if value.startswith(start)]
 
 
-def form_spec() -> list[dict[str, Any]]:
+def form_spec(kind: type[Settings] = Recipe) -> list[dict[str, Any]]:
     """Return a form's controls as plain JSON: the facts of each Setting, with `title` and `fits` in words."""
     return [
         {**asdict(setting), "title": setting.name.replace("_", " ").capitalize(), "fits": setting.fits}
-        for setting in settings()
+        for setting in settings(kind)
     ]
 
 
@@ -224,7 +229,7 @@ def _metavar(setting: Setting) -> str:
     return _METAVARS.get(setting.kind, setting.name.upper())
 
 
-def _value(setting: Setting, text: str) -> Any:
+def _value(setting: Setting, text: str, kind: type[Settings]) -> Any:
     option = f"--{setting.name.replace('_', '-')}"
     text = text.strip()
     if len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'":
@@ -234,6 +239,6 @@ def _value(setting: Setting, text: str) -> Any:
     if setting.kind == "list" and not text.startswith("["):
         text = f"[{text}]"
     try:
-        return parse_yaml(f"{setting.name}: {text}", option)[setting.name]
+        return parse_yaml(f"{setting.name}: {text}", option, kind)[setting.name]
     except RecipeError as error:
         raise RecipeError(f"{option} {text}: {str(error).partition(': ')[2]}") from None

@@ -1,6 +1,6 @@
 """Start, attach, resume, show, wait for, stop: what running a cell does. Trains nothing and loads no ML library.
 
-A cell is a wish, not a command. `finetune` compares what is asked with the latest version of that name: settings that
+A cell is a wish, not a command. `train` compares what is asked with the latest version of that name: settings that
 decide the model, bytes of the examples and of a base model on this disk, version of gptx_nb. All equal: attach to it
 while it trains, resume it after it broke off, show it once it has finished. Anything else makes the next version. Of
 two cells that run at once one claims the attempt, and both attach. Interrupting a wait never touches the run.
@@ -26,9 +26,10 @@ from typing import Any, Literal
 
 import gptx_nb
 from gptx_nb import files, line, metrics
-from gptx_nb.catalog import CATALOG
+from gptx_nb.catalog import CATALOG, RUN
 from gptx_nb.errors import BY_NAME, ModelError, RunFailed, RunNotFound, UsageError
-from gptx_nb.recipe import Recipe, check_name, matters
+from gptx_nb.pretraining import AnyRecipe
+from gptx_nb.recipe import SOURCES, Settings, check_name, matters
 from gptx_nb.run_files import RunFiles
 from gptx_nb.runs import ACTIVE, Run, RunStore, home
 from gptx_nb.sources import Source, stage
@@ -38,6 +39,7 @@ Progress = Callable[[Run], None]
 Sources = dict[str, Source | None]
 
 POLL = 0.05  # seconds between looks while a run is checked before training
+LONG_ENOUGH = 15.0  # seconds that a cell waits while texts are prepared
 _PAST_PREFLIGHT = ("queue", "frozen", "training", "scoring", "saving")
 # What `from_pretrained` reads of a model's folder: configuration, weights, tokenizer, chat template.
 MODEL_ENDINGS = (".json", ".safetensors", ".txt", ".model", ".jinja")
@@ -52,9 +54,9 @@ class Launched:
     note: str = ""
 
 
-def finetune(
+def train(
     name: str,
-    recipe: Recipe,
+    recipe: AnyRecipe,
     *,
     data: object | None = None,
     validation: object | None = None,
@@ -68,10 +70,10 @@ def finetune(
     for a mistake, after which nothing is left behind, and RunFailed where the run broke off.
     """
     check_name(name)
-    recipe = _with_whole_path(recipe)
     store = RunStore()
     launched: Launched | None = None
     try:
+        recipe = _with_whole_path(_with_run(recipe, store, progress))
         with _staging() as folder:
             sources = stage(recipe, data, validation, folder)
             while launched is None or not _preflight(launched, store, progress):
@@ -149,7 +151,7 @@ def stop(run: Run, wait_seconds: float = 60, progress: Progress | None = None) -
             f"step, so a long step or scoring delays it; the request stands. Log: {log}"
         )
     if run.state() == "stopped":
-        return f"{_called(run)} has {did}. Run its cell again to go on: `%%gpt_finetune {run.name}`"
+        return f"{_called(run)} has {did}. Run its cell again to go on: `{run.cell}`"
     return f"{_called(run)} is {run.state()}"
 
 
@@ -166,8 +168,7 @@ def raise_if_bad(run: Run) -> None:
     saved = run.checkpoints.is_dir() and any(path.name.isdigit() for path in run.checkpoints.iterdir())
     again = "to resume it from its last checkpoint" if saved else "to try once more; nothing was saved yet"
     raise RunFailed(
-        f"{_called(run)} broke off: {_cause(outcome)}\nLog: {log}{shown}\n"
-        f"Run the cell `%%gpt_finetune {run.name}` again {again}."
+        f"{_called(run)} broke off: {_cause(outcome)}\nLog: {log}{shown}\nRun the cell `{run.cell}` again {again}."
     )
 
 
@@ -175,7 +176,7 @@ def raise_if_bad(run: Run) -> None:
 
 
 def _launch(
-    store: RunStore, name: str, recipe: Recipe, sources: Sources, staged: Path, progress: Progress | None
+    store: RunStore, name: str, recipe: AnyRecipe, sources: Sources, staged: Path, progress: Progress | None
 ) -> Launched:
     """Attach, resume, show or make; raises FileExistsError or RunNotFound where another cell came in between."""
     request = _request(recipe, sources)
@@ -237,17 +238,19 @@ def _until_known(run: Run, attempt: int, progress: Progress | None) -> None:
         time.sleep(0.2)
 
 
-def _request(recipe: Recipe, sources: Sources) -> dict[str, Any]:
+def _request(recipe: AnyRecipe, sources: Sources) -> dict[str, Any]:
     """Return what is written into request.json. Its digest is the same for cells that wish for the same model."""
     code = gptx_nb.__version__
-    base = _base_fingerprint(recipe.model)
+    base = _base_fingerprint(recipe.base)
     deciding = {
+        "kind": recipe.kind,
         "recipe": recipe.digest(),
         "base": base,
         "code": code,
         **{name: source.fingerprint if source else None for name, source in sources.items()},
     }
     return {
+        "kind": recipe.kind,
         "recipe": recipe.model_dump(mode="json"),
         "source": {name: source.to_json() if source else None for name, source in sources.items()},
         "base": base,
@@ -257,12 +260,12 @@ def _request(recipe: Recipe, sources: Sources) -> dict[str, Any]:
     }
 
 
-def _free(recipe: Recipe) -> dict[str, Any]:
+def _free(recipe: Settings) -> dict[str, Any]:
     """Return the settings that may change from attempt to attempt: the trained model is the same."""
-    return {name: value for name, value in recipe.model_dump(mode="json").items() if not matters(name)}
+    return {name: value for name, value in recipe.model_dump(mode="json").items() if not matters(name, type(recipe))}
 
 
-def _free_changes(run: Run, recipe: Recipe) -> str:
+def _free_changes(run: Run, recipe: Settings) -> str:
     """Say which of those are now asked for otherwise than in the latest attempt of `run`."""
     before = _free(run.recipe())
     return ", ".join(
@@ -273,16 +276,18 @@ def _free_changes(run: Run, recipe: Recipe) -> str:
 def _difference(older: Run, request: dict[str, Any]) -> str:
     """Say in one line what makes the new version differ from `older`."""
     before = older.request()
+    if before.get("kind", "finetune") != request["kind"]:
+        return f"{_called(older)} is another kind of run: {older.cell} made it"
     changed = [
         name
         for name, value in request["recipe"].items()
-        if name not in ("data", "examples") and matters(name) and before["recipe"].get(name) != value
+        if name not in SOURCES and matters(name, older.kind) and before["recipe"].get(name) != value
     ]
     for name, what in (("train", "the examples"), ("validation", "the validation table")):
         old, new = before["source"][name], request["source"][name]
         if (old and old["fingerprint"]) != (new and new["fingerprint"]):
             changed.append(what)
-    if "model" not in changed and before.get("base") != request["base"]:
+    if older.kind.base_setting not in changed and before.get("base") != request["base"]:
         changed.append("the base model's files")
     if before["code"] != request["code"]:
         changed.append(f"gptx_nb ({before['code']} before, {request['code']} now)")
@@ -327,9 +332,12 @@ def _preflight(launched: Launched, store: RunStore, progress: Progress | None) -
 
 
 def _has_begun(run: Run, attempt: int) -> bool:
+    records, _ = metrics.read(run.metrics_file(attempt))
+    preparing = [record["time"] for record in records if record.get("phase") == "corpus"]
+    if preparing and preparing[-1] - preparing[0] > LONG_ENOUGH:
+        return True  # many texts take their time; what is wrong with them is told with the run
     if not run.plan_file.exists():
         return False
-    records, _ = metrics.read(run.metrics_file(attempt))
     # The plan is there before the trial step, and may be left from an earlier attempt.
     return any(record.get("kind") in ("start", "step") or record.get("phase") in _PAST_PREFLIGHT for record in records)
 
@@ -359,7 +367,7 @@ def _start(run: Run, attempt: int, progress: Progress | None) -> bool:
     if status not in (CLAIMED, LOST):
         raise RunFailed(
             f"{_called(run)} could not be started.\nLog: {run.log_file(attempt)}\n{run.log_tail()}\n"
-            f"Run the cell `%%gpt_finetune {run.name}` again once that is mended."
+            f"Run the cell `{run.cell}` again once that is mended."
         )
     return status == CLAIMED
 
@@ -386,22 +394,47 @@ def environment() -> dict[str, str]:
     return variables
 
 
-def _with_whole_path(recipe: Recipe) -> Recipe:
+def _with_run(recipe: AnyRecipe, store: RunStore, progress: Progress | None) -> AnyRecipe:
+    """Return `recipe` with the version of the run that it begins with, as `run:NAME/2`; wait while that run trains."""
+    typed = recipe.base or ""
+    if not typed.startswith(RUN):
+        return recipe
+    setting = recipe.base_setting
+    try:
+        run = store.find(typed.removeprefix(RUN))
+    except UsageError as error:
+        raise ModelError(f"{setting}: {error}") from None
+    if run.active:
+        with _going_on(run):
+            _until_ended(run, progress)
+    raise_if_bad(run)
+    if not run.model.is_dir():
+        raise ModelError(
+            f"{setting}: {_called(run)} has no model: it is {run.state()}. Run the cell `{run.cell}` first"
+        )
+    return recipe.with_base(f"{RUN}{run.name}/{run.version}")
+
+
+def _with_whole_path(recipe: AnyRecipe) -> AnyRecipe:
     """Return `recipe` with a base model's relative path made whole: the worker runs in another folder."""
-    name = recipe.model
+    name = recipe.base
+    if name is None or name.startswith(RUN):
+        return recipe
     path = os.path.abspath(os.path.expanduser(name))
     like_path = name.startswith(("./", "../", "~", "/")) or name.endswith(".gguf")
     if name not in CATALOG and (like_path or Path(path).exists()):
-        return recipe.model_copy(update={"model": path})
+        return recipe.with_base(path)
     return recipe
 
 
-def _base_fingerprint(model: str) -> str | None:
+def _base_fingerprint(model: str | None) -> str | None:
     """Return a SHA-256 over the names and bytes of a base model on this disk, None for one that has a name only.
 
     A folder or file that is not there is told by the worker, which knows what a base model needs.
     """
-    path = Path(model)
+    if model is None:
+        return None
+    path = RunStore().find(model.removeprefix(RUN)).model if model.startswith(RUN) else Path(model)
     if not path.is_absolute():
         return None
     digest = hashlib.sha256()
@@ -464,7 +497,7 @@ def _called(run: Run) -> str:
 
 def _still_there(run: Run) -> None:
     if not run.request_file.exists():
-        raise RunNotFound(f"{_called(run)} was removed. Run the cell `%%gpt_finetune {run.name}` to train it anew")
+        raise RunNotFound(f"{_called(run)} was removed. Run its cell again to train it anew")
 
 
 def _mistake(outcome: dict[str, Any]) -> Exception:

@@ -15,12 +15,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from gptx_nb import launch, line, metrics
+from gptx_nb import launch, line, metrics, pretraining_words
 from gptx_nb.errors import GptxError
+from gptx_nb.pretraining import PretrainRecipe
 from gptx_nb.runs import Run, State
 
 WAITS = "waiting in line"
 PHASES = {
+    "corpus": "preparing the texts",
     "data": "reading the data",
     "model": "loading the model",
     "queue": WAITS,
@@ -42,6 +44,7 @@ class Progress:
         self.state: State = "starting"
         self.phase: str | None = None
         self.waits_for = ""  # why it waits in line, in words
+        self.prepared = ""  # how much of the texts is prepared, in words
         self.total: int | None = None
         self.steps: list[metrics.Record] = []
         self.evaluations: list[metrics.Record] = []
@@ -83,6 +86,7 @@ class Progress:
         elif kind == "phase":
             self.phase = record["phase"]
             self.waits_for = _waits_for(record) if self.phase == "queue" else ""
+            self.prepared = str(record.get("done") or "")
         elif kind == "step":
             self.steps.append(record)
         elif kind == "evaluation":
@@ -111,6 +115,12 @@ class Progress:
     def validation(self) -> float | None:
         """The latest validation accuracy, from 0 to 1."""
         found: float | None = self.evaluations[-1].get("accuracy") if self.evaluations else None
+        return found
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Of a pretraining run: how well held-back documents are predicted."""
+        found: float | None = self.evaluations[-1].get("bits_per_byte") if self.evaluations else None
         return found
 
     @property
@@ -153,12 +163,16 @@ class Progress:
         found = []
         if self.waits_for and self.state in ("running", "elsewhere"):
             found.append(self.waits_for)
+        if self.prepared and self.state == "running":
+            found.append(self.prepared)
         if self.step:
             found.append(f"step {self.step:,}/{self.total:,}" if self.total else f"step {self.step:,}")
         if self.loss is not None:
             found.append(f"loss {number(self.loss)}")
         if self.validation is not None:
             found.append(f"validation {self.validation:.2f}")
+        if self.bits_per_byte is not None:
+            found.append(f"held back {self.bits_per_byte:.3f} bits a byte")
         if self.phase == "training" and (speed := self.tokens_per_second):
             found.append(f"{speed:,.0f} tokens/s" + (f" on {1 + len(self._ranks)} devices" if self._ranks else ""))
         if self.state == "running" and (left := self.seconds_left) is not None:
@@ -299,6 +313,7 @@ def choices(run: Run) -> list[tuple[str, str, str]]:
         "tune",
         "rows",
         "memory",
+        "tokens_per_step",
         "learning_rate",
         "epochs",
         "max_length",
@@ -307,8 +322,10 @@ def choices(run: Run) -> list[tuple[str, str, str]]:
     ):
         if name in plan and (name, plan[name]["choice"]) != ("devices", 1):  # an older run decided less
             found.append((name, _plain(plan[name]["choice"]), plan[name]["reason"] or ""))
-    batch, steps = plan["batch_size"], f"{plan['steps']:,} steps in all"
-    if isinstance(batch, dict):
+    batch, steps = plan.get("batch_size"), f"{plan['steps']:,} steps in all"
+    if batch is None:  # pretraining counts tokens
+        found.append(("steps", f"{plan['steps']:,}", ""))
+    elif isinstance(batch, dict):
         found.append(("batch_size", _plain(batch["choice"]), f"{batch['reason']}; {steps}"))
     else:  # an older run
         found.append(("batch_size", _plain(batch), steps))
@@ -330,6 +347,10 @@ def preflight_lines(run: Run) -> list[str]:
     """Return what was found out before training, as text."""
     report, plan = run.report(), run.plan()
     lines = []
+    if run.kind is PretrainRecipe:
+        lines += [f"{what}: {words}" for what, words in pretraining_words.corpus_lines(report)] if report else []
+        lines += [f"{name}: {value}" + (f" ({why})" if why else "") for name, value, why in choices(run)]
+        return lines + [f"note: {note}" for note in warnings(run)]
     if report is not None:
         lines += [
             f"data: {report.get('source') or 'examples'}: {rows_used(report)}",
@@ -384,7 +405,7 @@ def verdict(scores: dict[str, Any]) -> str:
 def score_rows(run: Run) -> list[tuple[str, float, float]]:
     """Return (who, accuracy, macro F1) of the model and of each baseline; empty where nothing was held back."""
     scores = run.scores()
-    if not scores or not scores.get("validation"):
+    if not scores or not scores.get("validation") or run.kind is PretrainRecipe:
         return []
     validation = scores["validation"]
     rows = [(f"{called(run)} ({model_name(run)})", validation["accuracy"], validation["macro_f1"])]
@@ -399,8 +420,11 @@ def score_rows(run: Run) -> list[tuple[str, float, float]]:
 
 def model_name(run: Run) -> str:
     """The base model as it was asked for; a folder by its last part."""
-    name = str(run.request()["recipe"]["model"])
-    return Path(name).name if os.path.isabs(name) else name
+    request = run.request()
+    name = request["recipe"][run.kind.base_setting]
+    if name is None:
+        return "new"
+    return Path(name).name if os.path.isabs(name) else str(name)
 
 
 def headline(run: Run) -> str:
@@ -408,7 +432,10 @@ def headline(run: Run) -> str:
     parts = [called(run), run.state()]
     scores = run.scores() if parts[1] == "finished" else None
     if scores:
-        if validation := scores.get("validation"):
+        validation = scores.get("validation")
+        if validation and run.kind is PretrainRecipe:
+            parts.append(pretraining_words.scored(validation))
+        elif validation:
             parts.append(f"accuracy {validation['accuracy']:.2f} on {counted(validation['rows'], 'held-out row')}")
         if scores.get("seconds") is not None:
             parts.append(f"trained in {duration(scores['seconds'])}")
@@ -422,7 +449,7 @@ def trouble(run: Run) -> str:
     except GptxError as error:
         return str(error)
     if run.state() == "stopped":
-        return f"It was stopped and saved. Run the cell `%%gpt_finetune {run.name}` again to go on from there."
+        return f"It was stopped and saved. Run the cell `{run.cell}` again to go on from there."
     return ""
 
 
@@ -434,6 +461,11 @@ def result_lines(run: Run) -> list[str]:
     scores = run.scores()
     if scores is None:
         return lines
+    if run.kind is PretrainRecipe:
+        lines.append(pretraining_words.verdict(scores, run.name))
+        for beginning, text in pretraining_words.samples(Progress(run).refresh().evaluations):
+            lines.append(f"sample: {one_line(beginning, 60)} | {one_line(text, 200)}")
+        return lines + [f"note: {note}" for note in [*warnings(run), *_notes(run)]]
     lines.append(verdict(scores))
     if rows := score_rows(run):
         width = max(len(who) for who, _, _ in rows)
@@ -460,8 +492,10 @@ def run_row(run: Run) -> dict[str, Any]:
         "state": (state := run.state()),
         "doing": WAITS if state == "running" and line.waits(run, run.attempts()) else state,
         "model": model_name(run),
-        "rows": report["used"] if report else None,
-        "accuracy": validation["accuracy"] if validation else None,
+        "kind": run.kind.kind,
+        "rows": report.get("used", report.get("documents")) if report else None,
+        "accuracy": validation.get("accuracy") if validation else None,
+        "bits_per_byte": validation.get("bits_per_byte") if validation else None,
         "seconds": (scores or {}).get("seconds"),
         "created": request["created"],
         "bytes": sum(path.lstat().st_size for path in run.folder.rglob("*") if path.is_file()),
@@ -491,11 +525,17 @@ def run_cells(row: dict[str, Any]) -> list[str]:
         row["doing"],
         row["model"],
         "" if row["rows"] is None else f"{row['rows']:,}",
-        "" if row["accuracy"] is None else f"{row['accuracy']:.2f}",
+        _score(row),
         "" if row["seconds"] is None else duration(row["seconds"]),
         size(row["bytes"]),
         time.strftime("%Y-%m-%d %H:%M", time.localtime(row["created"])),
     ]
+
+
+def _score(row: dict[str, Any]) -> str:
+    if row["bits_per_byte"] is not None:
+        return f"{row['bits_per_byte']:.3f} bits/byte"
+    return "" if row["accuracy"] is None else f"{row['accuracy']:.2f}"
 
 
 NO_RUNS = "There are no runs yet. A cell `%%gpt_finetune NAME` makes one."

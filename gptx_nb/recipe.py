@@ -1,6 +1,7 @@
 """The only list of settings. Flags, completion, help, forms and the README table are derived from it (fields.py).
 
-`None` as a default means that the engine chooses and says why; what it chose stands in the run's own `recipe.yaml`.
+`Recipe` is fine-tuning's; pretraining has one of its own (pretraining.py), read and told in the same way. `None` as a
+default means that the engine chooses and says why; what it chose stands in the run's own `recipe.yaml`.
 A recipe is read from YAML (a cell body, a file), from keywords, or from flags; every mistake gives one line.
 """
 
@@ -11,11 +12,13 @@ import json
 import math
 import re
 from collections.abc import Hashable, Mapping
+from functools import cache
 from numbers import Integral
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, overload
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 from gptx_nb.catalog import CATALOG
 from gptx_nb.errors import RecipeError, nearest
@@ -23,6 +26,7 @@ from gptx_nb.errors import RecipeError, nearest
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 Task = Literal["text-classification"]
+SOURCES = ("data", "examples")  # settings that say where rows come from, which have fingerprints of their own
 
 _SHARE = re.compile(r"\s*(\d*[.,]?\d+)\s*(%?)\s*")  # as text: `20%`, `'0.2'`, `0,2`
 
@@ -35,10 +39,94 @@ def setting(
     return Field(default, description=description, json_schema_extra=facts, **bounds)
 
 
-class Recipe(BaseModel):
-    """Everything a run is made from, apart from the rows of its table."""
+class Settings(BaseModel):
+    """What recipes of every kind have in common: how they are checked, told apart, and written down."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, serialize_by_alias=True)
+
+    kind: ClassVar[str]  # of run, as it stands in request.json
+    magic: ClassVar[str]  # whose cell makes such a run
+    base_setting: ClassVar[str]  # the one that names a base model
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _a_number_is_no_truth(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and _types(cls, str(info.field_name)) & {int, float}:
+            raise ValueError("a number is wanted, not true or false")
+        return value
+
+    @field_validator("validation", check_fields=False)
+    @classmethod
+    def _validation_fits(cls, value: float | str) -> float | str:
+        typed = _SHARE.fullmatch(value) if isinstance(value, str) else None
+        share = float(typed[1].replace(",", ".")) / (100 if typed[2] else 1) if typed else value
+        if isinstance(share, float) and not 0 <= share <= 0.9:
+            raise ValueError("a share from 0 to 0.9, or the name of a table")
+        if typed:
+            raise ValueError(f"type {share:g}")
+        return value
+
+    @field_validator("device", check_fields=False)
+    @classmethod
+    def _device_is_known(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", value):
+            raise ValueError("use auto, cpu, cuda, cuda:0 (or another number), mps or xpu")
+        return value
+
+    @field_validator("devices", check_fields=False)
+    @classmethod
+    def _devices_are_counted(cls, value: int | str) -> int | str:
+        if isinstance(value, str) and value != "all":
+            raise ValueError("a number of devices from 1 to 64, or all")
+        return value
+
+    @model_validator(mode="after")
+    def _one_device_or_several(self: S) -> S:
+        device, devices = (getattr(self, name) for name in ("device", "devices"))
+        if devices != 1 and ":" in device:
+            raise ValueError(
+                f"device: {device} is one device, and devices: {devices} are asked for. Type "
+                f"`device: {device.partition(':')[0]}`, or leave devices out"
+            )
+        return self
+
+    @property
+    def base(self) -> str | None:
+        """The base model as it was asked for, if there is one."""
+        value: str | None = self.model_dump()[self.base_setting]
+        return value
+
+    def with_base(self: S, base: str) -> S:
+        """Return this recipe with another base model."""
+        name = next(name for name, field in type(self).model_fields.items() if self.base_setting in (name, field.alias))
+        return self.model_copy(update={name: base})
+
+    def digest(self) -> str:
+        """A fingerprint of the settings that decide what model comes out, in hexadecimal digits.
+
+        Where the examples come from is left out: their rows have a fingerprint of their own.
+        """
+        deciding = {
+            name: value
+            for name, value in self.model_dump(mode="json").items()
+            if name not in SOURCES and matters(name, type(self))
+        }
+        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode("utf-8")).hexdigest()
+
+    def to_yaml(self) -> str:
+        """Return the recipe as YAML, complete, re-usable as a cell body."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+class Recipe(Settings):
+    """Everything that fine-tuning is made from, apart from the rows of its table."""
+
+    kind: ClassVar[str] = "finetune"
+    magic: ClassVar[str] = "gpt_finetune"
+    base_setting: ClassVar[str] = "model"
 
     task: Task = setting("text-classification", "What the model shall do.", reason="the only task so far")
     model: str = setting(
@@ -168,13 +256,6 @@ class Recipe(BaseModel):
         le=86_400,
     )
 
-    @field_validator("*", mode="before")
-    @classmethod
-    def _a_number_is_no_truth(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and _types(str(info.field_name)) & {int, float}:
-            raise ValueError("a number is wanted, not true or false")
-        return value
-
     @field_validator("text", "label", mode="before")
     @classmethod
     def _columns_may_be_numbered(cls, value: Any) -> Any:
@@ -199,47 +280,12 @@ class Recipe(BaseModel):
                 )
         return rows
 
-    @field_validator("validation")
-    @classmethod
-    def _validation_fits(cls, value: float | str) -> float | str:
-        typed = _SHARE.fullmatch(value) if isinstance(value, str) else None
-        share = float(typed[1].replace(",", ".")) / (100 if typed[2] else 1) if typed else value
-        if isinstance(share, float) and not 0 <= share <= 0.9:
-            raise ValueError("a share from 0 to 0.9, or the name of a table")
-        if typed:
-            raise ValueError(f"type {share:g}")
-        return value
-
     @field_validator("tune")
     @classmethod
     def _tune_is_known(cls, value: str) -> str:
         if not re.fullmatch(r"full|lora|head|top:[1-9]\d{0,3}", value):
             raise ValueError("use full, lora, head, or top:4 (or another number of layers)")
         return value
-
-    @field_validator("device")
-    @classmethod
-    def _device_is_known(cls, value: str) -> str:
-        if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", value):
-            raise ValueError("use auto, cpu, cuda, cuda:0 (or another number), mps or xpu")
-        return value
-
-    @field_validator("devices")
-    @classmethod
-    def _devices_are_counted(cls, value: int | str) -> int | str:
-        if isinstance(value, str) and value != "all":
-            raise ValueError("a number of devices from 1 to 64, or all")
-        return value
-
-    @model_validator(mode="after")
-    def _one_device_or_several(self) -> Recipe:
-        if self.devices != 1 and ":" in self.device:
-            kind = self.device.partition(":")[0]
-            raise ValueError(
-                f"device: {self.device} is one device, and devices: {self.devices} are asked for. Type "
-                f"`device: {kind}`, or leave devices out"
-            )
-        return self
 
     @model_validator(mode="after")
     def _one_source(self) -> Recipe:
@@ -249,67 +295,64 @@ class Recipe(BaseModel):
             raise ValueError("labels: a name stands there twice")
         return self
 
-    def digest(self) -> str:
-        """A fingerprint of the settings that decide what model comes out, in hexadecimal digits.
 
-        Where the examples come from is left out: their rows have a fingerprint of their own.
-        """
-        deciding = {
-            name: value
-            for name, value in self.model_dump(mode="json").items()
-            if name not in ("data", "examples") and matters(name)
-        }
-        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode("utf-8")).hexdigest()
-
-    def to_yaml(self) -> str:
-        """Return the recipe as YAML, complete, re-usable as a cell body."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+def settings_of(kind: type[Settings]) -> dict[str, FieldInfo]:
+    """Return the fields of a kind of recipe by the names that are typed (`from` is no name in Python)."""
+    return {field.alias or name: field for name, field in kind.model_fields.items()}
 
 
-def _types(name: str) -> set[Any]:
-    """Return the types that the setting `name` may have: {float, str} for `float | str`."""
-    annotation = Recipe.model_fields[name].annotation
+def _types(kind: type[Settings], name: str) -> set[Any]:
+    """Return the types that the field `name` may have: {float, str} for `float | str`."""
+    annotation = kind.model_fields[name].annotation
     return set(get_args(annotation)) or {annotation}
 
 
-def matters(name: str) -> bool:
+def matters(name: str, kind: type[Settings]) -> bool:
     """Say whether the setting `name` can change the trained model."""
-    facts = Recipe.model_fields[name].json_schema_extra
+    facts = settings_of(kind)[name].json_schema_extra
     return bool(facts["matters"]) if isinstance(facts, dict) else True
 
 
-def make_recipe(settings: Mapping[str, Any], where: str = "") -> Recipe:
-    """Make a Recipe from plain values; `where` opens the message of a RecipeError ("cell body", a file, "flags")."""
+@overload
+def make_recipe(settings: Mapping[str, Any], where: str = "") -> Recipe: ...
+@overload
+def make_recipe(settings: Mapping[str, Any], where: str, kind: type[S]) -> S: ...
+def make_recipe(settings: Mapping[str, Any], where: str = "", kind: type[Any] = Recipe) -> Any:
+    """Make a recipe of a kind from plain values.
+
+    `where` opens the message of a RecipeError ("cell body", a file, "flags").
+    """
+    known = settings_of(kind)
     for key in settings:
-        if key not in Recipe.model_fields:
-            known = ", ".join(Recipe.model_fields)
+        if key not in known:
             raise RecipeError(
-                f"{_lead(where, settings, key)}unknown setting {key!r}."
-                f"{nearest(str(key), Recipe.model_fields)} Settings: {known}"
+                f"{_lead(where, settings, key)}unknown setting {key!r}.{nearest(str(key), known)} "
+                f"Settings: {', '.join(known)}"
             )
     try:
-        return Recipe.model_validate(dict(settings))
+        return kind.model_validate(dict(settings))
     except ValidationError as error:
         place = error.errors(include_url=False)[0]["loc"]
-        raise RecipeError(_lead(where, settings, place[0] if place else None) + _one_line(error)) from None
+        raise RecipeError(_lead(where, settings, place[0] if place else None) + _one_line(error, known)) from None
 
 
-def parse_yaml(text: str, where: str = "cell body") -> dict[str, Any]:
-    """Read settings from YAML; raises RecipeError with line and column.
+def parse_yaml(text: str, where: str = "cell body", kind: type[Settings] = Recipe) -> Lines:
+    """Read settings of a kind of recipe from YAML; raises RecipeError with line and column.
 
     Differs from plain YAML 1.1 where that surprises: `1e-4` is a number; `yes`, `no`, `on`, `off`, dates, `010`, `0x10`
     and `1:30` are text; a key given twice, a tag, an alias, NaN and infinity are errors; whatever stands in `examples`,
     `labels` and settings that hold a text is text.
     """
+    loader = _loader(kind)
     try:
-        settings = yaml.load(text, Loader=_Loader)
+        settings = yaml.load(text, Loader=loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = error.problem or ""
         if "expected ':'" in problem:
             mark = error.context_mark or mark  # the problem is noticed only where the next line begins
         if "expected ':'" in problem or "mapping values" in problem:
-            _refuse_unspaced(text, mark, where)
+            _refuse_unspaced(text, mark, where, kind)
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise RecipeError(f"{where}{place}: {_explain(error, text, mark)}") from None
     except yaml.YAMLError as error:
@@ -317,11 +360,11 @@ def parse_yaml(text: str, where: str = "cell body") -> dict[str, Any]:
     if settings is None:
         return Lines({}, {})
     if not isinstance(settings, dict):
-        _refuse_unspaced(text, None, where)
+        _refuse_unspaced(text, None, where, kind)
         raise RecipeError(
             f"{where}: expected lines like `epochs: 3`, got {type(settings).__name__} {str(settings)[:60]!r}"
         )
-    root = yaml.compose(text, Loader=_Loader)
+    root = yaml.compose(text, Loader=loader)
     lines = {key.value: key.start_mark.line + 1 for key, _ in root.value} if isinstance(root, yaml.MappingNode) else {}
     return Lines(settings, lines)
 
@@ -353,6 +396,8 @@ def known_models() -> list[str]:
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the differences that `parse_yaml` names."""
 
+    as_typed: ClassVar[set[str]] = set()  # settings whose values stay as they were typed: a column 0, a commit 1234567
+
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()  # type: ignore[no-untyped-call]
@@ -367,14 +412,18 @@ class _Loader(yaml.SafeLoader):
         _check_keys(node)
         return {
             key_node.value: _texts(value_node)
-            if key_node.value in _TEXTS
+            if key_node.value in self.as_typed
             else self.construct_object(value_node, deep=True)
             for key_node, value_node in node.value
         }
 
 
-# Settings whose values stay as they were typed: a column called 0, a commit 1234567.
-_TEXTS = {"examples", "labels", *(name for name in Recipe.model_fields if _types(name) <= {str, type(None)})}
+@cache
+def _loader(kind: type[Settings]) -> type[_Loader]:
+    texts = {
+        field.alias or name for name, field in kind.model_fields.items() if _types(kind, name) <= {str, type(None)}
+    }
+    return type("_Loader", (_Loader,), {"as_typed": {"examples", "labels", "samples", *texts}})
 
 
 def _check_keys(node: yaml.MappingNode) -> None:
@@ -423,13 +472,13 @@ _Loader.add_implicit_resolver(
 _Loader.add_constructor(_FLOAT, _construct_float)
 
 
-def _refuse_unspaced(text: str, mark: yaml.Mark | None, where: str) -> None:
+def _refuse_unspaced(text: str, mark: yaml.Mark | None, where: str, kind: type[Settings]) -> None:
     """Raise RecipeError for the first line, down to `mark`, with a setting that lacks its colon or the space after."""
     for number, line in enumerate(text.splitlines(), 1):
         if mark and number > mark.line + 1:
             return
         typed = re.fullmatch(r"(\w+)\s*(?::(?!\s)|\s)\s*([^\s:].*)", line)
-        if typed and typed[1] in Recipe.model_fields:
+        if typed and typed[1] in settings_of(kind):
             raise RecipeError(
                 f"{where}, line {number}: {line.strip()[:60]!r} is no setting yet. Write "
                 f"`{typed[1]}: {typed[2].strip()[:60]}`, with a colon and a space"
@@ -467,7 +516,7 @@ def _as_text(value: Any) -> str:
     )
 
 
-def _one_line(error: ValidationError) -> str:
+def _one_line(error: ValidationError, known: Mapping[str, FieldInfo]) -> str:
     """Say the first mistake in `error` in one line: setting, what was got, what fits, what to type."""
     first = error.errors(include_url=False)[0]
     message = str(first["msg"]).removeprefix("Value error, ")
@@ -477,13 +526,13 @@ def _one_line(error: ValidationError) -> str:
     got = first["input"]
     typed = str(got).lower() if isinstance(got, bool) else str(got)
     shown = "" if first["type"] == "value_error" and name == "examples" else f"{typed[:60]!r} does not fit: "
-    unit = (Recipe.model_fields[name].json_schema_extra or {}).get("unit")  # type: ignore[union-attr]
+    unit = (known[name].json_schema_extra or {}).get("unit")  # type: ignore[union-attr]
     fits = message[0].lower() + message[1:] + (f" ({unit})" if unit else "")
     hint = (
         nearest(got, first.get("ctx", {}).get("expected", "").replace("'", "").replace(" or ", ", ").split(", "))
         if isinstance(got, str)
         else ""
     )
-    default = Recipe.model_fields[name].default
+    default = known[name].default
     example = "" if default is None or name == "task" else f". The default is {name}: {default}"
     return f"{name}: {shown}{fits}.{hint}".rstrip(".") + (example or "")

@@ -37,6 +37,7 @@ from typing import Any, Literal
 
 from gptx_nb import files, metrics
 from gptx_nb.errors import RunNotFound, nearest
+from gptx_nb.pretraining import KINDS, AnyRecipe
 from gptx_nb.process import Process, boot_id, signs_of_life, start_time
 from gptx_nb.recipe import Recipe, check_name, make_recipe, parse_yaml
 from gptx_nb.run_files import RunFiles
@@ -81,25 +82,37 @@ class Run(RunFiles):
     def request(self) -> dict[str, Any]:
         """Return what was written when the run was made.
 
-        {"recipe": {...}, "source": {"train": {...}, "validation": {...} or None}, "base": fingerprint of a base model
-        on this disk or None, "digest": ..., "code": version, "created": seconds since 1970, for show}
+        {"kind": "finetune" or "pretrain", "recipe": {...}, "source": {"train": {...}, "validation": {...} or None},
+        "base": fingerprint of a base model on this disk or None, "digest": ..., "code": version,
+        "created": seconds since 1970, for show}
         """
         request: dict[str, Any] | None = files.read_json(self.request_file)
         if request is None:
             raise RunNotFound(f"run {self.name} version {self.version} has no request.json in {self.folder}")
         return request
 
-    def recipe(self) -> Recipe:
+    @property
+    def kind(self) -> type[AnyRecipe]:
+        """Fine-tuning or pretraining: the class of the run's recipe."""
+        return KINDS[self.request().get("kind", Recipe.kind)]  # an older run has none
+
+    def recipe(self) -> AnyRecipe:
         """Return the resolved recipe, or the recipe as asked while the worker has not resolved it.
 
         What does not decide the model is as the latest attempt was asked to have it.
         """
+        kind, where = self.kind, str(self.recipe_file)
         settings = files.read_json(self.settings_file(self.attempts())) or {}
         try:
             text = self.recipe_file.read_text(encoding="utf-8")
         except FileNotFoundError:
-            return make_recipe({**self.request()["recipe"], **settings}, str(self.request_file))
-        return make_recipe({**parse_yaml(text, str(self.recipe_file)), **settings}, str(self.recipe_file))
+            return make_recipe({**self.request()["recipe"], **settings}, str(self.request_file), kind)
+        return make_recipe({**parse_yaml(text, where, kind), **settings}, where, kind)
+
+    @property
+    def cell(self) -> str:
+        """What begins the cell that makes this run: `%%gpt_finetune reviews`."""
+        return f"%%{self.kind.magic} {self.name}"
 
     def sources(self) -> dict[str, Source | None]:
         """Return where the examples come from: {"train": ..., "validation": ... or None}."""

@@ -20,12 +20,13 @@ from typing import Any, Literal
 
 from gptx_nb import files
 from gptx_nb.errors import DataError, nearest
-from gptx_nb.recipe import Recipe
+from gptx_nb.pretraining import AnyRecipe, PretrainRecipe
 
 # What ends like this is a file, even where there is none; a name on the Hub may hold dots as well.
 FILE_ENDINGS = (
     *(".csv", ".tsv", ".tab", ".txt", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".feather", ".xlsx", ".xls"),
     *(".ods", ".gz", ".xz", ".bz2", ".zip", ".zst", ".pkl", ".npz", ".npy", ".sqlite", ".db", ".yaml", ".yml", ".html"),
+    ".md",
 )
 MOST_FILES = 10_000  # in a data set's folder
 
@@ -35,6 +36,7 @@ NO_EXAMPLES = (
     "  - [This movie is amazing!, positive]\n"
     "  - [I hate this product., negative]"
 )
+NO_TEXTS = "there is nothing to learn from. Name texts, as in `data: books/`, `data: articles.jsonl` or `data: df`"
 
 
 @dataclass(frozen=True)
@@ -55,21 +57,22 @@ class Source:
         return cls(**value)
 
 
-def stage(recipe: Recipe, data: object | None, validation: object | None, folder: Path) -> dict[str, Source | None]:
+def stage(recipe: AnyRecipe, data: object | None, validation: object | None, folder: Path) -> dict[str, Source | None]:
     """Return {"train": Source, "validation": Source or None}; rows from memory are written to `folder`/source/.
 
     `data` and `validation` are objects of the caller (DataFrame, Series, datasets.Dataset or DatasetDict, polars
     DataFrame, pyarrow.Table, list, dict of columns, path); where one is None, the recipe's text decides. A share as
     `recipe.validation` gives no validation source. Raises DataError.
     """
-    if data is not None and recipe.examples is not None:
+    examples = None if isinstance(recipe, PretrainRecipe) else recipe.examples
+    if data is not None and examples is not None:
         raise DataError("both data and examples are given; keep one of them")
     own = validation if validation is not None else recipe.validation
     train: Source
-    if recipe.examples is not None:
-        train = _typed(recipe.examples, folder)
+    if examples is not None:
+        train = _typed(examples, folder)
     elif data is None and recipe.data is None:
-        raise DataError(NO_EXAMPLES)
+        raise DataError(NO_TEXTS if isinstance(recipe, PretrainRecipe) else NO_EXAMPLES)
     else:
         given = data if data is not None else recipe.data
         if _is_dataset_dict(given):
@@ -78,16 +81,24 @@ def stage(recipe: Recipe, data: object | None, validation: object | None, folder
             share = type(recipe).model_fields["validation"].default
             if "validation" in splits and own == share and recipe.split != "validation":
                 own = splits["validation"]
-        train = _source(given, "data", recipe.data, recipe, folder, "train")
+        train = _source(_as_rows(given, recipe), "data", recipe.data, recipe, folder, "train")
     if isinstance(own, float | int):
         return {"train": train, "validation": None}
     if _is_dataset_dict(own):
         own = _split(own, "validation")  # type: ignore[arg-type]
     shown = recipe.validation if isinstance(recipe.validation, str) else None
+    own = _as_rows(own, recipe)
     return {"train": train, "validation": _source(own, "validation", shown, recipe, folder, "validation")}
 
 
-def _source(given: object, setting: str, shown: str | None, recipe: Recipe, folder: Path, stem: str) -> Source:
+def _as_rows(given: object, recipe: AnyRecipe) -> object:
+    """Return `given`; where texts alone are wanted, a list of them as rows."""
+    if not isinstance(recipe, PretrainRecipe) or not isinstance(given, list | tuple):
+        return given
+    return [{"text": each} if isinstance(each, str) else each for each in given]
+
+
+def _source(given: object, setting: str, shown: str | None, recipe: AnyRecipe, folder: Path, stem: str) -> Source:
     if isinstance(given, str | os.PathLike):
         return _named(given, setting, recipe)
     return _write(given, setting, shown, folder / "source", stem)
@@ -96,7 +107,7 @@ def _source(given: object, setting: str, shown: str | None, recipe: Recipe, fold
 # ---- what lies elsewhere --------------------------------------------------------------------------------------------
 
 
-def _named(given: str | os.PathLike[str], setting: str, recipe: Recipe) -> Source:
+def _named(given: str | os.PathLike[str], setting: str, recipe: AnyRecipe) -> Source:
     """Return the source for a path or a name on the Hub."""
     text = os.fspath(given)
     path = Path(text).expanduser().absolute()

@@ -140,8 +140,8 @@ def test_two_processes_train_what_one_trains(home: Path, still_model: Path) -> N
     """
     for batch_size in (5, 12):
         asked = recipe(still_model, batch_size=batch_size, learning_rate=1e-4)
-        one = launch.finetune("one", asked, data=REVIEWS, wait=True).run
-        two = launch.finetune("two", asked.model_copy(update={"devices": 2}), data=REVIEWS, wait=True).run
+        one = launch.train("one", asked, data=REVIEWS, wait=True).run
+        two = launch.train("two", asked.model_copy(update={"devices": 2}), data=REVIEWS, wait=True).run
         assert two.state() == "finished"
         ours, theirs = (load_file(run.model / "model.safetensors") for run in (two, one))
         assert set(ours) == set(theirs)
@@ -162,7 +162,7 @@ def test_two_processes_train_what_one_trains(home: Path, still_model: Path) -> N
 
 def test_a_live_run_shows_each_rank_and_goes_on_after_a_kill(home: Path, tiny_model: Path) -> None:
     asked = recipe(tiny_model, epochs=60.0, checkpoint_every=0.05, keep="last", devices=2)
-    run = launch.finetune("ranks", asked, data=REVIEWS).run
+    run = launch.train("ranks", asked, data=REVIEWS).run
     until(lambda: len(steps(run)) > 20)
     seen = Progress(run).refresh()
     rows = seen.rank_rows()
@@ -181,7 +181,7 @@ def test_a_live_run_shows_each_rank_and_goes_on_after_a_kill(home: Path, tiny_mo
     assert "was ended by SIGKILL, and the others were ended with it" in outcome["message"]
     until(lambda: not any(each.alive() for each in evidence))
 
-    again = launch.finetune("ranks", asked, data=REVIEWS, wait=True)
+    again = launch.train("ranks", asked, data=REVIEWS, wait=True)
     assert (again.action, run.state()) == ("resumed", "finished")
     starts = [
         each["step"]
@@ -192,7 +192,7 @@ def test_a_live_run_shows_each_rank_and_goes_on_after_a_kill(home: Path, tiny_mo
     assert starts[0] == 0
     assert starts[1] > 0
     assert steps(run) == list(range(1, steps(run)[-1] + 1))
-    whole = launch.finetune("whole", asked, data=REVIEWS, wait=True).run
+    whole = launch.train("whole", asked, data=REVIEWS, wait=True).run
     ours, theirs = (load_file(each.model / "model.safetensors") for each in (run, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs), "as if it had never been cut"
 
@@ -216,7 +216,7 @@ def listening(pids: list[int]) -> set[str]:
 
 def test_all_ranks_stop_as_asked_and_as_told_by_a_signal(home: Path, tiny_model: Path) -> None:
     asked = recipe(tiny_model, epochs=1000.0, devices=2)
-    run = launch.finetune("stopped", asked, data=REVIEWS).run
+    run = launch.train("stopped", asked, data=REVIEWS).run
     until(lambda: len(steps(run)) > 3)
     ranks = processes_of(run)
     launch.stop(run)
@@ -224,14 +224,14 @@ def test_all_ranks_stop_as_asked_and_as_told_by_a_signal(home: Path, tiny_model:
     assert not any(start_time(pid) for pid in ranks)
     assert run.model.is_dir()
 
-    launch.finetune("stopped", asked, data=REVIEWS)
+    launch.train("stopped", asked, data=REVIEWS)
     until(lambda: any(each["kind"] == "step" for each in metrics.read(run.metrics_file(2))[0]))
     os.kill(run.processes(2)["worker"].pid, signal.SIGTERM)
     assert launch.wait(run, timeout=120)["reason"] == "stopped"
 
 
 def test_ranks_end_when_what_started_them_is_killed(home: Path, tiny_model: Path) -> None:
-    run = launch.finetune("orphans", recipe(tiny_model, epochs=1000.0, devices=2), data=REVIEWS).run
+    run = launch.train("orphans", recipe(tiny_model, epochs=1000.0, devices=2), data=REVIEWS).run
     until(lambda: len(steps(run)) > 3)
     ranks = [Process.of(pid) for pid in processes_of(run)]
     os.kill(run.processes(1)["worker"].pid, signal.SIGKILL)
@@ -258,5 +258,5 @@ def test_of_several_ranks_that_fail_the_first_is_named() -> None:
 
 def test_a_mistake_that_every_rank_finds_is_told_once(home: Path, tiny_model: Path) -> None:
     with pytest.raises(ModelError, match="/nowhere/at/all"):
-        launch.finetune("mistaken", recipe(Path("/nowhere/at/all"), devices=2), data=REVIEWS)
+        launch.train("mistaken", recipe(Path("/nowhere/at/all"), devices=2), data=REVIEWS)
     assert RunStore().names() == []

@@ -1,29 +1,66 @@
-"""Causal language modelling: the chunked loss is the plain one, rows are visited once, a run goes on exactly."""
+"""Causal language modelling: the chunked loss is the plain one, no token is lost, no document seen from another."""
 
+import itertools
 import math
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
-from gptx_nb.engine import checkpoints
+from gptx_nb.engine import checkpoints, shards
+from gptx_nb.engine.batches import Step
+from gptx_nb.engine.shards import Shards
 from gptx_nb.engine.tasks import language_modeling
+from gptx_nb.engine.tasks.language_modeling import Learner
 from gptx_nb.engine.train import Settings, learning_rate_at, make_optimizer, train
 
 VOCABULARY = 300
 Weights = dict[str, torch.Tensor]
 
 
-def small_model() -> GPT2LMHeadModel:
+def small_model(dropout: float = 0.1) -> GPT2LMHeadModel:
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=VOCABULARY, n_positions=32, n_embd=32, n_layer=2, n_head=2)
+    dropped = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
+    config = GPT2Config(vocab_size=VOCABULARY, n_positions=32, n_embd=32, n_layer=2, n_head=2, **dropped)
     return GPT2LMHeadModel(config)
 
 
-def text(count: int = 2000) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, VOCABULARY, count).astype("<u2")
+def gpt2() -> GPT2LMHeadModel:
+    return small_model(dropout=0.0)
+
+
+END = 0
+
+
+def shards_of(folder: Path, documents: list[list[int]], vocabulary: int = VOCABULARY) -> Shards:
+    """Write `documents`, tokens each, of four bytes a token."""
+    if not folder.exists():
+        rows = ((document, 4 * len(document)) for document in documents)
+        shards.write(folder, rows, end=END, vocabulary=vocabulary)
+    return Shards(folder)
+
+
+def documents(count: int = 40, longest: int = 90) -> list[list[int]]:
+    random = np.random.default_rng(0)
+    return [random.integers(1, VOCABULARY, random.integers(1, longest)).tolist() for _ in range(count)]
+
+
+def learner_of(model: PreTrainedModel, read: Shards, **more: Any) -> Learner:
+    given = {"length": 32, "tokens_per_step": 4 * 32, "seed": 0, "token_budget": 64, **more}
+    return Learner(model, read, **given)
 
 
 @pytest.mark.parametrize("at_once", [1, 100 * VOCABULARY, 10**9])
@@ -53,35 +90,138 @@ def test_the_loss_in_bfloat16_is_close_to_that_in_float32() -> None:
     assert rough.item() == pytest.approx(exact.item(), rel=1e-2)
 
 
-def test_the_models_own_loss_is_met() -> None:
+def test_the_models_own_loss_is_met_where_a_row_is_one_document() -> None:
     model = small_model().eval()
-    ids = torch.from_numpy(text(128).astype(np.int64)).view(4, 32)
-    assert language_modeling.loss(model, {"input_ids": ids}).item() == pytest.approx(
-        model(input_ids=ids, labels=ids).loss.item(), abs=1e-5
-    )
+    rows = np.random.default_rng(0).integers(1, VOCABULARY, (4, 33))
+    tensors = language_modeling.tensors_of(rows, END, own_attention=True)
+    assert "documents" not in tensors
+    theirs = model(input_ids=torch.from_numpy(rows[:, :-1]), labels=None).logits
+    expected = torch.nn.functional.cross_entropy(theirs.flatten(0, 1), torch.from_numpy(rows[:, 1:]).flatten())
+    language_modeling.use(model)
+    assert language_modeling.loss(model, tensors).item() == pytest.approx(expected.item(), abs=1e-5)
 
 
-def test_an_epoch_visits_every_row_once_and_the_next_one_starts_elsewhere() -> None:
-    tokens = np.arange(33 * 10, dtype="<u2")
-
-    def starts(step: int) -> list[int]:
-        made = language_modeling.rows_at(step, tokens, length=32, rows=3, micro_rows=2, seed=5)
-        assert made.tokens == 3 * 32
-        assert made.weights == [2 / 3, 1 / 3]
-        return [int(row[0]) for part in made.micro for row in part["input_ids"]]
-
-    first = [start for step in range(3) for start in starts(step)]
-    assert len({start // 32 for start in first}) == 9
-    assert first != [start for step in range(3, 6) for start in starts(step)]
-    assert starts(1) == first[3:6]
+def llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, num_key_value_heads=2, **size))
 
 
-def test_bits_per_byte_of_a_model_that_knows_nothing_are_those_of_guessing() -> None:
+def neox() -> GPTNeoXForCausalLM:
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=VOCABULARY, **size))
+
+
+@pytest.mark.parametrize("make", [gpt2, llama, neox])
+def test_no_token_sees_another_document(make: Callable[[], PreTrainedModel]) -> None:
+    """Loss and gradients of rows with several documents are those of every piece of a document alone."""
+    rows = np.random.default_rng(0).integers(1, VOCABULARY, (3, 33))
+    rows[0, [5, 6, 20]] = END
+    rows[1, [0, 31, 32]] = END
+
+    def gradients(loss: torch.Tensor, model: PreTrainedModel) -> list[torch.Tensor]:
+        return list(torch.autograd.grad(loss, list(model.parameters())))
+
+    alone = make()
+    total = torch.zeros(())
+    for row in rows:
+        borders = [0, *[place for place in range(1, 32) if row[place] == END], 32]
+        for begin, end in itertools.pairwise(borders):
+            logits = alone(input_ids=torch.from_numpy(row[None, begin:end])).logits[0]
+            targets = torch.from_numpy(row[begin + 1 : end + 1])
+            total = total + torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+    expected = total / (3 * 32)
+
+    model = make()
+    reason = language_modeling.use(model)
+    assert (reason is None) == (make is not neox)
+    found = language_modeling.loss(model, language_modeling.tensors_of(rows, END, own_attention=reason is None))
+    assert found.item() == pytest.approx(expected.item(), abs=1e-5)
+    for ours, theirs in zip(gradients(found, model), gradients(expected, alone), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [7, 32, 50])
+def test_every_token_is_a_target_in_every_epoch(length: int, tmp_path: Path) -> None:
+    read = shards_of(tmp_path / "shards", documents())
+    every = Counter(read.read(0, read.tokens).tolist())
+    rows = read.rows(length)
+    learner = learner_of(small_model(), read, length=length, tokens_per_step=length)
+    for epoch in range(2):
+        seen: Counter[int] = Counter()
+        for step in range(epoch * rows, (epoch + 1) * rows):
+            for micro in learner.step(step).micro:
+                seen.update(micro["targets"].flatten().tolist())
+        assert every <= seen
+        assert seen.total() == rows * length < every.total() + length
+
+
+def test_the_order_depends_on_seed_and_epoch_alone_and_ranks_share_it(tmp_path: Path) -> None:
+    read = shards_of(tmp_path / "shards", documents())
+    learner = learner_of(small_model(), read)
+    again = learner_of(small_model(), read)
+    other = learner_of(small_model(), read, seed=1)
+
+    def rows(step: Step) -> list[list[int]]:
+        return [row for micro in step.micro for row in micro["input_ids"].tolist()]
+
+    later = rows(learner.step(learner._shards.rows(32)))
+    assert rows(learner.step(3)) == rows(again.step(3)) != rows(other.step(3))
+    assert later != rows(learner.step(0))
+    shares = [learner.step(3, rank, 3) for rank in range(3)]
+    assert sorted(row for share in shares for row in rows(share)) == sorted(rows(learner.step(3)))
+    assert sum(weight for share in shares for weight in share.weights) == pytest.approx(1)
+    assert sum(share.here for share in shares) == shares[0].tokens == 128
+
+
+def test_bits_per_byte_of_a_model_that_knows_nothing_are_those_of_guessing(tmp_path: Path) -> None:
     model = small_model()
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)
-    score = language_modeling.bits_per_byte(model, text(1025), length=32, text_bytes=4 * 1025)
-    assert score == pytest.approx(math.log2(VOCABULARY) / 4, rel=1e-4)
+    read = shards_of(tmp_path / "shards", documents())
+    score = language_modeling.score(model, read, length=32, token_budget=64)
+    per_token = read.text_bytes / (read.tokens - 1)
+    assert score.bits_per_byte == pytest.approx(math.log2(VOCABULARY) / per_token, rel=1e-4)
+    assert score.low <= score.bits_per_byte * 1.0001
+    assert score.high >= score.bits_per_byte * 0.9999
+    assert (score.tokens, score.text_bytes, score.documents) == (read.tokens - 1, read.text_bytes, 40)
+
+
+def test_the_score_of_some_rows_is_near_that_of_all_and_less_sure(tmp_path: Path) -> None:
+    read = shards_of(tmp_path / "shards", documents(400))
+    model = small_model()
+    language_modeling.use(model)
+    whole = language_modeling.score(model, read, length=32, token_budget=64)
+    part = language_modeling.score(model, read, length=32, token_budget=64, most_rows=20)
+    assert part.tokens <= 20 * 32
+    assert part.bits_per_byte == pytest.approx(whole.bits_per_byte, rel=0.05)
+    assert part.high - part.low > whole.high - whole.low
+
+
+def test_a_step_that_needs_less_memory_learns_the_same(tmp_path: Path) -> None:
+    model = gpt2()
+    learner = learner_of(model, shards_of(tmp_path / "shards", documents()), token_budget=128, streams=2)
+    parameters = list(model.parameters())
+
+    def gradient() -> list[torch.Tensor]:
+        step = learner.step(0)
+        pairs = zip(step.micro, step.weights, strict=True)
+        total = sum(learner.loss(model, micro) * weight for micro, weight in pairs)
+        return list(torch.autograd.grad(total, parameters))  # type: ignore[arg-type]
+
+    expected = gradient()
+    said = []
+    while how := learner.need_less_memory():
+        said.append(how)
+        for ours, before in zip(gradient(), expected, strict=True):
+            assert torch.allclose(ours, before, atol=1e-6)
+    assert said == [
+        "64 tokens at once",
+        "32 tokens at once",
+        "one micro-batch at a time",
+        "activations computed twice",
+    ]
 
 
 def test_wsd_rises_stays_and_falls_to_zero() -> None:
@@ -93,7 +233,8 @@ def test_wsd_rises_stays_and_falls_to_zero() -> None:
 
 
 def run(folder: Path, optimizer_name: str, stop_after: int | None = None) -> tuple[list[float], Weights]:
-    model, tokens = small_model(), text()
+    model = small_model()
+    learner = learner_of(model, shards_of(folder.parent / "shards", documents()))
     settings = Settings(steps=6, learning_rate=1e-2, decay="cosine", optimizer=optimizer_name)
     optimizer = make_optimizer(model, settings)
     newest = checkpoints.latest(folder)
@@ -104,8 +245,8 @@ def run(folder: Path, optimizer_name: str, stop_after: int | None = None) -> tup
         settings,
         device=torch.device("cpu"),
         dtype=torch.float32,
-        batch_at=lambda step: language_modeling.rows_at(step, tokens, length=32, rows=4, micro_rows=4, seed=0),
-        loss_of=language_modeling.loss,
+        batch_at=learner.step,
+        loss_of=learner.loss,
         first_step=checkpoints.load(newest, model, optimizer)["step"] if newest else 0,
         record=lambda entry: losses.append(entry["loss"]),
         evaluate=lambda step: None,

@@ -103,7 +103,7 @@ def ended(run: Run) -> str:
 
 
 def test_a_new_name_makes_version_one(behave: Callable[[str], None], home: Path) -> None:
-    launched = launch.finetune("demo", RECIPE)
+    launched = launch.train("demo", RECIPE)
     run = launched.run
     assert (launched.action, run.name, run.version) == ("new", "demo", 1)
     assert run.request()["recipe"]["examples"] == [["Good", "positive"], ["Bad", "negative"]]
@@ -115,7 +115,7 @@ def test_a_new_name_makes_version_one(behave: Callable[[str], None], home: Path)
 
 def test_waiting_ends_with_the_run_and_shows_progress(behave: Callable[[str], None]) -> None:
     seen: list[Run] = []
-    run = launch.finetune("demo", RECIPE, wait=True, progress=seen.append).run
+    run = launch.train("demo", RECIPE, wait=True, progress=seen.append).run
     assert run.state() == "finished"
     assert seen
     assert set(seen) == {run}
@@ -123,24 +123,24 @@ def test_waiting_ends_with_the_run_and_shows_progress(behave: Callable[[str], No
 
 def test_a_cell_run_again_attaches_while_the_run_trains(behave: Callable[[str], None]) -> None:
     behave("train")
-    first = launch.finetune("demo", RECIPE)
-    again = launch.finetune("demo", RECIPE)
+    first = launch.train("demo", RECIPE)
+    again = launch.train("demo", RECIPE)
     assert (again.action, again.run) == ("attached", first.run)
     assert again.note == "run demo version 1 is training already: showing it"
     assert first.run.attempts() == 1
 
 
 def test_a_cell_run_again_shows_the_finished_run(behave: Callable[[str], None]) -> None:
-    first = launch.finetune("demo", RECIPE, wait=True)
-    again = launch.finetune("demo", RECIPE, wait=True)
+    first = launch.train("demo", RECIPE, wait=True)
+    again = launch.train("demo", RECIPE, wait=True)
     assert (again.action, again.run) == ("shown", first.run)
     assert first.run.attempts() == 1
 
 
 def test_settings_that_do_not_matter_make_no_new_version(behave: Callable[[str], None]) -> None:
-    launch.finetune("demo", RECIPE, wait=True)
+    launch.train("demo", RECIPE, wait=True)
     other = RECIPE.model_copy(update={"checkpoint_every": 5.0, "device": "cpu"})
-    assert launch.finetune("demo", other).action == "shown"
+    assert launch.train("demo", other).action == "shown"
 
 
 def test_anything_that_matters_makes_the_next_version_and_is_named(
@@ -148,25 +148,25 @@ def test_anything_that_matters_makes_the_next_version_and_is_named(
 ) -> None:
     frame = FRAME.copy()
     recipe = Recipe(data="df")
-    launch.finetune("demo", recipe, data=frame, wait=True)
+    launch.train("demo", recipe, data=frame, wait=True)
     frame.loc[0, "text"] = "Very good"
-    second = launch.finetune("demo", recipe, data=frame, wait=True)
+    second = launch.train("demo", recipe, data=frame, wait=True)
     assert (second.action, second.run.version) == ("new", 2)
     assert second.note == "changed since version 1: the examples"
-    third = launch.finetune("demo", recipe.model_copy(update={"epochs": 2.0}), data=frame, wait=True)
+    third = launch.train("demo", recipe.model_copy(update={"epochs": 2.0}), data=frame, wait=True)
     assert third.note == "changed since version 2: epochs"
     monkeypatch.setattr(gptx_nb, "__version__", "9.9")
-    fourth = launch.finetune("demo", recipe.model_copy(update={"epochs": 2.0}), data=frame, wait=True)
+    fourth = launch.train("demo", recipe.model_copy(update={"epochs": 2.0}), data=frame, wait=True)
     assert fourth.note == "changed since version 3: gptx_nb (0.2.0 before, 9.9 now)"
-    own = launch.finetune("demo", recipe, data=frame, validation=FRAME, wait=True)
+    own = launch.train("demo", recipe, data=frame, validation=FRAME, wait=True)
     assert own.note == "changed since version 4: epochs, the validation table"
     assert own.run.version == 5
 
 
 def test_a_run_that_still_trains_is_told_beside_its_successor(behave: Callable[[str], None]) -> None:
     behave("train")
-    launch.finetune("demo", RECIPE)
-    second = launch.finetune("demo", RECIPE.model_copy(update={"seed": 1}))
+    launch.train("demo", RECIPE)
+    second = launch.train("demo", RECIPE.model_copy(update={"seed": 1}))
     assert second.action == "new"
     assert second.note == "changed since version 1: seed. Version 1 still trains; `%gpt_stop demo/1` stops it"
     assert RunStore().find("demo/1").state() == "running"
@@ -178,15 +178,15 @@ def test_a_run_that_broke_off_is_resumed_as_the_next_attempt(
 ) -> None:
     behave(how)
     if how == "train":
-        run = launch.finetune("demo", RECIPE).run
+        run = launch.train("demo", RECIPE).run
         launch.stop(run)
     else:
         with pytest.raises(RunFailed):
-            launch.finetune("demo", RECIPE, wait=True)
+            launch.train("demo", RECIPE, wait=True)
         run = RunStore().find("demo")
     assert run.state() == state
     behave("finish")
-    again = launch.finetune("demo", RECIPE, wait=True)
+    again = launch.train("demo", RECIPE, wait=True)
     assert (again.action, again.run, run.attempts()) == ("resumed", run, 2)
     assert again.note == f"run demo version 1 was {state}: going on with attempt 2"
     assert run.state() == "finished"
@@ -195,20 +195,20 @@ def test_a_run_that_broke_off_is_resumed_as_the_next_attempt(
 
 def test_device_and_checkpoints_may_change_from_attempt_to_attempt(behave: Callable[[str], None]) -> None:
     behave("train")
-    run = launch.finetune("demo", RECIPE).run
+    run = launch.train("demo", RECIPE).run
     other = RECIPE.model_copy(update={"device": "cpu", "checkpoint_every": 5.0})
-    assert launch.finetune("demo", other).note == (
+    assert launch.train("demo", other).note == (
         "run demo version 1 is training already: showing it. To have device: cpu (auto before), checkpoint_every: 5.0 "
         "(120.0 before), type `%gpt_stop demo` and run this cell again"
     )
     launch.stop(run)
-    assert launch.finetune("demo", other).note == (
+    assert launch.train("demo", other).note == (
         "run demo version 1 was stopped: going on with attempt 2, with device: cpu (auto before), "
         "checkpoint_every: 5.0 (120.0 before)"
     )
     assert (run.recipe().device, run.recipe().checkpoint_every) == ("cpu", 5.0)
     launch.stop(run)
-    assert launch.finetune("demo", other).note == "run demo version 1 was stopped: going on with attempt 3"
+    assert launch.train("demo", other).note == "run demo version 1 was stopped: going on with attempt 3"
     assert run.recipe().device == "cpu"
 
 
@@ -228,21 +228,21 @@ def test_a_run_that_ended_with_its_container_is_resumed(
 ) -> None:
     monkeypatch.setattr(process, "SILENCE", 1.0)
     behave("train")
-    run = launch.finetune("demo", RECIPE).run
+    run = launch.train("demo", RECIPE).run
     moved_elsewhere(run)
     assert run.state() == "elsewhere"
     behave("finish")
-    again = launch.finetune("demo", RECIPE, wait=True)
+    again = launch.train("demo", RECIPE, wait=True)
     assert again.note == "run demo version 1 was interrupted: going on with attempt 2"
     assert run.state() == "finished"
 
 
 def test_a_run_that_trains_on_another_computer_is_attached_to(behave: Callable[[str], None]) -> None:
     behave("train")
-    run = launch.finetune("demo", RECIPE).run
+    run = launch.train("demo", RECIPE).run
     moved_elsewhere(run)
     threading.Timer(0.5, files.touch, [run.process_file(1)]).start()
-    again = launch.finetune("demo", RECIPE)
+    again = launch.train("demo", RECIPE)
     assert again.note == "run demo version 1 is training already on another computer: showing it"
     assert run.attempts() == 1
 
@@ -252,7 +252,7 @@ def test_nobody_waits_without_end_for_a_run_that_ended_elsewhere(
 ) -> None:
     monkeypatch.setattr(process, "SILENCE", 1.0)
     behave("train")
-    run = launch.finetune("demo", RECIPE).run
+    run = launch.train("demo", RECIPE).run
     moved_elsewhere(run)
     assert launch.stop(run, wait_seconds=20) == "run demo version 1 is interrupted"
     assert launch.wait(run, timeout=20)["reason"] == "lost"
@@ -262,69 +262,69 @@ def test_nobody_waits_without_end_for_a_run_that_ended_elsewhere(
 
 def test_a_run_that_is_stopping_is_resumed_once_it_has_stopped(behave: Callable[[str], None]) -> None:
     behave("deaf")
-    run = launch.finetune("demo", RECIPE).run
+    run = launch.train("demo", RECIPE).run
     run.request_stop()
     assert run.state() == "stopping"
     worker = run.processes(1)["worker"].pid
     threading.Timer(0.3, os.kill, (worker, signal.SIGKILL)).start()
     behave("finish")
-    again = launch.finetune("demo", RECIPE)
+    again = launch.train("demo", RECIPE)
     assert (again.action, run.attempts()) == ("resumed", 2)
     assert ended(run) == "finished"
 
 
 def test_a_finished_run_without_its_model_is_trained_anew(behave: Callable[[str], None]) -> None:
-    run = launch.finetune("demo", RECIPE, wait=True).run
+    run = launch.train("demo", RECIPE, wait=True).run
     run.model.rmdir()
-    assert launch.finetune("demo", RECIPE, wait=True).run.version == 2
+    assert launch.train("demo", RECIPE, wait=True).run.version == 2
 
 
 def test_a_run_whose_maker_vanished_before_it_started_is_started(behave: Callable[[str], None]) -> None:
-    run = launch.finetune("demo", RECIPE, wait=True).run
+    run = launch.train("demo", RECIPE, wait=True).run
     request = run.request_file.read_bytes()
     RunStore().remove(run)
     RunStore().create("demo", lambda folder: (folder / "request.json").write_bytes(request) and None)
     assert run.state() == "starting"
-    assert launch.finetune("demo", RECIPE).action == "attached"
+    assert launch.train("demo", RECIPE).action == "attached"
     assert ended(run) == "finished"
 
 
 def test_a_mistake_is_raised_by_its_name_and_nothing_is_left(behave: Callable[[str], None], home: Path) -> None:
     behave("mistake")
     with pytest.raises(DataError, match=r"^reviews.csv has no column 'x'$"):
-        launch.finetune("demo", RECIPE)
+        launch.train("demo", RECIPE)
     assert RunStore().names() == []
     assert not (home / "runs" / "demo").exists()
     behave("finish")
-    assert launch.finetune("demo", RECIPE, wait=True).run.version == 1
+    assert launch.train("demo", RECIPE, wait=True).run.version == 1
 
 
 def test_a_mistake_when_resuming_takes_nothing_away(behave: Callable[[str], None]) -> None:
     behave("train")
-    run = launch.finetune("demo", RECIPE).run
+    run = launch.train("demo", RECIPE).run
     launch.stop(run)
     behave("mistake")
     with pytest.raises(DataError, match="no column 'x'"):
-        launch.finetune("demo", RECIPE)
+        launch.train("demo", RECIPE)
     assert RunStore().find("demo") == run
     behave("finish")
-    assert launch.finetune("demo", RECIPE, wait=True).run.attempts() == 3
+    assert launch.train("demo", RECIPE, wait=True).run.attempts() == 3
 
 
 def test_a_mistake_of_the_caller_starts_nothing(behave: Callable[[str], None], home: Path) -> None:
     with pytest.raises(DataError, match=r"there is no file 'nowhere\.csv'"):
-        launch.finetune("demo", Recipe(data="nowhere.csv"))
+        launch.train("demo", Recipe(data="nowhere.csv"))
     with pytest.raises(RecipeError, match=r"'\.\./x' cannot name a run"):
-        launch.finetune("../x", RECIPE)
+        launch.train("../x", RECIPE)
     with pytest.raises(DataError, match="there is nothing to learn from"):
-        launch.finetune("demo", Recipe())
+        launch.train("demo", Recipe())
     assert not (home / "runs").exists()
 
 
 def test_a_home_that_cannot_be_written_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home.write_text("a file")
     with pytest.raises(UsageError, match=r"nothing can be written to .*Set GPTX_HOME to a folder of yours"):
-        launch.finetune("demo", RECIPE)
+        launch.train("demo", RECIPE)
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,7 +333,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(home: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(files, "write_json", full)
     with pytest.raises(UsageError, match=r"no room is left on the disk of .*Free some, or set GPTX_HOME"):
-        launch.finetune("demo", RECIPE)
+        launch.train("demo", RECIPE)
     assert RunStore().runs() == []
     assert list((home / "staging").iterdir()) == []
 
@@ -363,18 +363,18 @@ def test_a_disk_without_hard_links_serves_as_home(
     monkeypatch.setattr(os, "link", no_links)
     monkeypatch.setattr(launch, "_supervisor_command", supervisor)
     behave("train")
-    run = launch.finetune("demo", RECIPE).run
+    run = launch.train("demo", RECIPE).run
     assert (run.source / "train.jsonl").read_text().count("\n") == 2
-    assert launch.finetune("demo", RECIPE).action == "attached"
+    assert launch.train("demo", RECIPE).action == "attached"
     launch.stop(run)
-    assert launch.finetune("demo", RECIPE).action == "resumed"
+    assert launch.train("demo", RECIPE).action == "resumed"
     assert set(run.processes(2)) == {"supervisor", "worker"}
 
 
 def test_a_run_that_broke_off_names_cause_log_and_next_step(behave: Callable[[str], None]) -> None:
     behave("crash")
     with pytest.raises(RunFailed) as caught:
-        launch.finetune("demo", RECIPE, wait=True)
+        launch.train("demo", RECIPE, wait=True)
     run = RunStore().find("demo")
     assert str(caught.value) == (
         "run demo version 1 broke off: FloatingPointError: the loss became nan at step 3\n"
@@ -389,26 +389,26 @@ def test_a_run_that_broke_off_names_cause_log_and_next_step(behave: Callable[[st
 def test_a_bug_before_training_is_raised_with_the_log(behave: Callable[[str], None]) -> None:
     behave("crash early")
     with pytest.raises(RunFailed, match=r"(?s)its process ended with status 1\..*ValueError: a bug"):
-        launch.finetune("demo", RECIPE)
+        launch.train("demo", RECIPE)
 
 
 def test_a_killed_worker_is_told_with_its_signal(behave: Callable[[str], None]) -> None:
     behave("killed")
     with pytest.raises(RunFailed, match="broke off: its process was ended by SIGKILL"):
-        launch.finetune("demo", RECIPE, wait=True)
+        launch.train("demo", RECIPE, wait=True)
 
 
 def test_a_supervisor_that_cannot_start_is_told(behave: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
     broken = [sys.executable, "-c", "raise SystemExit('no such thing')"]
     monkeypatch.setattr(launch, "_supervisor_command", lambda run, attempt: broken)
     with pytest.raises(RunFailed, match=r"(?s)could not be started\..*no such thing"):
-        launch.finetune("demo", RECIPE)
+        launch.train("demo", RECIPE)
 
 
 def test_of_many_cells_at_once_one_attempt_comes(behave: Callable[[str], None]) -> None:
     behave("train")
     found: list[launch.Launched] = []
-    cells = [threading.Thread(target=lambda: found.append(launch.finetune("demo", RECIPE))) for _ in range(5)]
+    cells = [threading.Thread(target=lambda: found.append(launch.train("demo", RECIPE))) for _ in range(5)]
     for cell in cells:
         cell.start()
     for cell in cells:
@@ -421,10 +421,10 @@ def test_of_many_cells_at_once_one_attempt_comes(behave: Callable[[str], None]) 
 
 def test_of_many_cells_that_resume_at_once_one_attempt_comes(behave: Callable[[str], None]) -> None:
     behave("train")
-    run = launch.finetune("demo", RECIPE).run
+    run = launch.train("demo", RECIPE).run
     launch.stop(run)
     found: list[str] = []
-    cells = [threading.Thread(target=lambda: found.append(launch.finetune("demo", RECIPE).action)) for _ in range(5)]
+    cells = [threading.Thread(target=lambda: found.append(launch.train("demo", RECIPE).action)) for _ in range(5)]
     for cell in cells:
         cell.start()
     for cell in cells:
@@ -440,7 +440,7 @@ def test_many_cells_with_the_same_mistake_all_hear_of_it(behave: Callable[[str],
 
     def cell() -> None:
         try:
-            launch.finetune("demo", RECIPE)
+            launch.train("demo", RECIPE)
         except DataError as error:
             heard.append(str(error))
 
@@ -461,7 +461,7 @@ def test_an_interrupt_ends_the_waiting_and_not_the_run(behave: Callable[[str], N
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt, match=r"run demo version 1 goes on training\. .*`%gpt_stop demo`"):
-        launch.finetune("demo", RECIPE, wait=True, progress=interrupt)
+        launch.train("demo", RECIPE, wait=True, progress=interrupt)
     assert RunStore().find("demo").state() == "running"
 
 
@@ -477,7 +477,7 @@ def test_an_interrupt_while_a_run_starts_is_told_with_the_run(
     seen: list[Run] = []
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt, match=r"run demo version 1 goes on training\. .*`%gpt_stop demo`"):
-        launch.finetune("demo", RECIPE, progress=seen.append)
+        launch.train("demo", RECIPE, progress=seen.append)
     run = RunStore().find("demo")
     assert seen == [run]
     assert run.state() == "starting"
@@ -486,7 +486,7 @@ def test_an_interrupt_while_a_run_starts_is_told_with_the_run(
 
 def test_stopping_says_what_came_of_it(behave: Callable[[str], None]) -> None:
     behave("train")
-    run = launch.finetune("demo", RECIPE).run
+    run = launch.train("demo", RECIPE).run
     assert launch.stop(run) == (
         "run demo version 1 has saved and stopped. Run its cell again to go on: `%%gpt_finetune demo`"
     )
@@ -495,7 +495,7 @@ def test_stopping_says_what_came_of_it(behave: Callable[[str], None]) -> None:
 
 def test_a_worker_that_does_not_answer_is_told_and_not_killed(behave: Callable[[str], None]) -> None:
     behave("deaf")
-    run = launch.finetune("demo", RECIPE).run
+    run = launch.train("demo", RECIPE).run
     said = launch.stop(run, wait_seconds=0.3)
     assert "was asked to stop and has not answered for 0.3 seconds" in said
     assert str(run.log_file(1)) in said
@@ -504,7 +504,7 @@ def test_a_worker_that_does_not_answer_is_told_and_not_killed(behave: Callable[[
 
 def test_waiting_has_an_end_where_one_is_set(behave: Callable[[str], None]) -> None:
     behave("train")
-    run = launch.finetune("demo", RECIPE).run
+    run = launch.train("demo", RECIPE).run
     with pytest.raises(TimeoutError, match=r"run demo version 1 still goes on after 0\.3 seconds of waiting"):
         launch.wait(run, timeout=0.3)
     launch.stop(run)
@@ -532,7 +532,7 @@ def test_a_base_model_in_a_folder_is_known_by_its_whole_path(
     monkeypatch.chdir(tmp_path)
     Path("mine").mkdir()
     for given, kept in (("mine", str(tmp_path / "mine")), ("./gone", str(tmp_path / "gone")), ("gpt2", "gpt2")):
-        run = launch.finetune(f"m-{given.strip('./')}", RECIPE.model_copy(update={"model": given}), wait=True).run
+        run = launch.train(f"m-{given.strip('./')}", RECIPE.model_copy(update={"model": given}), wait=True).run
         assert run.request()["recipe"]["model"] == kept
 
 
@@ -545,11 +545,11 @@ def test_a_base_model_whose_files_have_changed_makes_the_next_version(
         path.write_bytes(b"before")
     for name, model, changing in (("folder", folder, folder / "model.safetensors"), ("file", gguf, gguf)):
         recipe = RECIPE.model_copy(update={"model": str(model)})
-        launch.finetune(name, recipe, wait=True)
+        launch.train(name, recipe, wait=True)
         (tmp_path / "mine" / "README.md").write_text("no part of the model")
-        assert launch.finetune(name, recipe).action == "shown"
+        assert launch.train(name, recipe).action == "shown"
         changing.write_bytes(b"after!")
-        again = launch.finetune(name, recipe, wait=True)
+        again = launch.train(name, recipe, wait=True)
         assert (again.action, again.run.version) == ("new", 2)
         assert again.note == "changed since version 1: the base model's files"
 
@@ -576,7 +576,7 @@ def test_a_run_outlives_interrupt_restart_and_shutdown_of_its_kernel(behave: Cal
     client.start_channels()
     try:
         client.wait_for_ready(timeout=60)
-        client.execute(IN_KERNEL + "launch.finetune('demo', recipe, wait=True)")
+        client.execute(IN_KERNEL + "launch.train('demo', recipe, wait=True)")
         until(lambda: RunStore().latest("demo") is not None)
         run = RunStore().find("demo")
         until(lambda: run.state() == "running" and run.plan_file.exists(), 60)
@@ -594,7 +594,7 @@ def test_a_run_outlives_interrupt_restart_and_shutdown_of_its_kernel(behave: Cal
         manager.restart_kernel()
         client.wait_for_ready(timeout=60)
         assert unharmed()
-        answer = client.execute(IN_KERNEL + "print(launch.finetune('demo', recipe).action)", reply=True, timeout=60)
+        answer = client.execute(IN_KERNEL + "print(launch.train('demo', recipe).action)", reply=True, timeout=60)
         assert answer["content"]["status"] == "ok"
         assert run.attempts() == 1
         manager.shutdown_kernel()
@@ -655,7 +655,7 @@ def test_a_frame_is_trained_on_and_the_model_is_a_plain_folder(home: Path, tiny_
     from transformers import AutoModelForSequenceClassification
 
     recipe = Recipe.model_validate({**SMALL, "model": str(tiny_model), "data": "df"})
-    run = launch.finetune("real", recipe, data=REVIEWS, wait=True).run
+    run = launch.train("real", recipe, data=REVIEWS, wait=True).run
     assert run.state() == "finished"
     plan, scores, report = run.plan(), run.scores(), run.report()
     assert plan is not None
@@ -668,20 +668,20 @@ def test_a_frame_is_trained_on_and_the_model_is_a_plain_folder(home: Path, tiny_
     assert phases == ["data", "model", "preflight", "training", "scoring", "saving"]
     model = AutoModelForSequenceClassification.from_pretrained(run.model)
     assert model.config.id2label == {0: "negative", 1: "positive"}
-    assert launch.finetune("real", recipe, data=REVIEWS.copy()).action == "shown"
+    assert launch.train("real", recipe, data=REVIEWS.copy()).action == "shown"
 
 
 def test_a_stopped_run_goes_on_to_the_weights_of_an_uncut_one(home: Path, tiny_model: Path) -> None:
     from safetensors.numpy import load_file
 
     recipe = Recipe.model_validate({**SMALL, "model": str(tiny_model), "data": "df", "epochs": 40.0, "keep": "last"})
-    whole = launch.finetune("whole", recipe, data=REVIEWS, wait=True).run
+    whole = launch.train("whole", recipe, data=REVIEWS, wait=True).run
 
-    cut = launch.finetune("cut", recipe, data=REVIEWS).run
+    cut = launch.train("cut", recipe, data=REVIEWS).run
     until(lambda: any(record["kind"] == "step" for record in cut.history()), 120)
     launch.stop(cut)
     assert cut.state() == "stopped"
-    again = launch.finetune("cut", recipe, data=REVIEWS, wait=True)
+    again = launch.train("cut", recipe, data=REVIEWS, wait=True)
     assert (again.action, cut.attempts()) == ("resumed", 2)
     one, other = (load_file(run.model / "model.safetensors") for run in (whole, cut))
     assert one.keys() == other.keys()
@@ -692,11 +692,11 @@ def test_a_worker_that_is_killed_is_resumed_from_its_last_checkpoint(home: Path,
     recipe = Recipe.model_validate(
         {**SMALL, "model": str(tiny_model), "data": "df", "epochs": 100.0, "checkpoint_every": 0.05}
     )
-    run = launch.finetune("killed", recipe, data=REVIEWS).run
+    run = launch.train("killed", recipe, data=REVIEWS).run
     until(lambda: run.checkpoints.is_dir() and any(each.name.isdigit() for each in run.checkpoints.iterdir()), 120)
     os.kill(run.processes(1)["worker"].pid, signal.SIGKILL)
     assert ended(run) == "interrupted"
-    assert launch.finetune("killed", recipe, data=REVIEWS, wait=True).action == "resumed"
+    assert launch.train("killed", recipe, data=REVIEWS, wait=True).action == "resumed"
     first = next(record for record in run.history() if record["kind"] == "start")
     assert first["step"] == 0
     resumed = [record for record in run.history() if record["kind"] == "start"][-1]
@@ -709,7 +709,7 @@ def test_a_resumed_run_names_the_step_whose_weights_it_keeps(home: Path, tiny_mo
     recipe = Recipe.model_validate(
         {**SMALL, "model": str(tiny_model), "data": "df", "epochs": 400.0, "checkpoint_every": 86_400}
     )
-    run = launch.finetune("best", recipe, data=REVIEWS).run
+    run = launch.train("best", recipe, data=REVIEWS).run
 
     def evaluations() -> list[dict[str, Any]]:
         return [record for record in run.history() if record["kind"] == "evaluation"]
@@ -722,7 +722,7 @@ def test_a_resumed_run_names_the_step_whose_weights_it_keeps(home: Path, tiny_mo
     stopped, at_stop = run.scores(), best()
     assert stopped is not None
     assert stopped["best_step"] == at_stop["step"]
-    launch.finetune("best", recipe, data=REVIEWS)
+    launch.train("best", recipe, data=REVIEWS)
     # Better weights, and a step after them: they are written.
     until(lambda: at_stop["step"] < best()["step"] < run.history()[-1].get("step", 0), 120)
     os.kill(run.processes(2)["worker"].pid, signal.SIGKILL)
@@ -739,20 +739,20 @@ def test_a_resumed_run_names_the_step_whose_weights_it_keeps(home: Path, tiny_mo
 
 def test_a_stopped_run_takes_another_device_and_one_that_is_absent_is_refused(home: Path, tiny_model: Path) -> None:
     recipe = Recipe.model_validate({**SMALL, "model": str(tiny_model), "data": "df", "epochs": 400.0})
-    run = launch.finetune("moved", recipe, data=REVIEWS).run
+    run = launch.train("moved", recipe, data=REVIEWS).run
     launch.stop(run)
     plan = run.plan()
     assert plan is not None
     assert plan["device"]["reason"] == "asked for in the recipe"
 
     with pytest.raises(DeviceError, match="device: cuda:99 was asked for, and"):
-        launch.finetune("moved", recipe.model_copy(update={"device": "cuda:99"}), data=REVIEWS)
+        launch.train("moved", recipe.model_copy(update={"device": "cuda:99"}), data=REVIEWS)
     assert run.state() == "stopped"
     assert run.plan() == plan
     api.require_model(run)
 
     other = recipe.model_copy(update={"device": "auto", "checkpoint_every": 0.05})
-    note = launch.finetune("moved", other, data=REVIEWS).note
+    note = launch.train("moved", other, data=REVIEWS).note
     assert "was stopped: going on with attempt 3, with device: auto (cuda:99 before), checkpoint_every: 0.05" in note
     newest = max(path.name for path in run.checkpoints.iterdir())
     until(lambda: max(path.name for path in run.checkpoints.iterdir() if path.name.isdigit()) > newest, 60)
@@ -769,13 +769,13 @@ def test_a_finished_run_needs_its_model_alone(home: Path, tiny_model: Path) -> N
     recipe = Recipe.model_validate(
         {**SMALL, "model": str(tiny_model), "data": "df", "epochs": 40.0, "checkpoint_every": 0.05}
     )
-    run = launch.finetune("finished", recipe, data=REVIEWS).run
+    run = launch.train("finished", recipe, data=REVIEWS).run
     until(lambda: run.best.is_dir() and run.checkpoints.is_dir(), 120)
     launch.stop(run)
     assert run.state() == "stopped"
     assert run.best.is_dir()
     assert run.checkpoints.is_dir()
-    launch.finetune("finished", recipe, data=REVIEWS, wait=True)
+    launch.train("finished", recipe, data=REVIEWS, wait=True)
     assert run.state() == "finished"
     assert not run.best.exists()
     assert not run.checkpoints.exists()
@@ -812,17 +812,17 @@ def test_nothing_is_lost_where_a_run_dies_at_its_very_end(
     recipe = Recipe.model_validate({**SMALL, "model": str(tiny_model), "data": "df", "checkpoint_every": 0.001})
     with monkeypatch.context() as patch:
         patch.setattr(launch, "_supervisor_command", supervisor)
-        run = launch.finetune("dying", recipe, data=REVIEWS).run
+        run = launch.train("dying", recipe, data=REVIEWS).run
         assert ended(run) == state
     assert any(path.name.isdigit() for path in run.checkpoints.iterdir())
-    assert launch.finetune("dying", recipe, data=REVIEWS, wait=True).action == action
+    assert launch.train("dying", recipe, data=REVIEWS, wait=True).action == action
     assert run.state() == "finished"
     api.require_model(run)
 
 
 def test_an_attempt_that_was_taken_for_dead_makes_way(home: Path, tiny_model: Path) -> None:
     recipe = Recipe.model_validate({**SMALL, "model": str(tiny_model), "data": "df", "epochs": 400.0})
-    run = launch.finetune("taken", recipe, data=REVIEWS).run
+    run = launch.train("taken", recipe, data=REVIEWS).run
     files.write_json(run.claim_file(2), Process.of(os.getpid()).to_json())
     until(run.end_file(1).exists, 60)
     words = files.read_json(run.end_file(1)) or {}
@@ -838,7 +838,7 @@ def test_a_table_that_changes_before_it_is_read_is_refused(home: Path, tiny_mode
         table.write_text(table.read_text().replace("good film", "better film"))
 
     with pytest.raises(DataError, match=r"data: .*reviews\.csv was changed while it was read\. Run the cell again"):
-        launch.finetune("edited", recipe, progress=edit)
+        launch.train("edited", recipe, progress=edit)
     assert RunStore().names() == []
 
 
@@ -854,6 +854,6 @@ def test_a_mistake_found_by_the_worker_leaves_nothing(
 ) -> None:
     recipe = Recipe.model_validate({**SMALL, "model": str(tiny_model), "data": "df", **settings})
     with pytest.raises(error) as caught:
-        launch.finetune("mistaken", recipe, data=REVIEWS)
+        launch.train("mistaken", recipe, data=REVIEWS)
     assert message in str(caught.value)
     assert RunStore().names() == []

@@ -231,7 +231,7 @@ def train(home: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     def train(name: str, epochs: float = 1000.0, devices: int = 1, room: float = 1.5) -> Run:
         recipe = {"epochs": epochs, "batch_size": 1, "device": "cpu", "dtype": "float32", "baselines": False}
         recipe["devices"] = devices
-        run = launch.finetune(name, Recipe(model=str(tiny_model), data="df", **recipe), data=REVIEWS).run
+        run = launch.train(name, Recipe(model=str(tiny_model), data="df", **recipe), data=REVIEWS).run
         if LIMIT not in os.environ:
             until(lambda: any(each["kind"] == "step" for each in run.history()))
             monkeypatch.setenv(LIMIT, str(int(room * resident(run.processes(1)["worker"].pid))))
@@ -264,7 +264,7 @@ def test_a_run_that_does_not_fit_waits_visibly_and_starts_by_itself(train: Calla
     worker = second.processes(1)["worker"]
     until(lambda: resident(worker.pid) < 0.4 * resident(first.processes(1)["worker"].pid))  # it holds no model
     assert worker.alive()
-    again = launch.finetune("second", second.recipe(), data=REVIEWS)
+    again = launch.train("second", second.recipe(), data=REVIEWS)
     assert again.note == "run second version 1 waits in line: showing it"
 
     launch.stop(first)
@@ -290,7 +290,7 @@ def test_a_run_that_waits_can_be_stopped_and_goes_on_later(train: Callable[..., 
         api.require_model(second)
     os.kill(first.processes(1)["worker"].pid, signal.SIGTERM)
     until(lambda: not first.active)
-    again = launch.finetune("second", second.recipe(), data=REVIEWS, wait=True)
+    again = launch.train("second", second.recipe(), data=REVIEWS, wait=True)
     assert (again.action, second.state()) == ("resumed", "finished")
 
 

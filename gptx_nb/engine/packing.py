@@ -19,7 +19,7 @@ from gptx_nb.engine import dropout as dropouts
 Tensors = dict[str, torch.Tensor]
 
 ATTENTION = "gptx_packed"
-_PLACE = 2**20  # from here on attention draws its dropout: no model has so many modules
+PLACE = 2**20  # from here on attention draws its dropout: no model has so many modules
 
 # Decoders whose attention is plain and causal, and whose code hands what we give it on to the attention. Each is tested
 # to give the logits of one text at a time.
@@ -125,7 +125,7 @@ def _attention(
         scores.view(shared, texts, groups, longest, longest).masked_fill_(above, float("-inf"))
         weights = scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype)
         if dropout > 0:
-            weights = dropouts.drop(weights, dropout, _PLACE + int(getattr(module, "layer_idx", None) or 0))
+            weights = dropouts.drop(weights, dropout, PLACE + int(getattr(module, "layer_idx", None) or 0))
         mixed = torch.matmul(weights, v).view(shared, texts, groups, longest, size).transpose(1, 2)
     else:
         q, k, v = (each.transpose(0, 1) for each in (q, k, v))

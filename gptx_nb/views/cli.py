@@ -18,7 +18,8 @@ from typing import Any, NoReturn
 import gptx_nb
 from gptx_nb import fields, files
 from gptx_nb.errors import GptxError, UsageError, nearest
-from gptx_nb.recipe import Lines, make_recipe, parse_yaml
+from gptx_nb.pretraining import AnyRecipe, PretrainRecipe
+from gptx_nb.recipe import Lines, Recipe, make_recipe, parse_yaml
 from gptx_nb.runs import RunStore
 
 Command = Callable[[argparse.Namespace], None]
@@ -65,7 +66,7 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> Parser:
     """Return the parser of all commands; its settings come from Recipe."""
-    top = Parser(prog="gptx-nb", description="Fine-tune a GPT on a table, and ask it.", allow_abbrev=False)
+    top = Parser(prog="gptx-nb", description="Pretrain a GPT, fine-tune it on a table, and ask it.", allow_abbrev=False)
     top.add_argument("--version", action="version", version=f"gptx-nb {gptx_nb.__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -74,13 +75,19 @@ def parser() -> Parser:
         one.set_defaults(command=command, parser=one)
         return one
 
-    one = add("finetune", finetune, "train a run, attach to it, resume it, or show it", ["train"])
-    one.add_argument("name", help="what the run is called")
-    one.add_argument("recipe", nargs="?", type=Path, help="a YAML file of settings, `name: value` a line")
-    one.add_argument("--detach", action="store_true", help="return once training has begun")
-    settings = one.add_argument_group("settings", "They win over the recipe's file.")
-    for flag in fields.flags():
-        settings.add_argument(flag.option, **flag.arguments)
+    kinds: list[tuple[str, type[AnyRecipe], str, list[str]]] = [
+        ("finetune", Recipe, "train a run on a table, attach to it, resume it, or show it", ["train"]),
+        ("pretrain", PretrainRecipe, "the same on plain text: make a base model, or let one go on learning", []),
+    ]
+    for name, kind, words, aliases in kinds:
+        one = add(name, train, words, aliases)
+        one.set_defaults(kind=kind)
+        one.add_argument("name", help="what the run is called")
+        one.add_argument("recipe", nargs="?", type=Path, help="a YAML file of settings, `name: value` a line")
+        one.add_argument("--detach", action="store_true", help="return once training has begun")
+        settings = one.add_argument_group("settings", "They win over the recipe's file.")
+        for flag in fields.flags(kind):
+            settings.add_argument(flag.option, **flag.arguments)
 
     one = add("predict", predict, "ask a run about texts: given here, or a text a line from a file or standard input")
     one.add_argument("name", help="a run; NAME/2 is version 2")
@@ -100,18 +107,19 @@ def parser() -> Parser:
     return top
 
 
-def finetune(given: argparse.Namespace) -> None:
+def train(given: argparse.Namespace) -> None:
     from gptx_nb import launch, progress
 
+    kind: type[AnyRecipe] = given.kind
     settings: dict[str, Any] = {}
     where = "flags"
     if given.recipe is not None:
         where = str(given.recipe)
-        settings = parse_yaml(_read(given.recipe), where)
-    flags = fields.read_flags({setting.name: getattr(given, setting.name) for setting in fields.settings()})
-    make_recipe(flags, "flags")
+        settings = parse_yaml(_read(given.recipe), where, kind)
+    flags = fields.read_flags({setting.name: getattr(given, setting.name) for setting in fields.settings(kind)}, kind)
+    make_recipe(flags, "flags", kind)
     lines = {name: line for name, line in getattr(settings, "lines", {}).items() if name not in flags}
-    recipe = make_recipe(Lines({**settings, **flags}, lines), where)
+    recipe = make_recipe(Lines({**settings, **flags}, lines), where, kind)
     status = progress.StatusLine()
     told = False
 
@@ -124,7 +132,7 @@ def finetune(given: argparse.Namespace) -> None:
         status(run)
 
     try:
-        launched = launch.finetune(given.name, recipe, wait=not given.detach, progress=look)
+        launched = launch.train(given.name, recipe, wait=not given.detach, progress=look)
     finally:
         status.close()
     if launched.note:

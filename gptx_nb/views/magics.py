@@ -23,8 +23,10 @@ from IPython.display import clear_output
 from traitlets import Any as AnyTrait
 
 from gptx_nb import fields
+from gptx_nb.catalog import RUN
 from gptx_nb.errors import DataError, GptxError, RecipeError, UsageError, nearest
-from gptx_nb.recipe import Lines, Recipe, check_name, make_recipe, parse_yaml
+from gptx_nb.pretraining import AnyRecipe, PretrainRecipe
+from gptx_nb.recipe import Lines, Recipe, check_name, make_recipe, parse_yaml, settings_of
 from gptx_nb.runs import Run, RunStore
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ EXPRESSION = re.compile(r"\{\{(.+?)\}\}", re.DOTALL)
 SECRET_NAME = re.compile(r"\$\{?\w*(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL)\w*\}?", re.IGNORECASE)
 SECRET = re.compile(r"\bhf_[A-Za-z0-9]{20,}|\bsk-[A-Za-z0-9_-]{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}")
 ALONE = "gptx value {} "  # stands in the YAML for an expression that is a whole value
+EXAMPLE_NAMES: dict[type[AnyRecipe], str] = {Recipe: "reviews", PretrainRecipe: "my-domain"}
 NOT_CONFIGURED = ("data", "examples", "text", "label", "labels")  # they belong to one table
 
 
@@ -87,7 +90,7 @@ _Configured: Any = types.new_class("_Configured", (Magics,), exec_body=lambda bo
 
 @magics_class
 class GptxMagics(_Configured):  # type: ignore[misc]
-    """Fine-tune a GPT on a table, and ask it."""
+    """Pretrain a GPT, fine-tune it on a table, and ask it."""
 
     shell: InteractiveShell
 
@@ -95,12 +98,21 @@ class GptxMagics(_Configured):  # type: ignore[misc]
     @line_cell_magic
     @briefly
     def gpt_finetune(self, line: str, cell: str | None = None) -> RunView:
-        name, recipe, objects = self._wish(line, cell)
+        return self._train(line, cell, Recipe)
+
+    @no_var_expand
+    @line_cell_magic
+    @briefly
+    def gpt_pretrain(self, line: str, cell: str | None = None) -> RunView:
+        return self._train(line, cell, PretrainRecipe)
+
+    def _train(self, line: str, cell: str | None, kind: type[AnyRecipe]) -> RunView:
+        name, recipe, objects = self._wish(line, cell, kind)
         from gptx_nb import launch
 
         with self._showing(name) as screen:
             try:
-                launched = launch.finetune(name, recipe, **objects, progress=screen.look)
+                launched = launch.train(name, recipe, **objects, progress=screen.look)
             except DataError as error:
                 raise DataError(f"{error}{self._meant(recipe, objects)}") from None
             return screen.result(launched.run, launched.note)
@@ -193,16 +205,18 @@ class GptxMagics(_Configured):  # type: ignore[misc]
 
     # ---- what was typed ---------------------------------------------------------------------------------------------
 
-    def _wish(self, line: str, cell: str | None) -> tuple[str, Recipe, dict[str, Any]]:
+    def _wish(
+        self, line: str, cell: str | None, kind: type[AnyRecipe] = Recipe
+    ) -> tuple[str, AnyRecipe, dict[str, Any]]:
         """Read name, recipe and the tables that it names. Flags win over the body, the body over %config."""
         _refuse_secrets(line)
         _refuse_secrets(cell or "", names=False)
-        name, typed = read_line(line)
+        name, typed = read_line(line, kind)
         flags = fields.read_flags(
-            {key: text if key in ("data", "validation") else self._inserted(text) for key, text in typed.items()}
+            {key: text if key in ("data", "validation") else self._inserted(text) for key, text in typed.items()}, kind
         )
         found: list[tuple[str, Any]] = []
-        body = parse_yaml(self._set_aside(cell or "", found))
+        body = parse_yaml(self._set_aside(cell or "", found), kind=kind)
         body.update(_put_back(dict(body), found))
         objects: dict[str, Any] = {}
         for source in (body, flags):
@@ -211,11 +225,13 @@ class GptxMagics(_Configured):  # type: ignore[misc]
                     objects.pop(key, None)
                     self._resolve(source, key, objects)
         defaults = {key: value for key in _DEFAULTS if (value := getattr(self, key)) is not None}
-        make_recipe(defaults, "%config GptxMagics")
-        make_recipe(flags, f"%gpt_finetune {name}")
+        defaults = defaults if kind is Recipe else {}  # they are fine-tuning's
+        make_recipe(defaults, "%config GptxMagics", kind)
+        typed_line = f"%{kind.magic} {name}"
+        make_recipe(flags, typed_line, kind)
         lines = {key: at for key, at in getattr(body, "lines", {}).items() if key not in flags}
-        where = "cell body" if cell is not None else f"%gpt_finetune {name}"
-        return name, make_recipe(Lines({**defaults, **body, **flags}, lines), where), objects
+        where = "cell body" if cell is not None else typed_line
+        return name, make_recipe(Lines({**defaults, **body, **flags}, lines), where, kind), objects
 
     def _resolve(self, settings: dict[str, Any], key: str, objects: dict[str, object]) -> None:
         """Where a setting names a table of this notebook, put that into `objects`; the name stays in the recipe."""
@@ -275,7 +291,7 @@ class GptxMagics(_Configured):  # type: ignore[misc]
         _refuse_secrets(line)
         return unquoted(self._inserted(line.strip()))
 
-    def _meant(self, recipe: Recipe, objects: Mapping[str, object]) -> str:
+    def _meant(self, recipe: AnyRecipe, objects: Mapping[str, object]) -> str:
         """Name the table of this notebook that `data` may have meant."""
         if recipe.data is None or "data" in objects or not recipe.data.isidentifier():
             return ""
@@ -395,10 +411,10 @@ class _Screen:
 # ---- lines ----------------------------------------------------------------------------------------------------------
 
 
-def read_line(line: str) -> tuple[str, dict[str, str]]:
+def read_line(line: str, kind: type[AnyRecipe] = Recipe) -> tuple[str, dict[str, str]]:
     """Return the run's name and the flags of a line `NAME --epochs 3 --data=df`; raises UsageError."""
     words = list(_split(line))
-    known = {flag.option: flag.setting.name for flag in fields.flags()}
+    known = {flag.option: flag.setting.name for flag in fields.flags(kind)}
     name = ""
     typed: dict[str, str] = {}
     at = 0
@@ -421,12 +437,12 @@ def read_line(line: str) -> tuple[str, dict[str, str]]:
             raise RecipeError(f"{option} is given twice; keep one")
         if not separator:
             if at == len(words) or words[at].startswith("--"):
-                raise RecipeError(f"{option} needs a value: {fields.find(known[option]).fits}")
+                raise RecipeError(f"{option} needs a value: {fields.find(known[option], kind).fits}")
             value = words[at]
             at += 1
         typed[known[option]] = value
     if not name:
-        raise RecipeError("the run needs a name, as in `%%gpt_finetune reviews`")
+        raise RecipeError(f"the run needs a name, as in `%%{kind.magic} {EXAMPLE_NAMES[kind]}`")
     return check_name(name), typed
 
 
@@ -475,7 +491,8 @@ def _refuse_secrets(text: str, *, names: bool = True) -> None:
 
 # ---- completion -----------------------------------------------------------------------------------------------------
 
-TAKE_A_RUN = ("gpt_finetune", "gpt_predict", "gpt_watch", "gpt_stop", "gpt_runs")
+MAKE_A_RUN: dict[str, type[AnyRecipe]] = {kind.magic: kind for kind in (Recipe, PretrainRecipe)}
+TAKE_A_RUN = (*MAKE_A_RUN, "gpt_predict", "gpt_watch", "gpt_stop", "gpt_runs")
 CALL = re.compile(r"^\s*(?:\w+\s*=\s*)?(%%?)(gpt_[a-z]+)\s(.*)$", re.DOTALL)
 PLAIN = re.compile(r"[^\W\d][\w.-]*")  # a column that needs no quotes
 MIME_TABLES = ("DataFrame", "Series", "Dataset", "DatasetDict", "Table", "LazyFrame")
@@ -501,7 +518,7 @@ def offers(text: str, line: int, column: int, user_ns: Mapping[str, Any]) -> tup
     if first is None:
         return None
     if line > 0 and len(cell) > 1:
-        return _in_body(before, cell, user_ns) if first[2] == "gpt_finetune" else None
+        return _in_body(before, cell, user_ns, MAKE_A_RUN[first[2]]) if first[2] in MAKE_A_RUN else None
     call = CALL.match(before)
     if call is None or call[2] not in TAKE_A_RUN:
         return None
@@ -509,28 +526,32 @@ def offers(text: str, line: int, column: int, user_ns: Mapping[str, Any]) -> tup
     fragment = words[-1]
     if len([word for word in words[:-1] if word]) == 0:
         return [name for name in RunStore().names() if name.startswith(fragment)], fragment
-    if call[2] != "gpt_finetune":
+    if (kind := MAKE_A_RUN.get(call[2])) is None:
         return None
     option, separator, start = fragment.rpartition("=")
     if not separator and len(words) > 1 and words[-2].startswith("--"):
         option, start = words[-2], fragment
     if option.startswith("--"):
-        return _values(option[2:].replace("-", "_"), start, cell, user_ns), start
-    return fields.completions(fragment or "--"), fragment
+        return _values(option[2:].replace("-", "_"), start, cell, user_ns, kind), start
+    return fields.completions(fragment or "--", kind), fragment
 
 
-def _in_body(before: str, cell: list[str], user_ns: Mapping[str, Any]) -> tuple[list[str], str] | None:
+def _in_body(
+    before: str, cell: list[str], user_ns: Mapping[str, Any], kind: type[AnyRecipe]
+) -> tuple[list[str], str] | None:
     if match := re.fullmatch(r"(\w*)", before):
-        return fields.completions(match[1]), match[1]
+        return fields.completions(match[1], kind), match[1]
     if match := re.fullmatch(r"(\w+)\s*:\s*(.*)", before):
-        return _values(match[1], match[2], cell, user_ns), match[2]
+        return _values(match[1], match[2], cell, user_ns, kind), match[2]
     return None
 
 
-def _values(name: str, start: str, cell: list[str], user_ns: Mapping[str, Any]) -> list[str]:
-    if name not in Recipe.model_fields:
+def _values(name: str, start: str, cell: list[str], user_ns: Mapping[str, Any], kind: type[AnyRecipe]) -> list[str]:
+    if name not in settings_of(kind):
         return []
-    found = fields.values(name, start)
+    found = fields.values(name, start, kind)
+    if name == kind.base_setting:
+        found += [each for each in (f"{RUN}{run}" for run in RunStore().names()) if each.startswith(start)]
     if name in ("text", "label"):
         data = _data(cell)
         columns = _columns(user_ns[data]) if data in user_ns else _header(data)
@@ -592,7 +613,7 @@ def _files(start: str) -> list[str]:
         entries = sorted(os.scandir(os.path.expanduser(folder) or "."), key=lambda entry: entry.name)
     except OSError:
         return []
-    endings = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+    endings = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt", ".md", ".gz", ".xz", ".zst")
     return [
         os.path.join(folder, entry.name) + ("/" if entry.is_dir() else "")
         for entry in entries
@@ -636,6 +657,25 @@ lines, lines over `%config GptxMagics.SETTING = value`. {{{{expression}}}} is th
 Settings, as lines `name: value` or as flags `--name value`:
 
 {fields.help_text()}
+"""
+
+GptxMagics.gpt_pretrain.__doc__ = f"""Pretrain a GPT on plain text, in a process of its own; this notebook stays free.
+
+    %%gpt_pretrain NAME [--setting value ...]
+    data: books/
+    size: tiny
+    tokens: 20_000_000
+
+    %%gpt_pretrain my-domain
+    data: articles.jsonl
+    from: gpt2
+
+With `from` a base model goes on learning; without, a new one begins at random weights. Either is then a base model:
+`model: run:NAME` in a `%%gpt_finetune` cell. Running the cell again is safe, as with `%%gpt_finetune`.
+
+Settings, as lines `name: value` or as flags `--name value`:
+
+{fields.help_text(PretrainRecipe)}
 """
 
 _LOADED = "_gptx_nb_loaded"

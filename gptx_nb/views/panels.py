@@ -24,8 +24,10 @@ from typing import Any
 from IPython.core.getipython import get_ipython
 from IPython.display import DisplayHandle, display
 
-from gptx_nb import progress
+from gptx_nb import pretraining_words, progress
+from gptx_nb.pretraining import PretrainRecipe
 from gptx_nb.progress import Progress, counted, one_line
+from gptx_nb.recipe import Recipe
 from gptx_nb.runs import ACTIVE, Run
 
 Bundle = dict[str, Any]  # a text by its MIME type
@@ -123,6 +125,8 @@ def _title(run: Run, state: str, rest: str = "") -> str:
 def preflight(run: Run) -> str:
     """Show what was found out before training: columns and why, three examples, class counts, lengths, split, notes."""
     report, plan = run.report(), run.plan()
+    if run.kind is PretrainRecipe:
+        return _corpus(run, report)
     parts = []
     if report is not None:
         shown = report.get("source") or "examples"
@@ -146,6 +150,26 @@ def preflight(run: Run) -> str:
         parts.append(_class_counts(report["labels"]))
     parts += [_line(f"⚠ {_prose(one_line(note, 400))}") for note in progress.warnings(run)]
     return "".join(parts)
+
+
+def _corpus(run: Run, report: dict[str, Any] | None) -> str:
+    """Show what was found out about the texts that a run is pretrained on."""
+    rows = (
+        [(_escaped(what), _escaped(words, 600)) for what, words in pretraining_words.corpus_lines(report)]
+        if report
+        else []
+    )
+    notes = [_line(f"⚠ {_prose(one_line(note, 400))}") for note in progress.warnings(run)]
+    return (_table(("", ""), rows) if rows else "") + "".join(notes)
+
+
+def _samples(seen: Progress) -> str:
+    """Show how the model continues texts, as of its latest score."""
+    rows = [
+        (_escaped(beginning, 80), _escaped(text, 300))
+        for beginning, text in pretraining_words.samples(seen.evaluations)
+    ]
+    return _table(("beginning", "goes on"), rows) if rows else ""
 
 
 def _class_counts(counts: dict[str, int]) -> str:
@@ -181,6 +205,7 @@ def live(run: Run, seen: Progress, note: str = "", *, briefly: bool = False) -> 
         cells = [tuple(map(html.escape, row)) for row in rows]
         parts.append(_table(("rank", "device", "tokens/s", "memory"), cells, right=(2, 3)))
     parts.append(_curve(seen))
+    parts.append(_samples(seen))
     parts += [_line(f"⚠ {_prose(one_line(each, 400))}") for each in seen.notes[-3:]]
     name = html.escape(run.name)
     parts.append(
@@ -191,7 +216,7 @@ def live(run: Run, seen: Progress, note: str = "", *, briefly: bool = False) -> 
         )
     )
     if not briefly:
-        parts.append(_folded("Data", preflight(run), unfolded=True))
+        parts.append(_folded("Texts" if run.kind is PretrainRecipe else "Data", preflight(run), unfolded=True))
         parts.append(_folded("What was chosen, and why", _choices(run)))
     return {"text/plain": seen.line(), "text/html": f'<div style="{_FRAME}">{"".join(parts)}</div>'}
 
@@ -260,8 +285,10 @@ def ended(run: Run, note: str = "") -> Bundle:
         parts.append(_trouble(why))
         if seen.steps:
             parts.append(_line(html.escape(" · ".join(seen.facts())), _MUTED))
+    pretrained = run.kind is PretrainRecipe
     if scores is not None:
-        parts.append(_line(_prose(progress.verdict(scores)), "font-weight:600;margin:4px 0"))
+        said = pretraining_words.verdict(scores, run.name) if pretrained else progress.verdict(scores)
+        parts.append(_line(_prose(said), "font-weight:600;margin:4px 0"))
         rows = [(_escaped(who), f"{acc:.2f}", f"{f1:.2f}") for who, acc, f1 in progress.score_rows(run)]
         if rows:
             parts.append(_table(("on the held-out rows", "accuracy", "macro F1"), rows, right=(1, 2)))
@@ -270,20 +297,22 @@ def ended(run: Run, note: str = "") -> Bundle:
     if image is not None:
         bundle["image/png"] = base64.b64encode(image).decode("ascii")
         parts.append(
-            f'<img alt="Loss and validation accuracy by step" style="max-width:100%;width:700px" '
+            f'<img alt="Loss and score by step" style="max-width:100%;width:700px" '
             f'src="data:image/png;base64,{bundle["image/png"]}">'
         )
-    if scores is not None and scores.get("validation"):
+    if pretrained:
+        parts.append(_samples(seen))
+    elif scores is not None and scores.get("validation"):
         validation = scores["validation"]
         parts.append(_per_class(validation))
         parts.append(_confusion(validation))
     parts += [_line(f"⚠ {_prose(one_line(each, 400))}") for each in dict.fromkeys(seen.notes)]
-    if scores is not None:
+    if scores is not None and not pretrained:
         name = html.escape(run.name)
         parts.append(
             _line(f'Ask it: <code>%gpt_predict {name} "…"</code> or <code>gptx_nb.predict("{name}", texts)</code>')
         )
-    parts.append(_folded("Data", preflight(run)))
+    parts.append(_folded("Texts" if pretrained else "Data", preflight(run)))
     parts.append(_folded("Recipe, and what was chosen", _choices(run) + _recipe(run)))
     bundle["text/html"] = f'<div style="{_FRAME}">{"".join(parts)}</div>'
     return bundle
@@ -341,7 +370,8 @@ def _confusion(validation: dict[str, Any]) -> str:
 
 
 def _recipe(run: Run) -> str:
-    lines = run.recipe().model_copy(update={"examples": None}).to_yaml()
+    recipe = run.recipe()
+    lines = (recipe.model_copy(update={"examples": None}) if isinstance(recipe, Recipe) else recipe).to_yaml()
     shown = "\n".join(line for line in lines.splitlines() if not line.endswith(": null"))
     where = _line(f"Files: <code>{html.escape(str(run.folder))}</code>; the model: <code>model</code> in it")
     return (
@@ -351,7 +381,7 @@ def _recipe(run: Run) -> str:
 
 
 def plot(seen: Progress, scores: dict[str, Any] | None) -> bytes | None:
-    """Draw loss and validation accuracy by step as a PNG that reads on white and on black; None without two steps."""
+    """Draw loss and score by step as a PNG that reads on white and on black; None without two steps."""
     losses = thinned([(step["step"], step["loss"]) for step in seen.steps if step.get("loss") is not None], 300)
     if len(losses) < 2:
         return None
@@ -366,7 +396,8 @@ def plot(seen: Progress, scores: dict[str, Any] | None) -> bytes | None:
     figure.patch.set_alpha(0)
     accuracies = [(e["step"], e["accuracy"]) for e in seen.evaluations if e.get("accuracy") is not None]
     validation = [(e["step"], e["validation_loss"]) for e in seen.evaluations if e.get("validation_loss") is not None]
-    axes = figure.subplots(1, 2 if accuracies else 1, squeeze=False)[0]
+    bits = [(e["step"], e["bits_per_byte"]) for e in seen.evaluations if e.get("bits_per_byte") is not None]
+    axes = figure.subplots(1, 2 if accuracies or bits else 1, squeeze=False)[0]
     axes[0].plot(*zip(*losses, strict=True), color=blue, linewidth=1.4, label="learning")
     if validation:
         axes[0].plot(*zip(*validation, strict=True), "o-", color=orange, linewidth=1.2, markersize=4, label="held out")
@@ -382,6 +413,9 @@ def plot(seen: Progress, scores: dict[str, Any] | None) -> bytes | None:
                 axes[1].axhline(height, color=grey, linewidth=1.2, linestyle=style, label=words)
         axes[1].set_title("accuracy on the held-out rows", color=grey, fontsize=9)
         axes[1].set_ylim(0, 1.03)
+    if bits:
+        axes[1].plot(*zip(*bits, strict=True), "o-", color=orange, linewidth=1.2, markersize=4)
+        axes[1].set_title("bits a byte on held-back documents", color=grey, fontsize=9)
     for each in axes:
         each.patch.set_alpha(0)
         each.set_xlim(0, losses[-1][0] * 1.02)

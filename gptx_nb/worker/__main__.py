@@ -25,12 +25,13 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from gptx_nb import files
 from gptx_nb.errors import RunFailed, UsageError
 from gptx_nb.line import LIMIT, Demand, Line, limit
 from gptx_nb.metrics import MetricsWriter
+from gptx_nb.pretraining import AnyRecipe, PretrainRecipe
 from gptx_nb.process import Process
 from gptx_nb.recipe import Recipe
 from gptx_nb.runs import Run
@@ -42,8 +43,11 @@ if TYPE_CHECKING:
     from gptx_nb.engine.batches import Step
     from gptx_nb.engine.data import Table
     from gptx_nb.engine.distributed import Failure, Ranks
+    from gptx_nb.engine.pretrain import Pretraining
     from gptx_nb.engine.setup import Setup
     from gptx_nb.engine.tasks.text_classification import Learner
+
+R = TypeVar("R", Recipe, PretrainRecipe)
 
 FINISHED, FAILED, MISTAKE, STOPPED = 0, 1, 2, 3
 NICE = 5
@@ -71,7 +75,7 @@ def main(arguments: list[str]) -> int:
     line = Line(run, attempt)
     words: dict[str, Any]
     try:
-        stopped = _Attempt(run, attempt, metrics, line, ranks).carry_out()
+        stopped = Attempt(run, attempt, metrics, line, ranks).carry_out()
         status = STOPPED if stopped else FINISHED
         words = {"reason": "stopped" if stopped else "finished", "error": None, "message": None}
     except _Waits:
@@ -116,6 +120,9 @@ def _last_words(error: Exception, run: Run) -> dict[str, Any]:
 
     if is_out_of_memory(error):
         recipe = run.recipe()
+        if isinstance(recipe, PretrainRecipe):
+            message = "the device has too little memory, even for one row at a time. Type a smaller context or size"
+            return {"reason": "out of memory", "error": type(error).__name__, "message": message}
         shorter = f"`max_length: {recipe.max_length // 2}`" if recipe.max_length else "a smaller max_length"
         other = {"full": "`tune: lora`", "head": "a smaller model"}.get(recipe.tune, "`tune: head`")
         message = f"the device has too little memory, even for one text at a time. Type {shorter} or {other}"
@@ -124,20 +131,6 @@ def _last_words(error: Exception, run: Run) -> dict[str, Any]:
         message = f"no room is left on the disk of {run.folder}. Free some first"
         return {"reason": "failed", "error": "OSError", "message": message}
     return {"reason": "failed", "error": type(error).__name__, "message": str(error) or type(error).__name__}
-
-
-def _devices_of(recipe: Recipe) -> int:
-    if recipe.devices == 1:
-        return 1
-    from gptx_nb.engine import device
-
-    return device.count(recipe.devices, recipe.device)
-
-
-def _for_rank(recipe: Recipe, rank: int) -> Recipe:
-    from gptx_nb.engine import device
-
-    return recipe.model_copy(update={"device": device.of_rank(recipe.device, rank)})
 
 
 def _begin_anew() -> NoReturn:
@@ -165,7 +158,7 @@ def _cause(failures: Sequence[Failure], words: Sequence[dict[str, Any] | None]) 
     return {"reason": first["reason"], "error": first["error"], "message": f"{whose}{first['message']}"}
 
 
-class _Attempt:
+class Attempt:
     """One attempt, from top to bottom in `carry_out`."""
 
     def __init__(self, run: Run, attempt: int, metrics: MetricsWriter, line: Line, ranks: Ranks | None) -> None:
@@ -190,6 +183,30 @@ class _Attempt:
     def note(self, text: str) -> None:
         self.metrics.append({"kind": "note", "text": text, "time": time.time()})
 
+    def note_less_memory(self, step: int, how: str, token_budget: int) -> None:
+        """Tell that memory ran out at `step`, or before the first (-1), and `how` it goes on."""
+        when = f"at step {step + 1}" if step >= 0 else "before the first step"
+        self.note(
+            f"memory ran out {when}: going on with {how}; the result stays the same. `tokens_at_once: {token_budget}` "
+            "begins so"
+        )
+
+    def devices_for(self, recipe: AnyRecipe) -> int:
+        """Return how many devices train together."""
+        if recipe.devices == 1:
+            return 1
+        from gptx_nb.engine import device
+
+        return device.count(recipe.devices, recipe.device)
+
+    def on_its_device(self, recipe: R) -> R:
+        """Return `recipe` for the device of this rank."""
+        if self.ranks is None:
+            return recipe
+        from gptx_nb.engine import device
+
+        return recipe.model_copy(update={"device": device.of_rank(recipe.device, self.rank)})
+
     def all_should_stop(self) -> bool:
         """Whether this rank or another one should stop: they do so at the same step."""
         mine = self.should_stop()
@@ -209,27 +226,31 @@ class _Attempt:
         if ranks is None and self._waits_in_line():
             return True
         recipe = run.recipe()
+        if isinstance(recipe, PretrainRecipe):
+            from gptx_nb.worker import pretraining
+
+            return pretraining.carry_out(self, recipe)
         if ranks is None:
             self.phase("data")
         table = self._table(recipe)
-        if ranks is None and (count := _devices_of(recipe)) > 1:
-            return self._lead(count)
+        if ranks is None and (count := self.devices_for(recipe)) > 1:
+            return self.lead(count)
 
         self.phase("model")
         from gptx_nb.engine import checkpoints, evaluate, memory, models, plan, setup, streams
         from gptx_nb.engine.train import Batch, arithmetic, make_scaler, train
 
-        made = setup.prepare(_for_rank(recipe, self.rank) if ranks else recipe, table, self.note)
+        made = setup.prepare(self.on_its_device(recipe), table, self.note)
         model, learner, settings, device = made.model, made.learner, made.settings, made.device
         if self.rank == 0:
             # A later attempt may have another device; all else was decided by the first that began to train.
             before = run.plan() if run.recipe_file.exists() else None
             files.write_json(run.plan_file, {**made.decided, **(before or {}), **plan.machine(device, self.count)})
-        self._take_place(made)
+        self.take_place(made)
         if self.rank == 0 and not run.recipe_file.exists():
             files.write_text(run.recipe_file, made.resolved.model_copy(update={"device": recipe.device}).to_yaml())
         if ranks is not None:
-            self._join(ranks, device.device)
+            self.join(ranks, device.device)
             learner.streams = min(learner.streams, streams.number_for(device.device, self.count))
         optimizer = made.optimizer
         scaler = make_scaler(device.device, device.dtype)
@@ -291,11 +312,7 @@ class _Attempt:
         def with_less_memory(step: int, error: BaseException) -> Batch | None:
             if (how := learner.need_less_memory()) is None:
                 return None
-            when = f"at step {step + 1}" if step >= 0 else "before the first step"
-            self.note(
-                f"memory ran out {when}: going on with {how}; the result stays the same. "
-                f"`tokens_at_once: {learner.token_budget}` begins so"
-            )
+            self.note_less_memory(step, how, learner.token_budget)
             return learner.step(step, self.rank, self.count) if step >= 0 else made.trial()
 
         self._keep_frozen_part(learner, lambda: arithmetic(model, device.device, device.dtype))
@@ -355,7 +372,7 @@ class _Attempt:
             time.sleep(LOOK)
         return False
 
-    def _take_place(self, made: Setup) -> None:
+    def take_place(self, made: Setup | Pretraining) -> None:
         """Return once the attempt may train. Where it has to wait in line, this process begins anew, and holds nothing.
 
         A process that runs another program keeps its number and its start: it stays the worker of this attempt.
@@ -390,7 +407,7 @@ class _Attempt:
                 raise _Waits
             _begin_anew()
 
-    def _lead(self, count: int) -> bool:
+    def lead(self, count: int) -> bool:
         """Let `count` ranks carry the attempt out; return whether it was stopped. Raises _RanksFailed."""
         from gptx_nb.engine import distributed
 
@@ -405,7 +422,7 @@ class _Attempt:
             _begin_anew()
         return bool(first["reason"] == "stopped")
 
-    def _join(self, ranks: Ranks, device: torch.device) -> None:
+    def join(self, ranks: Ranks, device: torch.device) -> None:
         import torch
 
         from gptx_nb.engine.device import cores

@@ -1,5 +1,9 @@
 """Causal language modelling on packed rows: what pretraining minimises, and how it is scored.
 
+A row is a stretch of the shards, cut without regard to documents; every token but none twice is a target in an epoch.
+No token sees another document: attention and positions begin anew with each (Zhao et al. 2024, arXiv:2402.13991). What
+opens a document, the end-of-text token, is also what its predecessor has to end with, so both are learnt.
+
 The cross entropy is taken over chunks of positions, so that a large vocabulary never fills memory (positions x
 vocabulary float32 values at once would be gigabytes).
 """
@@ -7,72 +11,215 @@ vocabulary float32 values at once would be gigabytes).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import AttentionInterface, PreTrainedModel, PreTrainedTokenizerBase
+
+from gptx_nb.engine import dropout as dropouts
+from gptx_nb.engine import generate, packing, streams
+from gptx_nb.engine.batches import Step
+from gptx_nb.engine.shards import Shards
 
 Tensors = dict[str, torch.Tensor]
+
+ATTENTION = "gptx_documents"
 # Logits that exist at once, float32.
 CPU_LOGITS = 4 * 2**20
 GPU_LOGITS = 128 * 2**20
+RESAMPLES = 1_000  # of the bootstrap
 
 
-@dataclass(frozen=True)
-class Rows:
-    """One optimiser step's rows. `micro`: [{"input_ids": (rows, length) int64}], equally weighted."""
+class Learner:
+    """How a language model learns from shards: what a step holds, and its loss.
 
-    micro: list[Tensors]
-    tokens: int
-    streams: int = 1
+    A step is `tokens_per_step` tokens in rows of `length`, in micro-batches of at most `token_budget` tokens (a row at
+    the least), `streams` of which are computed at once. An epoch visits every row once, in an order that `seed` and the
+    epoch decide; each begins at another place, so that the borders of rows move.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        shards: Shards,
+        *,
+        length: int,
+        tokens_per_step: int,
+        seed: int,
+        token_budget: int,
+        streams: int = 1,
+    ) -> None:
+        self._model, self._shards, self._seed = model, shards, seed
+        self.length, self.token_budget, self.streams = length, token_budget, streams
+        self._rows = max(1, tokens_per_step // length)
+        self._twice = False
+        self.masked_because = use(model)
 
     @property
-    def weights(self) -> list[float]:
-        rows = [tensors["input_ids"].shape[0] for tensors in self.micro]
-        return [count / sum(rows) for count in rows]
+    def tokens_per_step(self) -> int:
+        return self._rows * self.length
 
+    def step(self, step: int, rank: int = 0, ranks: int = 1) -> Step:
+        """Return the rows of one step: of several ranks, each gets every `ranks`-th."""
+        mine = range(step * self._rows + rank, (step + 1) * self._rows, ranks)
+        return self._step([self._row(index) for index in mine], self._rows)
 
-def rows_at(step: int, tokens: np.ndarray, *, length: int, rows: int, micro_rows: int, seed: int) -> Rows:
-    """Cut `rows` rows of `length` tokens for `step` from the one-dimensional array `tokens` (it may be memory-mapped).
+    def trial(self) -> Step:
+        """Return a micro-batch for each stream, as large as they get."""
+        at_once = self.streams * min(self._micro_rows(), -(-self._rows // self.streams))
+        return self._step([self._row(index) for index in range(at_once)], at_once)
 
-    An epoch visits every full row once, in an order that only `seed` and the epoch decide; each epoch's rows start at
-    another offset, so that row borders move.
-    """
-    per_epoch = (len(tokens) - 1) // length - 1
-    if per_epoch < 1:
-        raise ValueError(f"{len(tokens)} tokens are fewer than two rows of {length}")
-    chosen = []
-    for index in range(step * rows, (step + 1) * rows):
+    def loss(self, model: torch.nn.Module, tensors: Tensors) -> torch.Tensor:
+        """Return the mean cross entropy, in nats a token."""
+        return loss(model, tensors)
+
+    def need_less_memory(self) -> str | None:
+        """Let steps take less memory from here on, at the same result; return in what way, or None if there is none."""
+        if self._micro_rows() > 1:
+            self.token_budget = self.length * (self._micro_rows() // 2)
+            return f"{self.token_budget:,} tokens at once"
+        if self.streams > 1:
+            self.streams = 1
+            return "one micro-batch at a time"
+        if not self._twice and self._model.supports_gradient_checkpointing:
+            self._model.gradient_checkpointing_enable({"use_reentrant": False})
+            self._twice = True
+            return "activations computed twice"
+        return None
+
+    def _micro_rows(self) -> int:
+        return max(1, self.token_budget // self.length)
+
+    def _row(self, index: int) -> np.ndarray:
+        """Return the tokens of a row and the one behind it, (length + 1,)."""
+        per_epoch = self._shards.rows(self.length)
         epoch, place = divmod(index, per_epoch)
-        generator = np.random.default_rng((seed, epoch))
-        offset = int(generator.integers(length))
-        order = _order(seed, epoch, per_epoch)
-        start = offset + int(order[place]) * length
-        chosen.append(np.asarray(tokens[start : start + length], dtype=np.int64))
-    stacked = torch.from_numpy(np.stack(chosen))
-    return Rows([{"input_ids": part} for part in stacked.split(micro_rows)], tokens=stacked.numel())
+        order, offset = _order(self._seed, epoch, per_epoch, self._shards.tokens)
+        return self._shards.read(offset + int(order[place]) * self.length, self.length + 1)
+
+    def _step(self, rows: list[np.ndarray], all_rows: int) -> Step:
+        size = max(1, min(self._micro_rows(), -(-len(rows) // self.streams)))
+        groups = [rows[start : start + size] for start in range(0, len(rows), size)]
+        micro = [tensors_of(np.stack(group), self._shards.end, self.masked_because is None) for group in groups]
+        weights = [len(group) / all_rows for group in groups]
+        return Step(micro, all_rows * self.length, weights, self.streams, len(rows) * self.length)
 
 
-_orders: dict[tuple[int, int, int], np.ndarray] = {}
+_orders: dict[tuple[int, int, int], tuple[np.ndarray, int]] = {}
 
 
-def _order(seed: int, epoch: int, count: int) -> np.ndarray:
-    if (seed, epoch, count) not in _orders:
+def _order(seed: int, epoch: int, rows: int, tokens: int) -> tuple[np.ndarray, int]:
+    """Return the order of an epoch's rows, and where the first of them begins."""
+    if (seed, epoch, rows) not in _orders:
         _orders.clear()  # one epoch's order is enough to keep
-        _orders[seed, epoch, count] = np.random.default_rng((seed, epoch, 1)).permutation(count)
-    return _orders[seed, epoch, count]
+        generator = np.random.default_rng((seed, epoch))
+        _orders[seed, epoch, rows] = generator.permutation(rows), int(generator.integers(tokens))
+    return _orders[seed, epoch, rows]
+
+
+def tensors_of(rows: np.ndarray, end: int, own_attention: bool) -> Tensors:
+    """Return the tensors of a micro-batch from rows of tokens, each with the one behind it, (rows, length + 1) int64.
+
+    {"input_ids", "targets", "position_ids": (rows, length)}, and where a document begins within a row "documents" with
+    the number of each token's document in its row or, for a model with another attention than ours, "attention_mask"
+    (rows, 1, length, length), true where a token may look.
+    """
+    ids = rows[:, :-1]
+    opens = ids == end
+    places = np.arange(ids.shape[1])
+    last = np.maximum.accumulate(np.where(opens, places, 0), axis=1)
+    found = {
+        "input_ids": torch.from_numpy(np.ascontiguousarray(ids)),
+        "targets": torch.from_numpy(np.ascontiguousarray(rows[:, 1:])),
+        "position_ids": torch.from_numpy(places - last),
+    }
+    if opens[:, 1:].any():
+        documents = torch.from_numpy(opens.cumsum(axis=1))
+        if own_attention:
+            found["documents"] = documents
+        else:
+            found["attention_mask"] = _may_look(documents)
+    return found
+
+
+def _may_look(documents: torch.Tensor) -> torch.Tensor:
+    """Return (rows, 1, length, length): whether a token may look at another one, at or before it in its document."""
+    same = documents[:, :, None] == documents[:, None, :]
+    return same.tril_()[:, None]
+
+
+def use(model: PreTrainedModel) -> str | None:
+    """Give `model` our attention, if it can do with it; else return why not, and leave it as it is."""
+    reason = packing.why_not(model)
+    if reason is None:
+        model.set_attn_implementation(ATTENTION)
+    return reason
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    documents: torch.Tensor | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention of (rows, heads, length, size) within each document; keys may have fewer heads."""
+    groups = query.shape[1] // key.shape[1]
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    if query.device.type == "cpu" and query.shape[2] <= PLAIN:
+        # On rows this short two batched products and a softmax beat the CPU's fused kernel.
+        length = query.shape[2]
+        may_look = torch.ones(length, length, dtype=torch.bool).tril_() if documents is None else _may_look(documents)
+        scores = torch.matmul(query * scale, key.transpose(2, 3)).masked_fill_(~may_look, float("-inf"))
+        weights = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
+        if dropout > 0:
+            weights = dropouts.drop(weights, dropout, packing.PLACE + int(getattr(module, "layer_idx", None) or 0))
+        mixed = torch.matmul(weights, value)
+    else:
+        mixed = torch.nn.functional.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=None if documents is None else _may_look(documents),
+            dropout_p=dropout,
+            is_causal=documents is None,
+            scale=scale,
+        )
+    return mixed.transpose(1, 2).contiguous(), None
+
+
+PLAIN = 512  # tokens a row; beyond, what stands between all pairs of them no longer fits a core's cache
+
+AttentionInterface.register(ATTENTION, _attention)
+
+
+def states(model: torch.nn.Module, tensors: Tensors) -> torch.Tensor:
+    """Return the last hidden states (rows, length, width) for what `tensors_of` has made."""
+    causal: Any = model  # transformers gives every causal model this method
+    given = {name: tensors[name] for name in ("documents", "attention_mask") if name in tensors}
+    output = causal.get_decoder()(
+        input_ids=tensors["input_ids"], position_ids=tensors["position_ids"], use_cache=False, **given
+    )
+    hidden: torch.Tensor = output.last_hidden_state
+    return hidden
 
 
 def loss(model: torch.nn.Module, tensors: Tensors) -> torch.Tensor:
-    """Return the mean cross entropy, in nats a token, of predicting each next token of `input_ids` (rows, length)."""
-    ids = tensors["input_ids"]
-    causal: Any = model  # transformers gives every causal model these two methods
-    decoder = causal.get_decoder()
-    hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state
-    states = hidden[:, :-1].reshape(-1, hidden.shape[-1])
+    """Return the mean cross entropy, in nats a token, of predicting `targets` (rows, length)."""
+    hidden = states(model, tensors)
+    causal: Any = model
     mean: torch.Tensor = ChunkedCrossEntropy.apply(
-        states, causal.get_output_embeddings().weight, ids[:, 1:].reshape(-1)
+        hidden.reshape(-1, hidden.shape[-1]), causal.get_output_embeddings().weight, tensors["targets"].reshape(-1)
     )
     return mean
 
@@ -127,28 +274,93 @@ def chunk_size(device: torch.device, vocabulary: int) -> int:
     return max(64, values // vocabulary)
 
 
-def bits_per_byte(
-    model: torch.nn.Module,
-    tokens: np.ndarray,
-    *,
-    length: int,
-    text_bytes: int,
-    rows: int = 16,
-    limit: int | None = None,
-) -> float:
-    """Score `tokens`, the encoding of `text_bytes` bytes of text, in rows of `length` without overlap: bits a byte.
+@dataclass(frozen=True)
+class Score:
+    """How well held-back documents are predicted, with a 95 % interval (percentile bootstrap over rows)."""
 
-    `limit` scores only the first `limit` rows, with the bytes taken in proportion.
+    bits_per_byte: float
+    low: float
+    high: float
+    validation_loss: float  # nats a token
+    tokens: int
+    text_bytes: int
+    documents: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def score(
+    model: PreTrainedModel, shards: Shards, *, length: int, token_budget: int, most_rows: int | None = None
+) -> Score:
+    """Score `shards` in rows of `length` tokens without overlap; `most_rows`: so many of them, evenly spread.
+
+    Bits a byte count the end of every document as well. Where only some rows are scored, bytes are taken in proportion
+    to tokens.
     """
     device = next(model.parameters()).device
-    count = (len(tokens) - 1) // length
-    count = min(count, limit) if limit else count
-    nats = 0.0
+    count = shards.tokens - 1  # what opens the first document is not predicted
+    starts = list(range(0, count, length))
+    chosen = starts if most_rows is None or most_rows >= len(starts) else starts[:: -(-len(starts) // most_rows)]
+    size = max(1, token_budget // length)
+    own = model.config._attn_implementation == ATTENTION
+    groups = [chosen[first : first + size] for first in range(0, len(chosen), size)]
+
+    def nats(group: list[int]) -> list[tuple[float, int]]:
+        found = []
+        with torch.inference_mode():
+            for start in group:
+                row = shards.read(start, min(length, count - start) + 1)
+                tensors = tensors_of(row[None], shards.end, own)
+                mean = loss(model, {name: each.to(device) for name, each in tensors.items()})
+                found.append((float(mean) * (len(row) - 1), len(row) - 1))
+        return found
+
+    was_training = model.training
     model.eval()
-    with torch.inference_mode():
-        for first in range(0, count, rows):
-            part = np.stack([tokens[r * length : (r + 1) * length] for r in range(first, min(first + rows, count))])
-            ids = torch.from_numpy(part.astype(np.int64)).to(device)
-            nats += float(loss(model, {"input_ids": ids})) * ids.shape[0] * (length - 1)
-    scored_bytes = text_bytes * count * (length - 1) / len(tokens)
-    return nats / math.log(2) / scored_bytes
+    rows = np.array([each for found in _side_by_side(model, nats, groups, device) for each in found])
+    model.train(was_training)
+    bytes_per_token = shards.text_bytes / count
+    chosen_rows = np.random.default_rng(0).integers(len(rows), size=(RESAMPLES, len(rows)))
+    sums = rows[chosen_rows].sum(axis=1)
+    low, high = np.percentile(sums[:, 0] / sums[:, 1], [2.5, 97.5])
+    total, tokens = rows.sum(axis=0)
+    per_nat = 1 / math.log(2) / bytes_per_token
+    return Score(
+        bits_per_byte=float(total / tokens * per_nat),
+        low=float(low * per_nat),
+        high=float(high * per_nat),
+        validation_loss=float(total / tokens),
+        tokens=int(tokens),
+        text_bytes=round(tokens * bytes_per_token),
+        documents=shards.documents,
+    )
+
+
+def _side_by_side(
+    model: PreTrainedModel, nats: Any, groups: list[list[int]], device: torch.device
+) -> list[list[tuple[float, int]]]:
+    """Call `nats` with each group, on every core at once; autocast, which belongs to a thread, goes with it."""
+    enabled, dtype = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
+
+    def work(mine: list[list[int]]) -> list[list[tuple[float, int]]]:
+        with torch.autocast(device.type, dtype=dtype, enabled=enabled):
+            return [nats(group) for group in mine]
+
+    number = min(streams.number_for(device), len(groups))
+    shares = streams.each(work, [groups[stream::number] for stream in range(number)])
+    return [shares[place % number][place // number] for place in range(len(groups))]
+
+
+def samples(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], new_tokens: int
+) -> list[str]:
+    """Return how `model` continues each prompt: text of at most `new_tokens` tokens, drawn with a fixed seed."""
+    end: int = tokenizer.eos_token_id
+    rows = [[end, *tokenizer(prompt, split_special_tokens=True)["input_ids"]] for prompt in prompts]
+    sampling = generate.Sampling(temperature=0.8, top_k=40, seed=0)
+    was_training = model.training
+    model.eval()
+    found = generate.generate(model, rows, max_new_tokens=new_tokens, end_ids=[end], sampling=sampling)
+    model.train(was_training)
+    return [str(tokenizer.decode(each.tokens)) for each in found]

@@ -1,0 +1,353 @@
+"""From a pretraining recipe and token shards to all that training needs: device, model, rows, settings - and the plan.
+
+Trains nothing and writes no file. How text becomes shards is corpus.py's, how rows become a loss is
+tasks/language_modeling.py's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from gptx_nb.engine import device as devices
+from gptx_nb.engine import dropout, memory, models, plan, precision, streams
+from gptx_nb.engine.corpus import Corpus
+from gptx_nb.engine.device import Device
+from gptx_nb.engine.optimizer import MasterAdamW, Optimizer
+from gptx_nb.engine.predict import use_all_cores
+from gptx_nb.engine.tasks import language_modeling as task
+from gptx_nb.engine.train import Batch, Settings, gradient, make_optimizer, make_scaler
+from gptx_nb.errors import ModelError
+from gptx_nb.pretraining import PretrainRecipe
+
+# Tokens of a micro-batch: what a core's caches hold, or what makes a GPU busy.
+CPU_TOKENS, GPU_TOKENS = 2_048, 32_768
+EVALUATIONS = 20  # of one run
+EVALUATION_TOKENS = 0.1  # of those that are learnt from between two of them: scoring is a small part of the time
+LEAST_EVALUATION = 8_192  # tokens
+LEAST_STEP, LARGEST_STEP = 8_192, 524_288  # tokens
+RATE_TIMES_WIDTH = 0.7  # 0.0027 at 256, 0.0009 at 768: the usual rates of GPT-2's sizes, which fall with the width
+CONTINUED = 0.1  # times that rate, where a model goes on learning (Gururangan et al. 2020 take about as much)
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """What training needs. `resolved` is the recipe with every open setting filled in; `decided` goes to plan.json."""
+
+    device: Device
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    learner: task.Learner
+    settings: Settings
+    optimizer: Optimizer
+    lowered: precision.Lowered | None
+    context: int  # of the model that is saved
+    evaluation_rows: int  # that are scored while it trains
+    resolved: PretrainRecipe
+    decided: dict[str, Any]
+    estimate: memory.Estimate | None  # None: it could not be made
+
+    def preflight(self, with_less_memory: Callable[[int, BaseException], Batch | None]) -> dict[str, Any]:
+        """Compute the gradient of one micro-batch a stream; return what the plan says of speed. Nothing is learnt."""
+        device, dtype = self.device.device, self.device.dtype
+        step: Batch = self.learner.trial()
+        self.model.train()
+        while True:
+            begun = time.perf_counter()
+            scaler = make_scaler(device, dtype)
+            try:
+                losses = gradient(self.model, step, self.learner.loss, device, dtype, scaler, (self.settings.seed, -1))
+                float(torch.stack(losses).sum())  # waits for the device
+                seconds = time.perf_counter() - begun
+                break
+            except (RuntimeError, MemoryError) as error:
+                less = with_less_memory(-1, error) if devices.is_out_of_memory(error) else None
+                if less is None:
+                    raise
+                step = less
+            finally:
+                self.optimizer.zero_grad(set_to_none=True)
+        tokens = self.settings.steps * self.learner.tokens_per_step
+        peak = devices.matrix_peak(device, dtype, seconds=0.05)
+        return plan.speed(tokens, seconds, step.tokens, 6 * matrix_parameters(self.model), peak)
+
+    def finish(self) -> PreTrainedModel:
+        """Return the plain model as it is saved."""
+        if self.lowered is not None:
+            self.lowered.restore()
+        self.model.set_attn_implementation("sdpa")
+        config: Any = self.model.config
+        if config.model_type == "gpt2" and self.resolved.base is None:
+            # A few thousand examples are gone through several times: GPT-2's own dropout, for fine-tuning.
+            config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.1
+        config.use_cache = True
+        return self.model
+
+
+def matrix_parameters(model: torch.nn.Module) -> int:
+    """Return how many weights each token is multiplied with: those of all matrices, an output layer that is tied too.
+
+    Six FLOPs each and token (Kaplan et al. 2020); attention's own products count nothing.
+    """
+    causal: Any = model
+    output = causal.get_output_embeddings()
+    inside = {
+        id(each) for module in model.modules() if isinstance(module, torch.nn.Embedding) for each in module.parameters()
+    }
+    matrices = sum(each.numel() for each in model.parameters() if each.ndim == 2 and id(each) not in inside)
+    return matrices + (output.weight.numel() if id(output.weight) in inside else 0)
+
+
+def new_model(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Return a model with random weights, drawn from the recipe's seed, in float32. Embeddings and output are tied."""
+    layers, heads, width = recipe.shape()
+    ids = {
+        "bos_token_id": tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    # Rows of the vocabulary in multiples of 64: matrix units want round numbers.
+    vocabulary = -(-len(tokenizer) // 64) * 64
+    torch.manual_seed(recipe.seed)
+    if recipe.architecture == "llama":
+        return LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=vocabulary,
+                hidden_size=width,
+                # Gated layers have three matrices where GPT-2 has two: two thirds of the width are as many weights.
+                intermediate_size=-(-8 * width // 3 // 64) * 64,
+                num_hidden_layers=layers,
+                num_attention_heads=heads,
+                num_key_value_heads=heads,
+                max_position_embeddings=recipe.context,
+                tie_word_embeddings=True,
+                **ids,
+            )
+        )
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=vocabulary,
+            n_positions=recipe.context,
+            n_embd=width,
+            n_layer=layers,
+            n_head=heads,
+            activation_function="gelu_pytorch_tanh",  # GPT-2's own function, in one kernel
+            resid_pdrop=recipe.dropout,
+            embd_pdrop=recipe.dropout,
+            attn_pdrop=recipe.dropout,
+            **ids,
+        )
+    )
+
+
+def tokenizer_for(recipe: PretrainRecipe, note: Callable[[str], None]) -> PreTrainedTokenizerBase | None:
+    """Return the tokenizer that the recipe names, itself or by its base model; None: one is to be trained.
+
+    Raises ModelError where it is not there or does not fit its model.
+    """
+    if recipe.base is not None:
+        base = models.find(recipe.base, recipe.revision, note)
+        tokenizer = models.load_tokenizer(base)
+        if len(tokenizer) > base.config.vocab_size:
+            raise ModelError(
+                f"from: the tokenizer of {base.name} has {len(tokenizer):,} tokens, and the model knows "
+                f"{base.config.vocab_size:,}. They do not belong together: give the folder of a model with its own"
+            )
+        return tokenizer
+    return None if recipe.tokenizer is None else models.find_tokenizer(recipe.tokenizer, note)
+
+
+def prepare(
+    recipe: PretrainRecipe, corpus: Corpus, note: Callable[[str], None], embeddings: torch.Tensor | None = None
+) -> Pretraining:
+    """Make or load the model, and decide what the recipe leaves open.
+
+    `embeddings` (vocabulary, at least the width): where a new model's embeddings begin. Raises UsageError for a base
+    model or device that is not there, or text that is too short.
+    """
+    train, held_out, tokenizer = corpus.train, corpus.validation, corpus.tokenizer
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    use_all_cores()
+    device = devices.choose(recipe.device, recipe.dtype)
+    if recipe.base is None:
+        model = new_model(recipe, tokenizer)
+        if embeddings is not None:
+            begin_at(model, embeddings)
+        context, length = recipe.context, recipe.context
+        where, name, licence, chain = "drawn at random", _called(recipe), None, []
+    else:
+        base = models.find(recipe.base, recipe.revision, note)
+        model = models.load_causal(base)
+        context = models.context(base.config)
+        length = min(recipe.context, context)
+        where, name, licence, chain = base.where, base.name, base.licence, models.chain(recipe.base)
+    train.require_rows(length)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+
+    total = recipe.tokens or round((recipe.epochs or 1.0) * train.tokens)
+    per_step, step_reason = tokens_per_step(recipe, total, length)
+    steps = max(1, round(total / per_step))
+    learning_rate, rate_reason = rate(recipe, model)
+    settings = Settings(
+        steps=steps,
+        learning_rate=learning_rate,
+        warmup=recipe.warmup,
+        decay=recipe.schedule,
+        cooldown=recipe.cooldown,
+        optimizer=recipe.optimizer,
+        weight_decay=recipe.weight_decay,
+        betas=(0.9, 0.95),  # GPT-3's: the gradient's size is remembered for tens of steps, not for a thousand
+        seed=recipe.seed,
+        eval_every=recipe.evaluate_every or max(1, -(-steps // EVALUATIONS)),
+        save_every_seconds=recipe.checkpoint_every,
+    )
+    torch.nn.Module.to(model, device.device)
+    held_before = memory.held(model, device.device)
+    dropout.use(model)
+    lowered = None
+    if device.dtype is torch.bfloat16 and recipe.optimizer == "adamw":
+        lowered = precision.Lowered(model, device.dtype)
+    learner = task.Learner(
+        model,
+        train,
+        length=length,
+        tokens_per_step=per_step,
+        seed=recipe.seed,
+        token_budget=recipe.tokens_at_once or (CPU_TOKENS if device.device.type == "cpu" else GPU_TOKENS),
+        streams=streams.number_for(device.device),
+    )
+    optimizer = (
+        lowered.optimizer(settings.learning_rate, settings.weight_decay, settings.betas)
+        if lowered
+        else make_optimizer(model, settings)
+    )
+    passes = total / train.tokens
+    decided: dict[str, Any] = {
+        **plan.machine(device),
+        "model": {
+            "name": name,
+            "where": where,
+            "parameters": parameters,
+            "licence": licence,
+            "context": context,
+            "chain": chain,
+        },
+        "learning_rate": {"choice": learning_rate, "reason": rate_reason},
+        "epochs": {"choice": passes, "reason": f"{total:,} tokens of {train.tokens:,}"},
+        "steps": steps,
+        "tokens_per_step": {"choice": per_step, "reason": step_reason},
+        "max_length": {"choice": length, "reason": "tokens a row; a row holds the ends and beginnings of documents"},
+        "corpus": {
+            "train_tokens": train.tokens,
+            "train_documents": train.documents,
+            "validation_tokens": held_out.tokens,
+            "validation_documents": held_out.documents,
+        },
+        "notes": [],
+    }
+    estimate: memory.Estimate | None = None
+    try:
+        estimate = _estimate(model, learner, settings, device, held_before)
+        decided["memory"], warnings = plan.memory(estimate, memory.available(device.device))
+        decided["notes"] += warnings
+    except Exception as error:  # a model that tensors without values cannot run may well train
+        shown = " ".join(str(error).split())[:200]
+        decided["memory"] = {"choice": "unknown", "reason": f"no estimate: {type(error).__name__}: {shown}"}
+    if passes > 4:
+        decided["notes"].append(
+            f"the texts are gone through {passes:.1f} times; beyond four times little more is learnt from them "
+            "(Muennighoff et al. 2023)"
+        )
+    resolved = recipe.model_copy(
+        update={"tokens": None, "epochs": passes, "learning_rate": learning_rate, "tokens_per_step": per_step}
+    )
+    between = settings.eval_every * per_step if settings.eval_every else total
+    evaluation_rows = round(max(LEAST_EVALUATION, EVALUATION_TOKENS * between) / length)
+    return Pretraining(
+        device,
+        model,
+        tokenizer,
+        learner,
+        settings,
+        optimizer,
+        lowered,
+        context,
+        max(1, evaluation_rows),
+        resolved,
+        decided,
+        estimate,
+    )
+
+
+def begin_at(model: PreTrainedModel, vectors: torch.Tensor) -> None:
+    """Let the token embeddings of `model` begin at `vectors` (tokens, at least its width), at the usual length."""
+    causal: Any = model
+    weight = causal.get_input_embeddings().weight.data
+    usual = weight.norm(dim=1).mean()
+    cut = vectors[:, : weight.shape[1]]
+    cut = cut - cut.mean(dim=0)
+    weight[: len(cut)] = usual * torch.nn.functional.normalize(cut)
+
+
+def tokens_per_step(recipe: PretrainRecipe, total: int, length: int) -> tuple[int, str]:
+    """Return tokens a step, in whole rows of `length`, and why."""
+    if recipe.tokens_per_step is not None:
+        return max(1, round(recipe.tokens_per_step / length)) * length, "asked for in the recipe, in whole rows"
+    wanted = min(LARGEST_STEP, max(LEAST_STEP, 2 ** round(max(1, total // 1000).bit_length() - 1)))
+    return max(1, wanted // length) * length, f"about a thousandth of all, at least {LEAST_STEP:,}"
+
+
+def rate(recipe: PretrainRecipe, model: PreTrainedModel) -> tuple[float, str]:
+    """Return the peak learning rate, and why."""
+    if recipe.learning_rate is not None:
+        return recipe.learning_rate, "asked for in the recipe"
+    config: Any = model.config
+    found = RATE_TIMES_WIDTH / config.hidden_size
+    reason = f"for a width of {config.hidden_size:,}: {RATE_TIMES_WIDTH} / width"
+    if recipe.base is not None:
+        return float(f"{found * CONTINUED:.1e}"), f"{reason}, times {CONTINUED} as the model has learnt already"
+    return float(f"{found:.1e}"), reason
+
+
+def _called(recipe: PretrainRecipe) -> str:
+    layers, heads, width = recipe.shape()
+    return f"new {recipe.architecture}, {layers} layers of {width} with {heads} heads"
+
+
+def _estimate(
+    model: PreTrainedModel, learner: task.Learner, settings: Settings, device: Device, held_before: int
+) -> memory.Estimate:
+    step = learner.trial()
+
+    def make(each: torch.nn.Module) -> Optimizer:
+        trained = [parameter for parameter in each.parameters() if parameter.requires_grad]
+        if trained[0].dtype is torch.float32:
+            return make_optimizer(each, settings)
+        masters = [torch.empty_like(parameter, dtype=torch.float32) for parameter in trained]
+        return MasterAdamW(trained, masters, settings.learning_rate, settings.weight_decay, settings.betas)
+
+    return memory.estimate(
+        model,
+        step.micro[0],
+        loss_of=learner.loss,
+        make_optimizer=make,
+        device=device.device,
+        dtype=device.dtype,
+        several=len(learner.step(0).micro) > len(step.micro),
+        streams=len(step.micro),
+        process=held_before,
+    )

@@ -1,0 +1,293 @@
+"""Any source -> documents of plain text, one after another: a corpus may be larger than memory.
+
+Plain text (.txt, .md), JSON lines, CSV, TSV and Parquet, each also packed (.gz, .xz, .bz2, .zst), folders of them, and
+names on the Hugging Face Hub. Text must be UTF-8: a wrong byte is named with its place, not guessed around.
+"""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import json
+import lzma
+import os
+import re
+import sys
+import unicodedata
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from gptx_nb.engine import hub
+from gptx_nb.errors import DataError, nearest
+from gptx_nb.sources import Source
+
+Document = Literal["file", "line", "paragraph"]
+
+PLAIN = (".txt", ".md", ".text")
+ROWS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+PACKED = (".gz", ".xz", ".bz2", ".zst")
+NAMES = ("text", "content", "document", "body", "article")  # of the column that holds the text
+
+
+def documents(
+    source: Source, run_folder: Path, *, setting: str, column: str | None, document: Document, subset: str | None
+) -> Iterator[str]:
+    """Yield the texts of `source`, raw. Raises DataError: missing, unreadable, not UTF-8, no text column."""
+    if source.kind == "hub":
+        yield from _of_hub(source, setting, column, subset)
+        return
+    assert source.path is not None
+    path = run_folder / source.path
+    for file in files_of(path, source.shown, setting) if path.is_dir() else [path]:
+        shown = source.shown if file == path else f"{source.shown.rstrip('/')}/{file.relative_to(path)}"
+        yield from _of_file(file, shown, setting, column, document)
+
+
+def files_of(folder: Path, shown: str, setting: str) -> list[Path]:
+    """Return the text files below `folder`, sorted by name; hidden ones are left out."""
+    found = [
+        Path(place, name)
+        for place, folders, names in os.walk(folder)
+        if not any(part.startswith(".") for part in Path(place).relative_to(folder).parts)
+        for name in names
+        if not name.startswith(".") and kind_of(Path(name)) and not (name.lower().startswith("readme"))
+    ]
+    if not found:
+        endings = ", ".join((*PLAIN, *ROWS))
+        raise DataError(f"{setting}: {shown} holds no texts: files that end in {endings} (.gz, .xz, .bz2, .zst too)")
+    return sorted(found)
+
+
+def kind_of(path: Path) -> str:
+    """Return the ending that says what is in a file, without that of its packing; empty where it is none of ours."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in PACKED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes and suffixes[-1] in (*PLAIN, *ROWS) else ""
+
+
+def size_of(source: Source, run_folder: Path, shown_setting: str) -> int | None:
+    """Return about how many bytes of text `source` has: those of its files, four times as many where packed."""
+    if source.path is None:
+        return None
+    path = run_folder / source.path
+    each = files_of(path, source.shown, shown_setting) if path.is_dir() else [path]
+    return sum(file.stat().st_size * (4 if file.suffix.lower() in (*PACKED, ".parquet") else 1) for file in each)
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def _of_file(path: Path, shown: str, setting: str, column: str | None, document: Document) -> Iterator[str]:
+    kind = kind_of(path)
+    if not kind:
+        raise DataError(
+            f"{setting}: {shown} is no text that can be read: {', '.join((*PLAIN, *ROWS))} can (.gz, .xz, .bz2, .zst "
+            "too)"
+        )
+    try:
+        if kind == ".parquet":
+            yield from _of_parquet(path, shown, setting, column)
+            return
+        with _opened(path) as file:
+            if kind in PLAIN:
+                yield from _of_plain(file, shown, setting, document)
+            elif kind in (".jsonl", ".ndjson"):
+                yield from _of_json_lines(file, shown, setting, column)
+            else:
+                yield from _of_delimited(file, shown, setting, column, "\t" if kind == ".tsv" else ",")
+    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{setting}: {shown} cannot be unpacked: {error}. Is it complete? Get it again") from None
+    except OSError as error:
+        raise DataError(f"{setting}: {shown} cannot be read: {error.strerror or error}") from None
+
+
+def _opened(path: Path) -> IO[bytes]:
+    """Open a file to read its bytes as they were before it was packed."""
+    ways: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": _zstandard}
+    opened: IO[bytes] = ways.get(path.suffix.lower(), open)(path, "rb")
+    return opened
+
+
+def _zstandard(path: Path, mode: str) -> Any:
+    try:
+        import zstandard
+    except ImportError:
+        raise DataError(
+            f"{path.name} is packed with Zstandard. Type `%pip install zstandard` and run the cell again"
+        ) from None
+    return zstandard.open(path, mode)
+
+
+def _lines(file: IO[bytes], shown: str, setting: str) -> Iterator[str]:
+    """Yield lines with their ends; raises DataError naming the place of the first byte that is not UTF-8."""
+    place = 0
+    for number, line in enumerate(file):
+        try:
+            text = line.decode("utf-8-sig" if number == 0 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{setting}: {shown} is not UTF-8 at byte {place + error.start:,} (0x{line[error.start]:02x}, line "
+                f"{number + 1:,}). Save it as UTF-8, as with `iconv -f WINDOWS-1252 -t UTF-8`"
+            ) from None
+        place += len(line)
+        yield text
+
+
+def _of_plain(file: IO[bytes], shown: str, setting: str, document: Document) -> Iterator[str]:
+    waiting: list[str] = []
+    for line in _lines(file, shown, setting):
+        if document == "line":
+            yield line
+        elif document == "paragraph" and not line.strip():
+            yield "".join(waiting)
+            waiting = []
+        else:
+            waiting.append(line)
+    yield "".join(waiting)
+
+
+def _of_json_lines(file: IO[bytes], shown: str, setting: str, column: str | None) -> Iterator[str]:
+    name = column
+    for number, line in enumerate(_lines(file, shown, setting), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{setting}: {shown}, line {number:,} is no JSON: {error}. Repair or remove it") from None
+        if isinstance(row, str):
+            yield row
+            continue
+        if not isinstance(row, dict):
+            raise DataError(f"{setting}: {shown}, line {number:,} holds a {type(row).__name__}, not an object")
+        name = name or _column(list(row), shown, setting, row)
+        if name not in row and number == 1:
+            _column_missing(name, list(row), shown)
+        value = row.get(name)
+        if value is not None and not isinstance(value, str):
+            raise DataError(
+                f"{setting}: {shown}, line {number:,}: {name!r} holds a {type(value).__name__}, and a text is wanted"
+            )
+        yield value or ""
+
+
+def _of_delimited(file: IO[bytes], shown: str, setting: str, column: str | None, delimiter: str) -> Iterator[str]:
+    limit = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    try:
+        rows = csv.reader(_lines(file, shown, setting), delimiter=delimiter)
+        head = next(rows, [])
+        if not head:
+            return
+        name = column or _column(head, shown, setting, None)
+        if name not in head:
+            _column_missing(name, head, shown)
+        place = head.index(name)
+        for row in rows:
+            if row:
+                yield row[place] if place < len(row) else ""
+    except csv.Error as error:
+        raise DataError(f"{setting}: {shown} cannot be read as a table: {error}") from None
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _of_parquet(path: Path, shown: str, setting: str, column: str | None) -> Iterator[str]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        file = parquet.ParquetFile(path)
+        head = list(file.schema_arrow.names)
+        name = column or _column(head, shown, setting, None)
+        if name not in head:
+            _column_missing(name, head, shown)
+        for batch in file.iter_batches(batch_size=1000, columns=[name]):
+            for value in batch.column(0).to_pylist():
+                yield _text_of(value, shown, setting, name)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{setting}: {shown} is no Parquet file that can be read: {error}") from None
+
+
+def _text_of(value: Any, shown: str, setting: str, name: str) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    raise DataError(f"{setting}: {shown}: {name!r} holds a {type(value).__name__}, and a text is wanted")
+
+
+def _column(head: list[str], shown: str, setting: str, row: dict[str, Any] | None) -> str:
+    """Return the name of the column that holds the text: one of the usual names, or the only one there is."""
+    lowered = {name.lower(): name for name in reversed(head)}
+    for usual in NAMES:
+        if usual in lowered:
+            return lowered[usual]
+    texts = head if row is None else [name for name in head if isinstance(row[name], str)]
+    if len(texts) == 1:
+        return texts[0]
+    raise DataError(
+        f"{setting}: {shown} has the columns {', '.join(head[:12])}, and which one holds the text? Type for example "
+        f"`text: {head[-1]}`"
+    )
+
+
+def _column_missing(name: str, head: list[str], shown: str) -> None:
+    raise DataError(f"text: {shown} has no column {name!r}.{nearest(name, head)} Columns: {', '.join(head[:12])}")
+
+
+# ---- the Hub --------------------------------------------------------------------------------------------------------
+
+
+def _of_hub(source: Source, setting: str, column: str | None, subset: str | None) -> Iterator[str]:
+    import datasets
+
+    name, split = source.shown, source.options.get("split") or "train"
+    try:
+        stream = datasets.load_dataset(name, subset, split=split, streaming=True)
+        head = list(stream.column_names or next(iter(stream)))
+    except (OSError, ValueError, ConnectionError, RuntimeError, StopIteration) as error:
+        reason = "HF_HUB_OFFLINE is set and it is not in the Hub cache" if hub.offline() else hub.trouble()
+        first = str(error).strip().splitlines()
+        raise DataError(
+            f"{setting}: {name} is no file or folder here, and could not be had from the Hugging Face Hub: "
+            f"{reason or (first[0][:200] if first else type(error).__name__)}"
+        ) from None
+    wanted = column or _column(head, name, setting, None)
+    if wanted not in head:
+        _column_missing(wanted, head, name)
+    for row in stream:
+        yield _text_of(row.get(wanted), name, setting, wanted)
+
+
+# ---- cleaning -------------------------------------------------------------------------------------------------------
+
+_LINE_ENDS = re.compile(r"\r\n?|\x0b|\x0c|\u2028|\u2029|\x85")
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f\x80-\x84\x86-\x9f\ufeff\ufffe\uffff]")
+_TRAILING = re.compile(r"[ \t\u00a0]+(?=\n)")
+_BLANK_LINES = re.compile(r"\n{3,}")
+
+
+def clean(text: str, counts: Counter[str]) -> str:
+    """Return `text` in Unicode's composed form, with plain line ends and without what nobody sees.
+
+    Control characters, blanks at the ends of lines, and blank lines beyond one go. `counts` is told how many documents
+    each changed.
+    """
+    for what, change in (
+        ("composed anew (Unicode NFC)", _composed),
+        ("given plain line ends", lambda each: _LINE_ENDS.sub("\n", each)),
+        ("freed of control characters", lambda each: _CONTROL.sub("", each)),
+        ("freed of needless blanks", lambda each: _BLANK_LINES.sub("\n\n", _TRAILING.sub("", each)).strip()),
+    ):
+        changed = change(text)
+        if changed != text:
+            counts[what] += 1
+        text = changed
+    return text
+
+
+def _composed(text: str) -> str:
+    return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)

@@ -1,0 +1,382 @@
+"""From texts to shards: nothing is lost that should stay, nothing stays that should not, and mistakes are named."""
+
+import bz2
+import gzip
+import itertools
+import json
+import lzma
+import random
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from gptx_nb.engine import corpus, duplicates, shards, texts
+from gptx_nb.engine.corpus import Corpus
+from gptx_nb.engine.shards import Shards
+from gptx_nb.errors import DataError, ModelError
+from gptx_nb.pretraining import PretrainRecipe
+from gptx_nb.recipe import make_recipe
+from gptx_nb.sources import stage
+
+WORDS = [
+    "the",
+    "river",
+    "stone",
+    "light",
+    "of",
+    "and",
+    "under",
+    "moves",
+    "slowly",
+    "bright",
+    "old",
+    "house",
+    "garden",
+    "wind",
+    "letter",
+    "answers",
+]
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "corpus"
+
+
+def writing(number: int, words: int = 60) -> str:
+    """A text of its own for each number."""
+    chosen = random.Random(number)
+    return " ".join(chosen.choice(WORDS) for _ in range(words)) + f" {number}."
+
+
+TEXTS = [writing(number) for number in range(200)]
+
+
+def prepare(folder: Path, data: object, say: Callable[[str], None] = lambda done: None, **settings: Any) -> Corpus:
+    """Prepare `data` in a run's folder as the worker does."""
+    recipe = make_recipe({"vocabulary": 300, "context": 32, **settings}, "", PretrainRecipe)
+    run = folder / "run"
+    run.mkdir(exist_ok=True, parents=True)
+    sources = stage(recipe, data, None, run)
+    corpus.prepare(recipe, sources, run, run / "data", None, say)
+    return corpus.load(run / "data")
+
+
+def documents_of(read: Shards, tokenizer: Any) -> list[str]:
+    row = read.read(0, read.tokens)
+    borders = np.flatnonzero(row == read.end)
+    assert borders[0] == 0
+    assert borders[-1] == read.tokens - 1
+    return [tokenizer.decode(row[begin + 1 : end]) for begin, end in itertools.pairwise(borders)]
+
+
+# ---- sources --------------------------------------------------------------------------------------------------------
+
+
+def lines_of(column: str = "text") -> str:
+    return "".join(json.dumps({"id": number, column: text}) + "\n" for number, text in enumerate(TEXTS))
+
+
+def test_every_kind_of_source_gives_the_same_documents(tmp_path: Path) -> None:
+    lines = lines_of().encode()
+    (tmp_path / "a.jsonl").write_bytes(lines)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines))
+    (tmp_path / "a.jsonl.xz").write_bytes(lzma.compress(lines))
+    (tmp_path / "a.jsonl.bz2").write_bytes(bz2.compress(lines))
+    table = pd.DataFrame({"id": range(len(TEXTS)), "text": TEXTS})
+    table.to_csv(tmp_path / "a.csv", index=False)
+    table.to_csv(tmp_path / "a.tsv", index=False, sep="\t")
+    table.to_parquet(tmp_path / "a.parquet")
+    (tmp_path / "lines.txt").write_text("\n".join(TEXTS))
+    (tmp_path / "paragraphs.md").write_text("\n\n".join(TEXTS))
+    many = tmp_path / "many"
+    (many / "deeper").mkdir(parents=True)
+    for number, text in enumerate(TEXTS):
+        (many / ("deeper" if number % 2 else ".") / f"{number:03}.txt").write_text(text)
+    (many / ".hidden.txt").write_text("not this")
+    (many / "README.md").write_text("nor this, which is about the others")
+    sources: list[tuple[object, dict[str, Any]]] = [
+        *((str(path), {}) for path in sorted(tmp_path.glob("a.*"))),
+        (str(tmp_path / "lines.txt"), {"document": "line"}),
+        (str(tmp_path / "paragraphs.md"), {"document": "paragraph"}),
+        (str(many), {}),
+        (table, {}),
+        (TEXTS, {}),
+    ]
+    for number, (source, settings) in enumerate(sources):
+        made = prepare(tmp_path / str(number), source, **settings)
+        found = documents_of(made.train, made.tokenizer) + documents_of(made.validation, made.tokenizer)
+        assert sorted(found) == sorted(TEXTS), source
+        assert made.report["documents"] == made.train.documents + made.validation.documents == len(TEXTS)
+
+
+def test_a_plain_file_is_one_document_unless_said_otherwise_and_its_end_is_held_back(tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("\n".join(TEXTS))
+    made = prepare(tmp_path, str(tmp_path / "book.txt"))
+    assert made.train.documents == made.validation.documents == 1
+    whole = "\n".join(documents_of(each, made.tokenizer)[0] for each in (made.train, made.validation))
+    assert whole == "\n".join(TEXTS)
+    assert made.report["validation_note"].startswith("the end of the last document")
+
+
+def test_the_column_with_the_text_is_found_or_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(lines_of("story"))
+    assert prepare(tmp_path / "1", str(tmp_path / "a.jsonl")).report["documents"] == len(TEXTS)
+    rows = [{"left": text, "right": text[::-1]} for text in TEXTS]
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"has the columns left, right, and which one holds the text\? .*`text: right`"):
+        prepare(tmp_path / "2", str(tmp_path / "b.jsonl"))
+    assert prepare(tmp_path / "3", str(tmp_path / "b.jsonl"), text="left").report["documents"] == len(TEXTS)
+    with pytest.raises(DataError, match=r"has no column 'lft'\. Did you mean 'left'\?"):
+        prepare(tmp_path / "4", str(tmp_path / "b.jsonl"), text="lft")
+
+
+# ---- cleaning, duplicates, split ------------------------------------------------------------------------------------
+
+
+def test_what_nobody_sees_goes_and_is_counted() -> None:
+    counts: Counter[str] = Counter()
+    dirty = "\ufeffCafe\u0301 \r\nnext\x00 line  \r\n\r\n\r\n\r\nlast\x0bend \u200b"
+    assert texts.clean(dirty, counts) == "Café\nnext line\n\nlast\nend \u200b"
+    assert set(counts.values()) == {1}
+    assert len(counts) == 4
+    assert texts.clean("plain\n\ttext", counts) == "plain\n\ttext"
+    assert set(counts.values()) == {1}
+
+
+def test_equal_and_nearly_equal_documents_are_dropped(tmp_path: Path) -> None:
+    long = [writing(number, 400) for number in range(20)]
+    near = [text.replace(" river ", " RIVER, ", 2) for text in long[:5]]
+    shouted = [text.upper() for text in long[5:8]]
+    made = prepare(tmp_path / "near", [*long, *near, *shouted])
+    assert made.report["dropped"] == {"near duplicates": 5, "duplicates": 3}
+    made = prepare(tmp_path / "equal", [*long, *near, *shouted], near_duplicates=False)
+    assert made.report["dropped"] == {"duplicates": 3}
+
+
+def test_a_signature_estimates_how_alike_two_texts_are() -> None:
+    random_bytes = np.random.default_rng(0)
+    for length in (400, 6_000, 60_000):
+        for shared in (0.0, 0.5, 0.9):
+            found, exact = [], []
+            for _ in range(20):
+                common = random_bytes.integers(97, 123, int(length * shared), dtype=np.uint8).tobytes()
+                one, other = (
+                    common + random_bytes.integers(97, 123, length - len(common), dtype=np.uint8).tobytes()
+                    for _ in range(2)
+                )
+                found.append(float(np.mean(duplicates.signature(one) == duplicates.signature(other))))
+                sets = [
+                    {each[place : place + duplicates.WINDOW] for place in range(len(each) - duplicates.WINDOW + 1)}
+                    for each in (one, other)
+                ]
+                exact.append(len(sets[0] & sets[1]) / len(sets[0] | sets[1]))
+            assert np.mean(found) == pytest.approx(np.mean(exact), abs=0.06), (length, shared)
+
+
+def test_what_is_held_back_depends_on_the_content_alone_and_is_not_learnt_from(tmp_path: Path) -> None:
+    made = prepare(tmp_path / "1", TEXTS, validation=0.2)
+    turned = prepare(tmp_path / "2", [*TEXTS[::-1], *TEXTS[:30]], validation=0.2)
+    held = [set(documents_of(each.validation, each.tokenizer)) for each in (made, turned)]
+    assert held[0] == held[1]
+    assert 20 <= len(held[0]) <= 60
+    assert held[0].isdisjoint(documents_of(made.train, made.tokenizer))
+
+
+def test_texts_of_ones_own_are_held_back_and_what_equals_them_is_not_learnt_from(tmp_path: Path) -> None:
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS[:10]))
+    made = prepare(tmp_path, TEXTS, validation=str(tmp_path / "own.jsonl"))
+    assert documents_of(made.validation, made.tokenizer) == TEXTS[:10]
+    assert sorted(documents_of(made.train, made.tokenizer)) == sorted(TEXTS[10:])
+    assert made.report["dropped"]["duplicates"] == 10
+
+
+# ---- tokens ---------------------------------------------------------------------------------------------------------
+
+
+def test_text_never_becomes_a_special_token_and_every_script_is_spelled(tmp_path: Path) -> None:
+    odd = [
+        "It says <|endoftext|> here, in plain letters.",
+        "一个句子没有未知的词，也没有空格。",
+        "😀 emoji and ​ nothing else",
+    ]
+    made = prepare(tmp_path, [*odd, *TEXTS], validation=0.0)
+    found = documents_of(made.train, made.tokenizer) + documents_of(made.validation, made.tokenizer)
+    assert set(odd) <= set(found)
+
+
+def test_long_documents_are_tokenised_in_pieces_as_they_would_be_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "\n\n".join(f"{part}  two  blanks\tand a tab " + part for part in TEXTS[:20])
+    tokenizer = corpus.train_tokenizer(iter(TEXTS), 400)
+    monkeypatch.setattr(corpus, "PIECE", 37)
+    pieces = list(corpus._pieces(text))
+    assert len(pieces) > 100
+    assert "".join(pieces) == text
+    rows = tokenizer(pieces, add_special_tokens=False)["input_ids"]
+    assert [token for row in rows for token in row] == tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("vocabulary", [300, 70_000])
+def test_shards_give_back_every_token_whatever_their_size(
+    vocabulary: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "SHARD", 1000)
+    numbers = np.random.default_rng(0)
+    rows = [numbers.integers(1, vocabulary, size).tolist() for size in numbers.integers(0, 700, 60)]
+    shards.write(tmp_path / "s", ((row, len(row)) for row in rows), end=0, vocabulary=vocabulary)
+    read = Shards(tmp_path / "s")
+    expected = [token for row in rows for token in [0, *row]] + [0]
+    assert read.read(0, read.tokens).tolist() == expected
+    assert len(list((tmp_path / "s").glob("*.bin"))) > 10
+    ring = expected * 2
+    for start in numbers.integers(0, read.tokens, 50):
+        assert read.read(int(start), 900).tolist() == ring[start : start + 900]
+
+
+def test_shards_that_were_cut_short_are_refused(tmp_path: Path) -> None:
+    shards.write(tmp_path / "s", [([1, 2, 3], 3)], end=0, vocabulary=10)
+    file = tmp_path / "s" / "tokens-000.bin"
+    file.write_bytes(file.read_bytes()[:-2])
+    with pytest.raises(DataError, match=r"tokens-000.bin has 8 bytes, and 10 were written"):
+        Shards(tmp_path / "s")
+
+
+def test_a_sample_for_the_tokenizer_is_from_the_whole_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "TOKENIZER_BYTES", 2_000)
+    with (tmp_path / "spool").open("wb") as file:
+        size = sum(corpus._put(file, text) for text in TEXTS)
+    sample = list(corpus._sample(tmp_path / "spool", size))
+    assert 1_500 < sum(map(len, sample)) < 2_500
+    assert TEXTS.index(sample[-1]) > 150
+
+
+# ---- mistakes -------------------------------------------------------------------------------------------------------
+
+
+def left_behind(folder: Path) -> list[str]:
+    return [path.name for path in (folder / "run").iterdir() if path.name not in ("source",)]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_byte_that_is_not_utf8_is_named_with_its_place(packed: bool, tmp_path: Path) -> None:
+    content = ("good line\n" * 5).encode() + b"caf\xe9 au lait\n"
+    path = tmp_path / ("a.txt.gz" if packed else "a.txt")
+    path.write_bytes(gzip.compress(content) if packed else content)
+    with pytest.raises(DataError, match=r"a\.txt\S* is not UTF-8 at byte 53 \(0xe9, line 6\)"):
+        prepare(tmp_path, str(path))
+    assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"", r"data: .*a\.txt holds no text of 16 characters or more\. Name texts"),
+        ("a.jsonl", b'{"text": "short"}\n', r"holds no text of 16 characters or more"),
+        ("a.jsonl", b'{"text": "long enough to count"}\n{broken\n', r"line 2 is no JSON"),
+        ("a.jsonl", b'{"text": 5}\n', r"line 1: 'text' holds a int, and a text is wanted"),
+        ("a.jsonl", b"[1, 2]\n", r"line 1 holds a list, not an object"),
+        ("a.txt.gz", b"not gzip at all", r"cannot be unpacked|cannot be read"),
+        ("a.parquet", b"not parquet", r"is no Parquet file"),
+    ],
+)
+def test_texts_that_cannot_be_read_are_told_and_nothing_is_left(
+    name: str, content: bytes, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        prepare(tmp_path, str(tmp_path / name))
+    assert left_behind(tmp_path) == []
+
+
+def test_a_folder_without_texts_is_told(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"holds no texts: files that end in \.txt"):
+        prepare(tmp_path, str(tmp_path / "empty"))
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.jsonl").write_text(lines_of())
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=10_000))
+    with pytest.raises(DataError, match=r"the cleaned texts need about 0\.0 GB, and 0\.0 GB are free on the disk"):
+        prepare(tmp_path, str(tmp_path / "a.jsonl"))
+    assert left_behind(tmp_path) == []
+
+
+def test_too_little_text_for_a_row_is_told_with_the_context_that_fits(tmp_path: Path) -> None:
+    made = prepare(tmp_path, TEXTS[:3])
+    with pytest.raises(DataError, match=r"fewer than two rows of 4,096\. Give more text, or type `context: \d+`"):
+        made.train.require_rows(4096)
+
+
+def test_a_tokenizer_without_an_end_token_is_refused() -> None:
+    tokenizer = corpus.train_tokenizer(iter(TEXTS), 300)
+    tokenizer.eos_token = None
+    with pytest.raises(ModelError, match="it has no end-of-text token"):
+        corpus.end_of(tokenizer)
+
+
+@pytest.mark.parametrize("at", ["read", "tokens"])
+def test_preparing_that_is_broken_off_leaves_nothing_and_begins_anew(
+    at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "EVERY", 0.0)
+
+    def say(done: str) -> None:
+        if at in done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(tmp_path, TEXTS, say)
+    assert left_behind(tmp_path) == []
+    (tmp_path / "run" / ".data.0badcafe").mkdir()  # of one that was killed
+    assert prepare(tmp_path, TEXTS).report["documents"] == len(TEXTS)
+    assert left_behind(tmp_path) == ["data"]
+
+
+# ---- size -----------------------------------------------------------------------------------------------------------
+
+CHILD = """
+import resource, sys
+from pathlib import Path
+from tests.test_corpus import prepare
+folder = Path(sys.argv[1])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+made = prepare(folder, sys.argv[2])
+print(made.report["bytes"], (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+def test_a_corpus_need_not_fit_into_memory(tmp_path: Path) -> None:
+    """Four times the text takes far less than four times the memory: what is held is a batch."""
+    held = []
+    for times in (1, 4):
+        path = tmp_path / f"{times}.jsonl"
+        with path.open("w") as file:
+            for number in range(6_000 * times):
+                file.write(json.dumps({"text": writing(number, 500)}) + "\n")
+        command = [sys.executable, "-c", CHILD, str(tmp_path / f"run-{times}"), str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
+        assert done.returncode == 0, done.stderr
+        size, grown = map(int, done.stdout.split())
+        assert size > 15_000_000 * times
+        held.append(grown)
+    assert held[1] < held[0] + 40_000_000, held
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"the corpus is not at {SHARED}")
+def test_a_real_corpus_comes_through(tmp_path: Path) -> None:
+    with lzma.open(SHARED / "validation.jsonl.xz", "rt", encoding="utf-8") as lines:
+        expected = [json.loads(line)["text"] for line in lines]
+    made = prepare(tmp_path, str(SHARED / "validation.jsonl.xz"), vocabulary=2048, validation=0.05)
+    assert made.report["documents"] == len(expected)
+    assert made.report["bytes"] > 0.99 * sum(len(text.encode()) for text in expected)
+    cleaned = {texts.clean(text, Counter()) for text in expected}
+    assert set(documents_of(made.train, made.tokenizer)) | set(documents_of(made.validation, made.tokenizer)) == cleaned
+    assert len(made.beginnings(2, 60)) == 2
