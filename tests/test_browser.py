@@ -43,6 +43,20 @@ OPEN = """async path => {
     }
 }"""
 
+THEMES = """async () => {
+    const inks = [];
+    for (const theme of ['JupyterLab Dark', 'JupyterLab Light']) {
+        await window.jupyterapp.commands.execute('apputils:change-theme', {theme});
+        const dark = theme.endsWith('Dark');
+        while ((document.body.dataset.jpThemeLight === 'false') !== dark) {
+            await new Promise(later => setTimeout(later, 50));
+        }
+        await new Promise(later => setTimeout(later, 200));
+        inks.push(getComputedStyle(document.querySelector('.gptx-panel')).color);
+    }
+    return inks;
+}"""
+
 RUN = "() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }"  # does not wait for them
 
 FINETUNE = f"""%%gpt_finetune demo --epochs 120
@@ -88,6 +102,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[
                 *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
                 *(f"--port={port}", "--ServerApp.port_retries=0", "--LabApp.expose_app_in_browser=True"),
                 *(f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={notebooks}"),
+                "--ServerApp.jpserver_extensions={'gptx_nb.views.routes': True}",
             ],
             env={**os.environ, **own},
             stdin=subprocess.DEVNULL,
@@ -171,15 +186,16 @@ def test_a_live_output_becomes_a_static_one_that_survives_a_reload(
     page.evaluate(RUN)
     cells = page.locator(".jp-Notebook .jp-CodeCell")
     trained = cells.nth(1).locator(".jp-OutputArea-output")
-    page.wait_for_function("() => /step \\d+\\/120/.test(document.querySelectorAll('.jp-CodeCell')[1].innerText)")
-    assert "%gpt_stop demo" in trained.inner_text()
+    page.wait_for_function("() => /\\d of 120/.test(document.querySelectorAll('.jp-CodeCell')[1].innerText)")
+    assert trained.get_by_role("button", name="Save and stop").is_enabled()
+    trained.locator("canvas").first.wait_for()
     shoot(page, "live")
 
     trained.get_by_text("Ask it:").wait_for()
     assert trained.count() == 1
     said = trained.inner_text()
     assert "demo v1 · finished" in said
-    assert "%gpt_stop" not in said
+    assert trained.locator("canvas, button").count() == 0
     assert trained.locator("img").evaluate("image => image.complete && image.naturalWidth > 500")
     cells.nth(2).get_by_text("positive").first.wait_for()
     assert cells.nth(2).locator(".jp-OutputArea-output").count() == 1  # nothing is left of the waiting
@@ -200,6 +216,86 @@ def test_a_live_output_becomes_a_static_one_that_survives_a_reload(
     assert [output.output_type for output in saved] == ["display_data"]
     assert set(saved[0].data) == {"text/plain", "text/html", "image/png"}
     assert sum(len(str(part)) for part in saved[0].data.values()) < 200_000
+
+
+LONG = """import random
+chance = random.Random(0)
+words = ["fine", "poor", "late", "kind", "<script>window.hacked=1</script>", "<img src=x onerror=window.hacked=1>"]
+rows = [(" ".join(chance.choices(words, k=6)), chance.choice(["good", "<svg onload=window.hacked=1>"])) for _ in range(400)]"""
+
+
+def numbers(page: Any, cell: int) -> dict[str, str]:
+    """Return the numbers of the live view in a cell."""
+    rows = page.locator(".jp-Notebook .jp-CodeCell").nth(cell).locator(".numbers tr").all_inner_texts()
+    return dict(row.split("\t") for row in rows)
+
+
+def wait_for_step(page: Any, cell: int, step: int) -> None:
+    page.wait_for_function(
+        """([cell, step]) => {
+            const shown = document.querySelectorAll('.jp-Notebook .jp-CodeCell')[cell].querySelector('.numbers td');
+            return shown && Number(shown.innerText.split(' ')[0].replace(/,/g, '')) >= step;
+        }""",
+        arg=[cell, step],
+    )
+
+
+def test_a_live_view_survives_a_reload_and_a_restart_and_its_buttons_work_while_a_cell_runs(
+    page: Any, lab: tuple[str, Path], tiny_model: Path
+) -> None:
+    wish = f"%%gpt_finetune long --model {tiny_model} --epochs 1000 --batch-size 4 --max-length 32\ndata: rows"
+    write_notebook(lab[1], "long.ipynb", ["%load_ext gptx_nb\n" + LONG, wish])
+    open_notebook(page, lab, "long.ipynb")
+    page.evaluate(RUN)
+    wait_for_step(page, 1, 40)
+    live = page.locator(".jp-Notebook .jp-CodeCell").nth(1).locator(".gptx-panel")
+    before = numbers(page, 1)
+    assert before["step"].endswith("of 100,000") or before["step"].endswith("of 80,000")
+    assert set(before) >= {"loss", "learning rate", "gradient norm", "tokens/s", "memory", "time left"}
+    shoot(page, "watch")
+    colors = page.evaluate(THEMES)
+    assert len(set(colors)) == 2  # a light and a dark theme have inks of their own
+    chart = live.get_by_role("img", name="loss").first
+    chart.focus()
+    page.keyboard.press("+")
+    live.get_by_text("What was chosen, and why").click()
+    live.get_by_text("this CPU").or_(live.get_by_text("no GPU")).first.wait_for()
+    assert page.evaluate("window.hacked") is None
+
+    page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
+    page.wait_for_timeout(500)
+    page.reload()
+    page.wait_for_function("window.jupyterapp")
+    page.evaluate(OPEN, "long.ipynb")
+    begun = time.monotonic()
+    wait_for_step(page, 1, 41)
+    redrawn = time.monotonic() - begun
+    live.locator("canvas").first.wait_for()
+    print(f"redrawn {redrawn:.1f} s after the notebook was open again")
+
+    page.evaluate("window.jupyterapp.commands.execute('kernelmenu:restart')")
+    page.get_by_role("button", name="Restart", exact=True).click()
+    page.evaluate(
+        """() => {
+            const panel = window.jupyterapp.shell.currentWidget;
+            const cells = panel.content.model.sharedModel;
+            for (const source of ['%load_ext gptx_nb', '%gpt_watch long']) {
+                cells.insertCell(cells.cells.length, {cell_type: 'code', source});
+            }
+            panel.content.activeCellIndex = 2;
+            return panel.sessionContext.session.kernel.info;
+        }"""
+    )
+    page.wait_for_function("window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'")
+    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-below'); }")
+    wait_for_step(page, 3, 42)
+    page.locator(".jp-Notebook .jp-CodeCell").nth(3).get_by_role("button", name="Save and stop").click()
+    again = page.locator(".jp-Notebook .jp-CodeCell").nth(3).locator(".jp-OutputArea-output")
+    again.get_by_text("It was stopped and saved").first.wait_for()
+    shoot(page, "stopped")
+    assert again.locator("canvas, button").count() == 0
+    assert RunStore(lab[1].parent / "home").find("long").state() == "stopped"
+    assert page.evaluate("window.hacked") is None
 
 
 def test_mistakes_and_lists_read_well(page: Any, lab: tuple[str, Path], tiny_model: Path) -> None:

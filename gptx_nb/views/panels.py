@@ -1,7 +1,7 @@
 """What a run looks like in a notebook: live while it trains, then a table and a plot that read without a kernel.
 
-A view is a function of the run's files: HTML, text and, at the end, a PNG. One thread of this module keeps the live
-ones up to date through their display handles; it never prints. Once a run has ended its view is plain HTML: tables and
+A view is a function of the run's files: HTML, text and, at the end, a PNG. Where the front end draws widgets, a live one
+is a widget (live.py). One thread of this module keeps the live ones up to date; it never prints. Once a run has ended its view is plain HTML: tables and
 an image, no script, no style sheet, no network. Colours are JupyterLab's own where there are any, so that a light and
 a dark theme both read; else those of the page around. Everything that comes from a table or a log is escaped.
 """
@@ -19,7 +19,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from IPython.core.getipython import get_ipython
 from IPython.display import DisplayHandle, display
@@ -29,6 +29,9 @@ from gptx_nb.pretraining import PretrainRecipe
 from gptx_nb.progress import Progress, counted, one_line
 from gptx_nb.recipe import Recipe
 from gptx_nb.runs import ACTIVE, Run
+
+if TYPE_CHECKING:
+    from gptx_nb.views.live import RunWidget
 
 Bundle = dict[str, Any]  # a text by its MIME type
 
@@ -223,7 +226,7 @@ def live(run: Run, seen: Progress, note: str = "", *, briefly: bool = False) -> 
 
 def waiting(name: str, doing: str) -> Bundle:
     """Return the view of a run that is not there yet."""
-    words = f"<b>{html.escape(name)}</b> · {html.escape(doing)}"
+    words = f"<b>{html.escape(name)}</b> · {_prose(doing)}"
     return {"text/plain": f"{name}  {doing}", "text/html": f'<div style="{_FRAME}">{words}</div>'}
 
 
@@ -472,6 +475,7 @@ class LiveView(RunView):
         self.done = False
         self._seen: Progress | None = None
         self._handle: DisplayHandle | None = None
+        self._widget: RunWidget | None = None  # while it is shown as one
         self._bundle: Bundle = {}
         self._looked = 0.0
         self._cell: int | None = None
@@ -481,11 +485,21 @@ class LiveView(RunView):
     def show(self, doing: str = "starting") -> LiveView:
         """Make the output, in the cell that runs now."""
         self._bundle = waiting(self.name, doing)
+        if not self._briefly:
+            self._make_widget()
         self._cell = _cell()
         # ipykernel keeps the cell that an output belongs to in a context variable, which no other thread has.
         self._context = contextvars.copy_context()
         self._handle = display(self._bundle, raw=True, display_id=True)  # type: ignore[no-untyped-call]
         return self
+
+    def _make_widget(self) -> None:
+        from gptx_nb.views import live
+
+        if live.draws_widgets():
+            self._widget = live.RunWidget(self.name)
+            # What is saved meanwhile reads without a kernel too; the end takes its place.
+            self._bundle = {**waiting(self.name, f"seen live here; `%gpt_watch {self.name}` shows it"), **self._widget.bundle}
 
     def look(self, run: Run) -> None:
         """Show how far `run` is, unless that was done a moment ago."""
@@ -498,7 +512,9 @@ class LiveView(RunView):
             self.run = run
             self._seen = Progress(run)
         self._looked = time.monotonic()
-        seen = self._seen.refresh()
+        seen = self._widget.step(run, self.note) if self._widget else self._seen.refresh()
+        if seen.state in ACTIVE and self._widget:
+            return
         if seen.state in ACTIVE:
             self._put(live(run, seen, self.note, briefly=self._briefly))
         else:
@@ -537,15 +553,19 @@ class LiveView(RunView):
                     return False
                 self.done = True  # nothing is left for the thread
                 with contextlib.suppress(FileNotFoundError):  # removed from disk
-                    self._bundle = ended(self.run, self.note)
+                    self._put(ended(self.run, self.note))
             if self._handle is not None:
                 self._handle.update(self._bundle, raw=True)  # type: ignore[no-untyped-call]
         return True
 
     def _put(self, bundle: Bundle) -> None:
+        """Show `bundle`, in place of the widget if there is one."""
         if self._handle is not None and bundle != self._bundle:
             self._bundle = bundle
             self._handle.update(bundle, raw=True)  # type: ignore[no-untyped-call]
+        if self._widget is not None:
+            self._widget.close()
+            self._widget = None
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> Bundle:
         return bundle_of(self.run, self.note)
