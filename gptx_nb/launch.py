@@ -29,7 +29,7 @@ from gptx_nb import files, line, metrics
 from gptx_nb.catalog import CATALOG, RUN
 from gptx_nb.errors import BY_NAME, ModelError, RunFailed, RunNotFound, UsageError
 from gptx_nb.pretraining import AnyRecipe
-from gptx_nb.recipe import SOURCES, Settings, check_name, matters
+from gptx_nb.recipe import SOURCES, Recipe, Settings, check_name, matters
 from gptx_nb.run_files import RunFiles
 from gptx_nb.runs import ACTIVE, Run, RunStore, home
 from gptx_nb.sources import Source, stage
@@ -219,9 +219,9 @@ def _launch(
             if changed:
                 note += f". To have {changed}, type `%gpt_stop {name}` and run this cell again"
             return Launched(latest, "attached", note)
-        if state == "finished" and latest.model.is_dir():
+        if state == "finished" and latest.model.is_dir() and not _wants_comparison(latest, recipe):
             return Launched(latest, "shown", f"{_called(latest)} has finished with this recipe and data: showing it")
-        if state != "finished":
+        if state != "finished" or latest.model.is_dir():
             latest.withdraw_stop()
             files.write_json(latest.settings_file(attempt + 1), _free(recipe))
             if _start(latest, attempt + 1, progress):
@@ -242,6 +242,15 @@ def _launch(
     run = store.create(name, fill, version)
     _start(run, 1, progress)
     return Launched(run, "new", note)
+
+
+def _wants_comparison(run: Run, recipe: AnyRecipe) -> bool:
+    """Whether `recipe` asks to compare the finished `run` with random weights, over seeds that were not yet."""
+    if not isinstance(recipe, Recipe) or recipe.baseline is None:
+        return False
+    scores = run.scores() or {}
+    known = len((scores.get("transfer") or {}).get("scratch") or ())
+    return bool(scores.get("validation")) and known < recipe.baseline_seeds
 
 
 def _until_known(run: Run, attempt: int, progress: Progress | None) -> None:

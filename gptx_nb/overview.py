@@ -21,18 +21,20 @@ from typing import Any
 
 import yaml
 
-from gptx_nb import fields, files, metrics, progress
+from gptx_nb import fields, files, metrics, pretraining_words, progress
 from gptx_nb.errors import RunNotFound
+from gptx_nb.pretraining import PretrainRecipe
 from gptx_nb.progress import Progress
 from gptx_nb.recipe import NAME
 from gptx_nb.runs import ACTIVE, Run, home
 
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
 POINTS = 60  # of a sparkline
-SMALL = 65_536  # bytes of a metrics file that is read whole for one
+SMALL = 32_768  # bytes of a metrics file that is read whole for one
+PLACE = 2048  # bytes that are read at each place of a larger one
 MOST_STEPS = 4000  # in the history of one run
 SETTLED = 2.0  # seconds after which the time of a file tells it from its next state
-SCORES = ("accuracy", "macro_f1", "exact_match", "f1", "perplexity", "loss")  # the first that there is, is shown
+SCORES = ("accuracy", "bits_per_byte", "macro_f1", "loss")  # the first that there is, is shown
 STEP_KEYS = ("kind", "step", "epoch", "loss", "learning_rate", "gradient_norm", "tokens", "seconds", "time", "memory")
 
 
@@ -125,7 +127,10 @@ def _folders(root: Path) -> Iterator[tuple[str, Path]]:
         for name in names:
             if not NAME.fullmatch(name.name) or not name.is_dir(follow_symlinks=False):
                 continue
-            with contextlib.suppress(FileNotFoundError), os.scandir(name.path) as versions:
+            with (
+                contextlib.suppress(OSError),
+                os.scandir(name.path) as versions,
+            ):  # one that cannot be read hides itself
                 for version in versions:
                     if VERSION.fullmatch(version.name) and version.is_dir(follow_symlinks=False):
                         yield f"{name.name}/{version.name}", Path(version.path)
@@ -169,7 +174,7 @@ def summary(run: Run, followed: Progress | None = None) -> tuple[dict[str, Any],
         "version": run.version,
         "kind": request.get("kind", "finetune"),
         "task": recipe.get("task"),
-        "model": _base_name(recipe.get("model")),
+        "model": _base_name(run, recipe),
         "state": state,
         "active": state in ACTIVE,
         "attempts": run.attempts(),
@@ -224,6 +229,7 @@ def details(run: Run) -> dict[str, Any]:
             "warnings": _told(progress.warnings, run),
             "score_rows": _told(progress.score_rows, run),
             "verdict": _verdict(run),
+            "samples": _told(_samples, run),
             "trouble": progress.trouble(run) if short["state"] not in ACTIVE else "",
             "scores": run.scores(),
             "log": str(run.log_file(max(1, run.attempts()))),
@@ -234,17 +240,15 @@ def details(run: Run) -> dict[str, Any]:
 
 def cell(run: Run) -> str:
     """Return the cell that asks for `run`: settings that differ from their defaults, as they were asked for."""
-    request = run.request()
-    usual = {setting.name: setting.default for setting in fields.settings()}
-    given = {
-        name: value
-        for name, value in (request.get("recipe") or {}).items()
-        if value is not None and value != usual.get(name)
-    }
-    given.setdefault("task", (request.get("recipe") or {}).get("task"))
-    first = {"task": given.pop("task")} if given["task"] else {}
-    body = yaml.safe_dump({**first, **given}, sort_keys=False, allow_unicode=True, width=100)
-    return f"%%gpt_{request.get('kind', 'finetune')} {run.name}\n{body}"
+    asked = run.request().get("recipe") or {}
+    try:
+        opening, usual = run.cell, {setting.name: setting.default for setting in fields.settings(run.kind)}
+    except KeyError:  # of a kind that this version does not know
+        return ""
+    given = {name: value for name, value in asked.items() if value is not None and value != usual.get(name)}
+    first = {"task": given.pop("task")} if "task" in given else {}  # where it was left out, so it stays: it decides
+    given = {**first, **given}
+    return f"{opening}\n{yaml.safe_dump(given, sort_keys=False, allow_unicode=True, width=100) if given else ''}"
 
 
 def history(run: Run, cursor: str = "") -> dict[str, Any]:
@@ -322,22 +326,39 @@ def _some(path: Path) -> Iterator[metrics.Record]:
         return
     with open(path, "rb") as handle:
         # The beginning tells the number of steps, the end the last one.
-        for start in [*range(0, length - 4096, length // POINTS), length - 4096]:
+        yield from _first(handle.read(PLACE).splitlines(keepends=True), "start")
+        for start in range(0, length - PLACE, length // POINTS):
             handle.seek(start)
-            lines = handle.read(4096).splitlines(keepends=True)
-            whole = [record for each in lines[0 if start == 0 else 1 :] if (record := metrics.decode(each))]
-            if start == 0:
-                yield from (record for record in whole if record.get("kind") == "start")
-            found = [record for record in whole if record.get("kind") == "step"]
-            yield from found[-1:] if start == length - 4096 else found[:1]
+            lines = handle.read(PLACE).splitlines(keepends=True)
+            yield from _first(lines[1 if start else 0 :], "step")
+        handle.seek(length - PLACE)
+        yield from _first(handle.read(PLACE).splitlines(keepends=True)[:0:-1], "step")
+
+
+def _first(lines: Sequence[bytes], kind: str) -> Iterator[metrics.Record]:
+    """Return the first whole record of that kind, if there is one."""
+    for line in lines:
+        if (record := metrics.decode(line)) is not None and record.get("kind") == kind:
+            yield record
+            return
 
 
 def _verdict(run: Run) -> str:
     scores = run.scores()
     try:
-        return progress.verdict(scores) if scores else ""
+        if scores and run.kind is PretrainRecipe:
+            return pretraining_words.verdict(scores, run.name)
+        said = [progress.verdict(scores)] if scores else []
+        if scores and scores.get("transfer"):
+            said.append(progress.transfer_gain(scores["transfer"]))
+        return " ".join(said)
     except (KeyError, TypeError):  # scores of another kind of run
         return ""
+
+
+def _samples(run: Run) -> list[tuple[str, str]]:
+    """Return (beginning, continuation) as a pretrained model wrote them last."""
+    return pretraining_words.samples(Progress(run).refresh().evaluations) if run.kind is PretrainRecipe else []
 
 
 def _told(tell: Any, run: Run) -> list[Any]:
@@ -348,10 +369,12 @@ def _told(tell: Any, run: Run) -> list[Any]:
         return []
 
 
-def _base_name(model: object) -> str | None:
-    if not isinstance(model, str):
-        return None
-    return Path(model).name if os.path.isabs(model) else model
+def _base_name(run: Run, recipe: dict[str, Any]) -> str | None:
+    try:
+        return progress.model_name(run)
+    except (KeyError, TypeError):  # of a kind that this version does not know
+        model = recipe.get("model")
+        return model if isinstance(model, str) else None
 
 
 def _cursor(text: str) -> tuple[int, int]:

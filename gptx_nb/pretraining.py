@@ -40,7 +40,7 @@ class PretrainRecipe(Settings):
         None,
         "Texts: a .txt, .md, .jsonl, .csv, .tsv or .parquet file (also .gz, .xz, .zst), a folder of such files, a "
         "variable of the notebook, or a name on the Hugging Face Hub.",
-        reason="there is nothing to learn from without",
+        reason="must be given",
         min_length=1,
     )
     text: str | None = setting(None, "Column that holds the text.", reason="found by name and content, and shown")
@@ -48,24 +48,24 @@ class PretrainRecipe(Settings):
     split: str = _same("split")
     document: Literal["file", "line", "paragraph"] = setting(
         "file",
-        "What is a document in a plain text file: the whole file, a line, or what stands between blank lines.",
-        reason="no text sees another document, so a book should be one; a table's row always is one",
+        "What is a document in a plain text file: the whole file, a line, or a paragraph (between blank lines).",
+        reason="attention stays within a document; a row of a table is always one",
     )
     validation: float | str = setting(
         0.01,
         "Share of the documents held back for scoring, or texts of their own (as for data).",
-        reason="one in a hundred scores well enough where there is much text; the score says how sure it is",
+        reason="one in a hundred is enough of much text, and the score has an interval; 0 keeps one end of a text",
         unit="share",
     )
     near_duplicates: bool = setting(
         True,
         "Drop documents that nearly equal an earlier one, not only those that equal one.",
-        reason="what is read twice is learnt by heart (Lee et al. 2022)",
+        reason="repeated text is learnt by heart and makes models worse (Lee et al. 2022)",
     )
     from_: str | None = setting(
         None,
         "Base model to go on from, with its tokenizer; none: weights are drawn at random.",
-        reason="a model of its own",
+        reason="a new model is made",
         min_length=1,
         alias="from",
     )
@@ -73,7 +73,7 @@ class PretrainRecipe(Settings):
     architecture: Literal["gpt2", "llama"] = setting(
         "gpt2",
         "Kind of a new model: gpt2 (learned positions) or llama (rotary positions, gated layers).",
-        reason="read by every tool",
+        reason="the architecture of the embedded base model; every tool reads it",
     )
     size: Literal["tiny", "mini", "compact", "small", "medium", "large"] = setting(
         "tiny",
@@ -88,7 +88,7 @@ class PretrainRecipe(Settings):
         None, "Values by which a new model knows a token.", reason="as size says", ge=16, le=16_384
     )
     context: int = setting(
-        512, "Longest text that a new model sees at once.", reason="holds a page", unit="tokens", ge=16, le=131_072
+        512, "Longest text that a new model sees at once.", reason="about a page", unit="tokens", ge=16, le=131_072
     )
     tokenizer: str | None = setting(
         None,
@@ -110,7 +110,12 @@ class PretrainRecipe(Settings):
         reason="cooccurrence costs a pass over the texts and a few GB of memory; it helps where training is short",
     )
     dropout: float = setting(
-        0.0, "Share of activations dropped while it learns.", reason="nothing is seen often", unit="share", ge=0, lt=1
+        0.0,
+        "Share of activations dropped while it learns.",
+        reason="texts are seen once or a few times",
+        unit="share",
+        ge=0,
+        lt=1,
     )
     epochs: float | None = setting(
         None, "Passes over the texts.", reason="1, unless tokens is given", unit="passes", gt=0, le=1000
@@ -170,7 +175,7 @@ class PretrainRecipe(Settings):
     def _new_or_given(self) -> PretrainRecipe:
         if self.epochs is not None and self.tokens is not None:
             raise ValueError("both epochs and tokens are given; keep one of them")
-        given = [name for name in (*_SHAPE, "context") if name in self.model_fields_set and self._is_chosen(name)]
+        given = [name for name in _SHAPE if name in self.model_fields_set and self._is_chosen(name)]
         if self.from_ is not None and given:
             raise ValueError(f"from: {self.from_} has a shape and a tokenizer of its own. Leave out {', '.join(given)}")
         if self.from_ is None and self.tokenizer is not None and self._is_chosen("vocabulary"):

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from gptx_nb import launch, line, metrics, pretraining_words
+from gptx_nb import launch, line, metrics, pretraining_words, writing_words
 from gptx_nb.errors import GptxError
 from gptx_nb.pretraining import PretrainRecipe
 from gptx_nb.runs import Run, State
@@ -26,10 +26,12 @@ PHASES = {
     "data": "reading the data",
     "model": "loading the model",
     "queue": WAITS,
+    "base": "scoring the base model as it is",
     "frozen": "computing the frozen part",
     "preflight": "trying the longest rows",
     "training": "training",
     "scoring": "scoring",
+    "transfer": "training for comparison",
     "saving": "saving",
 }
 RECENT = 20  # steps over which speed is averaged
@@ -118,6 +120,12 @@ class Progress:
         return found
 
     @property
+    def perplexity(self) -> float | None:
+        """Of a run whose model writes: the latest, of held-out answers."""
+        found: float | None = self.evaluations[-1].get("perplexity") if self.evaluations else None
+        return found
+
+    @property
     def bits_per_byte(self) -> float | None:
         """Of a pretraining run: how well held-back documents are predicted."""
         found: float | None = self.evaluations[-1].get("bits_per_byte") if self.evaluations else None
@@ -171,6 +179,8 @@ class Progress:
             found.append(f"loss {number(self.loss)}")
         if self.validation is not None:
             found.append(f"validation {self.validation:.2f}")
+        if self.perplexity is not None:
+            found.append(f"perplexity {self.perplexity:.4g} on held-out answers")
         if self.bits_per_byte is not None:
             found.append(f"held back {self.bits_per_byte:.3f} bits a byte")
         if self.phase == "training" and (speed := self.tokens_per_second):
@@ -224,6 +234,11 @@ def called(run: Run) -> str:
 def number(value: float) -> str:
     """A loss in as many digits as say something."""
     return f"{value:.2f}" if value >= 0.095 or value == 0 else f"{value:.2g}"
+
+
+def share(value: float | None) -> str:
+    """A score from 0 to 1 in words; nothing where there is none."""
+    return "" if value is None else f"{value:.2f}"
 
 
 def duration(seconds: float) -> str:
@@ -351,6 +366,20 @@ def preflight_lines(run: Run) -> list[str]:
         lines += [f"{what}: {words}" for what, words in pretraining_words.corpus_lines(report)] if report else []
         lines += [f"{name}: {value}" + (f" ({why})" if why else "") for name, value, why in choices(run)]
         return lines + [f"note: {note}" for note in warnings(run)]
+    if report is not None and writing_words.is_writing(report):
+        lines += [
+            f"data: {report.get('source') or 'examples'}: {rows_used(report)}",
+            f"task: {report['task']} ({report['task_why']})",
+            f"columns: {mapping(report)}",
+            f"rows: {split_sizes(report)}",
+        ]
+        if plan is not None:
+            lines.append(f"lengths: {lengths(plan)}; {writing_words.targets(plan)}")
+            lines += [
+                f"example: {one_line(text, 300)} ({tokens:,} tokens)" for text, tokens in writing_words.rendered(plan)
+            ]
+            lines += [f"{name}: {value}" + (f" ({why})" if why else "") for name, value, why in choices(run)]
+        return lines + [f"note: {note}" for note in warnings(run)]
     if report is not None:
         lines += [
             f"data: {report.get('source') or 'examples'}: {rows_used(report)}",
@@ -377,6 +406,8 @@ def _first(values: dict[str, int], limit: int) -> list[tuple[str, int]]:
 
 def verdict(scores: dict[str, Any]) -> str:
     """Say in one line what the scores are worth beside the baselines."""
+    if writing_words.is_writing(scores):
+        return writing_words.verdict(scores)
     validation = scores.get("validation")
     if not validation:
         return scores.get("note") or "No rows were held back, so there is no score: try it before you trust it."
@@ -402,14 +433,30 @@ def verdict(scores: dict[str, Any]) -> str:
     return f"Better than TF-IDF: {ours:.2f} against {words:.2f} {on}."
 
 
-def score_rows(run: Run) -> list[tuple[str, float, float]]:
+def transfer_gain(transfer: dict[str, Any]) -> str:
+    """Say in one line how much pretraining helped, and how sure that is."""
+    seeds = counted(len(transfer["scratch"]), "seed")
+    points = 100 * transfer["gain"]
+    if transfer["low"] is None:
+        return f"Transfer gain: {points:+.1f} points over random weights, with one seed; that can be chance."
+    between = f"{100 * transfer['low']:+.1f} to {100 * transfer['high']:+.1f}"
+    chance = "; that can be chance" if transfer["low"] <= 0 <= transfer["high"] else ""
+    return f"Transfer gain: {points:+.1f} points over random weights (95 % interval {between}, {seeds}){chance}."
+
+
+def score_rows(run: Run) -> list[tuple[str, float, float | None]]:
     """Return (who, accuracy, macro F1) of the model and of each baseline; empty where nothing was held back."""
     scores = run.scores()
-    if not scores or not scores.get("validation") or run.kind is PretrainRecipe:
+    if not scores or not scores.get("validation") or run.kind is PretrainRecipe or writing_words.is_writing(scores):
         return []
     validation = scores["validation"]
-    rows = [(f"{called(run)} ({model_name(run)})", validation["accuracy"], validation["macro_f1"])]
+    rows: list[tuple[str, float, float | None]] = [
+        (f"{called(run)} ({model_name(run)})", validation["accuracy"], validation["macro_f1"])
+    ]
     baselines = scores.get("baselines") or {}
+    if transfer := scores.get("transfer"):
+        mean = sum(transfer["scratch"]) / len(transfer["scratch"])
+        rows.append((f"same architecture, random weights ({counted(len(transfer['scratch']), 'seed')})", mean, None))
     rows += [
         (words, baselines[name]["accuracy"], baselines[name]["macro_f1"])
         for name, words in NAMES.items()
@@ -435,6 +482,8 @@ def headline(run: Run) -> str:
         validation = scores.get("validation")
         if validation and run.kind is PretrainRecipe:
             parts.append(pretraining_words.scored(validation))
+        elif validation and writing_words.is_writing(scores):
+            parts.append(writing_words.headline(validation))
         elif validation:
             parts.append(f"accuracy {validation['accuracy']:.2f} on {counted(validation['rows'], 'held-out row')}")
         if scores.get("seconds") is not None:
@@ -467,10 +516,19 @@ def result_lines(run: Run) -> list[str]:
             lines.append(f"sample: {one_line(beginning, 60)} | {one_line(text, 200)}")
         return lines + [f"note: {note}" for note in [*warnings(run), *_notes(run)]]
     lines.append(verdict(scores))
+    if writing_words.is_writing(scores):
+        head, cells = writing_words.table(scores, model_name(run))
+        lines += text_table(head, cells, right=("rows",)).splitlines() if cells else []
+        for asked, right, answer, before in writing_words.samples(scores):
+            lines.append(f"asked: {one_line(asked, 100)}")
+            for who, text in (("right", right), ("tuned", answer), ("base", before)):
+                lines += [f"  {who}: {one_line(text, 140)}"] if text else []
+    if scores.get("transfer"):
+        lines.append(transfer_gain(scores["transfer"]))
     if rows := score_rows(run):
         width = max(len(who) for who, _, _ in rows)
         lines.append(f"{'':{width}}  accuracy  macro F1")
-        lines += [f"{who:{width}}  {accuracy:8.2f}  {f1:8.2f}" for who, accuracy, f1 in rows]
+        lines += [f"{who:{width}}  {accuracy:8.2f}  {share(f1):>8}" for who, accuracy, f1 in rows]
     return lines + [f"note: {note}" for note in [*warnings(run), *_notes(run)]]
 
 
@@ -495,7 +553,10 @@ def run_row(run: Run) -> dict[str, Any]:
         "kind": run.kind.kind,
         "rows": report.get("used", report.get("documents")) if report else None,
         "accuracy": validation.get("accuracy") if validation else None,
-        "bits_per_byte": validation.get("bits_per_byte") if validation else None,
+        "bits_per_byte": validation.get("bits_per_byte") if validation and run.kind is PretrainRecipe else None,
+        "score": writing_words.headline(validation).partition(" on ")[0]
+        if validation and writing_words.is_writing(scores)
+        else None,
         "seconds": (scores or {}).get("seconds"),
         "created": request["created"],
         "bytes": sum(path.lstat().st_size for path in run.folder.rglob("*") if path.is_file()),
@@ -533,6 +594,8 @@ def run_cells(row: dict[str, Any]) -> list[str]:
 
 
 def _score(row: dict[str, Any]) -> str:
+    if row.get("score") is not None:
+        return str(row["score"])
     if row["bits_per_byte"] is not None:
         return f"{row['bits_per_byte']:.3f} bits/byte"
     return "" if row["accuracy"] is None else f"{row['accuracy']:.2f}"
@@ -563,6 +626,7 @@ def device_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         memory = size(facts["memory_total"]) + free
     found = [
         ("device", f"{facts['device']}: {facts['reason']}"),
+        ("given to this kernel", facts.get("kernel") or ""),
         ("name", facts.get("name") or ""),
         ("arithmetic", f"{facts['dtype']}: {facts['dtype_reason']}"),
         ("matrix products", f"{facts['matrix_peak'] / 1e9:,.0f} GFLOP/s, measured" if facts.get("matrix_peak") else ""),

@@ -25,7 +25,15 @@ from gptx_nb.errors import RecipeError, nearest
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
-Task = Literal["text-classification"]
+Task = Literal[
+    "text-classification",
+    "text-generation",
+    "chat",
+    "summarization",
+    "question-answering",
+    "translation",
+    "code-generation",
+]
 SOURCES = ("data", "examples")  # settings that say where rows come from, which have fingerprints of their own
 
 _SHARE = re.compile(r"\s*(\d*[.,]?\d+)\s*(%?)\s*")  # as text: `20%`, `'0.2'`, `0,2`
@@ -128,7 +136,11 @@ class Recipe(Settings):
     magic: ClassVar[str] = "gpt_finetune"
     base_setting: ClassVar[str] = "model"
 
-    task: Task = setting("text-classification", "What the model shall do.", reason="the only task so far")
+    task: Task | None = setting(
+        None,
+        "What the model shall do.",
+        reason="text-classification where the table has a label, else what its columns are for; shown with the reason",
+    )
     model: str = setting(
         "tiny",
         "Base model: a short name, a folder, a .gguf file, or a name on the Hugging Face Hub.",
@@ -152,6 +164,11 @@ class Recipe(Settings):
     )
     text: str | None = setting(None, "Column that holds the text.", reason="found by name and content, and shown")
     label: str | None = setting(None, "Column that holds the label.", reason="found by name and content, and shown")
+    columns: Annotated[dict[str, str | list[str]], Field(min_length=1)] | None = setting(
+        None,
+        "Columns by role for tasks other than text-classification, as in {question: q, context: body}.",
+        reason="found by name and content, and shown",
+    )
     labels: Annotated[list[str], Field(min_length=2)] | None = setting(
         None,
         "Label names in the model's order.",
@@ -214,8 +231,24 @@ class Recipe(Settings):
     )
     baselines: bool = setting(
         True,
-        "Score a majority guess and TF-IDF + logistic regression on the same split.",
-        reason="shows whether the GPT is worth it",
+        "Score what is simpler on the same rows: a majority guess and TF-IDF + logistic regression, or the base model "
+        "as it is.",
+        reason="shows whether the tuned GPT is worth it",
+    )
+    allow_code: bool = setting(
+        False,
+        "Run the programs that a model for code writes, in a sandbox, to score them by their tests.",
+        reason="written programs are only run where you say so",
+        matters=False,
+    )
+    baseline: Literal["scratch"] | None = setting(
+        None,
+        "scratch: also train the same architecture from random weights, and show what pretraining was worth.",
+        reason="takes as long again for every seed, twice",
+        matters=False,
+    )
+    baseline_seeds: int = setting(
+        3, "Seeds over which that is compared.", reason="shows its spread", unit="seeds", matters=False, ge=1, le=10
     )
     seed: int = setting(
         0, "Seed of split, order and new weights.", reason="the same cell gives the same model", ge=0, le=2**31 - 1
@@ -260,6 +293,19 @@ class Recipe(Settings):
     @classmethod
     def _columns_may_be_numbered(cls, value: Any) -> Any:
         return value if isinstance(value, bool) or not isinstance(value, Integral) else str(value)
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _columns_may_be_typed_in_one_line(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            read: dict[str, Any] = parse_yaml(f"columns: {value}", "columns")
+        except RecipeError:
+            read = {}
+        if not isinstance(read.get("columns"), dict):
+            raise ValueError("columns by role are wanted, as in {question: q, answer: a}")
+        return read["columns"]
 
     @field_validator("examples", mode="before")
     @classmethod
@@ -341,7 +387,7 @@ def parse_yaml(text: str, where: str = "cell body", kind: type[Settings] = Recip
 
     Differs from plain YAML 1.1 where that surprises: `1e-4` is a number; `yes`, `no`, `on`, `off`, dates, `010`, `0x10`
     and `1:30` are text; a key given twice, a tag, an alias, NaN and infinity are errors; whatever stands in `examples`,
-    `labels` and settings that hold a text is text.
+    `labels`, `columns` and settings that hold a text is text.
     """
     loader = _loader(kind)
     try:
@@ -423,7 +469,7 @@ def _loader(kind: type[Settings]) -> type[_Loader]:
     texts = {
         field.alias or name for name, field in kind.model_fields.items() if _types(kind, name) <= {str, type(None)}
     }
-    return type("_Loader", (_Loader,), {"as_typed": {"examples", "labels", "samples", *texts}})
+    return type("_Loader", (_Loader,), {"as_typed": {"columns", "examples", "labels", "samples", *texts}})
 
 
 def _check_keys(node: yaml.MappingNode) -> None:

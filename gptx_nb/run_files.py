@@ -58,6 +58,15 @@ class RunFiles:
         return self.folder / "scores.json"
 
     @property
+    def before_file(self) -> Path:
+        """What the base model scores on the rows that are held back, before it is tuned."""
+        return self.data / "before.json"
+
+    @property
+    def transfer_file(self) -> Path:
+        return self.folder / "transfer.json"
+
+    @property
     def stop_file(self) -> Path:
         return self.folder / "stop"
 

@@ -21,6 +21,7 @@ A run is `<home>/runs/<name>/<version>/`; it may take several attempts (a crash 
     frozen.f32             while it trains: what the frozen part gives for every row, where memory is too small for it
     model/                 a plain Hugging Face folder, made as one step
     scores.json            validation scores and baselines
+    transfer.json          accuracies by seed from the base model and from random weights, as far as they are known
     stop                   a request from a view
 
 Reading never waits for a writer, and nothing here imports more than the standard library and core.

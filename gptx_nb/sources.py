@@ -93,7 +93,8 @@ def stage(recipe: AnyRecipe, data: object | None, validation: object | None, fol
 
 def _as_rows(given: object, recipe: AnyRecipe) -> object:
     """Return `given`; where texts alone are wanted, a list of them as rows."""
-    if not isinstance(recipe, PretrainRecipe) or not isinstance(given, list | tuple):
+    texts = isinstance(recipe, PretrainRecipe) or recipe.task == "text-generation"
+    if not texts or not isinstance(given, list | tuple):
         return given
     return [{"text": each} if isinstance(each, str) else each for each in given]
 

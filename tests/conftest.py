@@ -1,9 +1,11 @@
 """Fixtures that every test may use. No test reaches a hub."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -15,6 +17,18 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("GPTX_HOME", str(folder))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return folder
+
+
+@pytest.fixture
+def plain_shell(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[InteractiveShell]:
+    """A fresh IPython with the magics, without a kernel."""
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    InteractiveShell.clear_instance()
+    shell = InteractiveShell.instance()
+    shell.run_line_magic("load_ext", "gptx_nb")
+    yield shell
+    shell.run_line_magic("unload_ext", "gptx_nb")
+    InteractiveShell.clear_instance()
 
 
 @pytest.fixture(scope="session")

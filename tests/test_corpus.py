@@ -26,24 +26,7 @@ from gptx_nb.pretraining import PretrainRecipe
 from gptx_nb.recipe import make_recipe
 from gptx_nb.sources import stage
 
-WORDS = [
-    "the",
-    "river",
-    "stone",
-    "light",
-    "of",
-    "and",
-    "under",
-    "moves",
-    "slowly",
-    "bright",
-    "old",
-    "house",
-    "garden",
-    "wind",
-    "letter",
-    "answers",
-]
+WORDS = ("the", "river", "stone", "light", "of", "and", "under", "moves", "slowly", "bright", "old", "house", "wind")
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "corpus"
 
 

@@ -94,7 +94,7 @@ def test_completion_offers_settings_values_and_flags() -> None:
     assert fields.completions("ep") == ["epochs: "]
     assert fields.completions("keep: ") == ["keep: best", "keep: last"]
     assert "model: smollm2-135m" in fields.completions("model: s")
-    assert fields.completions("--base") == ["--baselines"]
+    assert fields.completions("--base") == ["--baselines", "--baseline", "--baseline-seeds"]
     assert fields.completions("--baselines f") == ["--baselines false"]
     assert fields.completions("--keep=b") == ["--keep=best"]
     assert fields.completions("nothing: ") == []

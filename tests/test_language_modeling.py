@@ -22,6 +22,7 @@ from transformers import (
 
 from gptx_nb.engine import checkpoints, shards
 from gptx_nb.engine.batches import Step
+from gptx_nb.engine.optimizer import Muon, orthogonal
 from gptx_nb.engine.shards import Shards
 from gptx_nb.engine.tasks import language_modeling
 from gptx_nb.engine.tasks.language_modeling import Learner
@@ -274,3 +275,29 @@ def test_muon_takes_the_matrices_between_hidden_states_and_leaves_the_rest_to_ad
     assert by_muon == {name for name in names.values() if ".h." in name and ".ln_" not in name and "weight" in name}
     assert by_muon | by_adamw == set(names.values())
     assert by_adamw.isdisjoint(by_muon)
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (16, 40), (40, 16)])
+def test_muons_step_is_that_of_torch(shape: tuple[int, int]) -> None:
+    """Torch computes in bfloat16, so that its steps differ by a rounding."""
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = (torch.nn.Parameter(torch.full(shape, 0.01)) for _ in range(2))
+    steps = [
+        Muon([ours], 0.01, 0.1),
+        torch.optim.Muon([theirs], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+    ]
+    for _ in range(4):
+        gradient = torch.randn(shape, generator=generator)
+        for parameter, optimizer in zip((ours, theirs), steps, strict=True):
+            parameter.grad = gradient.clone()
+            optimizer.step()
+    moved = (theirs - 0.01).norm()
+    assert (ours - theirs).norm() < 0.03 * moved
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (16, 40), (40, 16)])
+def test_an_orthogonal_matrix_has_singular_values_near_one(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    values = torch.linalg.svdvals(orthogonal(matrix, torch.float32))
+    assert values.max() < 1.25
+    assert values.median() > 0.65

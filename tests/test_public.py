@@ -24,6 +24,9 @@ def test_the_public_names_are_these() -> None:
     assert gptx_nb.__all__ == [
         "DataError",
         "DeviceError",
+        "Evaluation",
+        "Generation",
+        "Generations",
         "GptxError",
         "ModelError",
         "Prediction",
@@ -37,6 +40,7 @@ def test_the_public_names_are_these() -> None:
         "UsageError",
         "__version__",
         "device",
+        "evaluate",
         "finetune",
         "free",
         "load",

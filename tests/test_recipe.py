@@ -83,7 +83,9 @@ def test_a_name_that_could_leave_its_folder_is_refused(name: str) -> None:
         ("examples:\n - [Good: very, positive]", "Put a text with a comma or a colon in quotes"),
         ("learning_rate: -.inf", "-.inf is not a finite number"),
         ("? [a]: b\n: c", "cell body, line 1"),
-        ("task: chat", "task: 'chat' does not fit: input should be 'text-classification'"),
+        ("task: chatt", "task: 'chatt' does not fit: input should be 'text-classification', 'text-generation', 'chat'"),
+        ("task: chatt", "Did you mean 'chat'?"),
+        ("columns: {}", "columns: "),
     ],
 )
 def test_more_mistakes_give_one_line_too(body: str, message: str) -> None:

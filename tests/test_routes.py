@@ -4,28 +4,26 @@ import base64
 import http.client
 import itertools
 import json
-import os
 import random
 import secrets
 import shutil
 import socket
 import string
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import made_runs
 import pytest
+from servers import JupyterServer
 
-from gptx_nb import files, inference
+from gptx_nb import fields, files, inference, launch
+from gptx_nb.pretraining import KINDS
+from gptx_nb.recipe import make_recipe
 from gptx_nb.runs import RunStore
 from gptx_nb.views.routes import ROUTES
 
-ROOT = Path(__file__).parent.parent
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 PLACES = {
     "runs": "runs",
@@ -37,15 +35,8 @@ PLACES = {
 }
 
 
-@dataclass
-class Server:
+class Server(JupyterServer):
     """A Jupyter Server with the extension, on a home of its own."""
-
-    port: int
-    token: str
-    home: Path
-    root: Path
-    log: Path
 
     def ask(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
@@ -70,50 +61,10 @@ def _refuse(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    # What an installed wheel puts into etc/jupyter: the server finds the extension by itself.
-    enabled = folder / "etc" / "jupyter_server_config.d" / "gptx_nb.json"
-    enabled.parent.mkdir(parents=True)
-    shutil.copy(ROOT / "gptx_nb" / "views" / "jupyter_server_config.json", enabled)
-    found = Server(port, secrets.token_hex(16), folder / "home", folder / "root", folder / "server.log")
-    found.root.mkdir()
-    own = {
-        "GPTX_HOME": str(found.home),
-        "HOME": str(folder),
-        "JUPYTER_CONFIG_DIR": str(folder / "config"),
-        "JUPYTER_CONFIG_PATH": str(folder / "etc"),
-        "JUPYTER_DATA_DIR": str(folder / "data"),
-        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
-        "PYTHONPATH": str(ROOT),
-        "HF_HUB_OFFLINE": "1",
-    }
-    with open(found.log, "wb") as log:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "jupyter_server", "--no-browser", "--allow-root"),
-                *(f"--port={port}", "--ServerApp.port_retries=0", "--ServerApp.base_url=/base/"),
-                *(f"--IdentityProvider.token={found.token}", f"--ServerApp.root_dir={found.root}"),
-            ],
-            env={**os.environ, **own},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-        )
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            found.ask("GET", "form")
-            break
-        except OSError:
-            assert process.poll() is None, found.log.read_text()
-            assert time.monotonic() < deadline, found.log.read_text()
-            time.sleep(0.1)
+    found = Server(tmp_path_factory.mktemp("server"), "jupyter_server", base="/base/")
+    found.start()
     yield found
-    process.terminate()
-    process.wait(30)
+    found.end()
     inference.free(found.home)
 
 
@@ -197,7 +148,7 @@ def test_one_run_is_told_in_full_with_the_cell_that_asks_for_it(runs: Server) ->
     made_runs.make("reviews", steps=60, phase="training", scores=made_runs.SCORES, outcome=made_runs.FINISHED)
     status, told, _ = runs.ask("GET", "runs/reviews/1")
     assert status == 200
-    assert told["cell"] == "%%gpt_finetune reviews\ntask: text-classification\ndata: df\n"
+    assert told["cell"] == "%%gpt_finetune reviews\ndata: df\n"
     assert ["device", "cpu, a CPU with 2 cores", "no GPU that torch can use is here"] in told["choices"]
     assert told["verdict"] == "TF-IDF does as well: 0.83 against 0.81 on 48 rows."
     assert told["browser_path"] is None
@@ -285,13 +236,34 @@ def test_a_run_starts_is_stopped_goes_on_and_answers_without_a_kernel(runs: Serv
     assert until(runs, "reviews/1", "stopped")
     assert RunStore().find("reviews/1").attempts() == 2
     short = {**recipe, "epochs": 1}
-    status, told, _ = runs.ask("POST", "runs", {"name": "copy", "recipe": short, "from": "reviews/1"})
+    asked = RunStore().find("reviews/1").request()["recipe"]
+    copied = {**asked, **short, "data": asked["data"]}
+    status, told, _ = runs.ask("POST", "runs", {"name": "copy", "recipe": copied, "from": "reviews/1"})
     assert (status, told["id"]) == (201, "copy/1"), told
     assert until(runs, "copy/1", "finished")
     status, told, _ = runs.ask("POST", "runs/copy/1/predict", {"texts": ["good thing", made_runs.SCRIPT]})
     assert status == 200, told
     assert [row["text"] for row in told["rows"]] == ["good thing", made_runs.SCRIPT]
     assert {label for label, _ in told["rows"][0]["probabilities"]} == {"good", "bad"}
+
+
+def test_a_copy_takes_the_rows_that_came_from_a_notebook_unless_it_names_others(
+    runs: Server, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [(f"{word} thing {number}", word) for number in range(6) for word in ("good", "bad")]
+    settings = {"model": str(tiny_model), "epochs": 1, "device": "cpu", "baselines": False, "validation": 0}
+    launch.train("memory", make_recipe({**settings, "data": "df"}), data=rows, wait=True)
+    asked = {**settings, "data": "df"}
+    status, told, _ = runs.ask("POST", "runs", {"name": "same-rows", "recipe": asked, "from": "memory/1"})
+    assert (status, told.get("id")) == (201, "same-rows/1"), told
+    assert until(runs, "same-rows/1", "finished")
+    assert (RunStore().find("same-rows").report() or {})["used"] == 12
+    (runs.root / "other.csv").write_text("text,label\n" + "".join(f"word {n},{'ab'[n % 2]}\n" for n in range(20)))
+    others = {**settings, "data": "other.csv"}
+    status, told, _ = runs.ask("POST", "runs", {"name": "other-rows", "recipe": others, "from": "memory/1"})
+    assert (status, told.get("id")) == (201, "other-rows/1"), told
+    assert until(runs, "other-rows/1", "finished")
+    assert (RunStore().find("other-rows").report() or {})["used"] == 20
 
 
 def until(server: Server, identity: str, state: str) -> bool:
@@ -393,11 +365,10 @@ def send(line: socket.socket, value: Any) -> None:
     line.sendall(bytes([0x81, 0x80 | len(content), 0, 0, 0, 0]) + content)
 
 
-def test_the_form_has_every_setting_of_a_recipe(server: Server) -> None:
-    from gptx_nb import fields
-
+def test_the_form_has_every_setting_of_each_kind_of_recipe(server: Server) -> None:
     told = server.ask("GET", "form")[1]
-    assert [each["name"] for each in told["kinds"]["finetune"]] == [each.name for each in fields.settings()]
+    for name, kind in KINDS.items():
+        assert [each["name"] for each in told["kinds"][name]] == [each.name for each in fields.settings(kind)]
 
 
 def test_the_device_is_told_with_its_memory(server: Server) -> None:

@@ -39,8 +39,8 @@ export class Api implements Source {
     return (await this.ask<{ text: string }>('GET', `${this.run(id)}/log`)).text;
   }
 
-  start(name: string, recipe: Record<string, unknown>, from: string | null): Promise<Started> {
-    return this.ask('POST', 'runs', { name, recipe, from });
+  start(kind: string, name: string, recipe: Record<string, unknown>, from: string | null): Promise<Started> {
+    return this.ask('POST', 'runs', { kind, name, recipe, from });
   }
 
   async stop(id: string): Promise<void> {
@@ -64,8 +64,9 @@ export class Api implements Source {
     return (await this.ask<{ id: string }>('POST', `trash/${encodeURIComponent(trash)}/restore`, {})).id;
   }
 
-  async form(kind: string): Promise<Setting[]> {
-    return (await this.ask<{ kinds: Record<string, Setting[]> }>('GET', 'form')).kinds[kind] ?? [];
+  /** Return the settings of each kind of run. */
+  async form(): Promise<Record<string, Setting[]>> {
+    return (await this.ask<{ kinds: Record<string, Setting[]> }>('GET', 'form')).kinds;
   }
 
   async devices(): Promise<Device[]> {

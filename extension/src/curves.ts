@@ -31,20 +31,21 @@ export function lossLines(runs: readonly { run: Run; history: History }[]): Line
   });
 }
 
-/** The accuracies on held-out rows, and of one run those of the baselines. */
-export function accuracyLines(
+/** The scores on what was held out, `which` one; of one run beside those of the baselines. */
+export function scoreLines(
   runs: readonly { run: Run; history: History }[],
-  baselines: readonly (readonly [string, number])[]
+  which: 'accuracy' | 'bits',
+  baselines: readonly (readonly [string, number])[] = []
 ): Line[] {
   const lines: Line[] = runs.flatMap(({ run, history }, at) => {
-    const found = history.evaluations.filter(each => each.accuracy !== null);
+    const found = history.evaluations.filter(each => each[which] !== null);
     return found.length === 0
       ? []
       : [
           {
             label: runs.length === 1 ? 'this model' : `${run.name} v${run.version}`,
             x: found.map(each => each.step),
-            y: found.map(each => each.accuracy),
+            y: found.map(each => each[which]),
             style: 'points' as const,
             color: runs.length === 1 ? 1 : at
           }

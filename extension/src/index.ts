@@ -165,6 +165,7 @@ function addCommands(
       const from = typeof args['from'] === 'string' ? args['from'] : null;
       const pick = async () => (documents ? pickFile(documents) : null);
       const form = new MainAreaWidget({ content: new RecipeForm(actions, pick, from) });
+      form.toolbar.hide();
       form.id = `${form.content.id}-${Date.now()}`;
       form.content.disposed.connect(() => form.dispose());
       app.shell.add(form, 'main');
@@ -190,6 +191,7 @@ function addCommands(
       let widget = dashboards.find(each => each.id === id);
       if (!widget) {
         widget = new MainAreaWidget({ content: new Dashboard(actions, ids) });
+        widget.toolbar.hide();
         widget.id = id;
         app.shell.add(widget, 'main');
         void dashboards.add(widget);

@@ -48,8 +48,10 @@ export interface Details extends Run {
   choices: [string, string, string][];
   preflight: string[];
   warnings: string[];
-  score_rows: [string, number, number][];
+  score_rows: [string, number, number | null][];
   verdict: string;
+  /** What a pretrained model wrote last: beginning and continuation. */
+  samples: [string, string][];
   trouble: string;
   log: string;
 }
@@ -61,6 +63,7 @@ export interface Entry {
   loss?: number | null;
   validation_loss?: number | null;
   accuracy?: number | null;
+  bits_per_byte?: number | null;
   learning_rate?: number | null;
   text?: string;
 }
@@ -141,7 +144,7 @@ const RETRY = 10_000; // until a WebSocket is tried again
 export class History {
   cursor = '';
   steps: { step: number; loss: number | null }[] = [];
-  evaluations: { step: number; loss: number | null; accuracy: number | null }[] = [];
+  evaluations: { step: number; loss: number | null; accuracy: number | null; bits: number | null }[] = [];
   notes: string[] = [];
 
   take(increment: Increment): void {
@@ -154,7 +157,12 @@ export class History {
       } else if (each.kind === 'step') {
         this.steps.push({ step, loss: each.loss ?? null });
       } else if (each.kind === 'evaluation') {
-        this.evaluations.push({ step, loss: each.validation_loss ?? null, accuracy: each.accuracy ?? null });
+        this.evaluations.push({
+          step,
+          loss: each.validation_loss ?? null,
+          accuracy: each.accuracy ?? null,
+          bits: each.bits_per_byte ?? null
+        });
       } else if (each.kind === 'note' && each.text !== undefined) {
         this.notes.push(each.text);
       }

@@ -3,7 +3,12 @@
 import type { Setting } from './model';
 
 /** Settings that are shown first; the rest is folded away. */
-export const FIRST = ['task', 'model', 'data', 'examples', 'text', 'label', 'epochs', 'tune'];
+export const FIRST: Record<string, string[]> = {
+  finetune: ['task', 'model', 'data', 'examples', 'text', 'label', 'epochs', 'tune'],
+  pretrain: ['data', 'text', 'document', 'from', 'size', 'epochs', 'tokens']
+};
+/** What the kinds of runs are called. */
+export const KINDS: Record<string, string> = { finetune: 'Fine-tune', pretrain: 'Pretrain' };
 const NUMBER = /^[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$/i;
 
 /** Return the value that `text` gives for `setting`; undefined where nothing was typed. The server checks it. */
@@ -58,7 +63,10 @@ export function text(setting: Setting, given: unknown): string {
   return typeof given === 'string' ? given : JSON.stringify(given);
 }
 
-/** What a control shows while it is empty: the default, or what is done instead. */
+/** What a control shows while it is empty: the default, or that a number is chosen. Its help tells the rest. */
 export function placeholder(setting: Setting): string {
-  return setting.default === null || setting.default === undefined ? 'chosen for you' : text(setting, setting.default);
+  if (setting.default !== null && setting.default !== undefined) {
+    return text(setting, setting.default);
+  }
+  return setting.kind.includes('number') ? 'automatic' : '';
 }

@@ -41,5 +41,7 @@ export function ago(then: number, now: number = Date.now() / 1000): string {
   if (minutes < 24 * 60) {
     return `${Math.floor(minutes / 60)} h ago`;
   }
-  return new Date(then * 1000).toLocaleDateString(undefined, { year: 'numeric', month: 'short', day: 'numeric' });
+  const date = new Date(then * 1000);
+  const year = date.getFullYear() === new Date(now * 1000).getFullYear() ? {} : { year: 'numeric' as const };
+  return date.toLocaleDateString('en', { month: 'short', day: 'numeric', ...year });
 }

@@ -129,6 +129,11 @@ def _why_no_gpu() -> str:
     return ""
 
 
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype in which `device` computes matrix products fastest."""
+    return _dtype(device, "auto")[0]
+
+
 def _dtype(device: torch.device, asked: str) -> tuple[torch.dtype, str]:
     if asked != "auto":
         chosen: torch.dtype = getattr(torch, asked)

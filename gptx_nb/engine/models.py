@@ -294,10 +294,12 @@ def context(config: PreTrainedConfig) -> int:
     return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1024)
 
 
-def load_classifier(base: Base, tokenizer: PreTrainedTokenizerBase, labels: list[str], seed: int) -> PreTrainedModel:
+def load_classifier(
+    base: Base, tokenizer: PreTrainedTokenizerBase, labels: list[str], seed: int, *, scratch: bool = False
+) -> PreTrainedModel:
     """Load `base` in float32 with a new head for `labels`, whose names and order go into the config.
 
-    The head begins at small weights drawn from `seed`, the rest is the base model's.
+    The head begins at small weights drawn from `seed`, the rest is the base model's, or drawn too if `scratch`.
     """
     torch.manual_seed(seed)
     options: dict[str, Any] = {**base.options, **(_dequantise() if base.gguf else {})}
@@ -319,6 +321,9 @@ def load_classifier(base: Base, tokenizer: PreTrainedTokenizerBase, labels: list
     model.config.use_cache = False  # a cache of keys is for generation
     if hasattr(model, "hf_quantizer"):  # set by the GGUF loader; dequantised weights are plain ones
         model.config.__dict__.pop("quantization_config", None)
+    if scratch:
+        torch.manual_seed(seed)
+        model = AutoModelForSequenceClassification.from_config(model.config, dtype=torch.float32)
     return model
 
 
@@ -341,12 +346,23 @@ def load_causal(base: Base) -> PreTrainedModel:
     return model
 
 
-def save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    """Write a plain Hugging Face folder as one step; `from_pretrained` reads it without gptx_nb."""
+def save(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    beside_it: dict[str, Any] | None = None,
+) -> None:
+    """Write a plain Hugging Face folder as one step; `from_pretrained` reads it without gptx_nb.
+
+    `beside_it`: more JSON files, by name.
+    """
 
     def fill(beside: Path) -> None:
         tokenizer.model_max_length = max_length
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
+        for name, value in (beside_it or {}).items():
+            files.write_json(beside / name, value)
 
     files.write_folder(folder, fill)

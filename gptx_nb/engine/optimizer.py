@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from gptx_nb.engine import device as devices
 from gptx_nb.engine import streams
 
 
@@ -31,6 +32,64 @@ class Chain:
     def zero_grad(self, set_to_none: bool = True) -> None:
         for part in self.parts:
             part.zero_grad(set_to_none=set_to_none)
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) for matrices: the momentum's nearest orthogonal matrix is the step.
+
+    Steps are scaled to the size of AdamW's (Liu et al. 2025, arXiv:2502.16982). `torch.optim.Muon` does this, always
+    in bfloat16: on a CPU without units for it, its step takes twice as long as the whole gradient. Here products are
+    in the dtype that the device is fast in, and on a CPU each core takes matrices of its own.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[torch.nn.Parameter],
+        learning_rate: float,
+        weight_decay: float,
+        momentum: float = 0.95,
+    ) -> None:
+        super().__init__(list(parameters), {"lr": learning_rate, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            parameters = [each for each in group["params"] if each.grad is not None]
+            if not parameters:
+                continue
+            for parameter in parameters:
+                self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+            dtype = devices.fast_dtype(parameters[0].device)
+            number = min(len(parameters), streams.number_for(parameters[0].device))
+            largest_first = sorted(parameters, key=lambda each: -each.numel())
+            step = functools.partial(self._step, group, dtype)
+            streams.each(step, [largest_first[stream::number] for stream in range(number)])
+
+    @torch.no_grad()
+    def _step(self, group: dict[str, Any], dtype: torch.dtype, parameters: Sequence[torch.nn.Parameter]) -> None:
+        for parameter in parameters:
+            assert parameter.grad is not None
+            momentum = self.state[parameter]["momentum_buffer"]
+            momentum.lerp_(parameter.grad, 1 - group["momentum"])
+            direction = orthogonal(parameter.grad.lerp(momentum, group["momentum"]), dtype)  # Nesterov's
+            scale = 0.2 * max(parameter.shape) ** 0.5
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.add_(direction.to(parameter.dtype), alpha=-group["lr"] * scale)
+
+
+def orthogonal(matrix: torch.Tensor, dtype: torch.dtype, steps: int = 5) -> torch.Tensor:
+    """Return a matrix with the singular vectors of `matrix` and singular values near 1, between 0.7 and 1.2.
+
+    Newton-Schulz iteration with the coefficients of Jordan et al. (2024), in `dtype`.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    wide = matrix.shape[0] <= matrix.shape[1]
+    x = (matrix if wide else matrix.T).to(dtype)
+    x = x / x.norm().clamp_min(1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x if wide else x.T
 
 
 Optimizer = torch.optim.Optimizer | Chain
@@ -156,7 +215,7 @@ def adamw(
 def muon(model: torch.nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float]) -> Chain:
     """Muon for the matrices between hidden states, AdamW for embeddings, norms and biases (Jordan et al. 2024).
 
-    Steps are scaled to the size of AdamW's (Liu et al. 2025, arXiv:2502.16982), so that one learning rate serves both.
+    One learning rate serves both, as Muon's steps are scaled to the size of AdamW's.
     For pretraining from random weights: fine-tuning a model that AdamW has trained gains nothing from it.
     """
     hidden: list[torch.nn.Parameter] = []
@@ -166,9 +225,7 @@ def muon(model: torch.nn.Module, learning_rate: float, weight_decay: float, beta
         if parameter.requires_grad:
             (hidden if parameter.ndim == 2 and id(parameter) not in embeddings else rest).append(parameter)
     return Chain(
-        torch.optim.Muon(
-            hidden, lr=learning_rate, weight_decay=weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"
-        ),
+        Muon(hidden, learning_rate, weight_decay),
         _adamw(rest, learning_rate, 0.0, betas),
     )
 

@@ -70,13 +70,14 @@ def examples(
     }
 
 
-def tuning(tuned: Tuning, padded_because: str | None) -> dict[str, Any]:
+def tuning(tuned: Tuning, padded_because: str | None, has_head: bool = True) -> dict[str, Any]:
     """Return what the plan says of the part that is trained, and of how rows go together."""
+    head = " and the head" if has_head else ""
     what = {
         "full": "every weight",
-        "lora": f"low-rank updates of every layer's matrices, rank {LORA_RANK}, and the head",
+        "lora": f"low-rank updates of every layer's matrices, rank {LORA_RANK}{head and ','}{head}",
         "head": "the head alone; all else is computed once for every row",
-    }.get(tuned.method, f"the last {tuned.layers - tuned.frozen_layers} of {tuned.layers} layers and the head")
+    }.get(tuned.method, f"the last {tuned.layers - tuned.frozen_layers} of {tuned.layers} layers{head}")
     return {
         "tune": {"choice": tuned.method, "reason": f"{what}: {tuned.trained:,} weights"},
         "rows": {

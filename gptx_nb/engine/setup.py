@@ -17,11 +17,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gptx_nb.engine import device as devices
 from gptx_nb.engine import dropout, memory, models, packing, plan, precision, streams, tuning, vocabulary
 from gptx_nb.engine.batches import Step
-from gptx_nb.engine.data import Table
 from gptx_nb.engine.device import Device
+from gptx_nb.engine.jobs import Job, Learner
 from gptx_nb.engine.optimizer import MasterAdamW, Optimizer
 from gptx_nb.engine.predict import use_all_cores
-from gptx_nb.engine.tasks import text_classification as task
 from gptx_nb.engine.train import Batch, Settings, gradient, make_optimizer, make_scaler
 from gptx_nb.recipe import Recipe
 
@@ -38,7 +37,7 @@ class Setup:
     device: Device
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    learner: task.Learner
+    learner: Learner
     settings: Settings
     optimizer: Optimizer
     lowered: precision.Lowered | None
@@ -99,10 +98,11 @@ class Setup:
         return tuning.merge(self.model)
 
 
-def prepare(recipe: Recipe, table: Table, note: Callable[[str], None]) -> Setup:
-    """Load the base model, make tokens of the table, and decide what the recipe leaves open.
+def prepare(recipe: Recipe, job: Job, note: Callable[[str], None], *, scratch: bool = False) -> Setup:
+    """Load the base model, make tokens of the job's examples, and decide what the recipe leaves open.
 
-    `note` is told what a user should know while this goes on. Raises UsageError for a base model or device that is not
+    `note` is told what a user should know while this goes on. `scratch`: the base model's architecture with random
+    weights, for comparison. Raises UsageError for a base model or device that is not
     there or does not fit.
     """
     transformers.utils.logging.set_verbosity_error()
@@ -111,17 +111,14 @@ def prepare(recipe: Recipe, table: Table, note: Callable[[str], None]) -> Setup:
     device = devices.choose(recipe.device, recipe.dtype)
     base = models.find(recipe.model, recipe.revision, note)
     tokenizer = models.load_tokenizer(base)
-    model = models.load_classifier(base, tokenizer, table.labels, recipe.seed)
+    model = job.load_model(base, tokenizer, recipe.seed, scratch=scratch)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     tuned = tuning.prepare(model, recipe.tune, recipe.seed)
 
     context = models.context(base.config)
     max_length, length_reason = plan.max_length(recipe, context)
-    rows, cut = task.encode(tokenizer, table.train.texts, max_length)
-    held_rows: list[list[int]] = []
-    if table.validation is not None:
-        held_rows, held_cut = task.encode(tokenizer, table.validation.texts, max_length)
-        cut += held_cut
+    job.encode(tokenizer, max_length)
+    rows, held_rows = job.token_rows
     batch_size, batch_reason = plan.batch_size(recipe, len(rows))
     recipe = recipe.model_copy(update={"batch_size": batch_size})
     steps_per_epoch = -(-len(rows) // batch_size)
@@ -139,23 +136,20 @@ def prepare(recipe: Recipe, table: Table, note: Callable[[str], None]) -> Setup:
     )
 
     pad_id: int = tokenizer.pad_token_id
-    lengths_of = rows, held_rows
     cut_off = None
-    if recipe.tune == "full" and packing.why_not(model) is None:  # a padded model looks for its padding by number
+    # A padded model looks for its padding by number.
+    if recipe.tune == "full" and not job.shares_vocabulary and packing.why_not(model) is None:
         cut_off = vocabulary.Cut(model, [*rows, *held_rows], [pad_id])
-        rows, held_rows = ([cut_off.tokens(row) for row in each] for each in lengths_of)
+        job.renumber(cut_off)
         pad_id = cut_off.tokens([pad_id])[0]
     torch.nn.Module.to(model, device.device)  # transformers' own `to` is typed wrongly
     held_before = memory.held(model, device.device)
     dropout.use(model)
     lowered = precision.Lowered(model, device.dtype) if device.dtype is torch.bfloat16 else None
     held_before += lowered.beside if lowered else 0
-    learner = task.Learner(
+    learner = job.learner(
         model,
         tuned,
-        rows,
-        table.train.labels,
-        held_rows,
         pad_id=pad_id,
         device=device.device,
         batch_size=batch_size,
@@ -170,7 +164,7 @@ def prepare(recipe: Recipe, table: Table, note: Callable[[str], None]) -> Setup:
     )
     decided = {
         **plan.machine(device),
-        **plan.tuning(tuned, learner.padded_because),
+        **plan.tuning(tuned, learner.padded_because, not job.shares_vocabulary),
         "model": {
             "name": base.name,
             "where": base.where,
@@ -183,7 +177,7 @@ def prepare(recipe: Recipe, table: Table, note: Callable[[str], None]) -> Setup:
         "steps": steps,
         "batch_size": {"choice": batch_size, "reason": batch_reason},
         "max_length": {"choice": max_length, "reason": length_reason},
-        **plan.examples(table, tokenizer, *lengths_of, cut),
+        **job.told(tokenizer),
     }
     estimate: memory.Estimate | None = None
     try:
@@ -196,9 +190,7 @@ def prepare(recipe: Recipe, table: Table, note: Callable[[str], None]) -> Setup:
     decided["notes"] += warnings
     resolved = recipe.model_copy(
         update={
-            "text": table.report["text"],
-            "label": table.report["label"],
-            "labels": table.labels,
+            **job.resolved(),
             "epochs": epochs,
             "learning_rate": learning_rate,
             "max_length": max_length,
@@ -223,7 +215,7 @@ def prepare(recipe: Recipe, table: Table, note: Callable[[str], None]) -> Setup:
 
 def estimate_memory(
     model: PreTrainedModel,
-    learner: task.Learner,
+    learner: Learner,
     settings: Settings,
     dtype: torch.dtype,
     device: torch.device,

@@ -64,12 +64,14 @@ def read(
     split: str | None,
     named: Collection[str],
     setting: Literal["data", "validation"] = "data",
+    plain_text: bool = False,
 ) -> Sheet:
     """Read the table that `source` points at; paths that are not absolute lie below `run_folder`.
 
     `subset` and `split` choose within a data set; `split` None takes the first of validation, valid, val, dev, test, or
     the only one. `named` are the columns that the user named: where they are in the header, it certainly is one.
-    `setting` is the one that named the table. Raises DataError: missing, unreadable, not a table, empty.
+    `setting` is the one that named the table. `plain_text`: a .txt file will do, each line of which is a row's "text".
+    Raises DataError: missing, unreadable, not a table, empty.
     """
     if source.kind == "hub":
         return _read_dataset(source.shown, source.path or source.shown, None, subset, split, setting)
@@ -84,7 +86,7 @@ def read(
             return _read_dataset(shown, str(path), path, subset, split, setting)
         own_validation = _own_validation(split, [each for each in OWN_VALIDATION if _file_of_split(path, each)])
         path, shown = file, f"{shown.rstrip('/')}/{file.name}"
-    sheet = _read_file(shown, path, named)
+    sheet = _read_file(shown, path, named, plain_text)
     if not sheet.columns or not sheet.rows:
         how = "Add examples below its header" if {".csv", ".tsv"} & set(path.suffixes) else "Put texts and labels in it"
         raise DataError(f"{shown} has no rows. {how}, or name another table with `{setting}:`")
@@ -92,11 +94,11 @@ def read(
     return sheet
 
 
-def _read_file(shown: str, path: Path, named: Collection[str]) -> Sheet:
+def _read_file(shown: str, path: Path, named: Collection[str], plain_text: bool = False) -> Sheet:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     unpack = PACKED.get(suffixes[-1]) if suffixes else None
     kind = (suffixes[-2] if len(suffixes) > 1 else "") if unpack else (suffixes[-1] if suffixes else "")
-    if kind not in TABLES:
+    if kind not in TABLES and not (plain_text and kind == ".txt"):
         advice = (
             "Save the sheet as CSV UTF-8 and name that file"
             if kind in (".xlsx", ".xls", ".ods")
@@ -122,7 +124,10 @@ def _read_file(shown: str, path: Path, named: Collection[str]) -> Sheet:
     if kind == ".parquet":
         return _read_parquet(shown, content)
     text, encoding, notes = decode(shown, content)
-    if kind in (".csv", ".tsv"):
+    if kind == ".txt":
+        lines = [line for line in _LINE_END.split(text) if line.strip()]
+        sheet = Sheet(shown, {"text": lines}, len(lines))
+    elif kind in (".csv", ".tsv"):
         sheet = _read_delimited(shown, text, "\t" if kind == ".tsv" else ",", named)
     else:
         sheet = _read_json(shown, text, whole=kind == ".json" and text.lstrip().startswith("["))

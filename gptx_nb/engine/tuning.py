@@ -73,9 +73,12 @@ def flops_per_token(model: PreTrainedModel) -> float:
 
 
 def prepare(model: PreTrainedModel, method: str, seed: int = 0) -> Tuning:
-    """Make the part of the classifier `model` that `method` names trainable, in place. New weights come from `seed`."""
+    """Make the part of `model` that `method` names trainable, in place. New weights come from `seed`.
+
+    A classifier's head is always trained. A language model's output layer belongs to its embedding: it is trained with
+    every weight, or not at all.
+    """
     layers = layers_of(model)
-    head: Any = model.get_submodule("score")
     frozen = 0
     if method == "lora":
         _add_low_rank(model, seed)
@@ -89,7 +92,9 @@ def prepare(model: PreTrainedModel, method: str, seed: int = 0) -> Tuning:
             frozen = len(layers)
         for module in (model.base_model, *layers[:frozen]):
             _without_dropout(module, deep=module is not model.base_model or frozen == len(layers))
-    head.requires_grad_(True)
+    head: Any = getattr(model, "score", None)
+    if head is not None:
+        head.requires_grad_(True)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return Tuning(method, trained, frozen, len(layers))
 

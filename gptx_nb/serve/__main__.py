@@ -19,6 +19,7 @@ import threading
 import time
 import traceback
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -32,7 +33,9 @@ from gptx_nb.run_files import RunFiles
 from gptx_nb.runs import Run
 
 if TYPE_CHECKING:
+    from gptx_nb.engine.device import Device
     from gptx_nb.engine.predict import Answer, Classifier
+    from gptx_nb.engine.writer import Writer
 
 KEPT_MODELS = 3
 GONE = (BrokenPipeError, ConnectionResetError, TimeoutError)  # the client was interrupted, or sends no more
@@ -57,15 +60,21 @@ class Refused(Exception):
 
 
 class Models:
-    """Loaded classifiers, the latest used last. Every method but `names` and `held` runs in the computing thread."""
+    """Loaded models, classifiers and writers, the latest used last.
+
+    Every method but `names`, `held` and `folder_of` runs in the computing thread.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root.resolve()
-        self._loaded: OrderedDict[tuple[str, int, int], Classifier] = OrderedDict()
+        self._loaded: OrderedDict[tuple[str, int, int, str], Classifier | Writer] = OrderedDict()
 
     def names(self) -> list[str]:
-        """Return the runs whose models are loaded, as "reviews/3"."""
-        return ["/".join(Path(folder).parts[-3:-1]) for folder, _, _ in list(self._loaded)]
+        """Return the runs whose models are loaded, as "reviews/3", and base models by name."""
+        return [self._called(Path(key[0])) for key in list(self._loaded)]
+
+    def _called(self, folder: Path) -> str:
+        return "/".join(folder.parts[-3:-1]) if folder.is_relative_to(self._root) else folder.name
 
     def held(self) -> int:
         """Return how many bytes the loaded weights take."""
@@ -89,29 +98,60 @@ class Models:
         return classifier.labels, classifier.classify(texts)
 
     def _get(self, folder: Path) -> Classifier:
-        # First here, not at the top: the process listens while these seconds pass.
-        from gptx_nb.engine import device
         from gptx_nb.engine.predict import Classifier
 
-        found = folder.stat()
-        key = (str(folder), found.st_ino, found.st_mtime_ns)  # a run that was removed and made anew is another one
+        found = self._kept(folder, "", lambda chosen: Classifier.load(folder, chosen))
+        assert isinstance(found, Classifier)
+        return found
+
+    def writer(self, folder: Path, task: str | None) -> Writer:
+        """Return the language model of a run, or of a base model's folder; loads it if need be."""
+        from gptx_nb.engine.writer import Writer
+
+        found = self._kept(folder, task or "-", lambda chosen: Writer.load(folder, chosen, task))
+        assert isinstance(found, Writer)
+        return found
+
+    def base(self, name: str, task: str | None) -> Writer:
+        """Return the base model `name` as a writer; finds and loads it if need be."""
+        from gptx_nb.engine import models
+        from gptx_nb.engine.writer import Writer
+
+        base = models.find(name, None, log)
+        if not base.gguf and Path(base.path).is_dir():
+            return self.writer(Path(base.path), task)
+
+        def load(chosen: Device) -> Writer:
+            return Writer.of(models.load_causal(base), models.load_tokenizer(base), chosen, None, task)
+
+        found = self._kept(Path(base.path) / (base.gguf or ""), task or "-", load)
+        assert isinstance(found, Writer)
+        return found
+
+    def _kept(self, folder: Path, task: str, load: Callable[[Device], Classifier | Writer]) -> Classifier | Writer:
+        # First here, not at the top: the process listens while these seconds pass.
+        from gptx_nb.engine import device
+
+        stamp = folder.stat() if folder.exists() else None
+        # A run that was removed and made anew is another one.
+        key = (str(folder), stamp.st_ino if stamp else 0, stamp.st_mtime_ns if stamp else 0, task)
         if key in self._loaded:
             self._loaded.move_to_end(key)
             return self._loaded[key]
         # The recipe's GPU may be gone or another one; its wish for the CPU is kept.
-        asked = Run(folder.parent).recipe().device
+        asked = Run(folder.parent).recipe().device if folder.is_relative_to(self._root) else "auto"
         chosen = device.choose("cpu" if asked == "cpu" else "auto")
-        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        size = sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder.is_dir() else 0
         if chosen.memory_free is not None:
             self._make_room(size, (chosen.memory_free + self.held()) // 2)
         else:
             self._make_room(size, None)
         started = time.monotonic()
-        classifier = Classifier.load(folder, chosen)
-        self._loaded[key] = classifier
+        model = load(chosen)
+        self._loaded[key] = model
         seconds = time.monotonic() - started
-        log(f"loaded {self.names()[-1]}: {classifier.bytes / 2**20:.0f} MiB on {chosen.device} in {seconds:.1f} s")
-        return classifier
+        log(f"loaded {self.names()[-1]}: {model.bytes / 2**20:.0f} MiB on {chosen.device} in {seconds:.1f} s")
+        return model
 
     def _make_room(self, size: int, limit: int | None) -> None:
         """Unload the models that were not used for longest, so that `size` more bytes stay within `limit`."""
@@ -203,7 +243,7 @@ class Handler(BaseHTTPRequestHandler):
         self._answer({"/v1/health": self._health})
 
     def do_POST(self) -> None:
-        self._answer({"/v1/classify": self._classify, "/v1/free": self._free})
+        self._answer({"/v1/classify": self._classify, "/v1/free": self._free, "/v1/generate": self._generate})
 
     def _answer(self, routes: dict[str, Any]) -> None:
         try:
@@ -214,7 +254,9 @@ class Handler(BaseHTTPRequestHandler):
                 raise Refused(403, "the token is missing or wrong")
             if self.path not in routes:
                 raise Refused(404, f"no such route for {self.command}")
-            self._send(200, routes[self.path](body))
+            answer = routes[self.path](body)
+            if answer is not None:
+                self._send(200, answer)
         except Refused as refused:
             self._send(refused.status, {"error": refused.message, "kind": refused.kind})
         except GptxError as error:
@@ -280,6 +322,96 @@ class Handler(BaseHTTPRequestHandler):
                 raise
             return {"labels": labels, "probabilities": answer.probabilities, "cut": answer.cut}
 
+    def _generate(self, body: bytes) -> None:
+        """Answer in lines of JSON as they come: {"text": piece} of a single answer, {} as a sign of life, the result.
+
+        A client that has gone ends the writing. The last line is {"rows": …} or {"error": …}.
+        """
+        try:
+            asked = json.loads(body)
+        except ValueError:
+            raise Refused(400, "the body is not JSON") from None
+        rows = asked.get("rows") if isinstance(asked, dict) else None
+        if not isinstance(rows, list) or not all(isinstance(each, str | dict) for each in rows):
+            raise Refused(400, 'the body has to be {"folder" or "base": text, "rows": [text or object, ...], ...}')
+        self.close_connection = True
+        self.send_response(200)
+        self.send_header("Content-Type", "application/x-ndjson")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        with self.server.working():
+            try:
+                folder = self.server.models.folder_of(asked["folder"]) if "folder" in asked else None
+                told = self.server.worker.submit(self._write, asked, folder).result()
+            except Refused as refused:
+                told = {"error": refused.message, "kind": refused.kind}
+            except GptxError as error:
+                told = {"error": str(error), "kind": type(error).__name__}
+            except GONE:
+                return
+            except Exception as error:
+                from gptx_nb.engine.device import is_out_of_memory
+
+                log(traceback.format_exc().rstrip())
+                told = {"error": f"{type(error).__name__} in the inference process", "kind": None}
+                if is_out_of_memory(error):
+                    self.server.leave()
+                    self._line({"error": "memory ran out in the inference process, which has ended", "kind": None})
+                    self.server.end("out of memory")
+            with contextlib.suppress(*GONE):
+                self._line(told)
+
+    def _write(self, asked: dict[str, Any], folder: Path | None) -> dict[str, Any]:
+        """Write the answers; in the computing thread. Raises BrokenPipeError if the client has gone."""
+        from gptx_nb.engine.writer import How, task_of
+
+        models, task = self.server.models, asked.get("task")
+        writer = models.writer(folder, task) if folder is not None else models.base(asked["base"], task)
+        roles = (task_of(folder) or {}).get("roles") if folder is not None else None
+        examples = [writer.asked(each, roles, asked.get("to")) for each in asked["rows"]]
+        shots = [writer.shot(each, roles, asked.get("to")) for each in asked.get("shots") or []]
+        if examples and all("choices" in each for each in examples):
+            shares = writer.choose(examples, shots)
+            told = [
+                {"asked": writer.task.shown(each), "choices": each["choices"], "shares": row}
+                for each, row in zip(examples, shares, strict=True)
+            ]
+            return {"rows": told, "cut": 0, "task": writer.task.name}
+        how = How(**{**asked.get("how", {}), "stop": tuple(asked.get("how", {}).get("stop", ()))})
+        last = time.monotonic()
+        gone = False
+
+        def alive(line: dict[str, Any]) -> None:
+            nonlocal gone, last
+            last = time.monotonic()
+            try:
+                self._line(line)
+            except GONE:
+                gone = True
+
+        def stopped() -> bool:
+            if not gone and time.monotonic() - last > 0.2:
+                alive({})
+            return gone
+
+        answers = writer.write(examples, how, shots, lambda text: alive({"text": text}), stopped)
+        if gone:
+            raise BrokenPipeError
+        told = [
+            {
+                "asked": writer.task.shown(example),
+                "texts": [one.text for one in each],
+                "ended": [one.ended for one in each],
+                "tokens": sum(one.tokens for one in each),
+            }
+            for example, each in zip(examples, answers.written, strict=True)
+        ]
+        return {"rows": told, "cut": answers.cut, "task": writer.task.name}
+
+    def _line(self, value: dict[str, Any]) -> None:
+        self.wfile.write(json.dumps(value, allow_nan=False).encode("ascii") + b"\n")
+        self.wfile.flush()
+
     def _end_without_memory(self, error: Exception) -> None:
         """End the process if `error` says that memory ran out: only that gives all of it back."""
         from gptx_nb.engine.device import is_out_of_memory
@@ -338,7 +470,6 @@ def main() -> int:
     place = Place(Path(sys.argv[1]), Path(sys.argv[2]))
     if not take(place):
         return 0  # there is one already
-    os.environ["HF_HUB_OFFLINE"] = "1"  # a run's model is a local folder; nothing here asks a hub
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # the log is for what matters
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

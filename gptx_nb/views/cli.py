@@ -12,17 +12,25 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
 import gptx_nb
 from gptx_nb import fields, files
 from gptx_nb.errors import GptxError, UsageError, nearest
+from gptx_nb.generations import Generations
 from gptx_nb.pretraining import AnyRecipe, PretrainRecipe
 from gptx_nb.recipe import Lines, Recipe, make_recipe, parse_yaml
 from gptx_nb.runs import RunStore
 
 Command = Callable[[argparse.Namespace], None]
+
+WISHES: dict[str, type] = {  # of `predict`, for a model that writes
+    **dict.fromkeys(("--temperature", "--top-p"), float),
+    **dict.fromkeys(("--top-k", "--max-new-tokens", "--n", "--seed"), int),
+    **dict.fromkeys(("--stop", "--to", "--task"), str),
+}
 
 MISTAKE, BROKEN, INTERRUPTED = 2, 1, 130
 
@@ -59,6 +67,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         parsed, left = self.parse_known_args(args, namespace)
+        if left and getattr(parsed, "text", None) == [] and not any(each.startswith("-") for each in left):
+            parsed.text, left = left, []  # argparse takes texts before a flag only
         if left:
             getattr(parsed, "parser", self).error(f"unrecognized arguments: {' '.join(left)}")
         return parsed
@@ -95,6 +105,20 @@ def parser() -> Parser:
     one.add_argument("--file", type=Path, help="a text a line")
     one.add_argument("--json", action="store_true", help="print JSON")
 
+    writing = one.add_argument_group("of a model that writes")
+    for option, kind_of in WISHES.items():
+        writing.add_argument(option, type=kind_of, default=None, metavar=kind_of.__name__.upper())
+    writing.add_argument("--shots", type=Path, help="a .jsonl file of examples with answers, shown before the prompt")
+
+    one = add("eval", evaluate, "score a run, or a base model, on any table")
+    one.add_argument("name", help="a run; NAME/2 is version 2; or a base model")
+    one.add_argument("data", help="a file, a data set's folder, or its name on the Hugging Face Hub")
+    for option in ("--task", "--columns", "--text", "--label", "--split", "--subset", "--allow-code"):
+        one.add_argument(option)
+    for option in ("--shots", "--most", "--max-new-tokens"):
+        one.add_argument(option, type=int, metavar="N")
+    one.add_argument("--json", action="store_true", help="print JSON")
+
     one = add("runs", runs, "list all runs, newest first")
     one.add_argument("--json", action="store_true", help="print JSON")
     for name, command, words in (
@@ -104,6 +128,13 @@ def parser() -> Parser:
         add(name, command, words).add_argument("name", help="a run; NAME/2 is version 2")
     add("device", device, "show where a run would train, and why")
     add("free", free, "end the inference process and free its memory")
+
+    one = add("kernel", kernel, "make a Jupyter kernel that is bound to a GPU and to default settings")
+    one.add_argument("action", choices=["add"], help="add: install it, or replace it")
+    one.add_argument("--gpu", default="auto", help="a number as nvidia-smi counts them, a UUID, auto or none")
+    one.add_argument("--recipe", type=Path, help="a YAML file of settings that are its defaults")
+    one.add_argument("--name", help="what it is called on disk")
+    one.add_argument("--user", action="store_true", help="for all environments of this user, not for this one only")
     return top
 
 
@@ -154,7 +185,14 @@ def predict(given: argparse.Namespace) -> None:
         raise UsageError(f'what text? Type it behind the name, as in `gptx-nb predict {given.name} "Nice."`')
     else:
         texts = [line for line in sys.stdin.read().splitlines() if line.strip()]
-    found = api.predict(given.name, texts)
+    wishes = {key: value for each in WISHES if (value := getattr(given, key := each[2:].replace("-", "_"))) is not None}
+    if given.shots is not None:
+        wishes["shots"] = _json_lines(given.shots)
+    streams = len(texts) == 1 and not given.json and sys.stdout.isatty()
+    found = api.predict(given.name, texts, on_text=_print if streams else None, **wishes)
+    if isinstance(found, Generations):
+        _show(found, given.json, streams)
+        return
     if given.json:
         rows = [
             {
@@ -171,6 +209,50 @@ def predict(given: argparse.Namespace) -> None:
             print(f"{each.label}\t{each.probability:.3f}\t{' '.join(each.text.split())}")
         for note in found.notes():
             print(note, file=sys.stderr)
+
+
+def evaluate(given: argparse.Namespace) -> None:
+    from gptx_nb import api
+
+    names = ("columns", "text", "label", "split", "subset", "allow_code")
+    settings: dict[str, Any] = fields.read_flags({name: getattr(given, name) for name in names})
+    for name in ("task", "shots", "most", "max_new_tokens"):
+        if (value := getattr(given, name)) is not None:
+            settings[name] = value
+    found = api.evaluate(given.name, given.data, **settings)
+    print(json.dumps(files.finite(asdict(found)), ensure_ascii=False, indent=2) if given.json else repr(found))
+
+
+def _print(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def _show(found: Generations, as_json: bool, streamed: bool) -> None:
+    if as_json:
+        rows = [
+            {"prompt": each.asked, "texts": each.texts, "ended": each.ended, "probabilities": each.probabilities}
+            for each in found
+        ]
+        print(json.dumps(files.finite(rows), ensure_ascii=False, indent=2))
+        return
+    if streamed and all(each.probabilities is None for each in found) and len(found[0].texts) == 1:
+        print()
+    else:
+        print(repr(found))
+        return
+    for note in found.notes():
+        print(note, file=sys.stderr)
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(_read(path).splitlines(), 1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                raise UsageError(f"{path}, line {number} is no JSON. Write an object a line, by role") from None
+    return rows
 
 
 def runs(given: argparse.Namespace) -> None:
@@ -204,6 +286,13 @@ def free(given: argparse.Namespace) -> None:
     from gptx_nb import api
 
     print(api.free())
+
+
+def kernel(given: argparse.Namespace) -> None:
+    from gptx_nb.kernel import specs
+
+    folder = specs.add(given.gpu, given.recipe, given.name, user=given.user)
+    print(f"{folder}\nIt is in the launcher after a reload; `jupyter kernelspec remove {folder.name}` removes it.")
 
 
 def _read(path: Path) -> str:

@@ -32,6 +32,8 @@ from gptx_nb.runs import Run, RunStore
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from gptx_nb.evaluations import Evaluation
+    from gptx_nb.generations import Generations
     from gptx_nb.predictions import Predictions
     from gptx_nb.views.panels import DeviceView, LiveView, RunTable, RunView
 
@@ -41,9 +43,26 @@ T = TypeVar("T")
 EXPRESSION = re.compile(r"\{\{(.+?)\}\}", re.DOTALL)
 SECRET_NAME = re.compile(r"\$\{?\w*(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL)\w*\}?", re.IGNORECASE)
 SECRET = re.compile(r"\bhf_[A-Za-z0-9]{20,}|\bsk-[A-Za-z0-9_-]{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}")
+FLAG = re.compile(r"""(--[a-z][a-z_-]*)(?:=|\s+)(\{\{.+?\}\}|"[^"]*"|'[^']*'|\S+)""", re.DOTALL)
+WISHES: dict[str, Callable[[str], Any]] = {  # of %gpt_predict, and how each is read
+    "--temperature": float,
+    "--top-p": float,
+    "--top-k": int,
+    "--max-new-tokens": int,
+    "--stop": lambda text: text.replace("\\n", "\n"),
+    "--n": int,
+    "--seed": int,
+    "--to": str,
+    "--task": str,
+    "--shots": str,
+}
+EVAL_FLAGS = (
+    *("--task", "--columns", "--text", "--label", "--split", "--subset"),
+    *("--shots", "--most", "--max-new-tokens", "--allow-code"),
+)
 ALONE = "gptx value {} "  # stands in the YAML for an expression that is a whole value
 EXAMPLE_NAMES: dict[type[AnyRecipe], str] = {Recipe: "reviews", PretrainRecipe: "my-domain"}
-NOT_CONFIGURED = ("data", "examples", "text", "label", "labels")  # they belong to one table
+NOT_CONFIGURED = ("data", "examples", "text", "label", "labels", "columns")  # they belong to one table
 
 
 class Brief(Exception):
@@ -120,26 +139,99 @@ class GptxMagics(_Configured):  # type: ignore[misc]
     @no_var_expand
     @line_cell_magic
     @briefly
-    def gpt_predict(self, line: str, cell: str | None = None) -> Predictions:
-        """Ask a run about texts.
+    def gpt_predict(self, line: str, cell: str | None = None) -> Predictions | Generations:
+        """Ask a run, or a base model, about texts.
 
         %gpt_predict NAME text             the rest of the line, quotes around it are taken off
-        %gpt_predict NAME {{expression}}   a text, list, Series or DataFrame of this notebook
+        %gpt_predict NAME {{expression}}   a text, row, conversation, list, Series or DataFrame of this notebook
         %%gpt_predict NAME                 a text a line
 
-        NAME/2 is version 2. While the run trains, this waits for it; an interrupt ends the waiting, not the training.
+        NAME/2 is version 2; gpt2, a folder or OWNER/NAME is a base model. While the run trains, this waits for it; an
+        interrupt ends the waiting, not the training. Of a model that writes, a single answer appears as it is written,
+        and an interrupt ends it. Flags, between name and text:
+
+        --max-new-tokens N   --temperature NUMBER (0: the likeliest)   --top-p NUMBER   --top-k N
+        --stop TEXT          where an answer ends
+        --n N                so many answers to each prompt
+        --seed N
+        --to LANGUAGE        of a translation
+        --task TASK          what a base model shall do, by default text-generation
+        --shots {{rows}}     examples with their answers, shown before the prompt
         """
-        name, texts = self._question(line, cell)
+        name, asked, texts = self._question(line, cell)
         from gptx_nb import api, inference
 
-        run = RunStore().find(name)
-        if run.active:
-            with self._showing(run.name, briefly=True) as screen:
-                api.wait_for_model(run, screen.look)
-                screen.clear()
-        else:
-            api.require_model(run)
-        return inference.predict(run, texts)
+        who = api.find(name)
+        if isinstance(who, Run):
+            if who.active:
+                with self._showing(who.name, briefly=True) as screen:
+                    api.wait_for_model(who, screen.look)
+                    screen.clear()
+            else:
+                api.require_model(who)
+            if not inference.writes(who):
+                api.refuse_wishes(who, list(asked))
+                return inference.predict(who, texts)
+        more = {key: asked.pop(key) for key in ("task", "to") if key in asked}
+        shots = api.rows_of(asked.pop("shots", ()))
+        said: list[str] = []
+        on_text = self._saying(said) if getattr(self.shell, "kernel", None) is not None else None
+        found = inference.generate(who, texts, api.read_wishes(asked), shots=shots, on_text=on_text, **more)
+        if said:
+            clear_output(wait=True)  # type: ignore[no-untyped-call]
+        return found
+
+    def _saying(self, said: list[str]) -> Callable[[str], None]:
+        """Return what prints pieces of an answer as they come, and keeps them in `said`."""
+
+        def say(text: str) -> None:
+            said.append(text)
+            print(text, end="", flush=True)
+
+        return say
+
+    @no_var_expand
+    @line_magic
+    @briefly
+    def gpt_eval(self, line: str) -> Evaluation:
+        """Score a run, or a base model, on any table: %gpt_eval NAME data [--flag value ...].
+
+        `data` is a table of this notebook, a file, a folder, or a data set's name; NAME as in %gpt_predict. Flags:
+
+        --task TASK          what a base model shall do, by default what the table's columns are for
+        --columns {role: column}   --text COLUMN   --label COLUMN   --split NAME   --subset NAME
+        --shots K            rows of the table that a model that writes is shown with their answers, and not scored on
+        --most N             answers to write, 50 by default   --max-new-tokens N of each
+        --allow-code true    run written programs in a sandbox, to score them by their tests
+        """
+        _refuse_secrets(line)
+        words = list(_split(line))
+        usage = "%gpt_eval takes the name of a run or base model and a table, as in `%gpt_eval reviews test.csv`"
+        plain: list[str] = []
+        settings: dict[str, Any] = {}
+        while words:
+            word = words.pop(0)
+            if not word.startswith("--"):
+                plain.append(word)
+                continue
+            option, separator, value = word.partition("=")
+            if option.replace("_", "-") not in EVAL_FLAGS:
+                raise UsageError(
+                    f"unknown flag {option!r}.{nearest(option, EVAL_FLAGS)} Flags: {', '.join(EVAL_FLAGS)}"
+                )
+            if not separator and not words:
+                raise UsageError(f"{option} needs a value")
+            key = option[2:].replace("-", "_")
+            settings[key] = parse_yaml(f"{key}: {self._inserted(value if separator else words.pop(0))}", option)[key]
+        if len(plain) != 2:
+            raise UsageError(usage)
+        asked: dict[str, Any] = {"data": plain[1]}
+        objects: dict[str, Any] = {}
+        self._resolve(asked, "data", objects)
+        data = objects.get("data", unquoted(str(asked["data"])))
+        from gptx_nb import api
+
+        return api.evaluate(unquoted(self._inserted(plain[0])), data, **settings)
 
     @no_var_expand
     @line_magic
@@ -188,10 +280,10 @@ class GptxMagics(_Configured):  # type: ignore[misc]
     def gpt_device(self, line: str) -> DeviceView:
         """Show where a run would train, in which arithmetic, and why: %gpt_device."""
         _alone(line, "gpt_device")
-        from gptx_nb import api
+        from gptx_nb import api, gpus
         from gptx_nb.views.panels import DeviceView
 
-        return DeviceView(api.device())
+        return DeviceView({**api.device(), "kernel": gpus.given()})
 
     @no_var_expand
     @line_magic
@@ -260,10 +352,12 @@ class GptxMagics(_Configured):  # type: ignore[misc]
         else:
             objects[key] = value
 
-    def _question(self, line: str, cell: str | None) -> tuple[str, Any]:
+    def _question(self, line: str, cell: str | None) -> tuple[str, dict[str, Any], Any]:
+        """Return name, flags, and what is asked."""
         _refuse_secrets(line)
         name, _, text = line.strip().partition(" ")
-        text = text.strip()
+        name = unquoted(self._inserted(name))
+        asked, text = self._flags(text.strip())
         if not name:
             raise UsageError('which run? Type its name and a text, as in `%gpt_predict reviews "Nice."`')
         if cell is not None:
@@ -274,12 +368,34 @@ class GptxMagics(_Configured):  # type: ignore[misc]
             texts = [each for each in cell.splitlines() if each.strip()]
             if not texts:
                 raise UsageError(f"there is no text below `%%gpt_predict {name}`. Write one a line")
-            return name, texts
+            return name, asked, texts
         if not text:
             raise UsageError(f'what text? Type it behind the name, as in `%gpt_predict {name} "Nice."`')
         if match := EXPRESSION.fullmatch(text):
-            return name, self._value(match[1])
-        return name, self._inserted(unquoted(text))
+            return name, asked, self._value(match[1])
+        return name, asked, self._inserted(unquoted(text))
+
+    def _flags(self, text: str) -> tuple[dict[str, Any], str]:
+        """Take the flags off the beginning of `text`: what follows them is the text that is asked about."""
+        found: dict[str, Any] = {}
+        while match := FLAG.match(text):
+            option, value = match[1].replace("_", "-"), match[2]
+            if option not in WISHES:
+                if hint := nearest(option, WISHES):
+                    raise UsageError(f"unknown flag {option!r}.{hint} Flags: {', '.join(WISHES)}")
+                break  # a text that begins with dashes
+            key = option[2:].replace("-", "_")
+            if key in found:
+                raise UsageError(f"{option} is given twice; keep one")
+            if expression := EXPRESSION.fullmatch(value):
+                found[key] = self._value(expression[1])
+            else:
+                try:
+                    found[key] = WISHES[option](self._inserted(unquoted(value)))
+                except ValueError:
+                    raise UsageError(f"{option} {value}: a number is wanted there") from None
+            text = text[match.end() :].lstrip()
+        return found, text
 
     def _run(self, line: str, magic: str) -> Run:
         name = self._words(line)
@@ -492,7 +608,7 @@ def _refuse_secrets(text: str, *, names: bool = True) -> None:
 # ---- completion -----------------------------------------------------------------------------------------------------
 
 MAKE_A_RUN: dict[str, type[AnyRecipe]] = {kind.magic: kind for kind in (Recipe, PretrainRecipe)}
-TAKE_A_RUN = (*MAKE_A_RUN, "gpt_predict", "gpt_watch", "gpt_stop", "gpt_runs")
+TAKE_A_RUN = (*MAKE_A_RUN, "gpt_predict", "gpt_eval", "gpt_watch", "gpt_stop", "gpt_runs")
 CALL = re.compile(r"^\s*(?:\w+\s*=\s*)?(%%?)(gpt_[a-z]+)\s(.*)$", re.DOTALL)
 PLAIN = re.compile(r"[^\W\d][\w.-]*")  # a column that needs no quotes
 MIME_TABLES = ("DataFrame", "Series", "Dataset", "DatasetDict", "Table", "LazyFrame")
@@ -526,6 +642,8 @@ def offers(text: str, line: int, column: int, user_ns: Mapping[str, Any]) -> tup
     fragment = words[-1]
     if len([word for word in words[:-1] if word]) == 0:
         return [name for name in RunStore().names() if name.startswith(fragment)], fragment
+    if call[2] == "gpt_predict" and fragment.startswith("--"):
+        return [flag for flag in WISHES if flag.startswith(fragment)], fragment
     if (kind := MAKE_A_RUN.get(call[2])) is None:
         return None
     option, separator, start = fragment.rpartition("=")

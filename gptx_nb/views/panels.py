@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.getipython import get_ipython
 from IPython.display import DisplayHandle, display
 
-from gptx_nb import pretraining_words, progress
+from gptx_nb import pretraining_words, progress, writing_words
 from gptx_nb.pretraining import PretrainRecipe
 from gptx_nb.progress import Progress, counted, one_line
 from gptx_nb.recipe import Recipe
@@ -136,10 +136,12 @@ def preflight(run: Run) -> str:
         parts.append(_line(f"{_escaped(shown)}: {html.escape(progress.rows_used(report))}"))
         parts.append(_line(f"Columns: {_escaped(progress.mapping(report), 600)}"))
         parts.append(_line(f"Split: {_escaped(progress.split_sizes(report), 600)}"))
-        if plan is None:
+        if plan is None and not writing_words.is_writing(report):
             parts.append(
                 _table(("text", "label"), [(_escaped(e["text"]), _escaped(e["label"])) for e in report["examples"]])
             )
+    if writing_words.is_writing(report):
+        return "".join([*parts, _written(run, report or {}, plan)])
     if plan is not None:
         parts.append(_line(f"Length: {html.escape(progress.lengths(plan))}"))
         parts.append(
@@ -153,6 +155,36 @@ def preflight(run: Run) -> str:
         parts.append(_class_counts(report["labels"]))
     parts += [_line(f"⚠ {_prose(one_line(note, 400))}") for note in progress.warnings(run)]
     return "".join(parts)
+
+
+def _written(run: Run, report: dict[str, Any], plan: dict[str, Any] | None) -> str:
+    """Show the task and why, and three examples as the model sees them: what carries no loss is greyed."""
+    parts = [_line(f"Task: {_escaped(report['task'])} ({_escaped(report['task_why'], 400)})")]
+    if plan is not None:
+        said = f"{progress.lengths(plan)}; {writing_words.targets(plan)}"
+        parts.append(_line(f"Length: {html.escape(said)}"))
+        rows = [(_pieces(each["pieces"]), f"{each['tokens']:,}") for each in plan["rendered"]]
+        parts.append(_table(("first rows as the model sees them: it learns what is bold", "tokens"), rows, right=(1,)))
+    parts += [_line(f"⚠ {_prose(one_line(note, 400))}") for note in progress.warnings(run)]
+    return "".join(parts)
+
+
+def _pieces(pieces: Sequence[Sequence[Any]]) -> str:
+    shown = []
+    for text, target in pieces:
+        style = "font-weight:600" if target else _MUTED
+        kept = text if len(text) <= 240 else f"{text[:150]} … {text[-80:]}"
+        lines = "<br>".join(html.escape("".join(c if c.isprintable() else " " for c in x)) for x in kept.split("\n"))
+        shown.append(f'<span style="{style}">{lines}</span>')
+    return "".join(shown)
+
+
+def _answers(scores: dict[str, Any]) -> str:
+    """Show what the tuned model and the base model answered, beside what is right."""
+    rows = [tuple(_escaped(text, 240) for text in each) for each in writing_words.samples(scores)]
+    if not any(each[3] for each in rows):
+        rows = [each[:3] for each in rows]
+    return _table(("asked", "right", "tuned", "base")[: len(rows[0])], rows) if rows else ""
 
 
 def _corpus(run: Run, report: dict[str, Any] | None) -> str:
@@ -292,7 +324,15 @@ def ended(run: Run, note: str = "") -> Bundle:
     if scores is not None:
         said = pretraining_words.verdict(scores, run.name) if pretrained else progress.verdict(scores)
         parts.append(_line(_prose(said), "font-weight:600;margin:4px 0"))
-        rows = [(_escaped(who), f"{acc:.2f}", f"{f1:.2f}") for who, acc, f1 in progress.score_rows(run)]
+        head, cells = (
+            writing_words.table(scores, progress.model_name(run)) if writing_words.is_writing(scores) else ([], [])
+        )
+        if cells:
+            shown = [tuple(map(_escaped, each)) for each in cells]
+            parts.append(_table(head, shown, right=range(1, len(head))))
+        if scores.get("transfer"):
+            parts.append(_line(html.escape(progress.transfer_gain(scores["transfer"])), "margin:4px 0"))
+        rows = [(_escaped(who), f"{acc:.2f}", progress.share(f1)) for who, acc, f1 in progress.score_rows(run)]
         if rows:
             parts.append(_table(("on the held-out rows", "accuracy", "macro F1"), rows, right=(1, 2)))
     bundle: Bundle = {"text/plain": "\n".join(progress.result_lines(run))}
@@ -305,6 +345,8 @@ def ended(run: Run, note: str = "") -> Bundle:
         )
     if pretrained:
         parts.append(_samples(seen))
+    elif writing_words.is_writing(scores):
+        parts.append(_answers(scores or {}))
     elif scores is not None and scores.get("validation"):
         validation = scores["validation"]
         parts.append(_per_class(validation))

@@ -1,7 +1,7 @@
 """The Jupyter Server extension: runs over HTTP for JupyterLab, with no kernel. Handlers parse, call core, answer.
 
     GET    gptx_nb/runs?since=REVISION            all runs in short, or those that have changed
-    POST   gptx_nb/runs                           start one: {"name", "recipe", "from": id whose examples are taken}
+    POST   gptx_nb/runs                           start one: {"name", "recipe", "kind", "from": id whose rows are taken}
     GET    gptx_nb/runs/NAME/VERSION              one run in full
     DELETE gptx_nb/runs/NAME/VERSION              put it into the trash: {"trash": id}
     GET    gptx_nb/runs/NAME/VERSION/history?cursor=   metrics from where the last answer ended
@@ -43,8 +43,10 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from gptx_nb import fields, files, gpus, inference, launch, overview
 from gptx_nb.errors import GptxError, RunNotFound, UsageError
+from gptx_nb.generations import Generations
 from gptx_nb.overview import Overview
 from gptx_nb.predictions import Predictions
+from gptx_nb.pretraining import KINDS
 from gptx_nb.recipe import check_name, make_recipe
 from gptx_nb.runs import ACTIVE, Run, home
 from gptx_nb.sources import FILE_ENDINGS
@@ -58,7 +60,7 @@ LARGEST_BODY = 2**20  # bytes
 READ_AT_MOST = 2**25  # bytes; a larger body is not even read
 TOO_LARGE = "More than 1 MiB was sent. Give the name of a file instead of its rows."
 MOST_TEXTS = 1000
-LOOK = 1.0  # seconds between looks at the disk while somebody watches or a run goes on
+LOOK = 1.0  # seconds between looks at the disk while somebody watches
 IDLE_LOOK = 3.0  # else
 ANSWER_WITHIN = 20.0  # seconds: proxies give up on a slow answer; a launch that takes longer goes on by itself
 REFUSAL_KEPT = 600.0  # seconds
@@ -121,11 +123,12 @@ class Room:
         return await loop.run_in_executor(self.slow if slow else self.quick, functools.partial(call, *arguments))
 
     async def look(self, at_most_old: float = 0.3) -> Overview:
-        """Look at the disk, unless that was done a moment ago, and emit an event for each change of state."""
+        """Look at the disk, unless that was begun a moment ago, and emit an event for each change of state."""
+        wanted = time.monotonic() - at_most_old
         async with self._looking:
-            if time.monotonic() - self._looked >= at_most_old:
-                await self.run(self.overview.refresh)
+            if self._looked <= wanted:  # else somebody looked while this one waited
                 self._looked = time.monotonic()
+                await self.run(self.overview.refresh)
                 self._tell()
         return self.overview
 
@@ -148,8 +151,7 @@ class Room:
         while True:
             with contextlib.suppress(OSError):  # a disk that is away for a moment
                 await self.look()
-            busy = self.watchers or any(state in ACTIVE for state, _ in self.overview.states().values())
-            await asyncio.sleep(LOOK if busy else IDLE_LOOK)
+            await asyncio.sleep(LOOK if self.watchers else IDLE_LOOK)
 
     def start(self) -> None:
         """Begin to watch, on the server's loop."""
@@ -193,7 +195,7 @@ def refusal(error: GptxError) -> Refused:
 def setting_of(message: str) -> str | None:
     """Return the setting that a message of core is about: it stands in front."""
     word = re.match(r"(?:unknown setting ')?(\w+)", message)
-    known = {setting.name for setting in fields.settings()} | {"name"}
+    known = {setting.name for kind in KINDS.values() for setting in fields.settings(kind)} | {"name"}
     return word[1] if word and (word[1] in known or message.startswith("unknown setting")) else None
 
 
@@ -246,12 +248,20 @@ class Handler(APIHandler):
 
     def answer(self, value: Any, status: int = 200) -> None:
         self.set_status(status)
-        self.finish(json.dumps(files.finite(value), ensure_ascii=False, allow_nan=False, separators=(",", ":")))
+        self.finish(encoded(value))
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         error = (kwargs.get("exc_info") or (None, None, None))[1]
         said = error.said if isinstance(error, Refused) else self._reason
         self.answer({"message": said, "field": error.field if isinstance(error, Refused) else None}, status=status_code)
+
+
+def encoded(value: Any) -> str:
+    """Return `value` as JSON; a number that is not finite becomes null."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except ValueError:
+        return json.dumps(files.finite(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 Answer = Callable[..., Awaitable[None]]
@@ -309,28 +319,35 @@ class RunsHandler(Handler):
             raise Refused(400, "Give the run a name, for example reviews.", "name")
         if not isinstance(recipe, dict):
             raise Refused(400, "The recipe is no JSON object of settings.", "recipe")
+        kind = KINDS.get(str(asked.get("kind") or "finetune"))
+        if kind is None:
+            raise Refused(400, f"There are these kinds of runs: {', '.join(KINDS)}.", "kind")
         try:
             check_name(name)
         except UsageError as error:
             raise Refused(400, str(error), "name") from None
-        given = await self._examples_of(asked.get("from"))
         settings = {key: value for key, value in recipe.items() if value is not None}
+        given = await self._rows_of(asked.get("from"), settings)
         for key in ("data", "validation"):
             if isinstance(settings.get(key), str) and key not in given:
                 settings[key] = self._below_root(settings[key])
-        await begin(self, name, functools.partial(launch.finetune, name, make_recipe(settings), **given))
+        await begin(self, name, functools.partial(launch.train, name, make_recipe(settings, "", kind), **given))
 
-    async def _examples_of(self, origin: object) -> dict[str, Any]:
-        """Return the tables of the run `origin` that came from a notebook's memory, as the files that hold them."""
+    async def _rows_of(self, origin: object, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the tables of the run `origin`, as files, where `settings` still name them as that run did.
+
+        A table from a notebook's memory is where the run keeps it; one that was a file is at its whole path.
+        """
         if origin is None:
             return {}
         name, _, version = str(origin).partition("/")
         run = await self.find(name, version)
-        sources = run.sources()
+        sources, asked = run.sources(), run.request()["recipe"]
         return {
-            key: run.folder / source.path
+            key: run.folder / source.path  # an absolute path stays as it is
             for key, source in (("data", sources["train"]), ("validation", sources["validation"]))
-            if source is not None and source.kind == "frame" and source.path is not None
+            if source is not None and source.path is not None and settings.get(key) == asked.get(key)
+            if source.kind in ("frame", "file", "folder")
         }
 
     def _below_root(self, text: str) -> str:
@@ -417,12 +434,18 @@ class PredictHandler(Handler):
             raise Refused(400, f"At most {MOST_TEXTS:,} texts at a time.", "texts")
         if not run.model.is_dir():
             raise Refused(409, f"{run.name} v{run.version} has no model yet.")
-        found = await self.room.run(inference.predict, run, texts, slow=True)
-        self.answer(told(found))
+        ask = inference.generate if await self.room.run(inference.writes, run) else inference.predict
+        self.answer(told(await self.room.run(ask, run, texts, slow=True)))
 
 
-def told(found: Predictions) -> dict[str, Any]:
-    """Return predictions as plain JSON: labels from the likeliest on."""
+def told(found: Predictions | Generations) -> dict[str, Any]:
+    """Return predictions as plain JSON: labels from the likeliest on, or what was written in the label's place."""
+    if isinstance(found, Generations):
+        rows = [
+            {"text": each.asked, "label": each.text, "probabilities": list((each.probabilities or {}).items())}
+            for each in found
+        ]
+        return {"rows": rows, "notes": found.notes()}
     return {
         "rows": [
             {"text": each.text, "label": each.label, "probabilities": list(each.probabilities.items())}
@@ -467,11 +490,11 @@ class RestoreHandler(Handler):
 
 
 class FormHandler(Handler):
-    """The settings of a recipe."""
+    """The settings of each kind of recipe."""
 
     @answers("read")
     async def get(self) -> None:
-        self.answer({"kinds": {"finetune": await self.room.run(fields.form_spec)}})
+        self.answer({"kinds": {name: await self.room.run(fields.form_spec, kind) for name, kind in KINDS.items()}})
 
 
 class DeviceHandler(Handler):
@@ -559,6 +582,7 @@ class LiveHandler(WebSocketMixin, WebSocketHandler, JupyterHandler):
         super().open(*args, **kwargs)
         self.room.watchers += 1
         self._task = asyncio.ensure_future(self._tell())
+        self._task.add_done_callback(self._ended)
 
     def on_message(self, message: str | bytes) -> None:
         with contextlib.suppress(ValueError):
@@ -574,6 +598,11 @@ class LiveHandler(WebSocketMixin, WebSocketHandler, JupyterHandler):
             self.room.watchers -= 1
             task.cancel()
 
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.log.error("gptx_nb: a view is no longer told of changes", exc_info=error)
+            self.close()  # the view asks again then, and shows what is wrong
+
     async def _tell(self) -> None:
         with contextlib.suppress(WebSocketClosedError):
             first = True
@@ -582,7 +611,7 @@ class LiveHandler(WebSocketMixin, WebSocketHandler, JupyterHandler):
                 grown = await self._grown()
                 if first or changed["runs"] or changed["gone"] or grown:
                     said = {**changed, "refused": self.room.refusals(), "history": grown}
-                    await self.write_message(json.dumps(files.finite(said), ensure_ascii=False, allow_nan=False))
+                    await self.write_message(encoded(said))
                 self.revision, first = changed["revision"], False
                 self._awake.clear()
                 with contextlib.suppress(asyncio.TimeoutError):

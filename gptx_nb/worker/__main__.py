@@ -2,6 +2,7 @@
 
     python -m gptx_nb.worker RUN_DIR ATTEMPT
     python -m gptx_nb.worker --rank RUN_DIR ATTEMPT   one of several that train together; the first one starts them
+    python -m gptx_nb.worker --evaluate FOLDER        scores a model on a table (gptx_nb/evaluations.py)
     python -m gptx_nb.worker --device                 prints what this machine computes on, as JSON
 
 A run that does not fit beside those that train already waits in line (gptx_nb/line.py). It holds no model meanwhile:
@@ -41,11 +42,11 @@ if TYPE_CHECKING:
     import torch
 
     from gptx_nb.engine.batches import Step
-    from gptx_nb.engine.data import Table
     from gptx_nb.engine.distributed import Failure, Ranks
+    from gptx_nb.engine.examples import AnyTable
+    from gptx_nb.engine.jobs import Job, Learner
     from gptx_nb.engine.pretrain import Pretraining
     from gptx_nb.engine.setup import Setup
-    from gptx_nb.engine.tasks.text_classification import Learner
 
 R = TypeVar("R", Recipe, PretrainRecipe)
 
@@ -63,6 +64,10 @@ def main(arguments: list[str]) -> int:
         peak = device.matrix_peak(chosen.device, chosen.dtype, seconds=0.1)
         print(json.dumps({**chosen.to_json(), "matrix_peak": peak}))
         return FINISHED
+    if arguments[0] == "--evaluate":
+        from gptx_nb.worker import evaluation
+
+        return evaluation.carry_out(Path(arguments[1]))
     ranks: Ranks | None = None
     if arguments[0] == "--rank":
         from gptx_nb.engine.distributed import Ranks
@@ -233,14 +238,17 @@ class Attempt:
         if ranks is None:
             self.phase("data")
         table = self._table(recipe)
+        if self._is_trained() and recipe.baseline is not None and table.validation is not None:
+            return self._compare_with_scratch(recipe, table)
         if ranks is None and (count := self.devices_for(recipe)) > 1:
             return self.lead(count)
 
         self.phase("model")
-        from gptx_nb.engine import checkpoints, evaluate, memory, models, plan, setup, streams
+        from gptx_nb.engine import checkpoints, jobs, memory, plan, setup, streams
         from gptx_nb.engine.train import Batch, arithmetic, make_scaler, train
 
-        made = setup.prepare(self.on_its_device(recipe), table, self.note)
+        job = jobs.of(table, recipe)
+        made = setup.prepare(self.on_its_device(recipe), job, self.note)
         model, learner, settings, device = made.model, made.learner, made.settings, made.device
         if self.rank == 0:
             # A later attempt may have another device; all else was decided by the first that began to train.
@@ -260,10 +268,6 @@ class Attempt:
             progress = checkpoints.load(checkpoint, model, optimizer, scaler)
             first_step, best = progress["step"], progress["best"]
 
-        def score() -> dict[str, Any]:
-            assert table.validation is not None
-            return evaluate.scores(table.labels, table.validation.labels, learner.held_logits())
-
         here = 0  # tokens of the latest step that this process has computed
 
         def batch_at(step: int) -> Step:
@@ -281,21 +285,10 @@ class Attempt:
 
         def evaluate_at(step: int) -> None:
             nonlocal best
-            if table.validation is None or self.rank:
+            if not job.is_scored or self.rank:
                 return
-            found = score()
-            self.metrics.append(
-                {
-                    "kind": "evaluation",
-                    "step": step,
-                    "validation_loss": found["loss"],
-                    "accuracy": found["accuracy"],
-                    "macro_f1": found["macro_f1"],
-                    "time": time.time(),
-                }
-            )
-            # Among equal accuracies the surer one: a small validation set has many ties.
-            rank = [found["accuracy"], -found["loss"]]
+            found, rank = job.evaluation(learner)
+            self.metrics.append({"kind": "evaluation", "step": step, **found, "time": time.time()})
             if best["score"] is None or rank > best["score"]:
                 best = {"score": rank, "step": step}
                 if recipe.keep == "best":
@@ -315,6 +308,9 @@ class Attempt:
             self.note_less_memory(step, how, learner.token_budget)
             return learner.step(step, self.rank, self.count) if step >= 0 else made.trial()
 
+        if job.has_a_before and self.rank == 0 and first_step == 0 and not run.before_file.exists():
+            self.phase("base")
+            files.write_json(run.before_file, {"scores": job.before(model, made.tokenizer, learner)})
         self._keep_frozen_part(learner, lambda: arithmetic(model, device.device, device.dtype))
         self.phase("preflight")
         trial = made.preflight(with_less_memory)
@@ -353,15 +349,61 @@ class Attempt:
         if recipe.keep == "best" and best["step"] is not None:
             checkpoints.load_best(run.best, best["step"], model)
             kept_step = best["step"]
-        self._write_scores(recipe, table, score() if table.validation is not None else None, kept_step)
+        self._write_scores(
+            recipe, job, job.scores(model, made.tokenizer, learner) if job.is_scored else None, kept_step
+        )
 
         self.phase("saving")
         # A run that was stopped has left a model of its own; this one takes its place. Readers keep what they opened.
         if run.model.exists():
             files.remove_folder(run.model)
-        models.save(run.model, made.finish(kept_step), made.tokenizer, made.max_length)
+        jobs.save(job, run.model, made.finish(kept_step), made.tokenizer, made.max_length)
         run.frozen_part.unlink(missing_ok=True)
-        return end.early
+        if end.early or recipe.baseline is None or table.validation is None:
+            return end.early
+        return self._compare_with_scratch(recipe, table)
+
+    def _is_trained(self) -> bool:
+        """Whether an earlier attempt has trained to the end."""
+        earlier = self.run.outcome(self.attempt - 1) if self.attempt > 1 else None
+        ended = earlier is not None and earlier["reason"] == "finished"
+        return self.run.model.is_dir() and (ended or self.run.transfer_file.exists())
+
+    def _compare_with_scratch(self, recipe: Recipe, table: AnyTable) -> bool:
+        """Measure the transfer gain, seed by seed, into the scores; return whether it was stopped on the way.
+
+        Every accuracy is written down as soon as it is known: what goes on after a crash does not train it again.
+        """
+        from gptx_nb.engine.data import Table
+        from gptx_nb.engine.transfer import ARMS, Gain, accuracy
+
+        assert isinstance(table, Table)  # others are refused when they are read
+        run = self.run
+        scores = run.scores() or {}
+        known = files.read_json(run.transfer_file) or {arm: {} for arm in ARMS}
+        known["pretrained"][str(recipe.seed)] = scores["validation"]["accuracy"]  # this very run
+        files.write_json(run.transfer_file, known)
+        seeds = [str(recipe.seed + number) for number in range(recipe.baseline_seeds)]
+        for number, seed in enumerate(seeds):
+            for arm in ARMS:
+                if seed in known[arm]:
+                    continue
+                weights = "random weights" if arm == "scratch" else "the base model"
+                self.phase("transfer", done=f"seed {number + 1} of {len(seeds)}, from {weights}")
+                found = accuracy(
+                    recipe.model_copy(update={"seed": int(seed)}),
+                    table,
+                    scratch=arm == "scratch",
+                    should_stop=self.should_stop,
+                    record=lambda entry: None,
+                )
+                if found is None:
+                    return True
+                known[arm][seed] = found
+                files.write_json(run.transfer_file, known)
+        gain = Gain(*([known[arm][seed] for seed in seeds] for arm in ARMS))
+        files.write_json(run.scores_file, {**scores, "transfer": gain.to_json()})
+        return False
 
     def _waits_in_line(self) -> bool:
         """Wait until the attempt may train, if it has taken a place in line; return whether it was stopped there."""
@@ -452,44 +494,40 @@ class Attempt:
         else:
             learner.prepare(autocast, file if place == "disk" else None)
 
-    def _table(self, recipe: Recipe) -> Table:
+    def _table(self, recipe: Recipe) -> AnyTable:
         """Read the snapshot, or make it from the source in the first attempt."""
-        from gptx_nb.engine import data
+        from gptx_nb.engine import examples
 
         if self.run.report_file.exists():
-            return data.load_snapshot(self.run.data)
+            return examples.load_snapshot(self.run.data, recipe)
         sources = self.run.sources()
         try:
-            table = data.load(recipe, sources, self.run.folder)
+            table = examples.load(recipe, sources, self.run.folder)
         finally:  # whatever was found in a table that changed meanwhile, that it has changed is what to say
             for source, setting in ((sources["train"], "data"), (sources["validation"], "validation")):
                 if source:
                     check_unchanged(source, setting, self.run.folder)
-        data.save_snapshot(table, self.run.data)
+        examples.save_snapshot(table, self.run.data)
         return table
 
-    def _write_scores(self, recipe: Recipe, table: Table, scores: dict[str, Any] | None, kept_step: int) -> None:
-        from gptx_nb.engine import evaluate
-
+    def _write_scores(self, recipe: Recipe, job: Job, scores: dict[str, Any] | None, kept_step: int) -> None:
         steps = [record for record in self.run.history() if record.get("kind") == "step"]
         seconds = sum(record["seconds"] for record in steps)
-        compare = recipe.baselines and table.validation is not None
+        compare = recipe.baselines and job.is_scored
+        before = files.read_json(self.run.before_file) or {}
         files.write_json(
             self.run.scores_file,
             {
+                "task": job.report.get("task", "text-classification"),
                 "validation": scores,
-                "baselines": _baselines(evaluate.baselines, table) if compare else {},
+                "base": before.get("scores"),
+                "baselines": job.baselines() if compare else {},
                 "best_step": kept_step,
-                "note": None if scores else table.report["validation_note"],
+                "note": None if scores else job.report["validation_note"],
                 "seconds": seconds,
                 "tokens_per_second": sum(record["tokens"] for record in steps) / seconds if seconds else None,
             },
         )
-
-
-def _baselines(score: Callable[..., dict[str, dict[str, float]]], table: Table) -> dict[str, dict[str, float]]:
-    assert table.validation is not None
-    return score(table.train, table.validation)
 
 
 if __name__ == "__main__":

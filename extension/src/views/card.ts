@@ -69,7 +69,7 @@ export class Card {
       this.body,
       run.active ? bar(run) : null,
       facts(run),
-      h('div', { class: 'gptx-Card-curve' }, sparkline(run.sparkline))
+      h('div', { class: 'gptx-Card-curve' }, sparkline(run.sparkline, 68))
     );
     this.tool(run, called);
   }

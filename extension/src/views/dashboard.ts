@@ -4,8 +4,8 @@ import { copyIcon, deleteIcon, folderIcon, notebookIcon, runIcon, stopIcon } fro
 import { Widget } from '@lumino/widgets';
 
 import { words, type Actions } from '../actions';
-import { createChart, type Chart } from '../chart';
-import { accuracyLines, lossLines } from '../curves';
+import { createChart, type Chart, type Line, type Options } from '../chart';
+import { lossLines, scoreLines } from '../curves';
 import { gptxIcon } from '../icon';
 import { History, type Answer, type Details, type Run } from '../model';
 import { duration, number, size } from '../words';
@@ -18,8 +18,9 @@ export class Dashboard extends Widget {
   private readonly told = h('div', { class: 'gptx-Dashboard-told' });
   private readonly ask: AskBox | null;
   private readonly log: LogBox | null;
-  private readonly losses: Chart;
-  private readonly accuracies: Chart;
+  private readonly losses: Curve;
+  private readonly accuracies: Curve;
+  private readonly bits: Curve;
   private readonly unfollow: (() => void)[] = [];
   private readonly details = new Map<string, Details>();
   private readonly trouble = new Map<string, string>();
@@ -43,13 +44,10 @@ export class Dashboard extends Widget {
     if (this.ask && this.log) {
       this.node.append(this.ask.node, this.log.node);
     }
-    this.losses = createChart(this.charts, { title: 'loss', xLabel: 'step', fromZero: true });
-    this.accuracies = createChart(this.charts, {
-      title: 'accuracy on held-out rows',
-      xLabel: 'step',
-      fromZero: true,
-      top: 1
-    });
+    const place = this.charts;
+    this.losses = new Curve(place, { title: 'loss', xLabel: 'step', fromZero: true });
+    this.accuracies = new Curve(place, { title: 'accuracy on held-out rows', xLabel: 'step', fromZero: true, top: 1 });
+    this.bits = new Curve(place, { title: 'bits a byte on held-out texts', xLabel: 'step', fromZero: true });
     actions.model.changed.connect(this.draw, this);
     actions.model.grown.connect(this.drawCharts, this);
   }
@@ -68,6 +66,7 @@ export class Dashboard extends Widget {
     this.look(false);
     this.losses.dispose();
     this.accuracies.dispose();
+    this.bits.dispose();
     super.dispose();
   }
 
@@ -111,7 +110,7 @@ export class Dashboard extends Widget {
     const runs = this.runs;
     this.charts.hidden = runs.length === 0;
     if (this.ask && this.log) {
-      this.ask.node.hidden = this.log.node.hidden = runs.length === 0;
+      this.ask.node.hidden = this.log.node.hidden = runs.length === 0; // until they are updated below
     }
     if (runs.length === 0) {
       this.nothing();
@@ -196,12 +195,9 @@ export class Dashboard extends Widget {
     this.losses.update(lossLines(shown));
     const [first] = this.ids;
     const rows = this.ids.length === 1 && first !== undefined ? (this.details.get(first)?.score_rows ?? []) : [];
-    this.accuracies.update(
-      accuracyLines(
-        shown,
-        rows.slice(1).map(([who, accuracy]) => [who, accuracy] as const)
-      )
-    );
+    const baselines = rows.slice(1).map(([who, accuracy]) => [who, accuracy] as const);
+    this.accuracies.update(scoreLines(shown, 'accuracy', baselines));
+    this.bits.update(scoreLines(shown, 'bits'));
   }
 
   private async read(): Promise<void> {
@@ -255,6 +251,27 @@ export class Dashboard extends Widget {
   }
 }
 
+/** A chart that is there once it has something to show. */
+class Curve {
+  private chart: Chart | null = null;
+
+  constructor(
+    private readonly host: HTMLElement,
+    private readonly options: Options
+  ) {}
+
+  update(lines: readonly Line[]): void {
+    if (lines.some(line => line.x.length > 0)) {
+      this.chart ??= createChart(this.host, this.options);
+    }
+    this.chart?.update(lines);
+  }
+
+  dispose(): void {
+    this.chart?.dispose();
+  }
+}
+
 function made(run: Run): string[] {
   return [run.model ?? '', run.device_name ?? run.device ?? ''].filter(Boolean);
 }
@@ -273,8 +290,11 @@ function sections(run: Details): HTMLElement[] {
     found.push(h('p', { class: 'gptx-Verdict' }, run.verdict));
   }
   if (run.score_rows.length > 0) {
-    const rows = run.score_rows.map(([who, accuracy, f1]) => [who, accuracy.toFixed(2), f1.toFixed(2)]);
+    const rows = run.score_rows.map(([who, accuracy, f1]) => [who, accuracy.toFixed(2), f1?.toFixed(2) ?? '']);
     found.push(table(['', 'accuracy', 'macro F1'], rows, 1));
+  }
+  if (run.samples.length > 0) {
+    found.push(section('What it writes', table(['', ''], run.samples), true));
   }
   for (const warning of run.warnings) {
     found.push(h('p', { class: 'gptx-Warning' }, warning));
@@ -351,6 +371,7 @@ class AskBox {
 
   update(run: Run | null): void {
     this.finished = run?.state === 'finished';
+    this.node.hidden = (!this.finished && run?.active !== true) || run?.kind !== 'finetune';
     this.button.disabled = this.asking || !this.finished;
     this.hint.textContent = this.finished ? 'Ctrl Enter' : 'It answers once it has finished.';
   }

@@ -1,12 +1,13 @@
 /** The form that starts a run: a control a setting, drawn from what the server tells about them. */
 
+import { Notification } from '@jupyterlab/apputils';
 import { Widget } from '@lumino/widgets';
 
 import { words, type Actions } from '../actions';
 import { Refused } from '../api';
 import { gptxIcon } from '../icon';
 import type { Setting } from '../model';
-import { FIRST, placeholder, text, value } from '../recipe';
+import { FIRST, KINDS, placeholder, text, value } from '../recipe';
 import { fill, h } from './dom';
 
 type Control = HTMLInputElement | HTMLSelectElement | HTMLTextAreaElement;
@@ -19,6 +20,7 @@ export class RecipeForm extends Widget {
   private readonly name_: HTMLInputElement;
   private readonly message = h('div', { class: 'gptx-Form-message', role: 'alert' });
   private readonly submit: HTMLButtonElement;
+  private kind = 'finetune';
 
   constructor(
     private readonly actions: Actions,
@@ -49,11 +51,13 @@ export class RecipeForm extends Widget {
 
   private async load(): Promise<void> {
     try {
-      const [settings, origin] = await Promise.all([
-        this.actions.api.form('finetune'),
+      const [kinds, origin] = await Promise.all([
+        this.actions.api.form(),
         this.from ? this.actions.api.details(this.from) : null
       ]);
-      this.draw(settings, origin?.recipe ?? {}, origin?.name ?? '');
+      this.kind = origin?.kind ?? this.kind;
+      this.name_.value = origin?.name ?? '';
+      this.draw(kinds, origin?.recipe ?? {});
       this.name_.focus();
     } catch (error) {
       fill(
@@ -64,10 +68,14 @@ export class RecipeForm extends Widget {
     }
   }
 
-  private draw(settings: Setting[], given: Record<string, unknown>, name: string): void {
-    this.name_.value = name;
-    const first = FIRST.map(each => settings.find(setting => setting.name === each)).filter(each => each !== undefined);
-    const rest = settings.filter(setting => !FIRST.includes(setting.name));
+  private draw(kinds: Record<string, Setting[]>, given: Record<string, unknown>): void {
+    const settings = kinds[this.kind] ?? [];
+    const wanted = FIRST[this.kind] ?? [];
+    const first = wanted
+      .map(each => settings.find(setting => setting.name === each))
+      .filter(each => each !== undefined);
+    const rest = settings.filter(setting => !wanted.includes(setting.name));
+    this.controls.clear();
     const row = (setting: Setting) => this.row(setting, given[setting.name]);
     const more = h('details', { class: 'gptx-Form-more' }, h('summary', {}, 'All settings'), ...rest.map(row));
     more.open = rest.some(
@@ -83,6 +91,7 @@ export class RecipeForm extends Widget {
         }
       },
       h('h2', {}, this.title.label),
+      this.from === null && this.chooseKind(kinds),
       this.field('name', 'Name', this.name_, 'What the run is called: letters, digits, - _ .'),
       ...first.map(row),
       more,
@@ -92,12 +101,32 @@ export class RecipeForm extends Widget {
     fill(this.node, form);
   }
 
+  /** The kinds of runs, as buttons of which one is pressed. */
+  private chooseKind(kinds: Record<string, Setting[]>): HTMLElement {
+    const buttons = Object.keys(kinds).map(kind =>
+      h(
+        'button',
+        {
+          type: 'button',
+          class: 'gptx-Button',
+          'aria-pressed': String(kind === this.kind),
+          onclick: () => {
+            this.kind = kind;
+            this.draw(kinds, {});
+          }
+        },
+        KINDS[kind] ?? kind
+      )
+    );
+    return h('div', { class: 'gptx-Form-kinds', role: 'group', 'aria-label': 'Kind of run' }, ...buttons);
+  }
+
   private row(setting: Setting, given: unknown): HTMLElement {
     const shown = given === setting.default ? '' : text(setting, given);
     const control = this.control(setting, shown);
     this.controls.set(setting.name, { control, setting });
-    const unit = setting.unit ? ` (${setting.unit})` : '';
-    const why = setting.reason ? `Unless set: ${setting.reason}.` : '';
+    const unit = setting.unit && !setting.title.toLowerCase().includes(setting.unit) ? ` (${setting.unit})` : '';
+    const why = unlessSet(setting.reason);
     const field = this.field(setting.name, `${setting.title}${unit}`, control, `${setting.description} ${why}`);
     if (setting.suggestions.length) {
       const known = setting.suggestions.map(each => h('option', { value: each }));
@@ -179,12 +208,15 @@ export class RecipeForm extends Widget {
     this.submit.disabled = true;
     this.submit.textContent = 'Reading the data …';
     try {
-      const started = await this.actions.api.start(this.name_.value.trim(), recipe, this.from);
+      const started = await this.actions.api.start(this.kind, this.name_.value.trim(), recipe, this.from);
       await this.actions.model.refresh();
+      if (started.note) {
+        Notification.info(started.note, { autoClose: 10_000 });
+      }
       if (started.id !== undefined) {
         this.actions.shell.open([started.id]);
       }
-      this.close();
+      this.dispose();
     } catch (error) {
       this.refuse(words(error), error instanceof Refused ? error.field : null);
     } finally {
@@ -221,4 +253,12 @@ export class RecipeForm extends Widget {
     control?.setAttribute('aria-invalid', 'true');
     control?.focus();
   }
+}
+
+/** What is done where nothing is typed; some reasons say what must be typed instead. */
+function unlessSet(reason: string): string {
+  if (/^(give|must) /.test(reason)) {
+    return `${reason.charAt(0).toUpperCase()}${reason.slice(1)}.`;
+  }
+  return reason ? `Unless set: ${reason}.` : '';
 }

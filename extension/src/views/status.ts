@@ -79,6 +79,7 @@ export class Status extends Widget {
     } catch {
       this.devices = [];
     }
+    this.draw();
   }
 }
 

@@ -1,0 +1,138 @@
+"""Scores a writer on examples with known answers: how likely they are to it, and how good what it writes is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from gptx_nb.engine import sandbox
+from gptx_nb.engine.scores import texts
+from gptx_nb.engine.scores.intervals import Score, mean
+from gptx_nb.engine.scores.programs import pass_at
+from gptx_nb.engine.tasks.encoding import Encoded
+from gptx_nb.engine.tasks.templates import Example, language
+from gptx_nb.engine.writer import How, Writer
+
+MOST_WRITTEN = 50  # examples whose answers are written: each takes as long as its answer
+SHOWN = 5
+
+# Whether a score is the task's own is said by the order of `WritingTask.scores`.
+_SCORERS: dict[str, Callable[[list[list[str]], list[str]], dict[str, Score]]] = {
+    "rougeL": lambda references, answers: texts.rouge(references, answers),
+    "rouge1": lambda references, answers: {},  # comes with rougeL
+    "rouge2": lambda references, answers: {},
+    "f1": lambda references, answers: {"f1": texts.token_f1(references, answers)},
+    "exact_match": lambda references, answers: {"exact_match": texts.exact_match(references, answers)},
+    "chrf": lambda references, answers: {"chrf": texts.chrf(references, answers)},
+    "bleu": lambda references, answers: {"bleu": texts.bleu(references, answers)},
+}
+
+
+def chosen(examples: Sequence[Example], most: int = MOST_WRITTEN) -> list[int]:
+    """Return the places of at most `most` examples, evenly spread, always the same ones."""
+    count = len(examples)
+    return list(range(count)) if count <= most else [at * count // most for at in range(most)]
+
+
+def likelihood(nats: np.ndarray, text_of_row: Sequence[str] | None = None) -> dict[str, Any]:
+    """Return loss (nats a token) and perplexity of targets from (rows, 2) nats and counts.
+
+    `text_of_row`: the text that each row has all tokens of, for bits a byte.
+    """
+    total, tokens = nats.sum(axis=0)
+    found = {
+        "loss": float(total / max(1, tokens)),
+        "perplexity": texts.perplexity(nats[:, 0].tolist(), nats[:, 1].astype(int).tolist()).to_json(),
+    }
+    if text_of_row is not None:
+        found["bits_per_byte"] = texts.bits_per_byte(nats[:, 0].tolist(), text_of_row).to_json()
+    return found
+
+
+def written(
+    writer: Writer,
+    examples: Sequence[Example],
+    *,
+    allow_code: bool = False,
+    shots: Sequence[Example] = (),
+    most: int = MOST_WRITTEN,
+    how: How | None = None,
+) -> dict[str, Any]:
+    """Let `writer` answer at most `most` of `examples`, greedily, and score the answers.
+
+    {"written": how many, "scores": {name: Score as JSON}, "main": name of the task's own, "samples": [{"asked",
+    "right", "answer"}]}; no scores where nothing is asked (texts to continue in their style).
+    """
+    task = writer.task
+    places = [at for at in chosen(examples, most) if not task.whole_text(examples[at])]
+    asked = [examples[at] for at in places]
+    if not asked:
+        return {"written": 0, "scores": {}, "main": None, "samples": _continued(writer, examples)}
+    found: dict[str, Score] = {}
+    if all("choices" in each for each in asked):
+        answers = _choose(writer, asked, shots)
+        right = [answer == each[task.target] for answer, each in zip(answers, asked, strict=True)]
+        found["accuracy"] = mean(right, "the likeliest of the choices, by log-probability a character")
+    else:
+        greedy = how or How(temperature=0.0)
+        answers = [each[0].text for each in writer.write(asked, greedy, shots).written]
+        if allow_code and any("tests" in each for each in asked):
+            found["pass@1"] = _passed(asked, answers)
+        found |= _by_direction(writer, asked, answers)
+    samples = [
+        {"asked": task.shown(each), "right": task.accepted(each)[0], "answer": answer}
+        for each, answer in list(zip(asked, answers, strict=True))[:SHOWN]
+    ]
+    scores = {name: each.to_json() for name, each in found.items()}
+    return {"written": len(asked), "scores": scores, "main": next(iter(scores)), "samples": samples}
+
+
+def _choose(writer: Writer, asked: Sequence[Example], shots: Sequence[Example]) -> list[str]:
+    shares = writer.choose(asked, shots)
+    return [each["choices"][int(np.argmax(row))] for each, row in zip(asked, shares, strict=True)]
+
+
+def _by_direction(writer: Writer, asked: Sequence[Example], answers: Sequence[str]) -> dict[str, Score]:
+    """Score answers; those of a translation for each direction."""
+    directions = list(dict.fromkeys((each.get("from"), each.get("to")) for each in asked))
+    found: dict[str, Score] = {}
+    for source, target in directions:
+        here = [at for at, each in enumerate(asked) if (each.get("from"), each.get("to")) == (source, target)]
+        references = [writer.task.accepted(asked[at]) for at in here]
+        suffix = f" {language(source)} to {language(target)}" if source is not None and target is not None else ""
+        for name in writer.task.scores:
+            for kind, each in _SCORERS[name](references, [answers[at] for at in here]).items():
+                found[f"{kind}{suffix}"] = each
+    return found
+
+
+def _passed(asked: Sequence[Example], answers: Sequence[str]) -> Score:
+    tested = [(each, answer) for each, answer in zip(asked, answers, strict=True) if "tests" in each]
+    programs = []
+    for example, answer in tested:
+        entry = example.get("entry_point")
+        tests = example["tests"] + (f"\ncheck({entry})\n" if entry and "def check(" in example["tests"] else "")
+        programs.append(sandbox.Program(example.get("prompt", "") + answer, tests, (entry,) if entry else ()))
+    return pass_at(1, [[each.passed] for each in sandbox.run_all(programs, allow_code=True)])
+
+
+def _continued(writer: Writer, examples: Sequence[Example]) -> list[dict[str, str]]:
+    """Let the first texts be continued from their beginnings, for people to look at."""
+    prompts = []
+    for each in examples[:3]:
+        words = str(each.get("text", "")).split(" ")
+        prompts.append({"prompt": " ".join(words[: max(1, min(8, len(words) // 2))])})
+    if not prompts:
+        return []
+    answers = writer.write(prompts, How(max_new_tokens=48)).written
+    return [
+        {"asked": prompt["prompt"], "right": "", "answer": answer[0].text}
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+
+
+def row_texts(rows: Sequence[Encoded], decode: Callable[[list[int]], str]) -> list[str]:
+    """Return the text of the targets of each row."""
+    return [decode([id for id, target in zip(row.ids, row.loss, strict=True) if target]) for row in rows]

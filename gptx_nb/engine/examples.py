@@ -1,0 +1,74 @@
+"""From a run's sources to the table that it learns from, whichever task that is: text and label, or examples by role.
+
+It imports neither torch nor transformers: a mistake in a table shall be told before those seconds pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gptx_nb import files
+from gptx_nb.engine import data, roles
+from gptx_nb.engine.data import Table
+from gptx_nb.engine.roles import CLASSIFICATION, RoleTable
+from gptx_nb.engine.scores import texts
+from gptx_nb.engine.tasks.writing import TASKS
+from gptx_nb.errors import RecipeError
+from gptx_nb.recipe import Recipe
+
+if TYPE_CHECKING:
+    from gptx_nb.sources import Source
+
+AnyTable = Table | RoleTable
+
+
+def load(recipe: Recipe, sources: Mapping[str, Source | None], run_folder: Path) -> AnyTable:
+    """Find out what is to be learnt, and read the table. Nothing is written. Raises UsageError."""
+    task, why = roles.task_of(recipe, sources, run_folder)
+    if task != CLASSIFICATION:
+        _check(task, recipe)
+        return roles.load(task, why, recipe, sources, run_folder)
+    if recipe.columns is not None:
+        raise RecipeError("columns: text-classification has its columns named by `text:` and `label:`")
+    return data.load(recipe, sources, run_folder)
+
+
+def load_snapshot(folder: Path, recipe: Recipe) -> AnyTable:
+    """Read what `save_snapshot` wrote; raises DataError where it is missing or is not what it was."""
+    report = files.read_json(folder / "report.json") or {}
+    if report.get("task", CLASSIFICATION) == CLASSIFICATION:
+        return data.load_snapshot(folder)
+    _check(report["task"], recipe)
+    return roles.load_snapshot(folder)
+
+
+def save_snapshot(table: AnyTable, folder: Path) -> None:
+    """Write the rows and, last, report.json into `folder`."""
+    if isinstance(table, RoleTable):
+        roles.save_snapshot(table, folder)
+    else:
+        data.save_snapshot(table, folder)
+
+
+def _check(task: str, recipe: Recipe) -> None:
+    """Raise for settings that make no sense for a model that writes, and for scores whose packages are missing."""
+    if recipe.tune == "head":
+        raise RecipeError(
+            f"tune: head trains a new classification head, and {task} has none: the model writes with all it has. "
+            "Type `tune: full`, `tune: lora` or `tune: top:4`"
+        )
+    if recipe.baseline is not None:
+        raise RecipeError(
+            f"baseline: {recipe.baseline} compares classifiers, by accuracy. For {task} the base model as it is stands "
+            "beside the tuned one without it; leave it out"
+        )
+    for name in ("label", "labels"):
+        if getattr(recipe, name) is not None:
+            raise RecipeError(
+                f"{name}: {task} has no labels. Name its columns by role, as in "
+                f"`columns: {{{TASKS[task].asked}: …, {TASKS[task].target}: …}}`"
+            )
+    if recipe.validation:
+        texts.require_for(TASKS[task].scores)

@@ -1,0 +1,299 @@
+"""What differs between the two kinds of fine-tuning, so that one set-up and one worker do both.
+
+`Classification` gives each text a label, `Writing` lets the model write an answer. A job holds a run's table; it says
+how its examples become rows of tokens, who learns from them, how they are shown and scored, and what is kept beside the
+model. Training itself knows neither.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from gptx_nb.engine import answers, evaluate, models, plan
+from gptx_nb.engine.data import Table
+from gptx_nb.engine.examples import AnyTable
+from gptx_nb.engine.roles import CLASSIFICATION, RoleTable
+from gptx_nb.engine.tasks import chat_templates, targets, text_classification
+from gptx_nb.engine.tasks.encoding import Encoded, Encoder
+from gptx_nb.engine.tasks.writing import TASKS
+from gptx_nb.engine.tuning import Tuning
+from gptx_nb.engine.writer import Writer
+from gptx_nb.errors import DataError
+from gptx_nb.inference import TASK_FILE
+from gptx_nb.recipe import Recipe
+
+Learner = text_classification.Learner | targets.Learner
+
+
+class Job(Protocol):
+    """What set-up and worker ask of either kind of fine-tuning."""
+
+    @property
+    def report(self) -> dict[str, Any]: ...
+    @property
+    def is_scored(self) -> bool: ...  # rows were held back
+    @property
+    def shares_vocabulary(self) -> bool: ...  # the model writes: every row of its embedding is needed
+    @property
+    def has_a_before(self) -> bool: ...  # the base model can do the task as it is, and is scored
+    def load_model(
+        self, base: models.Base, tokenizer: PreTrainedTokenizerBase, seed: int, *, scratch: bool = False
+    ) -> PreTrainedModel: ...
+    def encode(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None: ...
+    @property
+    def token_rows(self) -> tuple[list[list[int]], list[list[int]]]: ...  # to learn from, and held back
+    def renumber(self, cut: Any) -> None: ...  # for an embedding with fewer rows (vocabulary.Cut)
+    def learner(self, model: PreTrainedModel, tuned: Tuning, **options: Any) -> Learner: ...
+    def told(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]: ...  # the plan's part about examples
+    def resolved(self) -> dict[str, Any]: ...  # settings of the recipe that are known now
+    def before(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> Any: ...
+    def evaluation(self, learner: Any) -> tuple[dict[str, Any], list[float]]: ...  # for the metrics; greater is better
+    def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]: ...
+    def baselines(self) -> dict[str, Any]: ...
+    def beside(self) -> dict[str, Any] | None: ...  # what is written beside the model, so that it can be asked again
+
+
+def of(table: AnyTable, recipe: Recipe) -> Job:
+    """Return the job of a table that `examples` has read."""
+    return Writing(table, recipe) if isinstance(table, RoleTable) else Classification(table, recipe)
+
+
+@dataclass
+class Classification:
+    """One label a text."""
+
+    table: Table
+    recipe: Recipe
+    shares_vocabulary = False
+    has_a_before = False  # its head is new
+
+    def __post_init__(self) -> None:
+        self._rows: list[list[int]] = []
+        self._held: list[list[int]] = []
+        self._shown = self._rows, self._held
+        self._cut = 0
+
+    @property
+    def report(self) -> dict[str, Any]:
+        return self.table.report
+
+    @property
+    def is_scored(self) -> bool:
+        return self.table.validation is not None
+
+    def load_model(
+        self, base: models.Base, tokenizer: PreTrainedTokenizerBase, seed: int, *, scratch: bool = False
+    ) -> PreTrainedModel:
+        return models.load_classifier(base, tokenizer, self.table.labels, seed, scratch=scratch)
+
+    def encode(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        self._rows, self._cut = text_classification.encode(tokenizer, self.table.train.texts, max_length)
+        if self.table.validation is not None:
+            self._held, more = text_classification.encode(tokenizer, self.table.validation.texts, max_length)
+            self._cut += more
+        self._shown = self._rows, self._held
+
+    @property
+    def token_rows(self) -> tuple[list[list[int]], list[list[int]]]:
+        return self._rows, self._held
+
+    def renumber(self, cut: Any) -> None:
+        self._rows, self._held = ([cut.tokens(row) for row in each] for each in (self._rows, self._held))
+
+    def learner(self, model: PreTrainedModel, tuned: Tuning, **options: Any) -> Learner:
+        return text_classification.Learner(model, tuned, self._rows, self.table.train.labels, self._held, **options)
+
+    def told(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        return plan.examples(self.table, tokenizer, *self._shown, self._cut)
+
+    def resolved(self) -> dict[str, Any]:
+        report = self.table.report
+        task = {"task": CLASSIFICATION, "text": report["text"], "label": report["label"]}
+        return {**task, "labels": self.table.labels}
+
+    def before(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> Any:
+        return None
+
+    def evaluation(self, learner: Any) -> tuple[dict[str, Any], list[float]]:
+        found = self._scores(learner)
+        told = {"validation_loss": found["loss"], "accuracy": found["accuracy"], "macro_f1": found["macro_f1"]}
+        # Among equal accuracies the surer one: a small validation set has many ties.
+        return told, [found["accuracy"], -found["loss"]]
+
+    def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]:
+        return self._scores(learner)
+
+    def _scores(self, learner: Any) -> dict[str, Any]:
+        assert self.table.validation is not None
+        return evaluate.scores(self.table.labels, self.table.validation.labels, learner.held_logits())
+
+    def baselines(self) -> dict[str, Any]:
+        assert self.table.validation is not None
+        return evaluate.baselines(self.table.train, self.table.validation)
+
+    def beside(self) -> dict[str, Any] | None:
+        return None
+
+
+@dataclass
+class Writing:
+    """A written answer to each example."""
+
+    table: RoleTable
+    recipe: Recipe
+    shares_vocabulary = True
+    has_a_before = True
+
+    def __post_init__(self) -> None:
+        self.task = TASKS[self.table.task]
+        self._rows: list[Encoded] = []
+        self._held: list[Encoded] = []
+        self._counts: dict[str, int] = {}
+        self._notes: list[str] = []
+
+    @property
+    def report(self) -> dict[str, Any]:
+        return self.table.report
+
+    @property
+    def is_scored(self) -> bool:
+        return bool(self._held) if self._rows else self.table.validation is not None
+
+    def load_model(
+        self, base: models.Base, tokenizer: PreTrainedTokenizerBase, seed: int, *, scratch: bool = False
+    ) -> PreTrainedModel:
+        assert not scratch, "only classifiers are compared with random weights (see examples.load)"
+        return models.load_causal(base)
+
+    def encode(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        if self.task.name == "chat":
+            name, reason = chat_templates.choose(tokenizer)
+            self._notes.append(f"chat template: {name} ({reason})")
+        encoder = Encoder(tokenizer, max_length)
+        cut = left_out = 0
+        for examples, rows in ((self.table.train, self._rows), (self.table.validation or [], self._held)):
+            parts: list[Any] = []
+            for number, example in enumerate(examples, 1):
+                try:
+                    found, shortened, segments = self._encoded(example, encoder, tokenizer)
+                except DataError as error:
+                    raise DataError(f"{self.report['source']}, example {number}: {error}") from None
+                fitting = [row for row in found if row is not None and any(row.loss)]
+                cut += shortened or any(row.cut for row in fitting)
+                left_out += not fitting
+                rows += fitting
+                parts += segments
+            if parts and not rows and rows is self._rows:
+                encoder.rows(parts, str(self.report["source"]))  # says why nothing can be learnt
+        self._counts = {"cut": cut, "left_out": left_out}
+        if left_out:
+            self._notes.append(
+                f"{left_out:,} example{'s are' if left_out != 1 else ' is'} left out: the answer and what asks for it "
+                f"take more than {max_length:,} tokens"
+            )
+
+    def _encoded(
+        self, example: dict[str, Any], encoder: Encoder, tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[list[Encoded | None], bool, list[Any]]:
+        """Return the rows of an example, whether it lost its oldest turns to fit, and its segments."""
+        segments = self.task.segments(example, self.table.facts, tokenizer)
+        if self.task.whole_text(example):
+            return [row for each in segments for row in encoder.windows(each)], False, segments
+        rows = [encoder.encode(each) for each in segments]
+        if None in rows and (shorter := self.task.shorter(example)) is not None:
+            return self._encoded(shorter, encoder, tokenizer)[0], True, segments
+        return rows, False, segments
+
+    @property
+    def token_rows(self) -> tuple[list[list[int]], list[list[int]]]:
+        return [row.ids for row in self._rows], [row.ids for row in self._held]
+
+    def renumber(self, cut: Any) -> None:
+        raise AssertionError("a model that writes keeps its vocabulary")
+
+    def learner(self, model: PreTrainedModel, tuned: Tuning, **options: Any) -> Learner:
+        return targets.Learner(model, tuned, self._rows, self._held, **options)
+
+    def told(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        lengths = sorted(len(row.ids) for row in [*self._rows, *self._held])
+        answers_of = sorted(sum(row.loss) for row in [*self._rows, *self._held])
+        return {
+            "task": {"choice": self.table.task, "reason": self.report["task_why"]},
+            "train_rows": len(self._rows),
+            "validation_rows": len(self._held),
+            "tokens": {**_spread(lengths), **self._counts},
+            "target_tokens": _spread(answers_of),
+            "rendered": [
+                {"pieces": _pieces(row, tokenizer), "tokens": len(row.ids), "targets": sum(row.loss)}
+                for row in self._rows[:3]
+            ],
+            "notes": [*self.report.get("warnings", []), *self._notes],
+        }
+
+    def resolved(self) -> dict[str, Any]:
+        return {"task": self.table.task, "columns": self.report["roles"], "text": None}
+
+    def before(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> Any:
+        """Return the scores of the model as it is, before it is tuned, on the rows that are held back."""
+        if not self.is_scored or not self.recipe.baselines:
+            return None
+        return self._scored(model, tokenizer, learner, tuned=False)
+
+    def evaluation(self, learner: Any) -> tuple[dict[str, Any], list[float]]:
+        found = answers.likelihood(learner.held_nats())
+        return {"validation_loss": found["loss"], "perplexity": found["perplexity"]["value"]}, [-found["loss"]]
+
+    def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]:
+        return self._scored(model, tokenizer, learner, tuned=True)
+
+    def _scored(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any, tuned: bool
+    ) -> dict[str, Any]:
+        held = self.table.validation or []
+        whole = all(self.task.whole_text(each) for each in held)
+        texts = answers.row_texts(self._held, lambda ids: str(tokenizer.decode(ids))) if whole else None
+        found = answers.likelihood(learner.held_nats(), texts)
+        writer = Writer(model, tokenizer, self.table.task, self.table.facts, tuned=tuned)
+        more = answers.written(writer, held, allow_code=self.recipe.allow_code)
+        return {"rows": len(held), **found, **more}
+
+    def baselines(self) -> dict[str, Any]:
+        return {}
+
+    def beside(self) -> dict[str, Any] | None:
+        return {"task": self.table.task, "facts": self.table.facts, "roles": self.report["roles"]}
+
+
+def save(job: Job, folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    """Write the model as a plain folder, with what is needed to ask it again."""
+    told = job.beside()
+    if told is None:
+        models.save(folder, model, tokenizer, max_length)
+        return
+    ends = chat_templates.end_ids(tokenizer) if told["task"] == "chat" else {tokenizer.eos_token_id}
+    causal: Any = model
+    causal.config.use_cache = True
+    if causal.generation_config is not None:
+        causal.generation_config.eos_token_id = sorted(ends)
+    models.save(folder, model, tokenizer, max_length, {TASK_FILE: told})
+
+
+def _spread(lengths: list[int]) -> dict[str, int]:
+    count = len(lengths)
+    middle, most = lengths[count // 2], lengths[min(count - 1, int(count * 0.95))]
+    return {"min": lengths[0], "median": middle, "p95": most, "max": lengths[-1]}
+
+
+def _pieces(row: Encoded, tokenizer: PreTrainedTokenizerBase) -> list[list[Any]]:
+    """Return [text, whether it is to be predicted] piece by piece, as the model sees a row."""
+    pieces: list[list[Any]] = []
+    start = 0
+    for at in range(1, len(row.ids) + 1):
+        if at == len(row.ids) or row.loss[at] != row.loss[start]:
+            pieces.append([str(tokenizer.decode(row.ids[start:at])), row.loss[start]])
+            start = at
+    return pieces

@@ -1,0 +1,303 @@
+"""Which task a table is for, and which column plays which role in it: from names and a few values, with the reason.
+
+It reads no table and refuses none: what does not fit gives no guess. Names decide, contents only where they must (a
+list of turns, a list of choices, how long texts are). Text and label alone are `data.find_columns`' business, which
+looks at every value; here they are only told from the other tasks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gptx_nb.engine.tasks.templates import LANGUAGES
+
+Columns = Mapping[str, Sequence[Any]]
+
+# Names by role, the likeliest first.
+DOCUMENT = ("document", "article", "dialogue", "report", "abstract", "body", "content", "source", "passage", "text")
+SUMMARY = ("summary", "summaries", "highlights", "tldr", "headline", "abstract_summary", "gist")
+CONTEXT = ("context", "passage", "paragraph", "document", "background")
+QUESTION = ("question", "query", "problem", "term")
+ANSWER = ("answer", "answers", "response", "final_answer", "solution", "correct_answer", "definition", "target")
+CHOICES = ("choices", "options", "endings", "candidates", "alternatives")
+RIGHT_CHOICE = ("answer", "correct_answer", "answer_key", "label", "target")
+MESSAGES = ("messages", "conversation", "conversations", "turns", "dialog", "dialogue", "chat")
+PROMPT = ("prompt", "source", "input", "mr")
+COMPLETION = ("completion", "response", "continuation", "target", "output", "answer")
+CODE = ("code", "snippet", "canonical_solution", "solution", "program")
+WORDS = ("intent", "rewritten_intent", "docstring", "description", "text", "prompt", "instruction", "question")
+TESTS = ("test", "tests", "test_list")
+PAIRS = (("premise", "hypothesis"), ("sentence1", "sentence2"), ("text1", "text2"), ("question1", "question2"))
+LABEL = ("label", "labels", "class", "category", "label_text", "label_name", "gold_label", "sentiment", "target")
+TEXT = ("text", "content", "line", "document", "sentence", "verse", "poem")
+
+_LANGUAGE_NAMES = {name.lower(): code for code, name in LANGUAGES.items()}
+_KNOWN_CODES = {*LANGUAGES, "eng", "deu", "fra", "spa", "ita", "rus", "zho", "jpn", "cmn"}
+_OPTION = re.compile(r"(?:choice|option|ending|distractor)s?_?([a-e1-5]|[0-4])")
+_LONGER = 1.5  # a document is that many times as long as what it is asked for
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A `task`, the column of each role, and why. Of several columns for a role (`choices`) all are listed."""
+
+    task: str
+    roles: dict[str, str | list[str]]
+    why: str
+
+
+def guesses(columns: Columns) -> list[Guess]:
+    """Return what the table of `columns`, each with a few of its values, may be for: the likeliest first."""
+    table = _Table(columns)
+    found = (find(table) for find in _FINDERS)
+    return [guess for guess in found if guess is not None]
+
+
+def guess(columns: Columns, task: str | None = None) -> Guess | None:
+    """Return the likeliest guess, of `task` if one is given; None if there is none."""
+    return next((each for each in guesses(columns) if task in (None, each.task)), None)
+
+
+def messages_of(value: Any) -> list[dict[str, str]] | None:
+    """Return a conversation as a list of {role, content}, from the shapes that tables have; None for anything else.
+
+    Roles may be called role, from or speaker, contents content, value or text. Of two other speakers (`agent_1`,
+    `agent_2`) the first is the user.
+    """
+    if not isinstance(value, list | tuple) or not value:
+        return None
+    turns = []
+    speakers: dict[str, str] = {}
+    for turn in value:
+        if not isinstance(turn, Mapping):
+            return None
+        who = next((turn[key] for key in ("role", "from", "speaker") if isinstance(turn.get(key), str)), None)
+        said = next((turn[key] for key in ("content", "value", "text") if isinstance(turn.get(key), str)), None)
+        if who is None or said is None:
+            return None
+        turns.append((who.strip().lower(), said))
+    for who, _ in turns:
+        role = _ROLES.get(who)
+        if role == "system" and ("assistant" not in {_ROLES.get(each) for each, _ in turns} and len(turns) > 1):
+            role = "assistant" if turns[0][0] != who else "system"  # in dialogue corpora the system answers
+        if role is None:
+            role = "user" if "user" not in speakers.values() else "assistant"
+        speakers.setdefault(who, role)
+    return [{"role": speakers[who], "content": said} for who, said in turns]
+
+
+_ROLES = {
+    **dict.fromkeys(("user", "human", "customer", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "bot", "model", "chatgpt", "agent"), "assistant"),
+    "system": "system",
+}
+
+
+class _Table:
+    """The columns by plain name, and what their values are like."""
+
+    def __init__(self, columns: Columns) -> None:
+        self.columns = {name: [each for each in values if not _empty(each)] for name, values in columns.items()}
+        self._plain = {name: _plain(name) for name in columns}
+
+    def called(self, names: Sequence[str], but: Sequence[str] = ()) -> str | None:
+        """Return the column whose name is the first of `names` that there is."""
+        return next(
+            (column for name in names for column, plain in self._plain.items() if plain == name and column not in but),
+            None,
+        )
+
+    def values(self, column: str) -> Sequence[Any]:
+        return self.columns[column]
+
+    def texts(self, column: str | None) -> bool:
+        """Say whether a column holds texts, or lists of texts (several references)."""
+        return column is not None and all(
+            isinstance(each, str) or (isinstance(each, list) and all(isinstance(part, str) for part in each))
+            for each in self.columns[column]
+        )
+
+    def length(self, column: str) -> float:
+        """Return the mean number of characters."""
+        values = self.columns[column]
+        return sum(len(str(each)) for each in values) / max(1, len(values))
+
+    def plain(self) -> dict[str, str]:
+        return self._plain
+
+
+def _empty(value: Any) -> bool:
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)).strip("_").lower()
+
+
+def _found(task: str, why: str, **roles: str | list[str] | None) -> Guess:
+    return Guess(task, {role: column for role, column in roles.items() if column is not None}, why)
+
+
+def _chat(table: _Table) -> Guess | None:
+    named = [column for name in MESSAGES if (column := table.called((name,)))]
+    for column in [*named, *(each for each in table.columns if each not in named)]:
+        values = table.values(column)
+        if values and all(messages_of(each) is not None for each in values):
+            return _found("chat", f"column {column!r} holds turns with a role and a content each", messages=column)
+    return None
+
+
+def _code(table: _Table) -> Guess | None:
+    code = table.called(CODE)
+    if code is None or not table.texts(code):
+        return None
+    prompt = table.called(("prompt",))
+    starts = prompt is not None and any("def " in str(each) or "class " in str(each) for each in table.values(prompt))
+    words = None if starts else table.called(WORDS, but=(code,))
+    if not starts and words is None:
+        return None
+    tests = table.called(TESTS)
+    sure = tests is not None or table.called(("code", "snippet", "canonical_solution", "program")) is not None
+    if not sure:
+        return None
+    asked = f"{prompt!r} begins it" if starts else f"{words!r} says what it shall do"
+    why = f"column {code!r} is code by its name, and {asked}"
+    entry_point = table.called(("entry_point",))
+    asked_in = {"prompt": prompt if starts else None, "text": words}
+    return _found("code-generation", why, code=code, **asked_in, tests=tests, entry_point=entry_point)
+
+
+def _multiple_choice(table: _Table) -> Guess | None:
+    question, answer = table.called(QUESTION), table.called(RIGHT_CHOICE)
+    if question is None or answer is None:
+        return None
+    listed = table.called(CHOICES)
+    choices: str | list[str] | None = None
+    if listed is not None and all(_is_choices(each) for each in table.values(listed)):
+        choices = listed
+    else:
+        single = [name for name, plain in table.plain().items() if _OPTION.fullmatch(plain)]
+        letters = [name for name, plain in table.plain().items() if plain in ("a", "b", "c", "d", "e")]
+        choices = next((each for each in (single, letters) if len(each) > 1), None)
+    if choices is None:
+        return None
+    context = table.called(CONTEXT)
+    why = f"{question!r} has its answers to choose from in {choices!r}, and {answer!r} is the right one, by name"
+    return _found("question-answering", why, question=question, choices=choices, answer=answer, context=context)
+
+
+def _is_choices(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return isinstance(value.get("text"), list)
+    return isinstance(value, list | tuple) and len(value) > 1
+
+
+def _question(table: _Table) -> Guess | None:
+    question = table.called(QUESTION)
+    answer = table.called(ANSWER, but=(question or "",))
+    if question is None or answer is None:
+        return None
+    context = table.called(CONTEXT, but=(question, answer))
+    where = f", which stands in {context!r}" if context else ""
+    why = f"{question!r} is asked and {answer!r} is the answer{where}, by name"
+    return _found("question-answering", why, question=question, context=context, answer=answer)
+
+
+def _summary(table: _Table) -> Guess | None:
+    summary = table.called(SUMMARY)
+    document = table.called(DOCUMENT, but=(summary or "",))
+    if summary is None or document is None or not (table.texts(summary) and table.texts(document)):
+        return None
+    if table.length(document) < _LONGER * table.length(summary):
+        return None
+    return _found(
+        "summarization",
+        f"{summary!r} is shorter than {document!r}, and so called",
+        document=document,
+        summary=summary,
+    )
+
+
+def _translation(table: _Table) -> Guess | None:
+    coded = {name: code for name, plain in table.plain().items() if (code := _language(plain)) and table.texts(name)}
+    if len(coded) < 2:
+        return None
+    first, second = list(coded)[:2]
+    more = f"; {', '.join(map(repr, list(coded)[2:]))} left out" if len(coded) > 2 else ""
+    why = f"columns {first!r} and {second!r} are called after languages{more}"
+    return Guess("translation", {"source": first, "target": second}, why)
+
+
+def _language(plain: str) -> str | None:
+    """Return the code of the language that a column is called after: fr, fra, pt_br, french, sentence_fr."""
+    if plain in _LANGUAGE_NAMES:
+        return _LANGUAGE_NAMES[plain]
+    parts = plain.split("_")
+    if parts[0] in _KNOWN_CODES and (len(parts) == 1 or (len(parts) == 2 and len(parts[1]) == 2)):
+        return parts[0]
+    last = parts[-1]
+    if len(parts) > 1 and parts[0] in ("text", "sentence", "src", "source", "tgt", "target", "translation"):
+        return last if last in _KNOWN_CODES else _LANGUAGE_NAMES.get(last)
+    return None
+
+
+def _instruction(table: _Table) -> Guess | None:
+    instruction = table.called(("instruction", "instructions"))
+    output = table.called(("output", "response", "completion", "answer"))
+    if instruction is None or output is None:
+        return None
+    given = table.called(("input", "context"), but=(output,))
+    why = f"{instruction!r} is answered by {output!r}, by name" + (f", with {given!r} beside it" if given else "")
+    return _found("chat", why, instruction=instruction, input=given, output=output)
+
+
+def _text_pair(table: _Table) -> Guess | None:
+    label = table.called(LABEL)
+    for first, second in PAIRS:
+        one, other = table.called((first,)), table.called((second,))
+        if one and other and label:
+            why = f"{one!r} and {other!r} are a pair by their names, and {label!r} is its label"
+            return _found("text-classification", why, text=one, text_pair=other, label=label)
+    return None
+
+
+def _completion(table: _Table) -> Guess | None:
+    meaning = table.called(("mr", "meaning_representation"))
+    completion = table.called(COMPLETION) or (
+        table.called(("text", "ref", "reference", "references")) if meaning else None
+    )
+    prompt = table.called(PROMPT, but=(completion or "",))
+    if prompt is None or completion is None:
+        return None
+    if prompt in table.columns and not (table.texts(prompt) and table.texts(completion)):
+        return None
+    why = f"{prompt!r} is continued by {completion!r}, by name"
+    return _found("text-generation", why, prompt=prompt, completion=completion)
+
+
+def _label(table: _Table) -> Guess | None:
+    label = table.called(LABEL)
+    text = table.called((*TEXT, "review", "comment", "message", "question", "title"), but=(label or "",))
+    if label is None or text is None:
+        return None
+    return _found("text-classification", f"{text!r} has its label in {label!r}, by name", text=text, label=label)
+
+
+def _text(table: _Table) -> Guess | None:
+    text = table.called(TEXT)
+    if text is None and len(table.columns) == 1:
+        text = next(iter(table.columns))
+    if text is None or not table.values(text) or not all(isinstance(each, str) for each in table.values(text)):
+        return None
+    only = "the only column" if len(table.columns) == 1 else "by its name; no column is its label or answer"
+    return _found("text-generation", f"{text!r} is a text to learn the style of ({only})", text=text)
+
+
+# Special shapes first: a table with choices has a question and an answer too.
+_FINDERS: tuple[Callable[[_Table], Guess | None], ...] = (
+    _chat, _text_pair, _code, _multiple_choice, _summary, _question, _instruction, _translation, _label, _completion,
+    _text,
+)  # fmt: skip

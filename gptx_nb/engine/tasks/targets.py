@@ -1,0 +1,240 @@
+"""How a language model learns to write answers: the loss is on the target tokens of each row, and on nothing else.
+
+One learner serves every task of `writing`. Only the states from which a target is predicted meet the output layer, and
+its cross entropy is taken in chunks (`language_modeling.ChunkedCrossEntropy`), so that no large vocabulary fills
+memory. Rows are packed where the model's attention allows that, else padded and masked by position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from gptx_nb.engine import batches, distributed, packing
+from gptx_nb.engine import streams as parallel
+from gptx_nb.engine.tasks.encoding import Encoded
+from gptx_nb.engine.tasks.language_modeling import ChunkedCrossEntropy
+from gptx_nb.engine.tuning import FrozenPart, Tuning
+
+Tensors = dict[str, torch.Tensor]
+
+LEAST_TOKENS = 16  # at once
+
+
+class Learner:
+    """What a step holds, its loss, and the loss on rows held back. The interface is `text_classification.Learner`'s.
+
+    A step's loss is the mean over its target tokens, so that a long answer weighs as much a token as a short one.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tuned: Tuning,
+        rows: list[Encoded],
+        held_rows: list[Encoded],
+        *,
+        pad_id: int,
+        device: torch.device,
+        batch_size: int,
+        seed: int,
+        token_budget: int = 2048,
+        streams: int = 1,
+    ) -> None:
+        self._model = model
+        self._rows, self.held_rows = rows, held_rows
+        self._read = [read(row) for row in rows]
+        self._pad_id, self._device = pad_id, device
+        self._batch_size, self._seed, self.token_budget = batch_size, seed, token_budget
+        self.streams = streams
+        self._twice = False
+        self.padded_because = packing.use(model)
+        self.frozen: FrozenPart | None = None
+        if tuned.has_frozen_part and self.padded_because is None:
+            self.frozen = FrozenPart(model, tuned, [*self._read, *map(read, held_rows)], empty=pad_id)
+
+    def prepare(self, autocast: Callable[[], AbstractContextManager[Any]], file: Path | None = None) -> None:
+        """Compute the frozen part, if there is one, into memory or `file`; `autocast` gives the arithmetic."""
+        if self.frozen is not None:
+            self.frozen.compute(self._device, autocast, self.token_budget, file, self.streams)
+
+    def step(self, step: int, rank: int = 0, ranks: int = 1) -> batches.Step:
+        """Return the batch of one step, in as many micro-batches as the token budget asks for.
+
+        Of several ranks, each gets its share of the rows; their weights sum to 1 over all ranks.
+        """
+        chosen, _ = batches.step_rows(step, rows=len(self._rows), batch_size=self._batch_size, seed=self._seed)
+        lengths = [len(self._read[index]) for index in chosen]
+        places = range(len(chosen)) if ranks == 1 else distributed.share(lengths, rank, ranks)
+        targets = sum(sum(self._rows[index].loss) for index in chosen)
+        micro, weights = [], []
+        for members in self._groups(self._read, [chosen[place] for place in places]):
+            micro.append(self._tensors(members))
+            weights.append(micro[-1]["targets"].numel() / targets)
+        return batches.Step(micro, sum(lengths), weights, self.streams, sum(lengths[place] for place in places))
+
+    def longest(self) -> batches.Step:
+        """Return the step that takes most memory, the one with the longest rows, for `whole_loss`."""
+        longest = sorted(range(len(self._rows)), key=lambda index: -len(self._read[index]))[: self._batch_size]
+        groups = self._groups(self._read, longest)
+        packed = self.padded_because is None
+        micro = [tensors_of([self._rows[index] for index in members], self._pad_id, packed) for members in groups]
+        targets = sum(each["targets"].numel() for each in micro)
+        weights = [each["targets"].numel() / targets for each in micro]
+        return batches.Step(micro, sum(len(self._read[index]) for index in longest), weights, self.streams)
+
+    def loss(self, model: torch.nn.Module, tensors: Tensors) -> torch.Tensor:
+        """Return the mean cross entropy, in nats, of the target tokens."""
+        if self.frozen is None or "kept" not in tensors:
+            return self.whole_loss(model, tensors)
+        kept = tensors["kept"].to(next(self._model.parameters()).dtype)
+        states = packing.decode(self.frozen.upper, tensors, kept=kept)
+        return _cross_entropy(self._model, states[tensors["at"]], tensors["targets"])
+
+    def whole_loss(self, model: torch.nn.Module, tensors: Tensors) -> torch.Tensor:
+        """Return the loss as the whole model gives it, without a frozen part that is kept."""
+        return loss(model, tensors)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one epoch."""
+        return sum(map(len, self._read))
+
+    def need_less_memory(self) -> str | None:
+        """Let steps take less memory from here on, at the same result; return in what way, or None if there is none."""
+        if self.token_budget > LEAST_TOKENS and any(each["rows"].numel() > 1 for each in self.longest().micro):
+            self.token_budget //= 2
+            return f"{self.token_budget:,} tokens at once"
+        if self.streams > 1:
+            self.streams = 1
+            return "one micro-batch at a time"
+        if not self._twice and self._model.supports_gradient_checkpointing:
+            # The second name is that of older versions of transformers.
+            model: Any = self._model
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
+            self._twice = True
+            return "activations computed twice"
+        return None
+
+    def held_nats(self) -> np.ndarray:
+        """Return float64 (rows held back, 2): the nats of each row's targets, and their number."""
+        return nats(self._model, self.held_rows, pad_id=self._pad_id, packed=self.padded_because is None)
+
+    def _groups(self, rows: list[list[int]], chosen: list[int]) -> list[list[int]]:
+        packed = self.padded_because is None
+        groups = batches.by_length(
+            [rows[index] for index in chosen], token_budget=self.token_budget, packed=packed, streams=self.streams
+        )
+        return [[chosen[place] for place in group] for group in groups]
+
+    def _tensors(self, members: list[int]) -> Tensors:
+        rows = [self._rows[index] for index in members]
+        tensors = tensors_of(rows, self._pad_id, self.padded_because is None)
+        return tensors if self.frozen is None else {**tensors, **self.frozen.tensors(members)}
+
+
+def read(row: Encoded) -> list[int]:
+    """Return the tokens of a row that the model has to read: all before its last target."""
+    last = max((place for place, target in enumerate(row.loss) if target), default=len(row.ids))
+    return row.ids[:last]
+
+
+def tensors_of(rows: Sequence[Encoded], pad_id: int, packed: bool) -> Tensors:
+    """Return the tensors of a micro-batch: what `packing.pack` or `batches.pad` gives for what is read, and int64
+
+    "at" (targets,): the place among all tokens, padding included, whose state predicts a target; "targets" (targets,):
+    the tokens; "rows" (rows,): how many targets each row has.
+    """
+    given = [read(row) for row in rows]
+    tensors = packing.pack(given, pad_id) if packed else batches.pad(given, pad_id)
+    width = 0 if packed else tensors["input_ids"].shape[1]
+    at, targets, start = [], [], 0
+    for row, tokens in zip(rows, given, strict=True):
+        places = [place for place, target in enumerate(row.loss) if target]
+        at += [start + place - 1 for place in places]
+        targets += [row.ids[place] for place in places]
+        start += len(tokens) if packed else width
+    counts = [sum(row.loss) for row in rows]
+    return {**tensors, "at": torch.tensor(at), "targets": torch.tensor(targets), "rows": torch.tensor(counts)}
+
+
+def loss(model: torch.nn.Module, tensors: Tensors) -> torch.Tensor:
+    """Return the mean cross entropy, in nats, of the target tokens of what `tensors_of` has made."""
+    return _cross_entropy(model, _states(model, tensors), tensors["targets"])
+
+
+def _states(model: Any, tensors: Tensors) -> torch.Tensor:
+    """Return the states (targets, width) from which the targets are predicted."""
+    if "spread" in tensors:
+        return packing.states(model, tensors)[tensors["at"]]
+    output = model.get_decoder()(
+        input_ids=tensors["input_ids"], attention_mask=tensors["attention_mask"], use_cache=False
+    )
+    return output.last_hidden_state.flatten(0, 1)[tensors["at"]]  # type: ignore[no-any-return]
+
+
+def _cross_entropy(model: Any, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    if (because := own_logits(model)) is None:
+        mean: torch.Tensor = ChunkedCrossEntropy.apply(states, model.get_output_embeddings().weight, targets)
+        return mean
+    return torch.nn.functional.cross_entropy(_logits(model, states, because), targets)
+
+
+def own_logits(model: Any) -> str | None:
+    """Say what a model's logits are beside a product of states and a matrix, or None where they are just that."""
+    if getattr(model.config, "final_logit_softcapping", None):
+        return "capped"
+    return "with a bias" if getattr(model.get_output_embeddings(), "bias", None) is not None else None
+
+
+def _logits(model: Any, states: torch.Tensor, because: str | None) -> torch.Tensor:
+    logits: torch.Tensor = model.get_output_embeddings()(states).float()
+    if because == "capped":
+        most = model.config.final_logit_softcapping
+        logits = torch.tanh(logits / most) * most
+    return logits
+
+
+def nats(
+    model: PreTrainedModel, rows: Sequence[Encoded], *, pad_id: int, packed: bool, token_budget: int = 4096
+) -> np.ndarray:
+    """Return float64 (rows, 2): how many nats each row's targets take, and how many tokens they are."""
+    found = np.zeros((len(rows), 2))
+    device = model.device
+    streams = parallel.number_for(device)
+    groups = batches.by_length([read(row) for row in rows], token_budget=token_budget, packed=packed, streams=streams)
+
+    def work(mine: list[list[int]]) -> None:
+        with torch.inference_mode():
+            for group in mine:
+                tensors = tensors_of([rows[index] for index in group], pad_id, packed)
+                counts = tensors["rows"].numpy()
+                on_device = {name: each.to(device) for name, each in tensors.items()}
+                each = _each_nats(model, _states(model, on_device), on_device["targets"]).double().cpu().numpy()
+                sums = np.add.reduceat(each, np.concatenate([[0], counts.cumsum()[:-1]])) if len(each) else counts
+                found[group] = np.stack([sums, counts], axis=1)
+
+    was_training = model.training
+    model.eval()
+    parallel.each(work, [groups[stream::streams] for stream in range(min(streams, len(groups)))])
+    model.train(was_training)
+    return found
+
+
+def _each_nats(model: Any, states: torch.Tensor, targets: torch.Tensor, at_once: int = 256) -> torch.Tensor:
+    """Return the nats (targets,) of each target, a chunk of logits at a time."""
+    because = own_logits(model)
+    parts = [
+        torch.nn.functional.cross_entropy(
+            _logits(model, states[start : start + at_once], because), targets[start : start + at_once], reduction="none"
+        )
+        for start in range(0, len(targets), at_once)
+    ]
+    return torch.cat(parts) if parts else states.new_zeros(0)

@@ -1,0 +1,385 @@
+"""A language model that does a task: examples in, written answers out. It knows no run, and no file but a model's.
+
+A model that was tuned here brings `gptx_task.json` beside its weights: its task, and what its prompts look like. Any
+other language model can be asked too: then the prompt is the task's own, and the answer ends where the task says.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from gptx_nb import files
+from gptx_nb.engine import generate, packing, products
+from gptx_nb.engine.device import Device, is_out_of_memory
+from gptx_nb.engine.models import context
+from gptx_nb.engine.tasks import chat_templates, targets, templates
+from gptx_nb.engine.tasks.columns import messages_of
+from gptx_nb.engine.tasks.encoding import Encoded, Encoder
+from gptx_nb.engine.tasks.templates import Example, Segment
+from gptx_nb.engine.tasks.writing import TASKS, Missing, WritingTask
+from gptx_nb.errors import DataError, ModelError
+from gptx_nb.inference import TASK_FILE
+
+DRAWN = {"temperature": 0.8, "top_p": 0.95}  # where more than one answer is right
+
+
+@dataclass(frozen=True)
+class How:
+    """How answers are written; None leaves it to the task. `n` answers to each prompt are drawn, or the one likeliest.
+
+    At a text of `stop` an answer ends, without it.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    max_new_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    n: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Written:
+    """One answer. `ended`: "end" of itself, at a "stop" text, at its "length", or at the end of the "context"."""
+
+    text: str
+    tokens: int
+    ended: str
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers to each example, and how many prompts were `cut` to fit."""
+
+    written: list[list[Written]]
+    cut: int
+
+
+class Writer:
+    """A causal language model with its tokenizer, and the task that it is asked to do.
+
+    `facts` are what holds for all its prompts (see `writing`); `tuned`: it has learnt the task, and where to end.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        task: str,
+        facts: Mapping[str, Any],
+        *,
+        tuned: bool,
+    ) -> None:
+        self.task: WritingTask = TASKS[task]
+        self.facts = dict(facts)
+        self.tuned = tuned
+        self.context = context(model.config)
+        if task == "chat":
+            chat_templates.choose(tokenizer)
+        self.encoder = Encoder(tokenizer, self.context)
+        self.end_ids = chat_templates.end_ids(tokenizer) if task == "chat" else {self.encoder.end_id}
+        self.bytes = products.size(model)
+        self._model, self._tokenizer = model, tokenizer
+
+    @classmethod
+    def load(cls, folder: Path, device: Device, task: str | None = None) -> Writer:
+        """Load a folder made by `save_pretrained`: only safetensors, only local files, no code from the folder.
+
+        `task` for a model that was tuned for none, by default text-generation. Raises ModelError for a folder that is
+        missing, harmed, or holds no language model.
+        """
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"{folder.name}/ holds no model: it has no config.json")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            if is_out_of_memory(error):
+                raise
+            shown = " ".join(str(error).split())[:200]
+            raise ModelError(f"{folder.name}/ cannot be loaded: {type(error).__name__}: {shown}") from error
+        model, report = loaded
+        if report["missing_keys"]:  # transformers would go on with random numbers in their place
+            missing = ", ".join(sorted(report["missing_keys"])[:3])
+            raise ModelError(f"{folder.name}/ holds no whole language model: weights are missing ({missing})")
+        return cls.of(model, tokenizer, device, task_of(folder), task)
+
+    @classmethod
+    def of(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        device: Device,
+        told: Mapping[str, Any] | None,
+        task: str | None = None,
+    ) -> Writer:
+        """Put `model` on `device`; `told` is what its `gptx_task.json` says, if it has one."""
+        torch.nn.Module.to(model, device.device)  # transformers' own `to` is typed wrongly
+        products.prepare(model, torch.float32)
+        model.eval()
+        if told is not None and task in (None, told["task"]):
+            return cls(model, tokenizer, told["task"], told["facts"], tuned=True)
+        return cls(model, tokenizer, task or "text-generation", {}, tuned=False)
+
+    def asked(
+        self, row: str | Mapping[str, Any], roles: Mapping[str, Any] | None = None, to: str | None = None
+    ) -> Example:
+        """Return the example that `row` asks for: a text, or values by role or by the columns of `roles`.
+
+        `to`: the language of a translation, where the model knows both directions. Raises DataError.
+        """
+        task = self.task
+        if isinstance(row, str):
+            given: dict[str, Any] = {"instruction" if task.name == "chat" else self._first_role(): row}
+        else:
+            columns = {each: role for role, each in (roles or {}).items() if isinstance(each, str)}
+            given = {columns.get(name, name): value for name, value in row.items() if value is not None}
+        known = {role for needed, optional in task.shapes for role in needed | optional}
+        example = {role: value for role, value in given.items() if role in known}
+        if task.name == "chat":
+            example = _question_in_talk(example)
+        if task.name == "text-generation" and "text" in example:
+            example["prompt"] = example.pop("text")
+        needed = [needed - {task.target} for needed, _ in task.shapes]
+        if task.name == "chat":
+            needed = [frozenset({"messages"})]
+        elif task.name == "text-generation":
+            needed = [frozenset({"prompt"})]
+        if not any(each <= set(example) for each in needed):
+            wants = " or ".join(" and ".join(sorted(each)) for each in needed)
+            raise DataError(
+                f"{task.name} is asked with {wants}, and the row has {', '.join(map(str, given)) or 'nothing'}"
+            )
+        example = {role: value if isinstance(value, list | dict) else str(value) for role, value in example.items()}
+        return {**example, **self._languages(to)} if task.name == "translation" else example
+
+    def shot(self, row: Mapping[str, Any], roles: Mapping[str, Any] | None = None, to: str | None = None) -> Example:
+        """Return an example with its answer, to be shown before what is asked. Raises DataError."""
+        columns = {each: role for role, each in (roles or {}).items() if isinstance(each, str)}
+        given = {columns.get(name, name): value for name, value in row.items()}
+        try:
+            found = self.task.read(given)
+        except Missing as error:
+            raise DataError(f"a shot has an {error}; it needs {self.task.needs}") from None
+        if self.task.name == "text-generation" and "text" in found:
+            raise DataError("a shot for text-generation has a prompt and a completion")
+        return {**found, **self._languages(to)} if self.task.name == "translation" else found
+
+    def _first_role(self) -> str:
+        """Return the role that a plain text has: of a model that was tuned, the one that it was asked with."""
+        return "prompt" if self.task.name == "text-generation" else self.task.asked
+
+    def _languages(self, to: str | None) -> dict[str, str]:
+        source, target = self.facts.get("from", "en"), self.facts.get("to")
+        if to is not None and target is None:
+            return {"from": source, "to": to}
+        if target is None:
+            raise DataError("translation into which language? Say so, as in `to: fr`")
+        if to is None or templates.language(to) == templates.language(target):
+            return {"from": source, "to": target}
+        if templates.language(to) == templates.language(source):
+            return {"from": target, "to": source}
+        raise DataError(f"to: {to} is not what the model has learnt: {source} and {target}")
+
+    # ---- prompts ----------------------------------------------------------------------------------------------------
+
+    def prompt(self, example: Example, shots: Sequence[Example] = ()) -> list[Segment]:
+        """Return what asks for the answer to `example`, behind `shots` with their answers."""
+        if shots and self.task.name == "chat":
+            before = [turn for shot in shots for turn in shot["messages"] if turn["role"] != "system"]
+            example = {"messages": [*before, *self.task.without_target(example)["messages"]]}
+            shots = ()
+        asked = self.task.prompt(self.task.without_target(example), self.facts, self._tokenizer)
+        if not shots:
+            return asked
+        shown = [self.task.segments(shot, self.facts, self._tokenizer)[0] for shot in shots]
+        return templates.with_shots(shown, asked)
+
+    def write(
+        self,
+        examples: Sequence[Example],
+        how: How | None = None,
+        shots: Sequence[Example] = (),
+        on_text: Callable[[str], None] | None = None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Answers:
+        """Write answers to `examples`, many at a time.
+
+        `on_text`, for a single answer, is called with each piece of text as soon as it is sure. Where `stopped` says
+        so, writing ends as if every answer were at its end. Raises DataError for a prompt that does not fit.
+        """
+        how = how or How()
+        new = how.max_new_tokens or self.task.max_new_tokens
+        room = min(new, max(1, self.context // 2))
+        prompts: list[list[int]] = []
+        cut = 0
+        for number, example in enumerate(examples, 1):
+            found, shortened = self._fitting(example, shots, room)
+            if found is None:
+                fewer = " or with fewer shots" if shots else ""
+                raise DataError(
+                    f"row {number} of {len(examples)} is too long: the model sees {self.context:,} tokens, of which "
+                    f"{room:,} are kept for the answer. Ask for less at once{fewer}"
+                )
+            cut += shortened or found.cut > 0
+            prompts += [found.ids] * how.n
+        stops = tuple(each for each in (*how.stop, *(() if self.tuned else self.task.base_stop)) if each)
+        stream = _Stream(self, stops, on_text) if on_text is not None and len(prompts) == 1 else None
+        tail = max((len(each) for each in stops), default=0) + 16  # tokens; each is a character at least, but for bytes
+
+        def stop(tokens: list[int]) -> bool:
+            if stopped():
+                return True
+            if not stops:
+                return False
+            text = self._decode(tokens[-tail:])
+            return any(each in text for each in stops)
+
+        continued = generate.generate(
+            self._model,
+            prompts,
+            max_new_tokens=new,
+            end_ids=self.end_ids,
+            sampling=self._sampling(how),
+            stop=stop,
+            on_token=stream.take if stream else None,
+        )
+        written = [Written(self._text(each.tokens, stops), len(each.tokens), each.ended) for each in continued]
+        if stream is not None:
+            stream.end()
+        return Answers([written[at : at + how.n] for at in range(0, len(written), how.n)], cut)
+
+    def _fitting(self, example: Example, shots: Sequence[Example], room: int) -> tuple[Encoded | None, bool]:
+        """Return the tokens of a prompt, and whether a conversation lost its oldest turns for that."""
+        found = self.encoder.prompt(self.prompt(example, shots), room)
+        if found is None and (shorter := self.task.shorter(example)) is not None:
+            return self._fitting(shorter, shots, room)[0], True
+        return found, False
+
+    def _sampling(self, how: How) -> generate.Sampling:
+        temperature, top_p = how.temperature, how.top_p
+        if temperature is None:
+            drawn = not self.task.one_right_answer or how.n > 1 or top_p is not None or how.top_k is not None
+            temperature = DRAWN["temperature"] if drawn else 0.0
+            if drawn and top_p is None and how.top_k is None:
+                top_p = DRAWN["top_p"]
+        return generate.Sampling(temperature, how.top_k, top_p, how.seed)
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def _text(self, tokens: Sequence[int], stops: Sequence[str]) -> str:
+        text = self._decode(tokens)
+        end = min((place for each in stops if (place := text.find(each)) >= 0), default=len(text))
+        return text[:end].strip() if self.task.one_right_answer and self.task.name != "code-generation" else text[:end]
+
+    # ---- choices ----------------------------------------------------------------------------------------------------
+
+    def choose(self, examples: Sequence[Example], shots: Sequence[Example] = ()) -> list[list[float]]:
+        """Return for each example with "choices" how likely each of them is, as shares that sum to 1.
+
+        A choice is never written: each is scored as the answer, by its log-probability a character times the choices'
+        mean length, so that long ones are not at a disadvantage (acc_norm of EleutherAI's harness, Gao et al. 2021).
+        """
+        rows: list[Encoded] = []
+        for number, example in enumerate(examples, 1):
+            for choice in example["choices"]:
+                segments = [*self.prompt(example, shots), Segment(f" {choice}", target=True)]
+                row = self.encoder.encode(segments)
+                if row is None:
+                    raise DataError(f"row {number}: its question and choices do not fit in {self.context:,} tokens")
+                rows.append(row)
+        nats = self.nats(rows)[:, 0]
+        found, at = [], 0
+        for example in examples:
+            sizes = np.array([max(1, len(choice)) for choice in example["choices"]], dtype=float)
+            logs = -nats[at : at + len(sizes)] / sizes * sizes.mean()
+            at += len(sizes)
+            shares = np.exp(logs - logs.max())
+            found.append((shares / shares.sum()).tolist())
+        return found
+
+    def rows(self, example: Example, shots: Sequence[Example] = ()) -> list[Encoded | None]:
+        """Return the rows of an example with its answer, as they would be learnt; None for one that does not fit."""
+        parts = self.task.segments(example, self.facts, self._tokenizer)
+        if self.task.whole_text(example):
+            return [row for each in parts for row in self.encoder.windows(each)]
+        if shots and self.task.name != "chat":
+            parts = [[*self.prompt(example, shots), *(each for each in part if each.target)] for part in parts]
+        return [self.encoder.encode(part) for part in parts]
+
+    def text_of(self, row: Encoded) -> str:
+        """Return the text of a row's targets."""
+        return self._decode([token for token, target in zip(row.ids, row.loss, strict=True) if target])
+
+    def nats(self, rows: Sequence[Encoded]) -> np.ndarray:
+        """Return float64 (rows, 2): the nats of each row's targets, and their number."""
+        packed = self._model.config._attn_implementation == packing.ATTENTION or packing.use(self._model) is None
+        return targets.nats(self._model, rows, pad_id=self.encoder.end_id, packed=packed)
+
+    def close(self) -> None:
+        """Give the memory back. The writer cannot be used after this."""
+        on_gpu = self._model.device.type == "cuda"
+        del self._model
+        gc.collect()
+        if on_gpu:
+            torch.cuda.empty_cache()
+
+
+def _question_in_talk(example: Mapping[str, Any]) -> dict[str, Any]:
+    if "messages" in example:
+        messages = messages_of(example["messages"]) or example["messages"]
+    else:
+        messages = templates.messages_of_instruction(
+            {k: v for k, v in example.items() if k in ("instruction", "input")}
+        )
+    chat_templates.check(messages, asked=True)
+    return {"messages": messages}
+
+
+class _Stream:
+    """Hands text on as it becomes sure: no half characters, and nothing that may be the beginning of a stop text."""
+
+    def __init__(self, writer: Writer, stops: Sequence[str], say: Callable[[str], None]) -> None:
+        self._writer, self._stops, self._say = writer, stops, say
+        self._tokens: list[int] = []
+        self._said = ""
+
+    def take(self, row: int, token: int) -> None:
+        self._tokens.append(token)
+        text = self._writer._text(self._tokens, self._stops)
+        held = max(
+            (size for each in self._stops for size in range(1, len(each)) if text.endswith(each[:size])), default=0
+        )
+        self._hand_on(text[: len(text) - held].rstrip("\ufffd"))
+
+    def end(self) -> None:
+        self._hand_on(self._writer._text(self._tokens, self._stops))
+
+    def _hand_on(self, text: str) -> None:
+        if len(text) > len(self._said) and text.startswith(self._said):
+            self._say(text[len(self._said) :])
+            self._said = text
+
+
+def task_of(folder: Path) -> dict[str, Any] | None:
+    """Return what stands beside a tuned model: {"task", "facts", "roles"}; None for a model that was tuned for none."""
+    told: dict[str, Any] | None = files.read_json(folder / TASK_FILE)
+    return told if told is not None and told.get("task") in TASKS else None

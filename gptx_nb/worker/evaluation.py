@@ -1,0 +1,158 @@
+"""Scores a model on a table, as `gptx_nb.evaluations` has asked for: reads request.json, writes result.json."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptx_nb import files
+from gptx_nb.errors import DataError, UsageError
+from gptx_nb.recipe import Recipe, make_recipe
+from gptx_nb.sources import Source
+
+if TYPE_CHECKING:
+    from gptx_nb.engine.device import Device
+    from gptx_nb.engine.writer import Writer
+
+
+def carry_out(folder: Path) -> int:
+    """Return the exit status: 0, 2 for the user's mistake, 1 for a bug."""
+    asked: dict[str, Any] = files.read_json(folder / "request.json") or {}
+    try:
+        told = _score(asked, folder)
+    except UsageError as error:
+        files.write_json(folder / "result.json", {"error": type(error).__name__, "message": str(error)})
+        return 2
+    except Exception as error:
+        traceback.print_exc()
+        shown = f"{type(error).__name__}: {error}"
+        files.write_json(folder / "result.json", {"error": "RunFailed", "message": f"the scoring broke off: {shown}"})
+        return 1
+    files.write_json(folder / "result.json", files.finite(told))
+    return 0
+
+
+def _score(asked: dict[str, Any], folder: Path) -> dict[str, Any]:
+    import transformers
+
+    from gptx_nb.engine import device
+    from gptx_nb.engine.predict import use_all_cores
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    use_all_cores()
+    recipe = make_recipe({key: value for key, value in asked["recipe"].items() if value is not None})
+    source = Source.from_json(asked["source"])
+    chosen = device.choose("cpu" if asked["device"] == "cpu" else "auto")
+    if asked["writes"]:
+        return _written(asked, recipe, source, folder, chosen)
+    return _labelled(asked, recipe, source, folder, chosen)
+
+
+def _labelled(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Path, chosen: Device) -> dict[str, Any]:
+    import numpy as np
+
+    from gptx_nb.engine import data
+    from gptx_nb.engine.predict import Classifier
+    from gptx_nb.engine.scores.labels import calibration, single_label
+
+    if asked["shots"] or asked["task"] not in (None, "text-classification") or recipe.columns:
+        raise UsageError("this run gives labels: shots, task and columns are for models that write")
+    model = Classifier.load(Path(asked["folder"]), chosen)
+    wanted = recipe.model_copy(update={"labels": model.labels, "validation": 0.0})
+    try:
+        learnt = {key: getattr(recipe, key) or value for key, value in asked["learnt"].items()}
+        table = data.load(wanted.model_copy(update=learnt), {"train": source, "validation": None}, folder)
+    except DataError as error:
+        if "has no column" not in str(error) or recipe.text or recipe.label:
+            raise
+        table = data.load(wanted, {"train": source, "validation": None}, folder)  # other names than those learnt from
+    answer = model.classify(table.train.texts)
+    shares = np.array(answer.probabilities)
+    found = single_label(model.labels, table.train.labels, shares.argmax(axis=1).tolist())
+    calibrated = calibration(table.train.labels, shares).error
+    scores = {"accuracy": found.accuracy, "macro_f1": found.macro_f1, "calibration_error": calibrated}
+    notes = [*table.report["warnings"]]
+    if answer.cut:
+        notes.append(f"{answer.cut:,} texts are longer than the model reads; only the beginning was used")
+    return {
+        "task": "text-classification",
+        "rows": len(table.train),
+        "scores": {name: each.to_json() for name, each in scores.items()},
+        "why": table.report["why"],
+        "labels": model.labels,
+        "confusion": found.confusion,
+        "notes": notes,
+    }
+
+
+def _written(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Path, chosen: Device) -> dict[str, Any]:
+    from gptx_nb.engine import answers, roles
+    from gptx_nb.engine.scores import texts
+    from gptx_nb.engine.tasks.writing import TASKS
+    from gptx_nb.engine.writer import How, task_of
+
+    model = Path(asked["folder"]) if asked["folder"] else None
+    told = task_of(model) if model else None
+    task = asked["task"] or (told["task"] if told else None)
+    if task is None:
+        guessed, _ = roles.task_of(recipe, {"train": source, "validation": None}, folder)
+        if guessed == roles.CLASSIFICATION:
+            raise UsageError(
+                f"{asked['base'] or 'this model'} writes, and this table has labels. Fine-tune a run on such a table "
+                "first, or say what to score, as in `task: question-answering`"
+            )
+        task = guessed
+    if task == roles.CLASSIFICATION:
+        raise UsageError("task: a model that writes gives no labels. Fine-tune a run for text-classification first")
+    own = told["roles"] if told and told["task"] == task else None
+    facts = told["facts"] if told and told["task"] == task else {}
+    texts.require_for(TASKS[task].scores)
+    examples, found_roles, why = roles.read_examples(task, own, facts, source, folder, recipe)
+    count = asked["shots"]
+    if count >= len(examples):
+        raise UsageError(f"shots: {count} of {len(examples)} rows leave none to score")
+    shots, examples = examples[:count], examples[count:]
+    writer = _writer(asked, model, task, chosen)
+    if not writer.tuned:
+        writer.facts.update(roles.facts_of(task, found_roles, examples))
+    rows, texts_of, left_out = [], [], 0
+    whole = all(writer.task.whole_text(each) for each in examples)
+    for each in examples:
+        for row in writer.rows(each, shots):
+            if row is None:
+                left_out += 1
+                continue
+            rows.append(row)
+            texts_of.append(writer.text_of(row))
+    if not rows:
+        raise DataError(f"no row fits into the {writer.context:,} tokens that the model sees. Shorten the texts")
+    likely = answers.likelihood(writer.nats(rows), texts_of if whole else None)
+    how = How(**{"temperature": 0.0, **asked["how"]})
+    found = answers.written(
+        writer, examples, allow_code=recipe.allow_code, shots=shots, most=asked["most"], how=how
+    )  # fmt: skip
+    scores = {**found["scores"], **{key: likely[key] for key in ("bits_per_byte", "perplexity") if key in likely}}
+    notes = [f"{left_out:,} rows left out of perplexity: they do not fit"] if left_out else []
+    if 0 < found["written"] < len(examples):
+        notes.append(f"{found['written']:,} of {len(examples):,} rows were answered, evenly spread")
+    return {
+        "task": task,
+        "rows": len(examples),
+        "scores": scores,
+        "why": why,
+        "shots": count,
+        "samples": found["samples"],
+        "notes": notes,
+    }
+
+
+def _writer(asked: dict[str, Any], folder: Path | None, task: str, chosen: Device) -> Writer:
+    from gptx_nb.engine import models
+    from gptx_nb.engine.writer import Writer
+
+    if folder is not None:
+        return Writer.load(folder, chosen, task)
+    base = models.find(asked["base"], None)
+    return Writer.of(models.load_causal(base), models.load_tokenizer(base), chosen, None, task)

@@ -1,0 +1,396 @@
+"""Whole journeys through the JupyterLab extension, in a real Chromium. Screenshots go to $GPTX_SCREENSHOTS, if set."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import made_runs
+import nbformat
+import pytest
+from made_runs import SCRIPT
+from servers import BUNDLE, ROOT, JupyterServer
+
+from gptx_nb import inference
+from gptx_nb.runs import RunStore
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        CHROMIUM is None and os.environ.get("CI") != "true",
+        reason="there is no chromium, chromium-browser or google-chrome on PATH",
+    ),
+]
+
+SETTINGS = {"@jupyterlab/apputils-extension/notification.jupyterlab-settings": '{"fetchNews": "false"}'}
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JupyterServer]:
+    assert (BUNDLE / "package.json").is_file(), "the extension is not built: make .venv builds it"
+    found = JupyterServer(tmp_path_factory.mktemp("lab"), "jupyterlab", "--LabApp.expose_app_in_browser=True")
+    for name, text in SETTINGS.items():
+        path = found.folder / "settings" / name
+        path.parent.mkdir(parents=True)
+        path.write_text(text, encoding="utf-8")
+    found.start()
+    yield found
+    found.end()
+    inference.free(found.home)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    assert CHROMIUM is not None, "CI=true, and there is no chromium on PATH"
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def context(browser: Any, lab: JupyterServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A browser's window of its own, and no runs in the home, where made_runs writes."""
+    monkeypatch.setenv("GPTX_HOME", str(lab.home))
+    shutil.rmtree(lab.home / "runs", ignore_errors=True)
+    context = browser.new_context(viewport={"width": 1300, "height": 900}, accept_downloads=False)
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    context.set_default_timeout(120_000)  # a loaded machine trains, and draws, slowly
+    yield context
+    context.close()
+
+
+def open_lab(context: Any, lab: JupyterServer, workspace: str, *, sidebar: bool = True) -> Any:
+    page = context.new_page()
+    page.goto(f"{lab.address}lab/workspaces/{workspace}?token={lab.token}")
+    ready(page)
+    if sidebar:
+        command(page, "gptx-nb:show-runs")
+        page.locator(".gptx-Sidebar").wait_for()
+    return page
+
+
+def ready(page: Any) -> None:
+    page.wait_for_function("window.jupyterapp")
+    page.evaluate("() => window.jupyterapp.restored.then(() => true)")
+
+
+def command(page: Any, name: str, arguments: dict[str, Any] | None = None) -> None:
+    page.evaluate(
+        "([name, arguments]) => { void window.jupyterapp.commands.execute(name, arguments); }", [name, arguments or {}]
+    )
+
+
+def card(page: Any, identity: str) -> Any:
+    return page.locator(f'.gptx-Card[data-run="{identity}"]')
+
+
+def shoot(page: Any, name: str) -> None:
+    if folder := os.environ.get("GPTX_SCREENSHOTS"):
+        for theme in ("Light", "Dark"):
+            use_theme(page, theme)
+            page.screenshot(path=str(Path(folder) / f"{name}-{theme.lower()}.png"))
+
+
+def use_theme(page: Any, theme: str) -> None:
+    page.evaluate(
+        "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", f"JupyterLab {theme}"
+    )
+    page.wait_for_function("dark => (document.body.dataset.jpThemeLight === 'false') === dark", arg=theme == "Dark")
+    page.wait_for_timeout(300)
+
+
+def table(lab: JupyterServer, name: str) -> None:
+    rows = [("good thing", SCRIPT), ("bad thing", "<b onclick=window.hacked=1>bad</b>")]
+    lines = "".join(
+        json.dumps({"text": f"{text} {n}", "label": label}) + "\n" for n in range(12) for text, label in rows
+    )
+    (lab.root / name).write_text(lines, encoding="utf-8")
+
+
+def start(page: Any, name: str, settings: dict[str, str]) -> None:
+    page.get_by_label("New run", exact=True).first.click()
+    form = page.locator(".gptx-Form")
+    form.get_by_label("Name").fill(name)
+    for setting, typed in settings.items():
+        field = form.locator(f'[data-setting="{setting}"]')
+        if not field.is_visible():
+            form.get_by_text("All settings").click()
+        control = field.locator("input, select, textarea")
+        control.select_option(typed) if control.evaluate("node => node.tagName") == "SELECT" else control.fill(typed)
+    form.get_by_role("button", name="Start").click()
+
+
+def test_a_run_is_started_followed_and_asked_with_no_notebook_open(
+    context: Any, lab: JupyterServer, tiny_model: Path
+) -> None:
+    page = open_lab(context, lab, "start")
+    page.get_by_text("There are no runs yet.").wait_for()
+    shoot(page, "empty")
+    table(lab, "reviews.jsonl")
+    settings = {"data": "reviews.jsonl", "model": str(tiny_model), "epochs": "-1", "baselines": "false"}
+    start(page, "reviews", settings)
+    wrong = page.locator('.gptx-Form [data-setting="epochs"].gptx-mod-wrong')
+    wrong.get_by_text("epochs: '-1' does not fit: input should be greater than 0").wait_for()
+    assert page.evaluate("document.activeElement.id").endswith("-epochs")
+    shoot(page, "form")
+    wrong.locator("input").fill("150")
+    page.locator(".gptx-Form").get_by_role("button", name="Start").click()
+
+    dashboard = page.locator(".gptx-Dashboard")
+    dashboard.get_by_text("training").first.wait_for()
+    card(page, "reviews/1").get_by_role("progressbar").wait_for()
+    page.locator(".gptx-Status").get_by_text("reviews v1").wait_for()
+    shoot(page, "training")
+    card(page, "reviews/1").get_by_text("finished").wait_for()
+    dashboard.get_by_role("button", name="Ask").wait_for()
+    page.wait_for_function("() => !document.querySelector('.gptx-Status')?.checkVisibility()")
+    assert dashboard.locator(".gptx-Chart").first.locator("canvas, path").count() > 0
+    dashboard.get_by_label("Texts to ask the model about").fill("good thing 5")
+    dashboard.get_by_role("button", name="Ask").click()
+    dashboard.locator(".gptx-Ask-label").nth(1).wait_for()
+    assert SCRIPT in dashboard.inner_text()
+    shoot(page, "finished")
+    assert page.evaluate("window.hacked") is None
+    with urllib.request.urlopen(f"{lab.address}api/kernels?token={lab.token}") as answer:
+        assert json.load(answer) == []
+
+
+def test_a_run_goes_on_when_the_server_is_killed_and_is_there_again_with_the_next(
+    context: Any, lab: JupyterServer, tiny_model: Path
+) -> None:
+    page = open_lab(context, lab, "killed")
+    table(lab, "long.jsonl")
+    start(page, "long", {"data": "long.jsonl", "model": str(tiny_model), "epochs": "900", "baselines": "false"})
+    card(page, "long/1").get_by_role("progressbar").wait_for()
+    card(page, "long/1").get_by_text("step ").wait_for()
+    lab.end(signal.SIGKILL)
+    page.get_by_text("The Jupyter server does not answer. Runs go on without it.").first.wait_for()
+    run = RunStore(lab.home).find("long")
+    step = latest_step(run)
+    deadline = time.monotonic() + 60
+    while latest_step(run) == step:
+        assert time.monotonic() < deadline, run.log_tail()
+        time.sleep(0.2)
+    lab.start()
+    page.wait_for_function(
+        "() => !document.querySelector('.gptx-Sidebar').innerText.includes('does not answer')", timeout=90_000
+    )
+    # JupyterLab's own dialog about the lost connection lies above everything.
+    page.evaluate("() => document.querySelectorAll('.jp-Dialog').forEach(dialog => dialog.remove())")
+    card(page, "long/1").hover()
+    card(page, "long/1").get_by_label("Save and stop long v1").click()
+    card(page, "long/1").get_by_text("stopped").wait_for()
+    assert run.state() == "stopped"
+    card(page, "long/1").hover()
+    card(page, "long/1").get_by_label("Go on with long v1").click()
+    card(page, "long/1").get_by_text("training").wait_for()
+    assert run.attempts() == 2
+    run.request_stop()
+
+
+def latest_step(run: Any) -> int:
+    return max((record["step"] for record in run.history() if record.get("kind") == "step"), default=0)
+
+
+def test_two_tabs_and_a_terminal_follow_one_run_and_agree(context: Any, lab: JupyterServer, tiny_model: Path) -> None:
+    first, second = open_lab(context, lab, "one"), open_lab(context, lab, "two")
+    table(lab, "short.jsonl")
+    environment = {**os.environ, "GPTX_HOME": str(lab.home), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "gptx_nb.views.cli", "train", "short", "--data", str(lab.root / "short.jsonl")]
+    flags = ["--model", str(tiny_model), "--epochs", "60", "--baselines", "false"]
+    done = subprocess.run([*command, *flags], env=environment, capture_output=True, text=True, check=True)
+    assert "short v1" in done.stdout
+    for page in (first, second):
+        card(page, "short/1").get_by_text("finished").wait_for()
+    told = [card(page, "short/1").inner_text() for page in (first, second)]
+    assert told[0] == told[1]
+
+
+def test_eight_tabs_load_and_follow(context: Any, lab: JupyterServer) -> None:
+    made_runs.make("going", steps=30, phase="training")
+    pages = [open_lab(context, lab, f"tab{number}") for number in range(8)]
+    for page in pages:
+        card(page, "going/1").get_by_text("training").wait_for()
+    made_runs.make("other", steps=12, phase="training", outcome=made_runs.FINISHED)
+    for page in pages:
+        page.bring_to_front()
+        card(page, "other/1").get_by_text("finished").wait_for()
+
+
+def test_nothing_is_asked_while_the_views_are_hidden(context: Any, lab: JupyterServer) -> None:
+    made_runs.make("reviews", steps=60, phase="training", outcome=made_runs.FINISHED)
+    page = open_lab(context, lab, "hidden")
+    card(page, "reviews/1").wait_for()
+    command(page, "filebrowser:activate")
+    page.locator(".gptx-Sidebar").wait_for(state="hidden")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/gptx_nb/" in request.url else None)
+    page.on("websocket", lambda line: asked.append(line.url) if "/gptx_nb/" in line.url else None)
+    page.wait_for_timeout(6000)
+    assert asked == []
+    # A run that ends elsewhere is told by Jupyter's own event.
+    made_runs.make("elsewhere", steps=12, phase="training", outcome=made_runs.FINISHED)
+    page.get_by_text("elsewhere v1 has finished.").wait_for()
+
+
+def test_a_deleted_run_is_taken_back_and_the_layout_comes_back_with_its_dashboard(
+    context: Any, lab: JupyterServer
+) -> None:
+    made_runs.make("reviews", steps=60, phase="training", scores=made_runs.SCORES, outcome=made_runs.FINISHED)
+    made_runs.make("reviews", steps=33, phase="training", outcome=made_runs.STOPPED)
+    page = open_lab(context, lab, "layout")
+    card(page, "reviews/2").hover()
+    card(page, "reviews/2").get_by_label("Delete reviews v2").click()
+    card(page, "reviews/2").wait_for(state="detached")
+    page.get_by_role("button", name="Undo").click()
+    card(page, "reviews/2").get_by_text("stopped").wait_for()
+    for version in (1, 2):
+        page.get_by_label(f"Choose reviews v{version} to compare it").check()
+    page.get_by_role("button", name="Compare 2").click()
+    page.get_by_text("2 runs compared").wait_for()
+    page.get_by_label("Filter runs").fill("v1")
+    card(page, "reviews/2").wait_for(state="detached")
+    shoot(page, "compare")
+    page.wait_for_timeout(2000)  # the layout is saved a moment after it has changed
+    page.reload()
+    ready(page)
+    page.get_by_text("2 runs compared").wait_for()
+    page.locator(".gptx-Sidebar").wait_for()
+    assert page.get_by_label("Filter runs").input_value() == "v1"
+
+
+def test_a_run_becomes_a_cell_and_a_variable_too_and_both_read_as_yaml(context: Any, lab: JupyterServer) -> None:
+    made_runs.make("reviews", steps=60, phase="training", outcome=made_runs.FINISHED)
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("my_table = 1")])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, lab.root / "cells.ipynb")
+    page = open_lab(context, lab, "cells")
+    page.evaluate(
+        """async () => {
+            const widget = await window.jupyterapp.commands.execute('docmanager:open', {path: 'cells.ipynb'});
+            await widget.context.ready;
+            await widget.context.sessionContext.ready;
+        }"""
+    )
+    card(page, "reviews/1").hover()
+    card(page, "reviews/1").get_by_label("Insert reviews v1 as a cell").click()
+    cells = page.locator(".jp-Notebook .jp-CodeCell")
+    cells.nth(1).get_by_text("%%gpt_finetune reviews").wait_for()
+    assert source(page, 1) == "%%gpt_finetune reviews\ndata: df\n"
+    page.wait_for_function(
+        "() => window.jupyterapp.shell.currentWidget.content.widgets[1].model.mimeType === 'text/x-yaml'"
+    )
+
+    page.evaluate(
+        """() => {
+            const notebook = window.jupyterapp.shell.currentWidget.content;
+            notebook.activeCellIndex = 0;
+            notebook.activeCell.editor.setSelection({start: {line: 0, column: 0}, end: {line: 0, column: 8}});
+        }"""
+    )
+    page.locator('.jp-NotebookPanel-toolbar [data-jp-item-name="gptx-cell-from-variable"] jp-button').click()
+    cells.nth(2).wait_for()
+    assert source(page, 1) == "%%gpt_finetune my-table\ntask: text-classification\nmodel: tiny\ndata: my_table\n"
+    shoot(page, "cells")
+    page.evaluate("() => window.jupyterapp.shell.currentWidget.content.widgets[1].model.sharedModel.setSource('x = 1')")
+    page.wait_for_function(
+        "() => window.jupyterapp.shell.currentWidget.content.widgets[1].model.mimeType === 'text/x-ipython'"
+    )
+
+
+def source(page: Any, at: int) -> str:
+    found = page.evaluate(
+        "at => window.jupyterapp.shell.currentWidget.content.widgets[at].model.sharedModel.getSource()", at
+    )
+    return str(found)
+
+
+def test_states_read_on_dark_and_on_light(context: Any, lab: JupyterServer) -> None:
+    made_runs.make("reviews", steps=60, phase="training", scores=made_runs.SCORES, outcome=made_runs.FINISHED)
+    made_runs.make("broken", steps=20, phase="training", outcome=made_runs.FAILED, log=f"Loading\n{SCRIPT}\n")
+    page = open_lab(context, lab, "themes")
+    card(page, "broken/1").locator(".gptx-Card-name").click()
+    dashboard = page.locator(".gptx-Dashboard")
+    dashboard.get_by_text("broke off: out of memory").wait_for()
+    dashboard.get_by_text("Log", exact=True).click()
+    dashboard.locator(".gptx-Log").get_by_text(SCRIPT).wait_for()
+    for theme in ("Light", "Dark"):
+        use_theme(page, theme)
+        for where in (".gptx-Card-name", ".gptx-Card-state", ".gptx-Card-made", ".gptx-Trouble", ".gptx-Log"):
+            assert page.evaluate(CONTRAST, where) >= 4.0, (theme, where)
+    assert page.evaluate("window.hacked") is None
+
+
+# The contrast of a text to what it stands on, as WCAG reckons it.
+CONTRAST = """where => {
+    const luminance = color => {
+        const [r, g, b] = color.match(/[\\d.]+/g).slice(0, 3).map(value => {
+            const share = value / 255;
+            return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
+        });
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const node = document.querySelector(where);
+    let ground = node;
+    const clear = color => color === 'transparent' || /, 0\\)$/.test(color);
+    while (clear(getComputedStyle(ground).backgroundColor)) {
+        ground = ground.parentElement;
+    }
+    const both = [getComputedStyle(node).color, getComputedStyle(ground).backgroundColor].map(luminance);
+    return (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05);
+}"""
+
+
+def test_everything_in_the_list_is_reached_by_keyboard(context: Any, lab: JupyterServer) -> None:
+    made_runs.make("reviews", steps=60, phase="training", outcome=made_runs.FINISHED)
+    page = open_lab(context, lab, "keyboard")
+    card(page, "reviews/1").wait_for()
+    page.get_by_label("Filter runs").focus()
+    reached = []
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        reached.append(
+            page.evaluate("document.activeElement.getAttribute('aria-label') ?? document.activeElement.title")
+        )
+    assert reached[2:6] == [
+        "Choose reviews v1 to compare it",
+        "Open reviews v1",
+        "Open reviews v1",
+        "New run from reviews v1",
+    ]
+    assert "Delete reviews v1" in reached
+
+
+def test_five_hundred_runs_are_listed_and_scroll(context: Any, lab: JupyterServer) -> None:
+    for number in range(500):
+        made_runs.make(f"run-{number:03}", steps=12, phase="training", outcome=made_runs.FINISHED)
+    page = open_lab(context, lab, "many")
+    page.wait_for_function("() => document.querySelectorAll('.gptx-Card').length === 500")
+    frames = page.evaluate(
+        """() => new Promise(resolve => {
+            const list = document.querySelector('.gptx-List');
+            let count = 0;
+            const step = () => {
+                list.scrollTop += 400;
+                count += 1;
+                count < 60 ? requestAnimationFrame(step) : resolve(list.scrollTop);
+            };
+            requestAnimationFrame(step);
+        })"""
+    )
+    assert frames > 10_000
+    page.get_by_label("Filter runs").fill("run-499")
+    page.wait_for_function("() => document.querySelectorAll('.gptx-Card').length === 1")
+    page.get_by_text("1 of 500").wait_for()

@@ -1,0 +1,318 @@
+"""Pretraining as a run: from a cell to a base model that is fine-tuned, and back from every way of breaking off."""
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import gptx_nb
+from gptx_nb import fields, launch, metrics, progress
+from gptx_nb.engine import pretrain
+from gptx_nb.errors import DataError, ModelError, RecipeError
+from gptx_nb.pretraining import SIZES, PretrainRecipe
+from gptx_nb.recipe import Recipe, make_recipe, parse_yaml
+from gptx_nb.runs import Run, RunStore
+from gptx_nb.views import panels
+
+WORDS = ("the", "river", "stone", "light", "of", "and", "under", "moves", "slowly", "bright", "old", "house", "wind")
+NAMES = ["from" if name == "from_" else name for name in PretrainRecipe.model_fields]
+
+
+def writing(number: int) -> str:
+    chosen = random.Random(number)
+    return " ".join(chosen.choice(WORDS) for _ in range(40)) + f" {number}."
+
+
+TEXTS = [writing(number) for number in range(150)]
+SMALL: dict[str, Any] = {
+    "vocabulary": 300,
+    "context": 32,
+    "layers": 2,
+    "width": 32,
+    "heads": 2,
+    "tokens_per_step": 256,
+    "tokens": 256 * 12,
+    "learning_rate": 0.01,
+    "dropout": 0.1,
+    "device": "cpu",
+    "dtype": "float32",
+    "validation": 0.1,
+    "evaluate_every": 4,
+}
+
+
+def recipe(**settings: Any) -> PretrainRecipe:
+    return make_recipe({**SMALL, "data": "texts", **settings}, "", PretrainRecipe)
+
+
+def pretrained(name: str, **settings: Any) -> Run:
+    return launch.train(name, recipe(**settings), data=TEXTS, wait=True).run
+
+
+def losses(run: Run) -> list[float]:
+    return [record["loss"] for record in run.history() if record.get("kind") == "step"]
+
+
+# ---- the recipe -----------------------------------------------------------------------------------------------------
+
+
+def test_every_setting_has_a_flag_a_control_a_completion_a_help_line_and_a_table_row() -> None:
+    kind = PretrainRecipe
+    assert [flag.setting.name for flag in fields.flags(kind)] == NAMES
+    assert [control["name"] for control in fields.form_spec(kind)] == NAMES
+    assert [offer.removesuffix(": ") for offer in fields.completions("", kind)] == NAMES
+    assert [line.split()[0] for line in fields.help_text(kind).splitlines()] == NAMES
+    assert [row.split("`")[1] for row in fields.docs_table(kind).splitlines()[2:]] == NAMES
+    for setting in fields.settings(kind):
+        assert setting.description.endswith(".")
+        assert setting.reason
+        assert not setting.reason.endswith(".")
+
+
+def test_the_readme_tells_every_setting() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert fields.docs_table(PretrainRecipe) in readme
+
+
+def test_a_recipe_is_the_same_after_a_round_through_yaml() -> None:
+    asked = recipe(samples=["Once", "no"])
+    again = make_recipe(parse_yaml(asked.to_yaml(), kind=PretrainRecipe), "", PretrainRecipe)
+    assert again == asked
+    assert again.digest() == asked.digest() != recipe(samples=["Once"]).digest()
+    assert recipe(checkpoint_every=5.0).digest() == recipe().digest()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochs: 1\ntokens: 5", "both epochs and tokens are given; keep one of them"),
+        ("from: gpt2\nwidth: 64", "from: gpt2 has a shape and a tokenizer of its own. Leave out width"),
+        ("tokenizer: gpt2\nvocabulary: 300", "the tokenizer gpt2 has a vocabulary of its own. Leave out vocabulary"),
+        ("width: 100\nheads: 3", "a width of 100 cannot be shared by 3 heads. Type `heads: 2`"),
+        ("architecture: llama\nwidth: 21\nheads: 1", "llama turns pairs of values, and a head has 21"),
+        ("size: tny", "size: 'tny' does not fit: input should be 'tiny', 'mini'"),
+        ("epocs: 1", "unknown setting 'epocs'. Did you mean 'epochs'?"),
+        ("devices: 2\ndevice: cuda:1", "device: cuda:1 is one device, and devices: 2 are asked for"),
+    ],
+)
+def test_a_mistake_is_one_line(text: str, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        make_recipe(parse_yaml(f"data: a.txt\n{text}", kind=PretrainRecipe), "cell body", PretrainRecipe)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# ---- the model ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["tiny", "mini", "compact", "small"])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_a_size_has_the_same_matrices_in_both_architectures(name: str, architecture: str) -> None:
+    made = make_recipe({"data": "x", "size": name, "architecture": architecture}, "", PretrainRecipe)
+    tokenizer = AutoTokenizer.from_pretrained(Path(gptx_nb.__file__).parent / "models" / "tiny")
+    with torch.device("meta"):
+        model = pretrain.new_model(made, tokenizer)
+    layers, heads, width = SIZES[name]
+    assert (model.config.num_hidden_layers, model.config.num_attention_heads) == (layers, heads)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    matrices = pretrain.matrix_parameters(model)
+    expected = layers * 12 * width**2 + len(tokenizer) * width
+    assert matrices == pytest.approx(expected, rel=0.03)
+
+
+def test_a_larger_step_is_taken_where_there_is_more_to_learn() -> None:
+    chosen = [
+        pretrain.tokens_per_step(make_recipe({"data": "x"}, "", PretrainRecipe), total, 512)[0]
+        for total in (10_000, 10_000_000, 100_000_000, 10**10)
+    ]
+    assert chosen == [8_192, 8_192, 65_536, 524_288]
+
+
+# ---- a run ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(home: Path) -> Run:
+    return pretrained("base", samples=["the river"])
+
+
+def test_a_run_learns_and_leaves_a_plain_model_with_its_scores(run: Run, tmp_path: Path) -> None:
+    assert run.state() == "finished"
+    found = losses(run)
+    assert len(found) == 12
+    assert found[-1] < 0.75 * found[0]
+    model = AutoModelForCausalLM.from_pretrained(run.model)
+    tokenizer = AutoTokenizer.from_pretrained(run.model)
+    assert (model.config.n_layer, model.config.n_embd, model.config.vocab_size) == (2, 32, 320)
+    assert tokenizer.model_max_length == 32
+    scores, plan, report = run.scores(), run.plan(), run.report()
+    assert scores is not None
+    assert plan is not None
+    assert report is not None
+    validation = scores["validation"]
+    assert validation["low"] < validation["bits_per_byte"] < validation["high"]
+    assert validation["documents"] == report["validation"]["documents"] > 5
+    assert scores["tokens"] == 12 * 256
+    assert scores["flops"] == 6 * pretrain.matrix_parameters(model) * 12 * 256
+    evaluations = [record for record in run.history() if record.get("kind") == "evaluation"]
+    assert [each["step"] for each in evaluations] == [4, 8, 12]
+    assert evaluations[-1]["bits_per_byte"] < evaluations[0]["bits_per_byte"]
+    assert evaluations[0]["samples"][0]["prompt"] == "the river"
+    assert plan["memory"]["choice"] != "unknown"
+    assert {"time", "limit", "tokens_per_step"} <= set(plan)
+
+    lines = "\n".join(progress.result_lines(run))
+    assert f"{validation['bits_per_byte']:.3f} bits a byte" in lines
+    assert "`model: run:base`" in lines
+    assert "sample: the river | " in lines
+    shown = panels.ended(run)
+    assert "bits a byte" in shown["text/html"]
+    assert "data:image/png;base64" in shown["text/html"]
+    assert "150 documents" in "\n".join(progress.preflight_lines(run))
+    assert "bits/byte" in progress.runs_text(progress.run_rows([run]))
+
+
+def test_running_it_again_shows_it_and_a_change_makes_the_next_version(run: Run) -> None:
+    again = launch.train("base", recipe(samples=["the river"]), data=TEXTS)
+    assert (again.action, again.run) == ("shown", run)
+    other = launch.train("base", recipe(samples=["the river"], seed=1), data=TEXTS, wait=True)
+    assert (other.action, other.run.version) == ("new", 2)
+    assert "changed since version 1: seed" in other.note
+    table = pd.DataFrame({"text": ["good film", "bad film"] * 4, "label": ["good", "bad"] * 4})
+    third = launch.train("base", Recipe(model="run:base/1", data="df", epochs=1.0), data=table, wait=True)
+    assert "is another kind of run" in third.note
+
+
+def test_a_pretrained_run_is_gone_on_with_and_fine_tuned_from_and_the_chain_is_shown(run: Run) -> None:
+    onward = launch.train(
+        "domain",
+        make_recipe(
+            {"data": "texts", "from": "run:base", "context": 32, "tokens": 1024, "device": "cpu", "dtype": "float32"},
+            "",
+            PretrainRecipe,
+        ),
+        data=[text.upper() for text in TEXTS],
+        wait=True,
+    ).run
+    assert onward.recipe().base == "run:base/1"
+    before, after = (load_file(each.model / "model.safetensors") for each in (run, onward))
+    assert before.keys() == after.keys()
+    name = "transformer.h.0.attn.c_attn.weight"
+    assert 0 < (after[name] - before[name]).norm() < before[name].norm()
+    table = pd.DataFrame({"text": ["good film", "bad film"] * 4, "label": ["good", "bad"] * 4})
+    tuned = launch.train(
+        "tuned", Recipe(model="run:domain", data="df", epochs=1.0, device="cpu"), data=table, wait=True
+    ).run
+    plan = tuned.plan()
+    assert plan is not None
+    assert plan["model"]["where"] == "run domain version 1 <- run base version 1 <- random weights"
+    assert "run base version 1" in "\n".join(progress.preflight_lines(tuned))
+    with pytest.raises(ModelError, match=r"model: no run is called 'domian'\. Did you mean 'domain'\?"):
+        launch.train("tuned", Recipe(model="run:domian", data="df"), data=table)
+
+
+def test_llama_muon_wsd_and_counted_embeddings_go_together(home: Path) -> None:
+    run = pretrained(
+        "other", architecture="llama", optimizer="muon", schedule="wsd", embeddings="cooccurrence", cooldown=0.5
+    )
+    rates = [record["learning_rate"] for record in run.history() if record.get("kind") == "step"]
+    assert rates[1:6] == [0.01] * 5
+    assert rates[-1] < 0.003
+    assert losses(run)[-1] < losses(run)[0]
+    vectors = load_file(run.data / "embeddings.safetensors")["embeddings"]
+    assert vectors.shape == (300, 32)
+    assert torch.isfinite(vectors).all()
+
+
+def wait_for(condition: Any, seconds: float = 60.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_bits(home: Path) -> None:
+    settings = {"tokens": 256 * 60, "checkpoint_every": 0.2}
+    whole = pretrained("whole", **settings)
+    cut = launch.train("cut", recipe(**settings), data=TEXTS).run
+    wait_for(lambda: any(cut.checkpoints.glob("0*")) and len(losses(cut)) > 5)
+    for process in cut.processes(1).values():
+        os.kill(process.pid, signal.SIGKILL)
+    wait_for(lambda: not cut.active)
+    assert cut.state() == "interrupted"
+    assert len(losses(cut)) < 60
+    again = launch.train("cut", recipe(**settings), data=TEXTS, wait=True)
+    assert again.action == "resumed"
+    assert losses(cut) == losses(whole)
+    ours, theirs = (load_file(each.model / "model.safetensors") for each in (cut, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_run_is_stopped_and_goes_on(home: Path) -> None:
+    settings = {"tokens": 256 * 400}
+    run = launch.train("long", recipe(**settings), data=TEXTS).run
+    wait_for(lambda: len(losses(run)) > 3)
+    assert (
+        launch.stop(run)
+        == "run long version 1 has saved and stopped. Run its cell again to go on: `%%gpt_pretrain long`"
+    )
+    assert run.model.is_dir()
+    again = launch.train("long", recipe(**settings), data=TEXTS)
+    assert again.action == "resumed"
+    wait_for(lambda: metrics.read(run.metrics_file(2))[0][-1].get("kind") == "step")
+    launch.stop(run)
+
+
+def test_two_processes_learn_what_one_does(home: Path) -> None:
+    settings = {"dropout": 0.0, "tokens": 256 * 4}
+    one, two = (pretrained(name, devices=number, **settings) for name, number in (("one", 1), ("two", 2)))
+    assert losses(two) == pytest.approx(losses(one), abs=1e-5)
+    ours, theirs = (load_file(each.model / "model.safetensors") for each in (two, one))
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
+
+
+@pytest.mark.parametrize(
+    ("settings", "data", "kind", "message"),
+    [
+        ({}, ["short"], DataError, "holds no text of 16 characters or more"),
+        ({}, None, DataError, "there is nothing to learn from. Name texts, as in `data: books/`"),
+        ({"context": 16384}, TEXTS, DataError, "fewer than two rows of 16,384"),
+        ({"tokenizer": "/nowhere/at/all"}, TEXTS, ModelError, "tokenizer: there is no folder /nowhere/at/all"),
+    ],
+)
+def test_a_mistake_leaves_nothing_behind(
+    settings: dict[str, Any], data: object, kind: type[Exception], message: str, home: Path
+) -> None:
+    asked = {
+        key: value for key, value in {**SMALL, **settings}.items() if "tokenizer" not in settings or key != "vocabulary"
+    }
+    with pytest.raises(kind, match=message):
+        launch.train("bad", make_recipe(asked, "", PretrainRecipe), data=data, wait=True)
+    assert RunStore().runs() == []
+    assert not list((home / "runs").glob("*/*"))
+
+
+def test_a_tokenizer_is_reused_and_one_that_does_not_fit_is_refused(run: Run, tmp_path: Path) -> None:
+    asked = {key: value for key, value in SMALL.items() if key != "vocabulary"}
+    folder = run.data / "tokenizer"
+    again = launch.train(
+        "reused", make_recipe({**asked, "tokenizer": str(folder)}, "", PretrainRecipe), data=TEXTS, wait=True
+    ).run
+    both = [json.loads((each.model / "tokenizer.json").read_text())["model"] for each in (run, again)]
+    assert both[0] == both[1]
+    broken = tmp_path / "broken"
+    model = AutoModelForCausalLM.from_pretrained(run.model)
+    model.resize_token_embeddings(200)
+    model.save_pretrained(broken)
+    AutoTokenizer.from_pretrained(run.model).save_pretrained(broken)
+    with pytest.raises(ModelError, match="has 300 tokens, and the model knows 200"):
+        launch.train("bad", make_recipe({"data": "x", "from": str(broken)}, "", PretrainRecipe), data=TEXTS)

@@ -1,0 +1,286 @@
+"""Every task of a model that writes, as a run: from the table to the scores, in real worker processes."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from gptx_nb import launch, progress
+from gptx_nb.engine import examples as reading
+from gptx_nb.engine import jobs, roles
+from gptx_nb.errors import DataError, RecipeError
+from gptx_nb.recipe import Recipe, make_recipe
+from gptx_nb.runs import Run
+from gptx_nb.sources import stage
+from gptx_nb.views import panels
+
+COLOURS = ("red", "blue", "green", "black", "white", "brown")
+THINGS = ("car", "door", "hat", "cup", "fish", "tree", "book", "boat")
+
+
+def facts() -> list[tuple[str, str, str]]:
+    """(sentence, question, answer): what is asked stands in the sentence."""
+    return [(f"The {t} is {c}.", f"What is the {t}?", c) for c in COLOURS for t in THINGS]
+
+
+def questions() -> pd.DataFrame:
+    return pd.DataFrame(facts(), columns=["context", "question", "answer"])
+
+
+def tables() -> dict[str, pd.DataFrame]:
+    rows = facts()
+    return {
+        "text-generation": pd.DataFrame({"text": [sentence for sentence, _, _ in rows]}),
+        "chat": pd.DataFrame(
+            {
+                "messages": [
+                    [{"role": "user", "content": f"{s} {q}"}, {"role": "assistant", "content": a}] for s, q, a in rows
+                ]
+            }
+        ),
+        "summarization": pd.DataFrame(
+            {"document": [f"{s} It is so." for s, _, _ in rows], "summary": [r[2] for r in rows]}
+        ),
+        "question-answering": questions(),
+        "translation": pd.DataFrame({"en": [s for s, _, _ in rows], "fr": [f"Le {a}" for _, _, a in rows]}),
+        "code-generation": pd.DataFrame(
+            {
+                "text": [f"Return {at}." for at in range(48)],
+                "code": [f"def f():\n    return {at}" for at in range(48)],
+                "test_list": [[f"assert f() == {at}"] for at in range(48)],
+            }
+        ),
+    }
+
+
+def recipe(model: Path, **settings: Any) -> Recipe:
+    small = {"model": str(model), "epochs": 1, "learning_rate": 0.01, "device": "cpu", "dtype": "float32", "data": "df"}
+    return make_recipe({**small, **settings})
+
+
+def tuned(name: str, model: Path, data: object, **settings: Any) -> Run:
+    return launch.train(name, recipe(model, **settings), data=data, wait=True).run
+
+
+def losses(run: Run) -> list[float]:
+    return [record["loss"] for record in run.history() if record.get("kind") == "step"]
+
+
+# ---- which task, which columns --------------------------------------------------------------------------------------
+
+
+def table_of(tmp_path: Path, data: object, **settings: Any) -> Any:
+    asked = make_recipe({"data": "df", **settings})
+    return reading.load(asked, stage(asked, data, None, tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("task", tables())
+def test_the_task_of_a_table_is_found_by_its_columns_and_told(tmp_path: Path, task: str) -> None:
+    table = table_of(tmp_path, tables()[task])
+    assert isinstance(table, roles.RoleTable)
+    assert (table.task, table.report["task_why"] != "") == (task, True)
+
+
+def test_a_table_with_a_label_is_still_for_text_classification(tmp_path: Path) -> None:
+    for columns in (["text", "label"], ["review", "sentiment"], ["text", "topic"], ["question", "intent"]):
+        frame = pd.DataFrame([(f"text {at}", ("a", "b")[at % 2]) for at in range(20)], columns=columns)
+        assert not isinstance(table_of(tmp_path, frame), roles.RoleTable), columns
+
+
+def test_columns_are_named_by_role_and_the_rest_is_guessed(tmp_path: Path) -> None:
+    frame = questions().rename(columns={"question": "q", "answer": "a", "context": "body"})
+    table = table_of(
+        tmp_path, frame, task="question-answering", columns={"question": "q", "context": "body", "answer": "a"}
+    )
+    assert table.report["roles"] == {"question": "q", "context": "body", "answer": "a"}
+    with pytest.raises(DataError, match=r"its columns do not fit question-answering, which needs question and answer"):
+        table_of(tmp_path, frame, task="question-answering")
+    with pytest.raises(DataError, match=r"no role 'questions'. Did you mean 'question'\?"):
+        table_of(tmp_path, frame, task="question-answering", columns={"questions": "q"})
+    with pytest.raises(DataError, match=r"no column 'Q' \(columns: \{question: Q\}\)"):
+        table_of(tmp_path, frame, task="question-answering", columns={"question": "Q"})
+
+
+def test_columns_may_be_typed_in_one_line() -> None:
+    assert make_recipe({"data": "df", "columns": "{question: q, answer: 2}"}).columns == {
+        "question": "q",
+        "answer": "2",
+    }
+    with pytest.raises(
+        RecipeError, match=r"columns: 'q' does not fit: columns by role are wanted, as in \{question: q"
+    ):
+        make_recipe({"data": "df", "columns": "q"})
+
+
+def test_pairs_are_what_is_asked_and_its_answer(tmp_path: Path) -> None:
+    pairs = [(f"Long document number {at}.", f"No. {at}") for at in range(12)]
+    table = table_of(tmp_path, pairs, task="summarization")
+    assert table.train[0].keys() == {"document", "summary"}
+
+
+def test_questions_on_one_text_stay_on_one_side_of_the_split(tmp_path: Path) -> None:
+    frame = pd.DataFrame(
+        [(f"Text {at // 4}.", f"Question {at}?", f"answer {at}") for at in range(80)],
+        columns=["context", "question", "answer"],
+    )
+    table = table_of(tmp_path, frame)
+    assert table.validation is not None
+    assert not {each["context"] for each in table.train} & {each["context"] for each in table.validation}
+
+
+def test_answers_come_in_the_shapes_that_tables_have(tmp_path: Path) -> None:
+    squad = [
+        {"context": "A b.", "question": f"Q{at}?", "answers": {"text": ["b", "a b"], "answer_start": [2, 0]}}
+        for at in range(4)
+    ]
+    assert table_of(tmp_path, squad).train[0]["references"] == ["b", "a b"]
+    listed = [{"question": f"Q{at}?", "answers": [{"text": "b", "answer_start": 2}]} for at in range(4)]
+    assert table_of(tmp_path, listed).train[0]["answer"] == "b"
+    arc = [
+        {"question": f"Q{at}?", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "B"}
+        for at in range(4)
+    ]
+    assert table_of(tmp_path, arc).train[0]["answer"] == "y"
+
+
+def test_a_meaning_and_its_text_or_the_lines_of_a_file_are_for_text_generation(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"mr": [f"name[{at}]" for at in range(20)], "text": [f"There is {at}." for at in range(20)]})
+    assert table_of(tmp_path, frame).report["roles"] == {"prompt": "mr", "completion": "text"}
+    (tmp_path / "poem.txt").write_text("One line.\n\nAnother line.\n")
+    asked = make_recipe({"data": str(tmp_path / "poem.txt")})
+    table = reading.load(asked, stage(asked, None, None, tmp_path), tmp_path)
+    assert table.train == [{"text": "One line."}, {"text": "Another line."}]  # type: ignore[comparison-overlap]
+
+
+def test_bad_rows_are_told_with_their_number(tmp_path: Path) -> None:
+    turns = [
+        {"role": "user", "content": "Hi"},
+        {"role": "user", "content": "Hello?"},
+        {"role": "assistant", "content": "Yes"},
+    ]
+    good = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]
+    with pytest.raises(DataError, match=r"row 2: turn 2 of a conversation is of 'user', and 'assistant' is due"):
+        table_of(tmp_path, [{"messages": good}, {"messages": turns}])
+    with pytest.raises(DataError, match=r"row 1: the answer 'z' is none of the choices: x, y"):
+        table_of(tmp_path, [{"question": "Q?", "choices": ["x", "y"], "answer": "z"}])
+    frame = pd.DataFrame({"document": ["A long text here", None], "summary": ["Short", "Short"]})
+    assert table_of(tmp_path, frame).report["dropped"] == {"empty document": 1}
+
+
+def test_settings_that_make_no_sense_for_a_model_that_writes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        RecipeError, match=r"tune: head trains a new classification head, and question-answering has none"
+    ):
+        table_of(tmp_path, questions(), tune="head")
+    with pytest.raises(RecipeError, match=r"baseline: scratch compares classifiers, by accuracy"):
+        table_of(tmp_path, questions(), baseline="scratch")
+    with pytest.raises(RecipeError, match=r"label: chat has no labels"):
+        table_of(tmp_path, tables()["chat"], task="chat", label="messages")
+
+
+def test_the_snapshot_gives_the_same_examples(tmp_path: Path) -> None:
+    table = table_of(tmp_path, tables()["chat"])
+    reading.save_snapshot(table, tmp_path)
+    again = reading.load_snapshot(tmp_path, make_recipe({"data": "df"}))
+    assert again == table
+    (tmp_path / "report.json").write_text(json.dumps({**table.report, "fingerprint": "0"}))
+    with pytest.raises(DataError, match="has been changed since it was made"):
+        reading.load_snapshot(tmp_path, make_recipe({"data": "df"}))
+
+
+def test_a_long_conversation_loses_its_oldest_turns_and_a_short_one_nothing(tmp_path: Path, tiny_model: Path) -> None:
+    talk = [{"role": role, "content": f"{role} {at}"} for at in range(6) for role in ("user", "assistant")]
+    system = [{"role": "system", "content": "Be brief."}]
+    table = table_of(tmp_path, [{"messages": [*system, *talk]}, {"messages": talk[:2]}], validation=0)
+    job = jobs.of(table, make_recipe({"data": "df"}))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    job.encode(tokenizer, 128)
+    first, second = (tokenizer.decode(row) for row in job.token_rows[0])
+    assert first.startswith("<|system|>\nBe brief.\n<|user|>\nuser 4\n<|assistant|>\nassistant 4")
+    assert second.startswith("<|user|>\nuser 0")
+    tokens = job.told(tokenizer)["tokens"]
+    assert (tokens["cut"], tokens["left_out"]) == (1, 0)
+
+
+# ---- a run of each task ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", tables())
+def test_a_run_of_each_task_learns_and_is_scored_beside_the_base_model(task: str, home: Path, tiny_model: Path) -> None:
+    run = tuned(task, tiny_model, tables()[task], allow_code=True)
+    assert losses(run)[-1] < losses(run)[0]
+    scores = run.scores()
+    assert scores is not None
+    assert scores["validation"]["loss"] < scores["base"]["loss"]
+    recipe_kept = run.recipe()
+    assert isinstance(recipe_kept, Recipe)
+    assert recipe_kept.task == task
+    told = json.loads((run.model / "gptx_task.json").read_text())
+    assert told["task"] == task
+    lines = "\n".join([*progress.preflight_lines(run), *progress.result_lines(run)])
+    assert f"task: {task}" in lines
+    assert "⟦" in lines
+    assert "loss on" in lines
+    html = panels.bundle_of(run)["text/html"]
+    assert "it learns what is bold" in html
+    assert "on the held-out rows" in html
+    model = AutoModelForCausalLM.from_pretrained(run.model)
+    assert model.config.vocab_size == AutoModelForCausalLM.from_pretrained(tiny_model).config.vocab_size
+    template = AutoTokenizer.from_pretrained(run.model).chat_template
+    assert (template is not None) == (task == "chat")
+    main = {"code-generation": "pass@1", "text-generation": None}.get(task, scores["validation"]["main"])
+    assert scores["validation"]["main"] == main
+
+
+def test_a_model_learns_to_answer_and_where_to_end(home: Path, tiny_model: Path) -> None:
+    frame = pd.DataFrame({"prompt": [f"{c} is" for c in COLOURS] * 8, "completion": [c[::-1] for c in COLOURS] * 8})
+    run = tuned("copy", tiny_model, frame, epochs=12, validation=0)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(run.model), AutoTokenizer.from_pretrained(run.model)
+    given = tokenizer("red is\n", return_tensors="pt")
+    out = model.generate(**given, max_new_tokens=20, do_sample=False, pad_token_id=tokenizer.eos_token_id)
+    assert tokenizer.decode(out[0, given["input_ids"].shape[1] :]) == "der<|endoftext|>"
+
+
+@pytest.mark.parametrize("tune", ["lora", "top:1"])
+def test_parts_of_a_model_can_be_tuned_to_write(tune: str, home: Path, tiny_model: Path) -> None:
+    run = tuned("part", tiny_model, questions(), tune=tune, epochs=2)
+    assert losses(run)[-1] < losses(run)[0]
+    before = AutoModelForCausalLM.from_pretrained(tiny_model).state_dict()
+    after = AutoModelForCausalLM.from_pretrained(run.model).state_dict()
+    assert before.keys() == after.keys()
+    assert torch.equal(before["transformer.wte.weight"], after["transformer.wte.weight"])
+    assert not torch.equal(before["transformer.h.1.mlp.c_fc.weight"], after["transformer.h.1.mlp.c_fc.weight"])
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_model(home: Path, tiny_model: Path) -> None:
+    whole = tuned("whole", tiny_model, questions(), epochs=40, baselines=False)
+    asked = recipe(tiny_model, epochs=40, baselines=False)
+    run = launch.train("cut", asked, data=questions(), wait=False).run
+    while len(losses(run)) < 10:
+        time.sleep(0.01)
+    run.request_stop()
+    launch.wait(run)
+    assert run.state() == "stopped"
+    run = launch.train("cut", asked, data=questions(), wait=True).run
+    assert losses(run)[-1] == losses(whole)[-1]
+
+
+def test_two_processes_learn_what_one_does(home: Path, tiny_model: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)  # without dropout, which differs from rank to rank
+    model.config.resid_pdrop = model.config.embd_pdrop = model.config.attn_pdrop = 0.0
+    model.save_pretrained(tmp_path / "still")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "still")
+    one = tuned("one", tmp_path / "still", questions(), baselines=False)
+    two = tuned("two", tmp_path / "still", questions(), baselines=False, devices=2)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+
+
+def test_nothing_to_learn_from_is_told_with_the_lengths(home: Path, tiny_model: Path) -> None:
+    frame = pd.DataFrame({"prompt": ["a"] * 12, "completion": ["word " * 100] * 12})
+    with pytest.raises(DataError, match=r"no example can be learnt from. Of 12, the longest target has 50\d tokens"):
+        tuned("long", tiny_model, frame, validation=0)
