@@ -1,9 +1,10 @@
 """What a run looks like in a notebook: live while it trains, then a table and a plot that read without a kernel.
 
-A view is a function of the run's files: HTML, text and, at the end, a PNG. Where the front end draws widgets, a live one
-is a widget (live.py). One thread of this module keeps the live ones up to date; it never prints. Once a run has ended its view is plain HTML: tables and
-an image, no script, no style sheet, no network. Colours are JupyterLab's own where there are any, so that a light and
-a dark theme both read; else those of the page around. Everything that comes from a table or a log is escaped.
+A view is a function of the run's files: HTML, text and, at the end, a PNG. Where the page draws widgets, a live one is
+a widget (live.py). One thread of this module keeps the live ones up to date; it never prints. Once a run has ended its
+view is plain HTML: tables and an image, no script, no style sheet, no network. Colours are JupyterLab's own where there
+are any, so that a light and a dark theme both read; else those of the page around. Everything that comes from a table
+or a log is escaped.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.getipython import get_ipython
 from IPython.display import DisplayHandle, display
 
-from gptx_nb import pretraining_words, progress, writing_words
+from gptx_nb import pretraining_words, progress, samples, writing_words
 from gptx_nb.pretraining import PretrainRecipe
 from gptx_nb.progress import Progress, counted, one_line
 from gptx_nb.recipe import Recipe
@@ -199,12 +200,10 @@ def _corpus(run: Run, report: dict[str, Any] | None) -> str:
 
 
 def _samples(seen: Progress) -> str:
-    """Show how the model continues texts, as of its latest score."""
-    rows = [
-        (_escaped(beginning, 80), _escaped(text, 300))
-        for beginning, text in pretraining_words.samples(seen.evaluations)
-    ]
-    return _table(("beginning", "goes on"), rows) if rows else ""
+    """Show what the model says of a few fixed held-out rows, as of its latest score."""
+    found = samples.latest(seen.evaluations)
+    rows = [tuple(_escaped(cell, 240) for cell in row) for row in found.rows]
+    return _table(found.head, rows, right=(3,)) if rows else ""
 
 
 def _class_counts(counts: dict[str, int]) -> str:
@@ -541,7 +540,8 @@ class LiveView(RunView):
         if live.draws_widgets():
             self._widget = live.RunWidget(self.name)
             # What is saved meanwhile reads without a kernel too; the end takes its place.
-            self._bundle = {**waiting(self.name, f"seen live here; `%gpt_watch {self.name}` shows it"), **self._widget.bundle}
+            words = waiting(self.name, f"seen live here; `%gpt_watch {self.name}` shows it")
+            self._bundle = {**words, **self._widget.bundle}
 
     def look(self, run: Run) -> None:
         """Show how far `run` is, unless that was done a moment ago."""
@@ -555,7 +555,7 @@ class LiveView(RunView):
             self._seen = Progress(run)
         self._looked = time.monotonic()
         seen = self._widget.step(run, self.note) if self._widget else self._seen.refresh()
-        if seen.state in ACTIVE and self._widget:
+        if seen.state in ACTIVE and self._widget and not self._widget.is_not_drawn:
             return
         if seen.state in ACTIVE:
             self._put(live(run, seen, self.note, briefly=self._briefly))
