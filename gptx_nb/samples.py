@@ -16,7 +16,7 @@ MOST_POINTS = 30  # of a row's course
 
 @dataclass(frozen=True)
 class Samples:
-    """A table: names of its columns, a row a text, and of rows with labels the course of the right one's probability."""
+    """A table: names of its columns, a row a text; of labels also the course of the right one's probability."""
 
     head: tuple[str, ...] = ()
     rows: list[tuple[str, ...]] = field(default_factory=list)
@@ -32,7 +32,9 @@ def latest(evaluations: Sequence[Record]) -> Samples:
     if "prompt" in last[0]:
         return Samples(("beginning", "goes on"), [(each["prompt"], each["text"]) for each in last])
     if "asked" in last[0]:
-        return Samples(("asked", "right", "answered"), [(each["asked"], each["right"], each["answer"]) for each in last])
+        return Samples(
+            ("asked", "right", "answered"), [(each["asked"], each["right"], each["answer"]) for each in last]
+        )
     rows = [(each["text"], each["label"], each["said"], f"{each['share']:.2f}") for each in last]
     same = [each for each in told if len(each) == len(last)]
     stride = -(-len(same) // MOST_POINTS)
