@@ -28,6 +28,8 @@ SCORES = {  # what a score is called in a record and on a chart; the first that 
     "perplexity": "perplexity",
 }
 
+Point = tuple[float, float]  # step and value
+
 
 class Curves:
     """The curves of `seen`, which somebody else refreshes."""
@@ -64,6 +66,17 @@ class Curves:
 def score_name(evaluations: Sequence[Record]) -> str | None:
     """Return which of `SCORES` the records hold."""
     return next((name for name in SCORES for record in evaluations if record.get(name) is not None), None)
+
+
+def thinned(points: Sequence[Point], limit: int) -> list[Point]:
+    """Return at most `limit` points: means of neighbours."""
+    if len(points) <= limit:
+        return list(points)
+    found = []
+    for number in range(limit):
+        part = points[number * len(points) // limit : (number + 1) * len(points) // limit]
+        found.append((part[-1][0], sum(value for _, value in part) / len(part)))
+    return found
 
 
 def _in_common(before: Sequence[Record], now: Sequence[Record]) -> int:

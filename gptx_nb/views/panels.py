@@ -13,8 +13,6 @@ import base64
 import contextlib
 import contextvars
 import html
-import io
-import logging
 import re
 import threading
 import time
@@ -26,6 +24,7 @@ from IPython.core.getipython import get_ipython
 from IPython.display import DisplayHandle, display
 
 from gptx_nb import pretraining_words, progress, samples, writing_words
+from gptx_nb.curves import thinned
 from gptx_nb.pretraining import PretrainRecipe
 from gptx_nb.progress import Progress, counted, one_line
 from gptx_nb.recipe import Recipe
@@ -263,7 +262,9 @@ def waiting(name: str, doing: str) -> Bundle:
 
 def _curve(seen: Progress) -> str:
     """Draw the loss of the steps as a line and of the validation rows as dots."""
-    points = thinned([(step["step"], step["loss"]) for step in seen.steps if step.get("loss") is not None])
+    points = thinned(
+        [(step["step"], step["loss"]) for step in seen.steps if step.get("loss") is not None], CURVE_POINTS
+    )
     if len(points) < 2:
         return ""
     dots = [(e["step"], e["validation_loss"]) for e in seen.evaluations if e.get("validation_loss") is not None]
@@ -278,7 +279,8 @@ def _curve(seen: Progress) -> str:
 
     line = " ".join(at(*point) for point in points)
     circles = "".join(
-        '<circle cx="{}" cy="{}" r="3" fill="{}"/>'.format(*at(*dot).split(","), _DOT) for dot in thinned(dots)
+        '<circle cx="{}" cy="{}" r="3" fill="{}"/>'.format(*at(*dot).split(","), _DOT)
+        for dot in thinned(dots, CURVE_POINTS)
     )
     legend = f"Loss, from {progress.number(points[0][1])} to {progress.number(points[-1][1])}"
     if dots:
@@ -291,17 +293,6 @@ def _curve(seen: Progress) -> str:
         f'<polyline fill="none" stroke="{_ACCENT}" stroke-width="1.5" points="{line}"/>{circles}</svg>'
         + _line(legend, f"{_MUTED};font-size:90%")
     )
-
-
-def thinned(points: Sequence[tuple[float, float]], limit: int = CURVE_POINTS) -> list[tuple[float, float]]:
-    """Return at most `limit` points: means of neighbours."""
-    if len(points) <= limit:
-        return list(points)
-    found = []
-    for number in range(limit):
-        part = points[number * len(points) // limit : (number + 1) * len(points) // limit]
-        found.append((part[-1][0], sum(value for _, value in part) / len(part)))
-    return found
 
 
 # ---- when it has ended ----------------------------------------------------------------------------------------------
@@ -335,7 +326,9 @@ def ended(run: Run, note: str = "") -> Bundle:
         if rows:
             parts.append(_table(("on the held-out rows", "accuracy", "macro F1"), rows, right=(1, 2)))
     bundle: Bundle = {"text/plain": "\n".join(progress.result_lines(run))}
-    image = plot(seen, scores)
+    from gptx_nb.views import figures  # matplotlib takes its time, and is needed at the end only
+
+    image = figures.small(seen, scores)
     if image is not None:
         bundle["image/png"] = base64.b64encode(image).decode("ascii")
         parts.append(
@@ -422,57 +415,6 @@ def _recipe(run: Run) -> str:
         f'<pre style="white-space:pre-wrap;overflow-wrap:anywhere;color:inherit;background:none;font-size:90%;'
         f'margin:4px 0">{html.escape(shown)}</pre>{where}'
     )
-
-
-def plot(seen: Progress, scores: dict[str, Any] | None) -> bytes | None:
-    """Draw loss and score by step as a PNG that reads on white and on black; None without two steps."""
-    losses = thinned([(step["step"], step["loss"]) for step in seen.steps if step.get("loss") is not None], 300)
-    if len(losses) < 2:
-        return None
-    # It says so when it builds its font cache; nothing may print from a thread.
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    grey, blue, orange = "#808080", "#2e86de", "#e67e22"  # each has a contrast of 3 to white and to black
-    figure = Figure(figsize=(7, 2.3), dpi=144, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.patch.set_alpha(0)
-    accuracies = [(e["step"], e["accuracy"]) for e in seen.evaluations if e.get("accuracy") is not None]
-    validation = [(e["step"], e["validation_loss"]) for e in seen.evaluations if e.get("validation_loss") is not None]
-    bits = [(e["step"], e["bits_per_byte"]) for e in seen.evaluations if e.get("bits_per_byte") is not None]
-    axes = figure.subplots(1, 2 if accuracies or bits else 1, squeeze=False)[0]
-    axes[0].plot(*zip(*losses, strict=True), color=blue, linewidth=1.4, label="learning")
-    if validation:
-        axes[0].plot(*zip(*validation, strict=True), "o-", color=orange, linewidth=1.2, markersize=4, label="held out")
-    axes[0].set_title("loss", color=grey, fontsize=9)
-    axes[0].set_ylim(bottom=0)
-    if accuracies:
-        axes[1].plot(
-            *zip(*accuracies, strict=True), "o-", color=orange, linewidth=1.2, markersize=4, label="this model"
-        )
-        for (name, words), style in zip((("tfidf", "TF-IDF"), ("majority", "majority")), ("--", ":"), strict=True):
-            if name in ((scores or {}).get("baselines") or {}):
-                height = (scores or {})["baselines"][name]["accuracy"]
-                axes[1].axhline(height, color=grey, linewidth=1.2, linestyle=style, label=words)
-        axes[1].set_title("accuracy on the held-out rows", color=grey, fontsize=9)
-        axes[1].set_ylim(0, 1.03)
-    if bits:
-        axes[1].plot(*zip(*bits, strict=True), "o-", color=orange, linewidth=1.2, markersize=4)
-        axes[1].set_title("bits a byte on held-back documents", color=grey, fontsize=9)
-    for each in axes:
-        each.patch.set_alpha(0)
-        each.set_xlim(0, losses[-1][0] * 1.02)
-        each.set_xlabel("step", color=grey, fontsize=8)
-        each.tick_params(colors=grey, labelsize=8)
-        if len(each.lines) > 1:
-            each.legend(fontsize=7, frameon=False, labelcolor=grey)
-        for name, spine in each.spines.items():
-            spine.set_color(grey)
-            spine.set_visible(name in ("left", "bottom"))
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    return content.getvalue()
 
 
 # ---- objects that show themselves -----------------------------------------------------------------------------------
