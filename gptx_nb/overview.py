@@ -356,7 +356,7 @@ def _verdict(run: Run) -> str:
         return ""
 
 
-def _samples(run: Run) -> list[tuple[str, ...]]:
+def _samples(run: Run) -> Sequence[tuple[str, ...]]:
     """Return (beginning, continuation) as a pretrained model wrote them last."""
     return samples.latest(Progress(run).refresh().evaluations).rows if run.kind is PretrainRecipe else []
 

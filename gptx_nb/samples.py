@@ -19,7 +19,7 @@ class Samples:
     """A table: names of its columns, a row a text; of labels also the course of the right one's probability."""
 
     head: tuple[str, ...] = ()
-    rows: list[tuple[str, ...]] = field(default_factory=list)
+    rows: Sequence[tuple[str, ...]] = field(default_factory=list)
     courses: list[list[float]] = field(default_factory=list)
 
 

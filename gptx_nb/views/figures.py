@@ -32,7 +32,8 @@ def figure(run: Run) -> Figure:
     """Return loss, score, learning rate, gradient norm and speed of `run` by step."""
     seen, scores = Progress(run).refresh(), run.scores()
     drawn = Figure(figsize=(9, 4.6), dpi=144, layout="constrained")
-    above, below = drawn.subfigures(2, 1, height_ratios=(3, 2))
+    parts: Any = drawn.subfigures(2, 1, height_ratios=(3, 2))
+    above, below = parts
     _losses_and_score(above, seen, scores)
     places = below.subplots(1, 3)
     for axes, name, title, colour in zip(

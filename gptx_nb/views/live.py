@@ -133,8 +133,9 @@ def about(run: Run) -> list[Json]:
     """Return what was found out before training, and what was chosen, as tables."""
     report, plan = run.report(), run.plan()
     if run.kind is PretrainRecipe:
-        rows = [[what, progress.one_line(words, 400)] for what, words in pretraining_words.corpus_lines(report or {})]
-        found = [{"title": "Texts", "tables": [_table(["", ""], rows)] if rows else [], "lines": []}]
+        told = pretraining_words.corpus_lines(report) if report else []
+        rows = [[what, progress.one_line(words, 400)] for what, words in told]
+        found: list[Json] = [{"title": "Texts", "tables": [_table(["", ""], rows)] if rows else [], "lines": []}]
     elif writing_words.is_writing(report):
         found = [_written(report or {}, plan)]
     else:
@@ -237,7 +238,7 @@ class RunWidget(anywidget.AnyWidget):
     _esm = SCRIPT
     view = traitlets.Unicode("run").tag(sync=True)
     head = traitlets.Dict().tag(sync=True)
-    about = traitlets.List().tag(sync=True)
+    about: Any = traitlets.List().tag(sync=True)
     history = traitlets.Bytes().tag(sync=True)
     number = traitlets.Int(0).tag(sync=True)  # of the last increment that `history` holds
 
