@@ -82,6 +82,9 @@ def predict(
     task: str | None = None,
     to: str | None = None,
     shots: Any = (),
+    labels: Any = None,
+    prompt: str | None = None,
+    label_words: Mapping[str, str] | None = None,
     on_text: Callable[[str], None] | None = None,
     **how: Any,
 ) -> Predictions | Generations:
@@ -93,6 +96,9 @@ def predict(
     translation, `task` what a base model shall do, `shots` examples with their answers, shown before the prompt.
     `on_text` is called with each piece of a single answer.
 
+    A base model that is given `labels` gives each text one of them, untrained; `prompt`, `label_words` are what they
+    are in a recipe, and `shots` then are texts with their labels.
+
     Raises RunNotFound, RunFailed for a run without a model, DataError for what is no text.
     """
     who = find(name, version)
@@ -102,9 +108,14 @@ def predict(
             wait_for_model(who, line)
         wishes = read_wishes(how)
         if isinstance(who, Run) and not inference.writes(who):
-            given = [*how, *(word for word, value in (("task", task), ("to", to), ("shots", shots)) if value)]
+            more = {"task": task, "to": to, "labels": labels, "prompt": prompt, "label_words": label_words}
+            given = [*how, *(word for word, value in more.items() if value), *(["shots"] if len(shots) else [])]
             refuse_wishes(who, given)
             return inference.predict(who, texts, line.texts)
+        if gives_labels(task, labels, prompt, label_words):
+            if given := [*how, *(["to"] if to else [])]:
+                raise UsageError(f"{', '.join(given)}: that is for writing, and labels are asked for. Leave it out")
+            return inference.label(who, texts, labels_of(labels, prompt, label_words, shots), line.texts)
         return inference.generate(
             who, texts, wishes, task=task, to=to, shots=rows_of(shots), progress=line.texts, on_text=on_text
         )
@@ -197,6 +208,41 @@ def rows_of(table: Any) -> list[dict[str, Any]]:
         if not isinstance(row, dict):
             raise UsageError(f"shot {number} is {str(row)[:40]!r}, and needs to be a row by role, with its answer")
     return [row for row in found if isinstance(row, dict)]
+
+
+def gives_labels(task: str | None, labels: Any, prompt: str | None, label_words: Any) -> bool:
+    """Say whether a model that writes is asked for labels."""
+    if task not in (None, "text-classification"):
+        return False
+    return task is not None or any(each is not None for each in (labels, prompt, label_words))
+
+
+def labels_of(labels: Any, prompt: str | None, label_words: Any, shots: Any) -> inference.Labels:
+    """Return what a base model is to tell apart: `labels` as a list or as text with commas, else those of `shots`."""
+    shown = [_shot(row, number) for number, row in enumerate(_rows(shots), 1)]
+    if isinstance(labels, str):
+        labels = [name.strip() for name in labels.strip(" []").split(",") if name.strip()]
+    names = tuple(str(name) for name in labels) if labels is not None else tuple(dict.fromkeys(b for _, b in shown))
+    if not names:
+        raise UsageError("which labels? Name them, as in `--labels positive,negative`, or give shots with their labels")
+    if len(set(names)) != len(names):
+        raise UsageError("labels: a name stands there twice")
+    checked = make_recipe({"prompt": prompt, "label_words": label_words}, "labels")
+    for label in checked.label_words or {}:
+        if label not in names:
+            raise UsageError(f"label_words: {label!r} is none of the labels.{nearest(label, names)}")
+    return inference.Labels(names, checked.prompt, checked.label_words, tuple(shown))
+
+
+def _rows(table: Any) -> list[Any]:
+    return table.to_dict("records") if hasattr(table, "to_dict") and hasattr(table, "iloc") else list(table)
+
+
+def _shot(row: Any, number: int) -> tuple[str, str]:
+    pair = [row.get("text"), row.get("label")] if isinstance(row, Mapping) else row
+    if isinstance(pair, str) or not hasattr(pair, "__len__") or len(pair) != 2 or None in pair:
+        raise UsageError(f"shot {number} needs a text and its label: {{text: …, label: …}} or [text, label]")
+    return str(pair[0]), str(pair[1])
 
 
 def wait_for_model(run: Run, watcher: Watcher | None = None) -> None:

@@ -239,6 +239,8 @@ def _help(setting: Setting) -> str:
 def _metavar(setting: Setting) -> str:
     if setting.choices:
         return "|".join(setting.choices)
+    if setting.name == "label_words":
+        return "{LABEL: WORD}"
     return _METAVARS.get(setting.kind, setting.name.upper())
 
 

@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from gptx_nb import files, launch
+from gptx_nb.catalog import RUN
 from gptx_nb.errors import BY_NAME, DataError, GptxError, RunFailed, RunNotFound, UsageError, nearest
 from gptx_nb.generations import Generation, Generations
 from gptx_nb.predictions import Predictions
@@ -50,6 +51,8 @@ IDLE_SECONDS = 600.0
 # A request holds at most this much, so that progress shows, an interrupt ends it soon, and clients take turns.
 CHUNK_TEXTS = 128
 CHUNK_PROMPTS = 64
+MOST_BESIDE = 64  # texts that tell what a base model says of every text
+LONGEST_BESIDE = 4_000  # characters of one of them
 CHUNK_CHARACTERS = 200_000
 LARGEST_BODY = 32 * 2**20  # bytes
 LONGEST_TEXT = LARGEST_BODY // 16  # characters; one takes at most twelve bytes as JSON
@@ -159,6 +162,48 @@ def predict(run: Run, texts: Any, progress: Progress | None = None) -> Predictio
                 if progress:
                     progress(len(probabilities), len(asked.texts))
     return Predictions(label, labels, asked.texts, probabilities, cut, asked.index)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a base model is to tell apart. `words` stand for labels behind `prompt`; `shots` are texts with labels."""
+
+    names: tuple[str, ...]
+    prompt: str | None = None
+    words: Mapping[str, str] | None = None
+    shots: tuple[tuple[str, str], ...] = ()
+
+
+def label(who: Run | str, texts: Any, labels: Labels, progress: Progress | None = None) -> Predictions:
+    """Let a base model, or the run that made one, give each text one of `labels`, without any training.
+
+    The texts are those that `predict` takes. Some of them tell how likely each label is whatever a text says, which is
+    taken out. Raises as `predict` does.
+    """
+    name = f"{who.name}/{who.version}" if isinstance(who, Run) else who
+    root = who.folder.parents[2] if isinstance(who, Run) else None
+    asked = read_texts(texts, None, name)
+    step = -(-len(asked.texts) // MOST_BESIDE) or 1
+    body: dict[str, Any] = {
+        "base": f"{RUN}{name}" if isinstance(who, Run) else who,
+        "labels": list(labels.names),
+        "prompt": labels.prompt,
+        "label_words": dict(labels.words) if labels.words else None,
+        "shots": [list(each) for each in labels.shots],
+        "beside": [text[:LONGEST_BESIDE] for text in asked.texts[::step]],
+    }
+    shares: list[list[float]] = []
+    cut = 0
+    chunks = list(_chunks(asked.texts, name))
+    if chunks:
+        with contextlib.closing(_Client(Place.of(root))) as client:
+            for chunk in chunks:
+                answer = client.ask("/v1/label", {**body, "texts": chunk}, f"predicting with {name}")
+                shares += answer["probabilities"]
+                cut += answer["cut"]
+                if progress:
+                    progress(len(shares), len(asked.texts))
+    return Predictions(name, labels.names, asked.texts, shares, cut, asked.index)
 
 
 @dataclass(frozen=True)

@@ -326,6 +326,7 @@ def choices(run: Run) -> list[tuple[str, str, str]]:
         "devices",
         "dtype",
         "tune",
+        "head",
         "rows",
         "memory",
         "tokens_per_step",
@@ -457,6 +458,11 @@ def score_rows(run: Run) -> list[tuple[str, float, float | None]]:
     if transfer := scores.get("transfer"):
         mean = sum(transfer["scratch"]) / len(transfer["scratch"])
         rows.append((f"same architecture, random weights ({counted(len(transfer['scratch']), 'seed')})", mean, None))
+    for name, how in (("few_shot", "shown {shots} examples"), ("base", "untrained")):
+        if (found := scores.get(name)) and "accuracy" in found:
+            who = f"{model_name(run)}, {how.format_map(found)}"
+            who += f" (on {found['rows']:,} of the rows)" if found["rows"] < validation["rows"] else ""
+            rows.append((who, found["accuracy"], found["macro_f1"]))
     rows += [
         (words, baselines[name]["accuracy"], baselines[name]["macro_f1"])
         for name, words in NAMES.items()

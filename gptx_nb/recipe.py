@@ -174,6 +174,22 @@ class Recipe(Settings):
         "Label names in the model's order.",
         reason="the table's labels in the order that it declares, else sorted; 0/1 get names only from here",
     )
+    head: Literal["auto", "words", "plain"] = setting(
+        "auto",
+        "What a classifier begins with: the words of its labels behind a prompt, or a new head on the plain text.",
+        reason="the words where labels are words, unless a new head is better in cross-validation on the examples",
+    )
+    prompt: str | None = setting(
+        None,
+        "Prompt that is answered with a label's words; {text} stands for the text.",
+        reason="found from the columns' names and the labels, and shown",
+        min_length=1,
+    )
+    label_words: Annotated[dict[str, str], Field(min_length=1)] | None = setting(
+        None,
+        "The words that stand for labels behind the prompt, as in {pos: positive, neg: negative}.",
+        reason="the labels' own names, spelled out",
+    )
     validation: float | str = setting(
         0.2,
         "Share of the examples held back for scoring, or a table of its own (as for data). At the default, a data "
@@ -189,7 +205,7 @@ class Recipe(Settings):
     epochs: float | None = setting(
         None,
         "Passes over the examples.",
-        reason="3, or more where that would be fewer than 60 steps: small sets need longer (Mosbach et al. 2021)",
+        reason="3, or more where that would be fewer than 60 steps (200 for head): small sets need longer",
         unit="passes",
         gt=0,
         le=1000,
@@ -205,7 +221,7 @@ class Recipe(Settings):
     learning_rate: float | None = setting(
         None,
         "Peak step size of AdamW.",
-        reason="by the model's size and the batch: smaller models and larger batches take larger steps",
+        reason="as measured for what is trained; smaller models and larger batches take larger steps",
         gt=0,
         le=1,
     )
@@ -294,18 +310,38 @@ class Recipe(Settings):
     def _columns_may_be_numbered(cls, value: Any) -> Any:
         return value if isinstance(value, bool) or not isinstance(value, Integral) else str(value)
 
-    @field_validator("columns", mode="before")
+    @field_validator("columns", "label_words", mode="before")
     @classmethod
-    def _columns_may_be_typed_in_one_line(cls, value: Any) -> Any:
+    def _mappings_may_be_typed_in_one_line(cls, value: Any, info: ValidationInfo) -> Any:
         if not isinstance(value, str):
             return value
+        name = str(info.field_name)
         try:
-            read: dict[str, Any] = parse_yaml(f"columns: {value}", "columns")
+            read: dict[str, Any] = parse_yaml(f"{name}: {value}", name)
         except RecipeError:
             read = {}
-        if not isinstance(read.get("columns"), dict):
-            raise ValueError("columns by role are wanted, as in {question: q, answer: a}")
-        return read["columns"]
+        if not isinstance(read.get(name), dict):
+            wanted = {
+                "columns": "columns by role are wanted, as in {question: q, answer: a}",
+                "label_words": "words by label are wanted, as in {pos: positive, neg: negative}",
+            }
+            raise ValueError(wanted[name])
+        return read[name]
+
+    @field_validator("prompt")
+    @classmethod
+    def _prompt_holds_the_text(cls, value: str | None) -> str | None:
+        if value is not None and value.count("{text}") != 1:
+            raise ValueError("{text} has to stand in it once, for the text, as in 'Review: {text}\\nSentiment:'")
+        return value
+
+    @field_validator("label_words")
+    @classmethod
+    def _words_are_no_blanks(cls, value: dict[str, str] | None) -> dict[str, str] | None:
+        for label, word in (value or {}).items():
+            if not word.strip():
+                raise ValueError(f"{label!r} has no word")
+        return value and {label: word.strip() for label, word in value.items()}
 
     @field_validator("examples", mode="before")
     @classmethod
@@ -339,6 +375,9 @@ class Recipe(Settings):
             raise ValueError("both data and examples are given; keep one of them")
         if self.labels is not None and len(set(self.labels)) != len(self.labels):
             raise ValueError("labels: a name stands there twice")
+        unused = next((name for name in ("prompt", "label_words") if getattr(self, name) is not None), None)
+        if self.head == "plain" and unused:
+            raise ValueError(f"head: plain reads the plain text and has no use for {unused}; keep one of them")
         return self
 
 
@@ -469,7 +508,9 @@ def _loader(kind: type[Settings]) -> type[_Loader]:
     texts = {
         field.alias or name for name, field in kind.model_fields.items() if _types(kind, name) <= {str, type(None)}
     }
-    return type("_Loader", (_Loader,), {"as_typed": {"columns", "examples", "labels", "samples", *texts}})
+    return type(
+        "_Loader", (_Loader,), {"as_typed": {"columns", "examples", "label_words", "labels", "samples", *texts}}
+    )
 
 
 def _check_keys(node: yaml.MappingNode) -> None:

@@ -65,11 +65,14 @@ def table(scores: Mapping[str, Any], model: str) -> tuple[list[str], list[list[s
     ours, base = scores.get("validation"), scores.get("base")
     if not ours:
         return [], []
-    before = values(base) if base else {}
-    head = ["on the held-out rows", "tuned", *([f"base ({model})"] if base else []), "rows"]
+    few = scores.get("few_shot")
+    beside = [(f"base ({model})", values(base))] if base else []
+    if few:
+        beside.append((f"base, shown {few['shots']} examples ({few['written']} rows)", values(few)))
+    head = ["on the held-out rows", "tuned", *(who for who, _ in beside), "rows"]
     rows = []
     for name, score in values(ours).items():
-        others = [shown(before[name]) if name in before else "-"] if base else []
+        others = [shown(found[name]) if name in found else "-" for _, found in beside]
         rows.append([called(name), shown(score), *others, f"{score['examples']:,}"])
     return head, rows
 

@@ -40,6 +40,9 @@ def test_a_run_that_writes_and_its_base_model_are_scored_on_any_table(
     assert "<td" in found._repr_html_()
     assert found.to_frame().loc["f1", "value"] == 1.0
 
+    with pytest.raises(UsageError, match="a model that writes gives no labels"):
+        gptx_nb.evaluate("back", REVIEWS, task="text-classification")
+
     base = gptx_nb.evaluate(str(tiny_model), QUESTIONS, shots=2, most=5, max_new_tokens=4)
     assert (base.rows, base.shots, base.scores["f1"]["examples"]) == (22, 2, 5)
     assert base["perplexity"] > 10 * found["perplexity"]
@@ -74,8 +77,6 @@ def test_a_classifier_is_scored_with_intervals_and_a_confusion_matrix(home: Path
 
 def test_what_cannot_be_scored_is_told(home: Path, tiny_model: Path) -> None:
     base = str(tiny_model)
-    with pytest.raises(UsageError, match="writes, and this table has labels"):
-        gptx_nb.evaluate(base, REVIEWS)
     with pytest.raises(UsageError, match="shots: 24 of 24 rows leave none to score"):
         gptx_nb.evaluate(base, QUESTIONS, shots=24)
     with pytest.raises(UsageError, match=r"unknown task 'sumarization'. Did you mean 'summarization'\?"):

@@ -181,6 +181,8 @@ def test_settings_that_make_no_sense_for_a_model_that_writes_are_refused(tmp_pat
         table_of(tmp_path, questions(), baseline="scratch")
     with pytest.raises(RecipeError, match=r"label: chat has no labels"):
         table_of(tmp_path, tables()["chat"], task="chat", label="messages")
+    with pytest.raises(RecipeError, match=r"prompt: question-answering has no labels that words could stand for"):
+        table_of(tmp_path, questions(), prompt="{text} It was")
 
 
 def test_the_snapshot_gives_the_same_examples(tmp_path: Path) -> None:
@@ -217,6 +219,8 @@ def test_a_run_of_each_task_learns_and_is_scored_beside_the_base_model(task: str
     scores = run.scores()
     assert scores is not None
     assert scores["validation"]["loss"] < scores["base"]["loss"]
+    assert ("base, shown " in "\n".join(progress.result_lines(run))) == bool(scores["few_shot"])
+    assert not scores["few_shot"] or scores["few_shot"]["main"] == scores["base"]["main"]
     recipe_kept = run.recipe()
     assert isinstance(recipe_kept, Recipe)
     assert recipe_kept.task == task

@@ -70,5 +70,7 @@ def _check(task: str, recipe: Recipe) -> None:
                 f"{name}: {task} has no labels. Name its columns by role, as in "
                 f"`columns: {{{TASKS[task].asked}: …, {TASKS[task].target}: …}}`"
             )
+    if unused := next((name for name in ("prompt", "label_words") if getattr(recipe, name) is not None), None):
+        raise RecipeError(f"{unused}: {task} has no labels that words could stand for. Leave it out")
     if recipe.validation:
         texts.require_for(TASKS[task].scores)

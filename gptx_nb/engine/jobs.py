@@ -18,8 +18,10 @@ from gptx_nb.engine import answers, evaluate, models, plan
 from gptx_nb.engine.data import Table
 from gptx_nb.engine.examples import AnyTable
 from gptx_nb.engine.roles import CLASSIFICATION, RoleTable
-from gptx_nb.engine.tasks import chat_templates, targets, text_classification
+from gptx_nb.engine.tasks import chat_templates, head_start, label_words, targets, text_classification
 from gptx_nb.engine.tasks.encoding import Encoded, Encoder
+from gptx_nb.engine.tasks.head_start import Base, Start
+from gptx_nb.engine.tasks.label_words import PROMPT_FILE
 from gptx_nb.engine.tasks.writing import TASKS
 from gptx_nb.engine.tuning import Tuning
 from gptx_nb.engine.writer import Writer
@@ -32,6 +34,7 @@ Learner = text_classification.Learner | targets.Learner
 SAMPLES = 2  # held-out rows that a model answers at each evaluation
 SAMPLE_TOKENS = 32
 MOST_OF_THE_TIME = 0.03  # share of a run's time in which they are written
+SHOTS, MOST_FEW_SHOT = 4, 20  # examples that an untuned model is shown, and answers that it then writes
 
 
 class Job(Protocol):
@@ -48,20 +51,29 @@ class Job(Protocol):
     def load_model(
         self, base: models.Base, tokenizer: PreTrainedTokenizerBase, seed: int, *, scratch: bool = False
     ) -> PreTrainedModel: ...
+    def begin(
+        self, base: models.Base, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int, dtype: Any
+    ) -> None: ...  # decides what a new head begins with; `model` is as `load_model` gave it
     def encode(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None: ...
     @property
     def token_rows(self) -> tuple[list[list[int]], list[list[int]]]: ...  # to learn from, and held back
+    @property
+    def more_tokens(self) -> list[int]: ...  # that are needed besides, by numbers
     def renumber(self, cut: Any) -> None: ...  # for an embedding with fewer rows (vocabulary.Cut)
     def learner(self, model: PreTrainedModel, tuned: Tuning, **options: Any) -> Learner: ...
     def told(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]: ...  # the plan's part about examples
     def resolved(self) -> dict[str, Any]: ...  # settings of the recipe that are known now
-    def before(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> Any: ...
+    def before(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any
+    ) -> dict[str, Any]: ...  # {"scores", "few_shot"} of the base model
     def evaluation(  # for the metrics, and by what the best is kept: greater is better
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any
     ) -> tuple[dict[str, Any], list[float]]: ...
     def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]: ...
     def baselines(self) -> dict[str, Any]: ...
-    def beside(self) -> dict[str, Any] | None: ...  # what is written beside the model, so that it can be asked again
+    def beside(
+        self,
+    ) -> dict[str, Any] | None: ...  # JSON files beside the model, by name: to ask it again
 
 
 def of(table: AnyTable, recipe: Recipe) -> Job:
@@ -76,13 +88,14 @@ class Classification:
     table: Table
     recipe: Recipe
     shares_vocabulary = False
-    has_a_before = False  # its head is new
 
     def __post_init__(self) -> None:
         self._rows: list[list[int]] = []
         self._held: list[list[int]] = []
         self._shown = self._rows, self._held
         self._cut = 0
+        self.start = Start(None, None, "a new head on the plain text")
+        self._before: head_start.Before | None = None
 
     @property
     def report(self) -> dict[str, Any]:
@@ -92,15 +105,34 @@ class Classification:
     def is_scored(self) -> bool:
         return self.table.validation is not None
 
+    @property
+    def has_a_before(self) -> bool:
+        return self._before is not None  # a new head says nothing
+
     def load_model(
         self, base: models.Base, tokenizer: PreTrainedTokenizerBase, seed: int, *, scratch: bool = False
     ) -> PreTrainedModel:
+        self._scratch = scratch
         return models.load_classifier(base, tokenizer, self.table.labels, seed, scratch=scratch)
 
+    def begin(
+        self, base: models.Base, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int, dtype: Any
+    ) -> None:
+        if self._scratch:  # words mean nothing to random weights
+            return
+        known = Base(model, tokenizer, lambda: models.output_rows(base, model), max_length, dtype)
+        self.start = head_start.choose(known, self.table, self.recipe)
+        if self.start.head is not None:
+            score: Any = model.get_submodule("score")
+            score.weight.data.copy_(self.start.head)
+            if self.is_scored and self.recipe.baselines:
+                self._before = head_start.Before.of(known, self.start, self.table, models.context(base.config))
+
     def encode(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-        self._rows, self._cut = text_classification.encode(tokenizer, self.table.train.texts, max_length)
+        wording = self.start.wording
+        self._rows, self._cut = label_words.encode(tokenizer, wording, self.table.train.texts, max_length)
         if self.table.validation is not None:
-            self._held, more = text_classification.encode(tokenizer, self.table.validation.texts, max_length)
+            self._held, more = label_words.encode(tokenizer, wording, self.table.validation.texts, max_length)
             self._cut += more
         self._shown = self._rows, self._held
 
@@ -110,20 +142,27 @@ class Classification:
 
     def renumber(self, cut: Any) -> None:
         self._rows, self._held = ([cut.tokens(row) for row in each] for each in (self._rows, self._held))
+        if self._before is not None:
+            self._before = self._before.renumbered(cut.tokens)
 
     def learner(self, model: PreTrainedModel, tuned: Tuning, **options: Any) -> Learner:
         return text_classification.Learner(model, tuned, self._rows, self.table.train.labels, self._held, **options)
 
     def told(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-        return plan.examples(self.table, tokenizer, *self._shown, self._cut)
+        told = plan.examples(self.table, tokenizer, *self._shown, self._cut)
+        return {**told, "notes": [*told["notes"], *self.start.notes()], **self.start.told()}
 
     def resolved(self) -> dict[str, Any]:
         report = self.table.report
         task = {"task": CLASSIFICATION, "text": report["text"], "label": report["label"]}
-        return {**task, "labels": self.table.labels}
+        return {**task, "labels": self.table.labels, **self.start.resolved(self.table.labels)}
 
-    def before(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> Any:
-        return None
+    @property
+    def more_tokens(self) -> list[int]:
+        return self._before.tokens if self._before is not None else []
+
+    def before(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]:
+        return self._before.scores(model, tokenizer, self.table) if self._before is not None else {}
 
     def evaluation(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any
@@ -145,7 +184,7 @@ class Classification:
         return evaluate.baselines(self.table.train, self.table.validation)
 
     def beside(self) -> dict[str, Any] | None:
-        return None
+        return None if self.start.wording is None else {PROMPT_FILE: self.start.wording.to_json(self.table.labels)}
 
 
 @dataclass
@@ -179,6 +218,11 @@ class Writing:
     ) -> PreTrainedModel:
         assert not scratch, "only classifiers are compared with random weights (see examples.load)"
         return models.load_causal(base)
+
+    def begin(
+        self, base: models.Base, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int, dtype: Any
+    ) -> None:
+        return  # it writes with the head that it has
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         if self.task.name == "chat":
@@ -223,6 +267,10 @@ class Writing:
     def token_rows(self) -> tuple[list[list[int]], list[list[int]]]:
         return [row.ids for row in self._rows], [row.ids for row in self._held]
 
+    @property
+    def more_tokens(self) -> list[int]:
+        return []
+
     def renumber(self, cut: Any) -> None:
         raise AssertionError("a model that writes keeps its vocabulary")
 
@@ -248,11 +296,28 @@ class Writing:
     def resolved(self) -> dict[str, Any]:
         return {"task": self.table.task, "columns": self.report["roles"], "text": None}
 
-    def before(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> Any:
-        """Return the scores of the model as it is, before it is tuned, on the rows that are held back."""
+    def before(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]:
+        """Return the scores of the model as it is, before it is tuned, on the rows that are held back.
+
+        {"scores": by itself, "few_shot": behind some examples with their answers, where these fit}.
+        """
         if not self.is_scored or not self.recipe.baselines:
+            return {}
+        return {
+            "scores": self._scored(model, tokenizer, learner, tuned=False),
+            "few_shot": self._few_shot(model, tokenizer),
+        }
+
+    def _few_shot(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
+        shots, held = list(self.table.train[:SHOTS]), self.table.validation or []
+        writer = Writer(model, tokenizer, self.table.task, self.table.facts, tuned=False)
+        if any(self.task.whole_text(each) for each in [*shots, *held]) or not shots:
             return None
-        return self._scored(model, tokenizer, learner, tuned=False)
+        try:
+            found = answers.written(writer, held, allow_code=self.recipe.allow_code, shots=shots, most=MOST_FEW_SHOT)
+        except DataError:  # they do not fit before what is asked
+            return None
+        return {**found, "shots": len(shots)}
 
     def evaluation(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any
@@ -289,21 +354,21 @@ class Writing:
         return {}
 
     def beside(self) -> dict[str, Any] | None:
-        return {"task": self.table.task, "facts": self.table.facts, "roles": self.report["roles"]}
+        return {TASK_FILE: {"task": self.table.task, "facts": self.table.facts, "roles": self.report["roles"]}}
 
 
 def save(job: Job, folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
     """Write the model as a plain folder, with what is needed to ask it again."""
     told = job.beside()
-    if told is None:
-        models.save(folder, model, tokenizer, max_length)
+    if told is None or TASK_FILE not in told:
+        models.save(folder, model, tokenizer, max_length, told)
         return
-    ends = chat_templates.end_ids(tokenizer) if told["task"] == "chat" else {tokenizer.eos_token_id}
+    ends = chat_templates.end_ids(tokenizer) if told[TASK_FILE]["task"] == "chat" else {tokenizer.eos_token_id}
     causal: Any = model
     causal.config.use_cache = True
     if causal.generation_config is not None:
         causal.generation_config.eos_token_id = sorted(ends)
-    models.save(folder, model, tokenizer, max_length, {TASK_FILE: told})
+    models.save(folder, model, tokenizer, max_length, told)
 
 
 def _spread(lengths: list[int]) -> dict[str, int]:

@@ -346,6 +346,19 @@ def load_causal(base: Base) -> PreTrainedModel:
     return model
 
 
+def output_rows(base: Base, model: PreTrainedModel) -> torch.Tensor:
+    """Return the output layer (vocabulary, width) of `base`, of which `model` is a classifier.
+
+    Most small models have one matrix for input and output; of others the classifier lacks it, and it is read anew.
+    """
+    if getattr(model.config, "tie_word_embeddings", True):
+        layer: Any = model.get_input_embeddings()
+    else:
+        layer = load_causal(base).get_output_embeddings()
+    rows: torch.Tensor = layer.weight.detach()
+    return rows
+
+
 def save(
     folder: Path,
     model: PreTrainedModel,

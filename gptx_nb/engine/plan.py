@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from gptx_nb.engine import defaults
 from gptx_nb.engine.tuning import LORA_RANK
 from gptx_nb.recipe import Recipe
 
@@ -18,11 +19,8 @@ if TYPE_CHECKING:
     from gptx_nb.engine.memory import Estimate
     from gptx_nb.engine.tuning import Tuning
 
-FEWEST_STEPS = 60  # a small set is gone through until this many steps are done (Mosbach et al. 2021, arXiv:2006.04884)
 MOST_LENGTH = 512  # tokens; longer rows are taken where the recipe asks for them
 LARGEST_BATCH, STEPS_AN_EPOCH = 64, 30  # larger batches are taken where that many steps are left
-LORA_RATE = 5  # times that of all weights: low-rank updates begin at nothing (Hu et al. 2021)
-HEAD_RATE = 3e-3
 MEMORY_SHARE, DISK_SHARE = 0.25, 0.5  # of what is free, for the frozen part
 
 
@@ -155,15 +153,17 @@ def max_length(recipe: Recipe, context: int) -> tuple[int, str]:
 
 
 def epochs(recipe: Recipe, rows: int, steps_per_epoch: int) -> tuple[float, str]:
-    """Return the number of passes over the examples, and why."""
+    """Return the number of passes over the examples, and why.
+
+    A small set is gone through more often (Mosbach et al. 2021, arXiv:2006.04884).
+    """
     if recipe.epochs is not None:
         return recipe.epochs, "asked for in the recipe"
-    needed = -(-FEWEST_STEPS // steps_per_epoch)
+    fewest = defaults.of(recipe.tune).steps
+    needed = -(-fewest // steps_per_epoch)
     if needed <= 3:
         return 3.0, "the usual number"
-    return float(
-        needed
-    ), f"{rows} examples make {steps_per_epoch} step(s) an epoch; fewer than {FEWEST_STEPS} teach little"
+    return float(needed), f"{rows} examples make {steps_per_epoch} step(s) an epoch; fewer than {fewest} teach little"
 
 
 def batch_size(recipe: Recipe, rows: int) -> tuple[int, str]:
@@ -186,14 +186,11 @@ def learning_rate(recipe: Recipe, parameters: int) -> tuple[float, str]:
     """
     if recipe.learning_rate is not None:
         return recipe.learning_rate, "asked for in the recipe"
-    batch = recipe.batch_size or 16
-    times = (batch / 16) ** 0.5
-    if recipe.tune == "head":
-        return float(f"{times * HEAD_RATE:.1e}"), "new weights on states that stay: the model's size does not matter"
-    millions = parameters / 1e6
+    chosen = defaults.of(recipe.tune)
+    if not chosen.by_size:
+        return chosen.rate, "as measured, on states that stay: the model's size does not matter"
+    batch, millions = recipe.batch_size or 16, parameters / 1e6
+    times = (batch / 16) ** 0.5 if chosen.by_batch else 1.0
     more = f", times {times:.2g} for batches of {batch}" if times != 1 else ""
-    if recipe.tune == "lora":
-        times *= LORA_RATE
-        more += f", {LORA_RATE} times that for lora"
-    rate = float(f"{times * 1.2e-3 / max(1.0, millions) ** 0.5:.1e}")
-    return rate, f"for {millions:,.1f} million parameters: 0.0012 / sqrt(millions){more}"
+    rate = float(f"{times * chosen.rate / max(1.0, millions) ** 0.5:.1e}")
+    return rate, f"for {millions:,.1f} million parameters: {chosen.rate:g} / sqrt(millions){more}"

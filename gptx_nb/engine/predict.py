@@ -24,7 +24,8 @@ from transformers import (
 from gptx_nb.engine import packing, products
 from gptx_nb.engine.device import Device, cores, is_out_of_memory
 from gptx_nb.engine.models import context
-from gptx_nb.engine.tasks import text_classification
+from gptx_nb.engine.tasks import label_words, text_classification
+from gptx_nb.engine.tasks.label_words import Wording
 from gptx_nb.errors import ModelError
 
 # Tokens of one batch, padding included. A CPU gains nothing from more than its caches hold; a GPU wants work.
@@ -45,12 +46,18 @@ class Answer:
 
 
 class Classifier:
-    """A sequence classifier and its tokenizer on one device.
+    """A sequence classifier and its tokenizer on one device, and the prompt that it reads texts in, if it has one.
 
     `labels` are in the order of the columns, `max_length` is in tokens, `bytes` is what the weights take.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: Device) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        device: Device,
+        wording: Wording | None = None,
+    ) -> None:
         pad_id = model.config.pad_token_id
         if pad_id is None:
             raise ModelError("the model's config.json has no pad_token_id, so texts cannot be padded")
@@ -64,6 +71,7 @@ class Classifier:
         self._packed = packing.use(model) is None
         self._model = model.eval()
         self._tokenizer = tokenizer
+        self._wording = wording
         self._pad_id: int = pad_id
 
     @classmethod
@@ -92,7 +100,7 @@ class Classifier:
         if report["missing_keys"]:  # transformers would go on with random numbers in their place
             missing = ", ".join(sorted(report["missing_keys"])[:3])
             raise ModelError(f"{folder.name}/ holds no whole classifier: weights are missing ({missing})")
-        return cls(model, tokenizer, device)
+        return cls(model, tokenizer, device, label_words.beside(folder))
 
     def predict(self, texts: list[str]) -> list[list[float]]:
         """Return a row of probabilities for each text, in the order of the texts."""
@@ -103,7 +111,7 @@ class Classifier:
 
         Raises ModelError if the weights give no finite number.
         """
-        rows, cut = text_classification.encode(self._tokenizer, texts, self.max_length)
+        rows, cut = label_words.encode(self._tokenizer, self._wording, texts, self.max_length)
         logits = text_classification.logits(
             self._model,
             rows,

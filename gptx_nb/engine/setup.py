@@ -113,10 +113,11 @@ def prepare(recipe: Recipe, job: Job, note: Callable[[str], None], *, scratch: b
     tokenizer = models.load_tokenizer(base)
     model = job.load_model(base, tokenizer, recipe.seed, scratch=scratch)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    tuned = tuning.prepare(model, recipe.tune, recipe.seed)
-
     context = models.context(base.config)
     max_length, length_reason = plan.max_length(recipe, context)
+    torch.nn.Module.to(model, device.device)  # transformers' own `to` is typed wrongly
+    job.begin(base, model, tokenizer, max_length, device.dtype)
+    tuned = tuning.prepare(model, recipe.tune, recipe.seed)
     job.encode(tokenizer, max_length)
     rows, held_rows = job.token_rows
     batch_size, batch_reason = plan.batch_size(recipe, len(rows))
@@ -139,10 +140,10 @@ def prepare(recipe: Recipe, job: Job, note: Callable[[str], None], *, scratch: b
     cut_off = None
     # A padded model looks for its padding by number.
     if recipe.tune == "full" and not job.shares_vocabulary and packing.why_not(model) is None:
-        cut_off = vocabulary.Cut(model, [*rows, *held_rows], [pad_id])
+        cut_off = vocabulary.Cut(model, [*rows, *held_rows], [pad_id, *job.more_tokens])
         job.renumber(cut_off)
         pad_id = cut_off.tokens([pad_id])[0]
-    torch.nn.Module.to(model, device.device)  # transformers' own `to` is typed wrongly
+    torch.nn.Module.to(model, device.device)  # what has come to it since
     held_before = memory.held(model, device.device)
     dropout.use(model)
     lowered = precision.Lowered(model, device.dtype) if device.dtype is torch.bfloat16 else None

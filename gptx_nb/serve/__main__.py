@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from gptx_nb.engine.device import Device
     from gptx_nb.engine.predict import Answer, Classifier
     from gptx_nb.engine.writer import Writer
+    from gptx_nb.engine.zero_shot import ZeroShot
 
 KEPT_MODELS = 3
 GONE = (BrokenPipeError, ConnectionResetError, TimeoutError)  # the client was interrupted, or sends no more
@@ -67,7 +68,7 @@ class Models:
 
     def __init__(self, root: Path) -> None:
         self._root = root.resolve()
-        self._loaded: OrderedDict[tuple[str, int, int, str], Classifier | Writer] = OrderedDict()
+        self._loaded: OrderedDict[tuple[str, int, int, str], Classifier | Writer | ZeroShot] = OrderedDict()
 
     def names(self) -> list[str]:
         """Return the runs whose models are loaded, as "reviews/3", and base models by name."""
@@ -128,7 +129,21 @@ class Models:
         assert isinstance(found, Writer)
         return found
 
-    def _kept(self, folder: Path, task: str, load: Callable[[Device], Classifier | Writer]) -> Classifier | Writer:
+    def label(self, asked: dict[str, Any]) -> tuple[list[str], Answer]:
+        """Return label names and the answer of a base model, by the words of the labels."""
+        from gptx_nb.engine import models
+        from gptx_nb.engine.zero_shot import ZeroShot, read_wording
+
+        own = (asked["labels"], asked["prompt"], asked["label_words"], asked["shots"])
+        wording = read_wording(*own, texts=asked["beside"])
+        base = models.find(asked["base"], None, log)
+        found = self._kept(Path(base.path) / (base.gguf or ""), "labels", lambda chosen: ZeroShot.load(base, chosen))
+        assert isinstance(found, ZeroShot)
+        return asked["labels"], found.classify(asked["texts"], wording, asked["beside"])
+
+    def _kept(
+        self, folder: Path, task: str, load: Callable[[Device], Classifier | Writer | ZeroShot]
+    ) -> Classifier | Writer | ZeroShot:
         # First here, not at the top: the process listens while these seconds pass.
         from gptx_nb.engine import device
 
@@ -243,7 +258,8 @@ class Handler(BaseHTTPRequestHandler):
         self._answer({"/v1/health": self._health})
 
     def do_POST(self) -> None:
-        self._answer({"/v1/classify": self._classify, "/v1/free": self._free, "/v1/generate": self._generate})
+        routes = {"/v1/classify": self._classify, "/v1/label": self._label, "/v1/free": self._free}
+        self._answer({**routes, "/v1/generate": self._generate})
 
     def _answer(self, routes: dict[str, Any]) -> None:
         try:
@@ -319,6 +335,22 @@ class Handler(BaseHTTPRequestHandler):
                 self._end_without_memory(error)
                 if isinstance(error, ModelError):  # the folder's name alone would not say whose
                     raise ModelError(f"run {model.parts[-3]}/{model.parts[-2]}: {error}") from error
+                raise
+            return {"labels": labels, "probabilities": answer.probabilities, "cut": answer.cut}
+
+    def _label(self, body: bytes) -> dict[str, Any]:
+        """Let a base model give labels: {"base", "texts", "labels", "prompt", "label_words", "shots", "beside"}."""
+        try:
+            asked = json.loads(body)
+            texts, labels = list(asked["texts"]), list(asked["labels"])
+            "".join([str(asked["base"]), *texts, *labels, *asked["beside"]]).encode()
+        except (ValueError, KeyError, TypeError):
+            raise Refused(400, "the body names a base, its texts and labels as texts, and texts beside them") from None
+        with self.server.working():
+            try:
+                labels, answer = self.server.worker.submit(self.server.models.label, asked).result()
+            except Exception as error:
+                self._end_without_memory(error)
                 raise
             return {"labels": labels, "probabilities": answer.probabilities, "cut": answer.cut}
 

@@ -26,10 +26,11 @@ from gptx_nb.runs import RunStore
 
 Command = Callable[[argparse.Namespace], None]
 
-WISHES: dict[str, type] = {  # of `predict`, for a model that writes
+WISHES: dict[str, Callable[[str], Any]] = {  # of `predict`, for a model that writes
     **dict.fromkeys(("--temperature", "--top-p"), float),
     **dict.fromkeys(("--top-k", "--max-new-tokens", "--n", "--seed"), int),
-    **dict.fromkeys(("--stop", "--to", "--task"), str),
+    **dict.fromkeys(("--stop", "--to", "--task", "--labels", "--label-words"), str),
+    "--prompt": lambda text: text.replace("\\n", "\n"),
 }
 
 MISTAKE, BROKEN, INTERRUPTED = 2, 1, 130
@@ -107,7 +108,7 @@ def parser() -> Parser:
 
     writing = one.add_argument_group("of a model that writes")
     for option, kind_of in WISHES.items():
-        writing.add_argument(option, type=kind_of, default=None, metavar=kind_of.__name__.upper())
+        writing.add_argument(option, type=kind_of, default=None, metavar=option[2:].upper())
     writing.add_argument("--shots", type=Path, help="a .jsonl file of examples with answers, shown before the prompt")
 
     one = add("eval", evaluate, "score a run, or a base model, on any table")

@@ -53,6 +53,8 @@ WISHES: dict[str, Callable[[str], Any]] = {  # of %gpt_predict, and how each is 
     "--n": int,
     "--seed": int,
     "--to": str,
+    **dict.fromkeys(("--labels", "--label-words"), str),
+    "--prompt": lambda text: text.replace("\\n", "\n"),
     "--task": str,
     "--shots": str,
 }
@@ -62,7 +64,16 @@ EVAL_FLAGS = (
 )
 ALONE = "gptx value {} "  # stands in the YAML for an expression that is a whole value
 EXAMPLE_NAMES: dict[type[AnyRecipe], str] = {Recipe: "reviews", PretrainRecipe: "my-domain"}
-NOT_CONFIGURED = ("data", "examples", "text", "label", "labels", "columns")  # they belong to one table
+NOT_CONFIGURED = (
+    "data",
+    "examples",
+    "text",
+    "label",
+    "labels",
+    "columns",
+    "prompt",
+    "label_words",
+)  # they belong to one table
 
 
 class Brief(Exception):
@@ -157,6 +168,11 @@ class GptxMagics(_Configured):  # type: ignore[misc]
         --to LANGUAGE        of a translation
         --task TASK          what a base model shall do, by default text-generation
         --shots {{rows}}     examples with their answers, shown before the prompt
+
+        A base model is told with --labels to give labels, as in %gpt_predict smollm2-135m --labels good,bad "Fine!"
+
+        --prompt TEXT        that a label's words complete, as in "Review: {text}\\nSentiment:"
+        --label-words {{words by label}}
         """
         name, asked, texts = self._question(line, cell)
         from gptx_nb import api, inference
@@ -172,6 +188,9 @@ class GptxMagics(_Configured):  # type: ignore[misc]
             if not inference.writes(who):
                 api.refuse_wishes(who, list(asked))
                 return inference.predict(who, texts)
+        of_labels = [asked.get(key) for key in ("task", "labels", "prompt", "label_words")]
+        if api.gives_labels(*of_labels):
+            return api.predict(name, texts, **asked)
         more = {key: asked.pop(key) for key in ("task", "to") if key in asked}
         shots = api.rows_of(asked.pop("shots", ()))
         said: list[str] = []

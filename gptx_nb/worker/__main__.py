@@ -310,7 +310,7 @@ class Attempt:
 
         if job.has_a_before and self.rank == 0 and first_step == 0 and not run.before_file.exists():
             self.phase("base")
-            files.write_json(run.before_file, {"scores": job.before(model, made.tokenizer, learner)})
+            files.write_json(run.before_file, job.before(model, made.tokenizer, learner))
         self._keep_frozen_part(learner, lambda: arithmetic(model, device.device, device.dtype))
         self.phase("preflight")
         trial = made.preflight(with_less_memory)
@@ -521,6 +521,7 @@ class Attempt:
                 "task": job.report.get("task", "text-classification"),
                 "validation": scores,
                 "base": before.get("scores"),
+                "few_shot": before.get("few_shot"),
                 "baselines": job.baselines() if compare else {},
                 "best_step": kept_step,
                 "note": None if scores else job.report["validation_note"],

@@ -6,13 +6,14 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptx_nb import files
+from gptx_nb import files, inference
 from gptx_nb.errors import DataError, UsageError
 from gptx_nb.recipe import Recipe, make_recipe
 from gptx_nb.sources import Source
 
 if TYPE_CHECKING:
     from gptx_nb.engine.device import Device
+    from gptx_nb.engine.predict import Answer
     from gptx_nb.engine.writer import Writer
 
 
@@ -45,17 +46,53 @@ def _score(asked: dict[str, Any], folder: Path) -> dict[str, Any]:
     recipe = make_recipe({key: value for key, value in asked["recipe"].items() if value is not None})
     source = Source.from_json(asked["source"])
     chosen = device.choose("cpu" if asked["device"] == "cpu" else "auto")
-    if asked["writes"]:
-        return _written(asked, recipe, source, folder, chosen)
-    return _labelled(asked, recipe, source, folder, chosen)
+    if not asked["writes"]:
+        return _labelled(asked, recipe, source, folder, chosen)
+    tuned = asked["folder"] and (Path(asked["folder"]) / inference.TASK_FILE).exists()
+    if not tuned and _has_labels(asked, recipe, source, folder):
+        return _labelled_untrained(asked, recipe, source, folder, chosen)
+    return _written(asked, recipe, source, folder, chosen)
+
+
+def _has_labels(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Path) -> bool:
+    from gptx_nb.engine import roles
+
+    if asked["task"] is None and not recipe.columns:
+        return roles.task_of(recipe, {"train": source, "validation": None}, folder)[0] == roles.CLASSIFICATION
+    return bool(asked["task"] == roles.CLASSIFICATION)
+
+
+def _labelled_untrained(
+    asked: dict[str, Any], recipe: Recipe, source: Source, folder: Path, chosen: Device
+) -> dict[str, Any]:
+    """Score a base model that gives labels by their words; the first rows of the table are its shots."""
+    from gptx_nb.engine import data, models
+    from gptx_nb.engine.zero_shot import ZeroShot, read_wording
+
+    table = data.load(recipe.model_copy(update={"validation": 0.0}), {"train": source, "validation": None}, folder)
+    texts, truth, count = table.train.texts, table.train.labels, asked["shots"]
+    if count >= len(texts):
+        raise UsageError(f"shots: {count} of {len(texts)} rows leave none to score")
+    shots = [(text, table.labels[label]) for text, label in zip(texts[:count], truth[:count], strict=True)]
+    columns = table.report["text"], table.report["label"]
+    rest = texts[count:]
+    beside = rest[:: -(-len(rest) // inference.MOST_BESIDE)]
+    wording = read_wording(table.labels, recipe.prompt, recipe.label_words, shots, columns, beside)
+    model = ZeroShot.load(models.find(asked["base"] or asked["folder"], None), chosen)
+    answer = model.classify(rest, wording, beside)
+    found = _scored(table.labels, truth[count:], answer)
+    prompt = f"prompt {wording.prompt!r}, words {', '.join(map(repr, wording.words[:12]))}"
+    return {
+        **found,
+        "why": table.report["why"],
+        "shots": count,
+        "notes": [prompt, *table.report["warnings"], *found["notes"]],
+    }
 
 
 def _labelled(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Path, chosen: Device) -> dict[str, Any]:
-    import numpy as np
-
     from gptx_nb.engine import data
     from gptx_nb.engine.predict import Classifier
-    from gptx_nb.engine.scores.labels import calibration, single_label
 
     if asked["shots"] or asked["task"] not in (None, "text-classification") or recipe.columns:
         raise UsageError("this run gives labels: shots, task and columns are for models that write")
@@ -68,22 +105,28 @@ def _labelled(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Pat
         if "has no column" not in str(error) or recipe.text or recipe.label:
             raise
         table = data.load(wanted, {"train": source, "validation": None}, folder)  # other names than those learnt from
-    answer = model.classify(table.train.texts)
+    found = _scored(model.labels, table.train.labels, model.classify(table.train.texts))
+    return {**found, "why": table.report["why"], "notes": [*table.report["warnings"], *found["notes"]]}
+
+
+def _scored(labels: list[str], truth: list[int], answer: Answer) -> dict[str, Any]:
+    """Return the scores of an answer to texts whose labels are known, as part of the result."""
+    import numpy as np
+
+    from gptx_nb.engine.scores.labels import calibration, single_label
+
     shares = np.array(answer.probabilities)
-    found = single_label(model.labels, table.train.labels, shares.argmax(axis=1).tolist())
-    calibrated = calibration(table.train.labels, shares).error
+    found = single_label(labels, truth, shares.argmax(axis=1).tolist())
+    calibrated = calibration(truth, shares).error
     scores = {"accuracy": found.accuracy, "macro_f1": found.macro_f1, "calibration_error": calibrated}
-    notes = [*table.report["warnings"]]
-    if answer.cut:
-        notes.append(f"{answer.cut:,} texts are longer than the model reads; only the beginning was used")
+    cut = f"{answer.cut:,} texts are longer than the model reads; only the beginning was used"
     return {
         "task": "text-classification",
-        "rows": len(table.train),
+        "rows": len(truth),
         "scores": {name: each.to_json() for name, each in scores.items()},
-        "why": table.report["why"],
-        "labels": model.labels,
+        "labels": labels,
         "confusion": found.confusion,
-        "notes": notes,
+        "notes": [cut] if answer.cut else [],
     }
 
 
@@ -97,13 +140,7 @@ def _written(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Path
     told = task_of(model) if model else None
     task = asked["task"] or (told["task"] if told else None)
     if task is None:
-        guessed, _ = roles.task_of(recipe, {"train": source, "validation": None}, folder)
-        if guessed == roles.CLASSIFICATION:
-            raise UsageError(
-                f"{asked['base'] or 'this model'} writes, and this table has labels. Fine-tune a run on such a table "
-                "first, or say what to score, as in `task: question-answering`"
-            )
-        task = guessed
+        task, _ = roles.task_of(recipe, {"train": source, "validation": None}, folder)
     if task == roles.CLASSIFICATION:
         raise UsageError("task: a model that writes gives no labels. Fine-tune a run for text-classification first")
     own = told["roles"] if told and told["task"] == task else None

