@@ -155,6 +155,21 @@ def stop(run: Run, wait_seconds: float = 60, progress: Progress | None = None) -
     return f"{_called(run)} is {run.state()}"
 
 
+def kill(run: Run) -> str:
+    """End the run's processes at once, without saving, and say in one line what came of it.
+
+    What was saved stays. Raises UsageError where there is no process of it on this computer.
+    """
+    worker = run.processes(run.attempts()).get("worker")
+    if not run.active or worker is None:
+        raise UsageError(f"{_called(run)} has no process to end: it is {run.state()}")
+    if worker.alive() is None:
+        raise UsageError(f"{_called(run)} trains on another computer. `%gpt_stop {run.name}` saves and stops it")
+    with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+        os.killpg(worker.pid, signal.SIGKILL)  # the supervisor gave it a group of its own
+    return f"{_called(run)} was ended. Run its cell again to go on from its last checkpoint: `{run.cell}`"
+
+
 def raise_if_bad(run: Run) -> None:
     """Raise RunFailed if the latest attempt broke off, or the mistake that ended it."""
     outcome = run.outcome()

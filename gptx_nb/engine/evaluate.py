@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from gptx_nb.engine.data import Examples
+
+SAMPLES = 4  # held-out rows that people may look at while a model learns
+SAMPLE_LETTERS = 200
 
 
 def scores(labels: list[str], truth: list[int], logits: np.ndarray) -> dict[str, Any]:
@@ -34,6 +38,23 @@ def scores(labels: list[str], truth: list[int], logits: np.ndarray) -> dict[str,
         ],
         "confusion": confusion_matrix(truth, guess, labels=every).tolist(),
     }
+
+
+def places(rows: int) -> Sequence[int]:
+    """Return which of so many held-out rows people may look at: from all over the table."""
+    return [at * rows // SAMPLES for at in range(SAMPLES)] if rows > SAMPLES else range(rows)
+
+
+def samples(labels: list[str], held: Examples, logits: np.ndarray) -> list[dict[str, Any]]:
+    """Return what is said of a few rows, always the same ones: [{"text", "label", "said", "share" of the label}]."""
+    found = []
+    for at in places(len(held.texts)):
+        shares = np.exp(logits[at] - logits[at].max())
+        shares /= shares.sum()
+        said, true = labels[int(shares.argmax())], held.labels[at]
+        share = round(float(shares[true]), 4)
+        found.append({"text": held.texts[at][:SAMPLE_LETTERS], "label": labels[true], "said": said, "share": share})
+    return found
 
 
 def baselines(train: Examples, validation: Examples) -> dict[str, dict[str, float]]:

@@ -7,10 +7,12 @@ model. Training itself knows neither.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gptx_nb.engine import answers, evaluate, models, multi_label, plan
@@ -31,6 +33,9 @@ from gptx_nb.recipe import Recipe
 
 Learner = text_classification.Learner | targets.Learner
 
+SAMPLES = 2  # held-out rows that a model answers at each evaluation
+SAMPLE_TOKENS = 32
+MOST_OF_THE_TIME = 0.03  # share of a run's time in which they are written
 SHOTS, MOST_FEW_SHOT = 4, 20  # examples that an untuned model is shown, and answers that it then writes
 
 
@@ -65,7 +70,9 @@ class Job(Protocol):
     def before(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any
     ) -> dict[str, Any]: ...  # {"scores", "few_shot"} of the base model
-    def evaluation(self, learner: Any) -> tuple[dict[str, Any], list[float]]: ...  # for the metrics; greater is better
+    def evaluation(  # for the metrics, and by what the best is kept: greater is better
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any
+    ) -> tuple[dict[str, Any], list[float]]: ...
     def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]: ...
     def baselines(self) -> dict[str, Any]: ...
     def beside(self) -> dict[str, Any]: ...  # JSON files beside the model, by name: to ask it again
@@ -181,16 +188,18 @@ class Classification:
     def before(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]:
         return self._before.scores(model, tokenizer, self.table) if self._before is not None else {}
 
-    def evaluation(self, learner: Any) -> tuple[dict[str, Any], list[float]]:
-        found = self._scores(learner)
+    def evaluation(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any
+    ) -> tuple[dict[str, Any], list[float]]:
+        assert self.table.validation is not None
+        logits = learner.held_logits()
+        found = evaluate.scores(self.table.labels, self.table.validation.labels, logits)
         told = {"validation_loss": found["loss"], "accuracy": found["accuracy"], "macro_f1": found["macro_f1"]}
+        told["samples"] = evaluate.samples(self.table.labels, self.table.validation, logits)
         # Among equal accuracies the surer one: a small validation set has many ties.
         return told, [found["accuracy"], -found["loss"]]
 
     def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]:
-        return self._scores(learner)
-
-    def _scores(self, learner: Any) -> dict[str, Any]:
         assert self.table.validation is not None
         return evaluate.scores(self.table.labels, self.table.validation.labels, learner.held_logits())
 
@@ -224,16 +233,23 @@ class MultiLabel(Classification):
         found = super().resolved()
         return {**found, "label": None} if self.report["label"] not in self.report["columns"] else found
 
-    def evaluation(self, learner: Any) -> tuple[dict[str, Any], list[float]]:
-        found = self._scores(learner)
+    def evaluation(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any
+    ) -> tuple[dict[str, Any], list[float]]:
+        assert self.table.validation is not None
+        logits = learner.held_logits()
+        found = self._scored(logits)
         names = ("accuracy", "micro_f1", "macro_f1")
         told = {"validation_loss": found["loss"], **{name: found[name] for name in names}}
+        told["samples"] = multi_label.samples(self.table.labels, self.table.validation, logits, self._threshold)
         return told, [found["micro_f1"], -found["loss"]]
 
-    def _scores(self, learner: Any) -> dict[str, Any]:
+    def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]:
+        return self._scored(learner.held_logits())
+
+    def _scored(self, logits: np.ndarray) -> dict[str, Any]:
         assert self.table.validation is not None
-        truth = self.table.validation.labels
-        found = multi_label.scores(self.table.labels, truth, learner.held_logits(), self.recipe.threshold)
+        found = multi_label.scores(self.table.labels, self.table.validation.labels, logits, self.recipe.threshold)
         self._threshold = found["threshold"]
         return found
 
@@ -262,6 +278,8 @@ class Writing:
         self._held: list[Encoded] = []
         self._counts: dict[str, int] = {}
         self._notes: list[str] = []
+        self._began = time.monotonic()
+        self._wrote = 0.0  # seconds in which samples were written
 
     @property
     def report(self) -> dict[str, Any]:
@@ -382,9 +400,22 @@ class Writing:
             return None
         return {**found, "shots": len(shots)}
 
-    def evaluation(self, learner: Any) -> tuple[dict[str, Any], list[float]]:
+    def evaluation(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any
+    ) -> tuple[dict[str, Any], list[float]]:
         found = answers.likelihood(learner.held_nats())
-        return {"validation_loss": found["loss"], "perplexity": found["perplexity"]["value"]}, [-found["loss"]]
+        told = {"validation_loss": found["loss"], "perplexity": found["perplexity"]["value"]}
+        return {**told, "samples": self._samples(model, tokenizer)}, [-found["loss"]]
+
+    def _samples(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, str]]:
+        """Let the model answer a few fixed rows, for people to look at; not where that would hold training up."""
+        started = time.monotonic()
+        if self._wrote > MOST_OF_THE_TIME * (started - self._began):
+            return []
+        writer = Writer(model, tokenizer, self.table.task, self.table.facts, tuned=True)
+        found = answers.samples(writer, self.table.validation or [], SAMPLES, SAMPLE_TOKENS)
+        self._wrote += time.monotonic() - started
+        return found
 
     def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]:
         return self._scored(model, tokenizer, learner, tuned=True)

@@ -7,10 +7,12 @@ held back; so that no row is scored with a threshold that it helped to choose, e
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
+from gptx_nb.engine import evaluate
 from gptx_nb.engine.data import Examples
 from gptx_nb.engine.scores import labels as label_scores
 
@@ -96,6 +98,23 @@ def scores(
             for each in found.per_label
         ],
     }
+
+
+def samples(labels: list[str], held: Examples, logits: np.ndarray, threshold: float) -> list[dict[str, Any]]:
+    """Return what is said of a few rows, always the same ones: [{"asked", "right", "answer"}]."""
+    shares = probabilities(logits)
+
+    def named(numbers: Iterable[int]) -> str:
+        return ", ".join(labels[number] for number in numbers) or "none"
+
+    return [
+        {
+            "asked": held.texts[at][: evaluate.SAMPLE_LETTERS],
+            "right": named(held.labels[at]),
+            "answer": named(np.flatnonzero(shares[at] >= threshold)),
+        }
+        for at in evaluate.places(len(held.texts))
+    ]
 
 
 def baselines(train: Examples, validation: Examples, labels: int) -> dict[str, dict[str, float]]:

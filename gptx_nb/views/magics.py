@@ -826,6 +826,7 @@ def load(shell: InteractiveShell) -> None:
     matcher = _matcher(shell)
     shell.register_magics(magics)
     shell.Completer.custom_matchers.append(matcher)
+    shell.events.register("pre_run_cell", _begin)
     shell.events.register("post_run_cell", _settle)
     formatter = shell.display_formatter
     if formatter is not None:
@@ -839,6 +840,7 @@ def unload(shell: InteractiveShell) -> None:
     delattr(shell, _LOADED)
     shell.configurables.remove(magics)
     shell.Completer.custom_matchers.remove(matcher)
+    shell.events.unregister("pre_run_cell", _begin)
     shell.events.unregister("post_run_cell", _settle)
     for kind, names in magics.magics.items():
         for name in names:
@@ -847,7 +849,14 @@ def unload(shell: InteractiveShell) -> None:
         shell.display_formatter.mimebundle_formatter.pop(Run)
 
 
+def _begin(*_: object) -> None:
+    if live := sys.modules.get("gptx_nb.views.live"):
+        live.cell_begins()
+
+
 def _settle(*_: object) -> None:
+    if live := sys.modules.get("gptx_nb.views.live"):
+        live.cell_ends()
     if panels := sys.modules.get("gptx_nb.views.panels"):  # else nothing was shown yet
         panels.settle()
 

@@ -1,11 +1,17 @@
 /**
  * One chart for the notebook panel and the dashboard: lines over steps, in the colours of the page around.
  *
- * Draws with SVG. Whoever wants another library changes this file only: `createChart` and the three interfaces are all
- * that the views know.
+ * uPlot draws. Dragging zooms, a double click shows everything again; with the keyboard + and - zoom, arrows move,
+ * 0 shows everything. Charts of one group zoom together. Whoever wants another library changes this folder only:
+ * `createChart` and the three interfaces are all that the views know.
  */
 
-/** One line. `color` counts in the palette of the chart; a gap is null. */
+import uPlot from 'uplot';
+
+import { aligned } from './align';
+import { addStyle } from './style';
+
+/** One line. `color` counts in the palette of the chart; a gap is null; `x` rises. */
 export interface Line {
   label: string;
   x: readonly number[];
@@ -21,168 +27,371 @@ export interface Options {
   fromZero: boolean;
   /** Where the axis ends, if not at the largest value. */
   top?: number;
+  /** In pixels; 200 unless set. */
+  height?: number;
+  /** Charts of the same group share zoom and cursor. */
+  group?: string;
 }
 
 export interface Chart {
-  /** Show these lines in place of those that are there. */
+  /** Show these lines in place of those that are there. A zoom stays. */
   update(lines: readonly Line[]): void;
   dispose(): void;
 }
 
-const NAMESPACE = 'http://www.w3.org/2000/svg';
-const MARGIN = { left: 44, right: 12, top: 8, bottom: 30 };
 // Each has a contrast of 3 to white and to JupyterLab's dark background.
 export const PALETTE = ['#2e86de', '#e67e22', '#27a567', '#b368d9', '#d9534f', '#8a8f2a', '#1aa3a3', '#a0764c'];
-const DASHES = { solid: '', points: '', dashed: '6 4', dotted: '2 3' };
+const DASHES: Record<Line['style'], number[]> = { solid: [], points: [], dashed: [6, 4], dotted: [2, 3] };
+const BORDERS: Record<Line['style'], string> = { solid: 'solid', points: 'solid', dashed: 'dashed', dotted: 'dotted' };
+const LEFT = 46; // pixels for the numbers of the vertical axis
+const GREY = '#808080';
 
 /** Make an empty chart inside `host`, as wide as that is. */
 export function createChart(host: HTMLElement, options: Options): Chart {
-  return new SvgChart(host, options);
+  return new UplotChart(host, options);
 }
 
-class SvgChart implements Chart {
+const groups = new Map<string, Set<UplotChart>>();
+
+class UplotChart implements Chart {
   private readonly node = document.createElement('figure');
-  private readonly svg = document.createElementNS(NAMESPACE, 'svg');
+  private readonly at = document.createElement('span');
+  private readonly area = document.createElement('div');
   private readonly legend = document.createElement('div');
-  private readonly observer: ResizeObserver | undefined;
+  private readonly nothing = document.createElement('span');
+  private readonly sizes: ResizeObserver | undefined;
+  private readonly theme: MutationObserver;
+  private plot: uPlot | undefined;
   private lines: readonly Line[] = [];
+  private shape = '';
+  private values: HTMLElement[] = [];
+  /** What is zoomed in on; undefined: everything. */
+  private part: [number, number] | undefined;
+  private ink = GREY;
+  private grid = GREY;
 
   constructor(
     host: HTMLElement,
     private readonly options: Options
   ) {
     this.node.className = 'gptx-Chart';
-    const title = document.createElement('figcaption');
+    const caption = document.createElement('figcaption');
+    const title = document.createElement('span');
     title.textContent = options.title;
+    this.at.className = 'gptx-Chart-at';
+    caption.append(title, this.at);
+    this.area.className = 'gptx-Chart-plot';
+    this.area.style.height = `${this.height}px`;
+    this.area.tabIndex = 0;
+    this.area.setAttribute('role', 'img');
+    this.area.setAttribute('aria-keyshortcuts', '+ - ArrowLeft ArrowRight 0');
+    this.area.title = 'Drag to zoom, double click to see everything (keyboard: + − ← → 0)';
+    this.area.addEventListener('keydown', event => this.onKey(event));
+    this.nothing.className = 'gptx-Chart-nothing';
+    this.nothing.textContent = 'nothing yet';
     this.legend.className = 'gptx-Chart-legend';
-    this.svg.setAttribute('role', 'img');
-    this.node.append(title, this.svg, this.legend);
+    this.node.append(caption, this.area, this.legend);
     host.append(this.node);
+    addStyle(this.node);
     if (typeof ResizeObserver !== 'undefined') {
-      this.observer = new ResizeObserver(() => this.draw());
-      this.observer.observe(this.node);
+      this.sizes = new ResizeObserver(() => this.draw());
+      this.sizes.observe(this.area);
+    }
+    this.theme = new MutationObserver(() => this.recolor());
+    this.theme.observe(document.body, { attributes: true, attributeFilter: ['data-jp-theme-light', 'class'] });
+    if (options.group !== undefined) {
+      const peers = groups.get(options.group) ?? new Set();
+      groups.set(options.group, peers.add(this));
     }
   }
 
   update(lines: readonly Line[]): void {
     this.lines = lines;
+    this.area.setAttribute('aria-label', this.words());
     this.draw();
   }
 
   dispose(): void {
-    this.observer?.disconnect();
+    this.sizes?.disconnect();
+    this.theme.disconnect();
+    this.plot?.destroy();
+    if (this.options.group !== undefined) {
+      groups.get(this.options.group)?.delete(this);
+    }
     this.node.remove();
   }
 
+  private get height(): number {
+    return this.options.height ?? 200;
+  }
+
+  /** Draw, unless nobody could see it: a chart without width is drawn when it gets one. */
   private draw(): void {
-    const width = Math.max(240, this.node.clientWidth || 560);
-    const height = 200;
-    this.svg.setAttribute('viewBox', `0 0 ${width} ${height}`);
-    this.svg.setAttribute('width', String(width));
-    this.svg.setAttribute('height', String(height));
-    this.svg.setAttribute('aria-label', this.words());
-    this.svg.replaceChildren();
-    this.legend.replaceChildren();
-    const values = this.lines.flatMap(line => line.y.filter((value): value is number => value !== null));
-    const steps = this.lines.flatMap(line => [...line.x]);
-    const last = Math.max(1, ...steps);
-    const [low, high] = bounds(values, this.options);
-    const across = (step: number) => MARGIN.left + (step / last) * (width - MARGIN.left - MARGIN.right);
-    const down = (value: number) =>
-      height - MARGIN.bottom - ((value - low) / (high - low)) * (height - MARGIN.top - MARGIN.bottom);
-    for (const value of ticks(low, high, 4)) {
-      this.add('line', {
-        class: 'gptx-Chart-grid',
-        x1: MARGIN.left,
-        x2: width - MARGIN.right,
-        y1: down(value),
-        y2: down(value)
-      });
-      this.text(short(value), MARGIN.left - 6, down(value) + 4, 'end');
+    const width = this.area.clientWidth;
+    if (width === 0) {
+      return;
     }
-    for (const step of ticks(0, last, Math.max(2, Math.floor(width / 110)))) {
-      if (Number.isInteger(step)) {
-        this.text(step.toLocaleString('en'), across(step), height - MARGIN.bottom + 14, 'middle');
-      }
+    if (this.lines.length === 0) {
+      // Without lines there is no axis to draw either.
+      this.plot?.destroy();
+      this.plot = undefined;
+      this.area.replaceChildren(this.nothing);
+      return;
     }
-    this.text(this.options.xLabel, (width + MARGIN.left) / 2, height - 2, 'middle');
-    for (const line of this.lines) {
-      this.line(line, across, down);
+    this.nothing.remove();
+    const shape = JSON.stringify(this.lines.map(line => [line.label, line.style, line.color]));
+    if (this.plot === undefined || shape !== this.shape) {
+      this.shape = shape;
+      this.build(width);
+      return;
+    }
+    if (this.plot.width !== width) {
+      this.plot.setSize({ width, height: this.height });
+    }
+    this.plot.setData(aligned(this.lines), this.part === undefined);
+    if (this.part !== undefined) {
+      this.plot.redraw(true, true);
+    }
+    this.tell();
+  }
+
+  private build(width: number): void {
+    this.plot?.destroy();
+    this.drawLegend();
+    this.recolor();
+    const axis = { stroke: () => this.ink, font: '11px sans-serif', grid: { stroke: () => this.grid, width: 1 } };
+    this.plot = new uPlot(
+      {
+        width,
+        height: this.height,
+        legend: { show: false },
+        padding: [8, 10, 0, 0],
+        scales: {
+          x: { time: false, range: () => this.part ?? this.extent() },
+          y: { range: (_plot, low, high) => bounds(low, high, this.options) }
+        },
+        axes: [
+          {
+            ...axis,
+            grid: { show: false },
+            ticks: { stroke: () => this.grid, size: 4 },
+            size: 22,
+            gap: 2,
+            label: this.options.xLabel,
+            labelSize: 14,
+            labelGap: 0,
+            labelFont: '11px sans-serif',
+            incrs: WHOLE,
+            values: (_plot, steps) => steps.map(step => step.toLocaleString('en'))
+          },
+          { ...axis, ticks: { show: false }, size: LEFT, gap: 4, values: (_plot, values) => shortest(values) }
+        ],
+        series: [{}, ...this.lines.map(seriesOf)],
+        cursor: {
+          drag: { x: true, y: false, setScale: false },
+          points: { size: 6 },
+          ...(this.options.group === undefined
+            ? {}
+            : { sync: { key: this.options.group, setSeries: false, filters: MOVES } }),
+          bind: {
+            dblclick: () => () => {
+              this.show(undefined);
+              return null;
+            }
+          }
+        },
+        hooks: { setSelect: [plot => this.onSelect(plot)], setCursor: [() => this.tell()] }
+      },
+      aligned(this.lines),
+      this.area
+    );
+    if (this.part !== undefined) {
+      this.plot.setScale('x', { min: this.part[0], max: this.part[1] });
+    }
+    this.tell();
+  }
+
+  private onSelect(plot: uPlot): void {
+    if (plot.select.width > 2) {
+      const low = plot.posToVal(plot.select.left, 'x');
+      const high = plot.posToVal(plot.select.left + plot.select.width, 'x');
+      plot.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
+      this.show([low, high]);
     }
   }
 
-  private line(line: Line, across: (step: number) => number, down: (value: number) => number): void {
-    const color = PALETTE[line.color % PALETTE.length] ?? 'currentColor';
-    let path = '';
-    let pen = 'M';
-    line.x.forEach((step, at) => {
-      const value = line.y[at];
-      if (value === null || value === undefined) {
-        pen = 'M';
-        return;
-      }
-      path += `${pen}${across(step).toFixed(1)} ${down(value).toFixed(1)}`;
-      pen = 'L';
-      if (line.style === 'points') {
-        this.add('circle', { cx: across(step), cy: down(value), r: 2.5, fill: color });
+  private onKey(event: KeyboardEvent): void {
+    const [low, high] = this.part ?? this.extent();
+    const width = high - low;
+    const middle = (low + high) / 2;
+    const parts: Record<string, [number, number] | undefined> = {
+      '+': [middle - width / 4, middle + width / 4],
+      '-': [middle - width, middle + width],
+      ArrowLeft: [low - width / 4, high - width / 4],
+      ArrowRight: [low + width / 4, high + width / 4],
+      '0': undefined
+    };
+    if (event.key in parts && !event.ctrlKey && !event.metaKey && !event.altKey) {
+      event.preventDefault();
+      event.stopPropagation();
+      this.show(parts[event.key]);
+    }
+  }
+
+  /** Show a part of the steps, in every chart of the group; everything where it is undefined or as large. */
+  private show(part: [number, number] | undefined): void {
+    const [first, last] = this.extent();
+    const width = part ? part[1] - part[0] : Infinity;
+    const low = part ? Math.min(Math.max(part[0], first), last - width) : first;
+    const shown: [number, number] | undefined = width >= last - first ? undefined : [low, low + width];
+    for (const chart of this.peers) {
+      chart.part = shown;
+      const [min, max] = shown ?? chart.extent();
+      chart.plot?.setScale('x', { min, max });
+    }
+  }
+
+  private get peers(): Iterable<UplotChart> {
+    return this.options.group === undefined ? [this] : (groups.get(this.options.group) ?? []);
+  }
+
+  /** The first and the last step of all charts of the group, so that they stand above each other. */
+  private extent(): [number, number] {
+    const lines = [...this.peers].flatMap(chart => chart.lines);
+    const low = Math.min(...lines.map(line => line.x[0] ?? Infinity));
+    const high = Math.max(...lines.map(line => line.x[line.x.length - 1] ?? -Infinity));
+    if (high > low) {
+      return [low, high];
+    }
+    return Number.isFinite(low) ? [low - 1, low + 1] : [0, 1];
+  }
+
+  private recolor(): void {
+    const style = getComputedStyle(this.node);
+    this.ink = style.color || GREY;
+    this.grid = style.getPropertyValue('--jp-border-color2').trim() || 'rgba(128,128,128,0.3)';
+    this.plot?.redraw(false, true);
+  }
+
+  private drawLegend(): void {
+    this.values = [];
+    this.legend.replaceChildren(
+      ...this.lines.map(line => {
+        const entry = document.createElement('span');
+        const mark = document.createElement('span');
+        const value = document.createElement('span');
+        mark.className = 'gptx-Chart-mark';
+        mark.style.borderTopStyle = BORDERS[line.style];
+        mark.style.borderTopColor = colorOf(line);
+        value.className = 'gptx-Chart-value';
+        this.values.push(value);
+        entry.append(mark, line.label, value);
+        return entry;
+      })
+    );
+  }
+
+  /** Write the values under the cursor into the legend; the last ones where there is no cursor. */
+  private tell(): void {
+    const place = this.plot?.cursor.idx;
+    const steps = this.plot?.data[0];
+    const step = place === null || place === undefined ? undefined : steps?.[place];
+    this.at.textContent = step === undefined ? '' : `${this.options.xLabel} ${step.toLocaleString('en')}`;
+    this.lines.forEach((line, at) => {
+      const value = step === undefined ? last(line) : valueAt(line, step);
+      const cell = this.values[at];
+      if (cell) {
+        cell.textContent = value === null ? '' : short(value);
       }
     });
-    this.add('path', {
-      d: path,
-      fill: 'none',
-      stroke: color,
-      'stroke-width': 1.5,
-      'stroke-dasharray': DASHES[line.style]
-    });
-    const entry = document.createElement('span');
-    const mark = document.createElement('span');
-    mark.className = 'gptx-Chart-mark';
-    mark.style.background = color;
-    entry.append(mark, line.label);
-    this.legend.append(entry);
-  }
-
-  private add(name: string, attributes: Record<string, string | number>): SVGElement {
-    const node = document.createElementNS(NAMESPACE, name);
-    for (const [key, value] of Object.entries(attributes)) {
-      node.setAttribute(key, String(value));
-    }
-    this.svg.append(node);
-    return node;
-  }
-
-  private text(words: string, x: number, y: number, anchor: string): void {
-    this.add('text', { class: 'gptx-Chart-label', x, y, 'text-anchor': anchor }).textContent = words;
   }
 
   /** What the chart shows, for who hears it. */
   private words(): string {
     const ends = this.lines.map(line => {
-      const last = [...line.y].reverse().find(value => value !== null);
-      return `${line.label} ${last === undefined ? 'nothing yet' : short(last)}`;
+      const value = last(line);
+      return `${line.label} ${value === null ? 'nothing yet' : short(value)}`;
     });
     return `${this.options.title}: ${ends.join(', ') || 'nothing yet'}`;
   }
 }
 
-function bounds(values: readonly number[], options: Options): [number, number] {
-  const low = options.fromZero ? 0 : Math.min(...(values.length ? values : [0]));
-  const high = options.top ?? Math.max(low, ...(values.length ? values : [1]));
-  return high > low ? [low, high] : [low, low + 1];
+// What one chart of a group tells the others: where the cursor is. A drag is the business of its own chart.
+const MOVES = { pub: (type: string) => type === 'mousemove' || type === 'mouseleave' };
+
+const WHOLE = [1, 2, 5]
+  .flatMap(each => [0, 1, 2, 3, 4, 5, 6, 7, 8].map(power => each * 10 ** power))
+  .sort((a, b) => a - b);
+
+function colorOf(line: Line): string {
+  return PALETTE[line.color % PALETTE.length] ?? GREY;
 }
 
-/** Round numbers from `low` to `high`, about `wanted` of them. */
-export function ticks(low: number, high: number, wanted: number): number[] {
-  const raw = (high - low) / wanted;
-  const power = 10 ** Math.floor(Math.log10(raw));
-  const step = power * ([1, 2, 5, 10].find(each => each * power >= raw) ?? 10);
-  const found: number[] = [];
-  for (let at = Math.ceil(low / step - 1e-9); at * step <= high + step * 1e-9; at++) {
-    found.push(Number((at * step).toPrecision(12)));
+function seriesOf(line: Line): uPlot.Series {
+  const color = colorOf(line);
+  return {
+    label: line.label,
+    stroke: color,
+    width: 1.5,
+    dash: DASHES[line.style],
+    points: line.style === 'points' ? { show: true, size: 6, fill: color, width: 0 } : { show: false }
+  };
+}
+
+/** The vertical axis: from zero or with some room below, up to `top` or with some room above. */
+export function bounds(low: number | null, high: number | null, options: Options): [number, number] {
+  if (low === null || high === null) {
+    return [0, options.top ?? 1];
   }
-  return found;
+  const room = (high - (options.fromZero ? 0 : low) || Math.abs(high) || 1) * 0.05;
+  const from = options.fromZero ? Math.min(0, low) : low - room;
+  return [from, options.top ?? high + room];
 }
 
-function short(value: number): string {
-  return Math.abs(value) >= 0.095 || value === 0 ? String(Number(value.toFixed(2))) : value.toPrecision(2);
+function last(line: Line): number | null {
+  for (let at = line.y.length - 1; at >= 0; at--) {
+    const value = line.y[at];
+    if (value !== null && value !== undefined) {
+      return value;
+    }
+  }
+  return null;
+}
+
+/** The value at a step, or that of the nearest step before: a score is taken from time to time only. */
+export function valueAt(line: Line, step: number): number | null {
+  let low = 0;
+  let high = line.x.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if ((line.x[middle] ?? Infinity) <= step) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return line.y[low - 1] ?? null;
+}
+
+/** Numbers of an axis, in as many digits as tell them apart. */
+export function shortest(values: readonly number[]): string[] {
+  const step = Math.abs((values[1] ?? 1) - (values[0] ?? 0)) || 1;
+  const digits = Math.min(100, Math.max(0, -Math.floor(Math.log10(step) + 1e-9)));
+  return values.map(value =>
+    Math.abs(value) >= 10_000
+      ? `${Number((value / 1000).toPrecision(4))}k`
+      : digits > 3
+        ? value === 0
+          ? '0'
+          : Number(value.toPrecision(3)).toExponential()
+        : value.toFixed(digits)
+  );
+}
+
+export function short(value: number): string {
+  const size = Math.abs(value);
+  if (size >= 100) {
+    return Math.round(value).toLocaleString('en');
+  }
+  return size >= 0.095 || value === 0 ? value.toFixed(2) : value.toPrecision(2);
 }

@@ -1,33 +1,62 @@
 /**
  * The notebook panel's front end: an ES module for anywidget, bundled into gptx_nb/views/static/panel.js.
  *
- * anywidget calls the default export once for each view's bundle; `render` draws one view and returns how it is undone.
+ * anywidget calls the default export once for each widget. `initialize` begins to follow its kernel; `render` draws one
+ * view and returns how it is undone. A page that is loaded again, and a second view, draw from the same history.
  */
 
-export interface Model {
-  get(name: string): unknown;
-  on(event: string, callback: () => void): void;
-  off(event: string, callback: () => void): void;
+import { h } from '../views/dom';
+import { feedOf, type Feed } from './feed';
+import css from './panel.css';
+import { whileSeen } from './seen';
+import type { Acted, Context, Model, More, RenderContext } from './types';
+import { Watch } from './watch';
+
+export default () => {
+  let model: Model | undefined; // the one of initialize: those of render differ, and end with their view
+  let feed: Feed | undefined;
+  return {
+    initialize({ model: given }: Context): void {
+      model = given;
+      feed = feedOf(given);
+    },
+    render({ el }: RenderContext): (() => void) | undefined {
+      if (!model || !feed) {
+        return undefined;
+      }
+      return renderRun(el, model, feed);
+    }
+  };
+};
+
+/** Make the frame of a view: everything is inside, its style sheet too. */
+function frame(el: HTMLElement): HTMLElement {
+  const root = h('div', { class: 'gptx-panel' });
+  const style = h('style', {});
+  style.textContent = css;
+  el.append(style, root);
+  return root;
 }
 
-export interface RenderContext {
-  model: Model;
-  el: HTMLElement;
+function renderRun(el: HTMLElement, model: Model, feed: Feed): () => void {
+  const root = frame(el);
+  const watch = new Watch(feed, message => model.send(message));
+  root.append(watch.node);
+  const heard = (message: More | Acted) => {
+    if (message.kind !== 'more') {
+      watch.acted(message);
+    }
+  };
+  model.on('msg:custom', heard);
+  const view = Math.random().toString(36); // crypto's are for pages over HTTPS alone
+  const unseen = whileSeen(root, seen => {
+    watch.see(seen);
+    model.send({ kind: 'seen', view, seen });
+  });
+  return () => {
+    unseen();
+    model.off('msg:custom', heard);
+    watch.dispose();
+    el.replaceChildren();
+  };
 }
-
-export default () => ({
-  render({ model, el }: RenderContext): () => void {
-    const line = document.createElement('div');
-    const show = () => {
-      const text = model.get('line');
-      line.textContent = typeof text === 'string' ? text : '';
-    };
-    show();
-    model.on('change:line', show);
-    el.append(line);
-    return () => {
-      model.off('change:line', show);
-      line.remove();
-    };
-  }
-});
