@@ -78,8 +78,8 @@ def _labelled(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Pat
     told["why"] = table.report["why"]
     if (model.threshold is not None) != table.multi_label:
         kinds = ["one label a text", "any number of labels a text"]
-        learnt, has = kinds if table.multi_label else kinds[::-1]
-        raise DataError(f"the run gives {learnt}, and this table has {has}. Score it on a table like its own")
+        learnt_so, has = kinds if table.multi_label else kinds[::-1]
+        raise DataError(f"the run gives {learnt_so}, and this table has {has}. Score it on a table like its own")
     if model.threshold is not None:
         truth = multi_label.flags(table.train.labels, len(model.labels))
         sets = multi_label_scores(model.labels, truth, shares >= model.threshold)
