@@ -103,7 +103,8 @@ def _grow(
         if not growing or (len(finished) == beams and growing[0].nats / length <= finished[-1][0]):
             return finished
         if length < room:
-            cache.reorder_cache(torch.tensor([parent for parent, _ in follow], device=logits.device))
+            parents: Any = torch.tensor([parent for parent, _ in follow], device=logits.device)
+            cache.reorder_cache(parents)
             ids = torch.tensor([[beam.tokens[-1]] for beam in growing], device=logits.device)
     return finished + [beam.finished("length", room) for beam in growing]
 
