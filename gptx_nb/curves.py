@@ -28,6 +28,8 @@ SCORES = {  # what a score is called in a record and on a chart; the first that 
     "perplexity": "perplexity",
 }
 
+Point = tuple[float, float]  # step and value
+
 
 class Curves:
     """The curves of `seen`, which somebody else refreshes."""
@@ -42,16 +44,19 @@ class Curves:
         self._steps, self._scores = list(self._seen.steps), list(self._seen.evaluations)
         return _packed(_thinned([_step(each) for each in self._steps]), [_score(each) for each in self._scores])
 
-    def added(self) -> tuple[float, bytes] | None:
-        """Return what came since the last call: (step after which it follows, numbers); None if nothing did."""
+    def added(self) -> tuple[float | None, bytes] | None:
+        """Return what came since the last call; None if nothing did.
+
+        (last step that stays: None where nothing is taken back, numbers)
+        """
         steps, scores = self._seen.steps, self._seen.evaluations
         same = _in_common(self._steps, steps), _in_common(self._scores, scores)
         if same == (len(steps), len(scores)) and same == (len(self._steps), len(self._scores)):
             return None
         taken_back = [each["step"] for each in (*self._steps[same[0] :], *self._scores[same[1] :])]
         new_steps, new_scores = steps[same[0] :], scores[same[1] :]
-        follows = min((step - 1 for step in taken_back), default=math.inf)
-        if taken_back:  # a line of time has one end: both begin anew behind it
+        follows = min((step - 1 for step in taken_back), default=None)
+        if follows is not None:  # a line of time has one end: both begin anew behind it
             new_steps = [each for each in steps if each["step"] > follows]
             new_scores = [each for each in scores if each["step"] > follows]
         self._steps[same[0] :], self._scores[same[1] :] = steps[same[0] :], scores[same[1] :]
@@ -61,6 +66,17 @@ class Curves:
 def score_name(evaluations: Sequence[Record]) -> str | None:
     """Return which of `SCORES` the records hold."""
     return next((name for name in SCORES for record in evaluations if record.get(name) is not None), None)
+
+
+def thinned(points: Sequence[Point], limit: int) -> list[Point]:
+    """Return at most `limit` points: means of neighbours."""
+    if len(points) <= limit:
+        return list(points)
+    found = []
+    for number in range(limit):
+        part = points[number * len(points) // limit : (number + 1) * len(points) // limit]
+        found.append((part[-1][0], sum(value for _, value in part) / len(part)))
+    return found
 
 
 def _in_common(before: Sequence[Record], now: Sequence[Record]) -> int:
@@ -74,7 +90,8 @@ def _in_common(before: Sequence[Record], now: Sequence[Record]) -> int:
 def _step(record: Record) -> tuple[float, ...]:
     seconds, tokens = record.get("seconds"), record.get("tokens")
     speed = tokens / seconds if tokens and seconds else None
-    return _numbers((record["step"], record.get("loss"), record.get("learning_rate"), record.get("gradient_norm"), speed))
+    named = (record.get(name) for name in ("loss", "learning_rate", "gradient_norm"))
+    return _numbers((record["step"], *named, speed))
 
 
 def _score(record: Record) -> tuple[float, ...]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptx_nb import fields, files, metrics, pretraining_words, progress
+from gptx_nb import fields, files, metrics, pretraining_words, progress, samples
 from gptx_nb.errors import RunNotFound
 from gptx_nb.pretraining import PretrainRecipe
 from gptx_nb.progress import Progress
@@ -350,9 +350,9 @@ def _verdict(run: Run) -> str:
         return ""
 
 
-def _samples(run: Run) -> list[tuple[str, str]]:
+def _samples(run: Run) -> Sequence[tuple[str, ...]]:
     """Return (beginning, continuation) as a pretrained model wrote them last."""
-    return pretraining_words.samples(Progress(run).refresh().evaluations) if run.kind is PretrainRecipe else []
+    return samples.latest(Progress(run).refresh().evaluations).rows if run.kind is PretrainRecipe else []
 
 
 def _told(tell: Any, run: Run) -> list[Any]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from gptx_nb.metrics import Record
-
 
 def corpus_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (what, words) of the texts: where from, what was left out, what is held back."""
@@ -50,11 +48,3 @@ def verdict(scores: dict[str, Any], name: str) -> str:
         f"{scored(validation)}; {learnt}." if validation else f"{learnt[0].upper()}{learnt[1:]}; nothing was held back."
     )
     return f"{said} Fine-tune from it with `model: run:{name}`."
-
-
-def samples(evaluations: list[Record]) -> list[tuple[str, str]]:
-    """Return (beginning, continuation) as the model wrote them at the latest score."""
-    latest: list[dict[str, str]] = next(
-        (record["samples"] for record in reversed(evaluations) if record.get("samples")), []
-    )
-    return [(each["prompt"], each["text"]) for each in latest]

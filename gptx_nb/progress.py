@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from gptx_nb import launch, line, metrics, pretraining_words, writing_words
+from gptx_nb import launch, line, metrics, pretraining_words, samples, writing_words
 from gptx_nb.errors import GptxError
 from gptx_nb.pretraining import PretrainRecipe
 from gptx_nb.runs import Run, State
@@ -512,7 +512,7 @@ def result_lines(run: Run) -> list[str]:
         return lines
     if run.kind is PretrainRecipe:
         lines.append(pretraining_words.verdict(scores, run.name))
-        for beginning, text in pretraining_words.samples(Progress(run).refresh().evaluations):
+        for beginning, text in samples.latest(Progress(run).refresh().evaluations).rows:
             lines.append(f"sample: {one_line(beginning, 60)} | {one_line(text, 200)}")
         return lines + [f"note: {note}" for note in [*warnings(run), *_notes(run)]]
     lines.append(verdict(scores))

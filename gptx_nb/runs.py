@@ -229,6 +229,12 @@ class Run(RunFiles):
             return ""
         return "\n".join(text.splitlines()[-lines:])
 
+    def plot(self) -> Any:
+        """Return loss, score, learning rate, gradient norm and speed by step as a matplotlib Figure."""
+        from gptx_nb.views import figures
+
+        return figures.figure(self)
+
     def request_stop(self) -> None:
         """Ask the worker to save and stop. It looks at every step."""
         files.write_text(self.stop_file, "")

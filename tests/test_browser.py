@@ -220,8 +220,9 @@ def test_a_live_output_becomes_a_static_one_that_survives_a_reload(
 
 LONG = """import random
 chance = random.Random(0)
-words = ["fine", "poor", "late", "kind", "<script>window.hacked=1</script>", "<img src=x onerror=window.hacked=1>"]
-rows = [(" ".join(chance.choices(words, k=6)), chance.choice(["good", "<svg onload=window.hacked=1>"])) for _ in range(400)]"""
+words = ["fine", "poor", "late", "<script>window.hacked=1</script>", "<img src=x onerror=window.hacked=1>"]
+labels = ["good", "<svg onload=window.hacked=1>"]
+rows = [(" ".join(chance.choices(words, k=6)), chance.choice(labels)) for _ in range(400)]"""
 
 
 def numbers(page: Any, cell: int) -> dict[str, str]:

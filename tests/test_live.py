@@ -54,7 +54,7 @@ def test_curves_are_whole_first_and_then_what_was_added(home: Path) -> None:
     seen.refresh()
     follows, content = told.added() or (0.0, b"")
     steps, scores = unpacked(content)
-    assert (follows, [row[0] for row in steps], scores) == (math.inf, [25, 26], [])
+    assert (follows, [row[0] for row in steps], scores) == (None, [25, 26], [])
     assert math.isnan(steps[1][1])
     assert told.added() is None
 
@@ -92,14 +92,15 @@ def test_every_number_has_its_place_from_the_first_moment_on(home: Path) -> None
     full = live.numbers(progress.Progress(make("other", steps=40, phase="training")).refresh())
     assert dict(full) == {
         "step": "40 of 60",
+        "time left": "5 s",
         "loss": "0.33",
         "held-out loss": "0.39",
         "accuracy": "0.858",
         "learning rate": "5.00e-04",
         "gradient norm": "1",
         "tokens/s": "3,100",
+        "device use": "–",
         "memory": "–",
-        "time left": "5 s",
     }
     assert [name for name, _ in empty] == [name if name != "accuracy" else "score" for name, _ in full]
     assert {value for _, value in empty} == {"–"}
@@ -108,10 +109,10 @@ def test_every_number_has_its_place_from_the_first_moment_on(home: Path) -> None
 @pytest.mark.parametrize(
     ("changes", "buttons"),
     [
-        ({"phase": "training", "steps": 3}, ["stop", "kill"]),
-        ({"phase": "training", "steps": 3, "outcome": made_runs.STOPPED}, ["resume"]),
-        ({"phase": "training", "steps": 3, "outcome": made_runs.KILLED}, ["resume"]),
-        ({"phase": "saving", "steps": 60, "outcome": FINISHED, "scores": made_runs.SCORES}, []),
+        ({"phase": "training", "steps": 3}, ["stop", "kill", "clone"]),
+        ({"phase": "training", "steps": 3, "outcome": made_runs.STOPPED}, ["resume", "clone"]),
+        ({"phase": "training", "steps": 3, "outcome": made_runs.KILLED}, ["resume", "clone"]),
+        ({"phase": "saving", "steps": 60, "outcome": FINISHED, "scores": made_runs.SCORES}, ["clone"]),
     ],
 )
 def test_a_run_has_the_buttons_that_do_something(home: Path, changes: dict[str, Any], buttons: list[str]) -> None:
@@ -160,12 +161,21 @@ def test_a_widget_has_everything_first_and_then_sends_increments(home: Path, idl
     widget.step(run)
     add(run, 1, made_runs.step_record(6))
     widget.step(run)
+    assert set(widget.messages[-1]["head"]) == {"share", "numbers"}  # what has changed, and nothing else
     assert [(each["kind"], each["number"]) for each in widget.messages][-1:] == [("more", len(widget.messages))]
     assert unpacked(widget.messages[-1]["buffers"][0])[0][0][0] == 6
     count = len(widget.messages)
     widget.step(run)
     assert len(widget.messages) == count  # nothing is new
-    assert len(unpacked(widget.history)[0]) == 5
+    assert len(unpacked(widget.history)[0]) == 5  # it is not sent again
+    state = widget.get_state()  # what a page asks for that is loaded again
+    assert [row[0] for row in unpacked(state["history"])[0]] == [1, 2, 3, 4, 5, 6]
+    assert state["number"] == widget.messages[-1]["number"]
+    assert dict(state["head"]["numbers"])["step"] == "6 of 60"
+    add(run, 1, made_runs.step_record(7))
+    widget.step(run)
+    assert unpacked(widget.messages[-1]["buffers"][0])[0][0][0] == 7
+    assert widget.messages[-1]["number"] == state["number"] + 1
 
 
 def test_nothing_is_sent_for_a_view_that_nobody_sees_and_everything_once_somebody_does(home: Path, idle: None) -> None:
@@ -211,9 +221,8 @@ def test_stop_now_ends_the_process_of_the_run_and_nothing_else(home: Path) -> No
         said: list[str] = []
         live.act(run, "kill", said.append)
         assert worker.wait(10) == -signal.SIGKILL
-    assert said == [
-        "run reviews version 1 was ended. Run its cell again to go on from its last checkpoint: `%%gpt_finetune reviews`"
-    ]
+    advice = "Run its cell again to go on from its last checkpoint: `%%gpt_finetune reviews`"
+    assert said == [f"run reviews version 1 was ended. {advice}"]
 
 
 def test_stop_now_is_refused_where_there_is_nothing_to_end(home: Path) -> None:

@@ -15,6 +15,7 @@ import { Api, EVENT } from './api';
 import { gptxIcon } from './icon';
 import { RunsModel } from './model';
 import { cellFromVariable, highlightRecipes, insertCell } from './notebook';
+import { INSERT } from './panel/insert';
 import { Dashboard } from './views/dashboard';
 import { RecipeForm } from './views/form';
 import { Sidebar, type Looks } from './views/sidebar';
@@ -91,6 +92,12 @@ function activate(
 
   if (notebooks) {
     highlightRecipes(notebooks);
+    // A live view inside a notebook (src/panel) asks for a cell below it.
+    document.addEventListener(INSERT, event => {
+      if (event instanceof CustomEvent && typeof event.detail === 'string' && insertCell(notebooks, event.detail)) {
+        event.preventDefault();
+      }
+    });
   }
   for (const command of Object.values(COMMANDS)) {
     palette?.addItem({ command, category: 'GPT runs' });

@@ -118,7 +118,24 @@ def _passed(asked: Sequence[Example], answers: Sequence[str]) -> Score:
     return pass_at(1, [[each.passed] for each in sandbox.run_all(programs, allow_code=True)])
 
 
-def _continued(writer: Writer, examples: Sequence[Example]) -> list[dict[str, str]]:
+def samples(writer: Writer, examples: Sequence[Example], most: int, max_new_tokens: int) -> list[dict[str, str]]:
+    """Let `writer` answer at most `most` of `examples`, always the same ones: [{"asked", "right", "answer"}]."""
+    task = writer.task
+    kept = [examples[at] for at in chosen(examples, most)]
+    asked = [each for each in kept if not task.whole_text(each)]
+    if not asked:
+        return _continued(writer, kept, max_new_tokens)
+    if all("choices" in each for each in asked):
+        said = _choose(writer, asked, ())
+    else:
+        said = [each[0].text for each in writer.write(asked, How(0.0, max_new_tokens=max_new_tokens)).written]
+    return [
+        {"asked": task.shown(each), "right": task.accepted(each)[0], "answer": answer}
+        for each, answer in zip(asked, said, strict=True)
+    ]
+
+
+def _continued(writer: Writer, examples: Sequence[Example], max_new_tokens: int = 48) -> list[dict[str, str]]:
     """Let the first texts be continued from their beginnings, for people to look at."""
     prompts = []
     for each in examples[:3]:
@@ -126,7 +143,7 @@ def _continued(writer: Writer, examples: Sequence[Example]) -> list[dict[str, st
         prompts.append({"prompt": " ".join(words[: max(1, min(8, len(words) // 2))])})
     if not prompts:
         return []
-    answers = writer.write(prompts, How(max_new_tokens=48)).written
+    answers = writer.write(prompts, How(max_new_tokens=max_new_tokens)).written
     return [
         {"asked": prompt["prompt"], "right": "", "answer": answer[0].text}
         for prompt, answer in zip(prompts, answers, strict=True)

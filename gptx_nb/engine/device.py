@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from gptx_nb import gpus
 from gptx_nb.errors import DeviceError
 
 
@@ -80,6 +81,38 @@ def of_rank(device: str, rank: int) -> str:
 def cores() -> int:
     """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Use:
+    """How much of `device` is used, looked at again and again. Of a CPU: by this process, of the cores that it has."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._every = 5.0 if device.type == "cuda" else 1.0  # seconds between looks: a driver takes a moment to answer
+        self._told: float | None = None
+        self._looked = time.monotonic()
+        self._took = time.process_time()
+
+    def __call__(self) -> float | None:
+        """Return the share of the last seconds, 0 to 1; None where it cannot be told."""
+        now = time.monotonic()
+        if now - self._looked >= self._every:
+            took = time.process_time()
+            if self._device.type == "cpu":
+                self._told = min(1.0, (took - self._took) / (now - self._looked) / cores())
+            elif self._device.type == "cuda":
+                self._told = _busy(self._device)
+            self._looked, self._took = now, took
+        return self._told
+
+
+def _busy(device: torch.device) -> float | None:
+    """Return the share of the last second in which a GPU computed, as its driver has it."""
+    name = str(getattr(torch.cuda.get_device_properties(device), "uuid", ""))
+    try:
+        return next((gpu.busy for gpu in gpus.found() if gpu.uuid.removeprefix("GPU-") == name), None)
+    except gpus.NoGpu:  # a driver without NVML
+        return None
 
 
 def available() -> list[str]:

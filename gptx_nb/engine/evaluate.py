@@ -8,6 +8,9 @@ import numpy as np
 
 from gptx_nb.engine.data import Examples
 
+SAMPLES = 4  # held-out rows that people may look at while a model learns
+SAMPLE_LETTERS = 200
+
 
 def scores(labels: list[str], truth: list[int], logits: np.ndarray) -> dict[str, Any]:
     """Return accuracy, macro F1, mean cross entropy (nats), per-class figures and the confusion matrix.
@@ -34,6 +37,19 @@ def scores(labels: list[str], truth: list[int], logits: np.ndarray) -> dict[str,
         ],
         "confusion": confusion_matrix(truth, guess, labels=every).tolist(),
     }
+
+
+def samples(labels: list[str], held: Examples, logits: np.ndarray) -> list[dict[str, Any]]:
+    """Return what is said of a few rows, always the same ones: [{"text", "label", "said", "share" of the label}]."""
+    places = [at * len(held.texts) // SAMPLES for at in range(SAMPLES)] if len(held.texts) > SAMPLES else None
+    found = []
+    for at in places or range(len(held.texts)):
+        shares = np.exp(logits[at] - logits[at].max())
+        shares /= shares.sum()
+        said, true = labels[int(shares.argmax())], held.labels[at]
+        share = round(float(shares[true]), 4)
+        found.append({"text": held.texts[at][:SAMPLE_LETTERS], "label": labels[true], "said": said, "share": share})
+    return found
 
 
 def baselines(train: Examples, validation: Examples) -> dict[str, dict[str, float]]:

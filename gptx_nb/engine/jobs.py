@@ -7,6 +7,7 @@ model. Training itself knows neither.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +28,10 @@ from gptx_nb.inference import TASK_FILE
 from gptx_nb.recipe import Recipe
 
 Learner = text_classification.Learner | targets.Learner
+
+SAMPLES = 2  # held-out rows that a model answers at each evaluation
+SAMPLE_TOKENS = 32
+MOST_OF_THE_TIME = 0.03  # share of a run's time in which they are written
 
 
 class Job(Protocol):
@@ -51,7 +56,9 @@ class Job(Protocol):
     def told(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]: ...  # the plan's part about examples
     def resolved(self) -> dict[str, Any]: ...  # settings of the recipe that are known now
     def before(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> Any: ...
-    def evaluation(self, learner: Any) -> tuple[dict[str, Any], list[float]]: ...  # for the metrics; greater is better
+    def evaluation(  # for the metrics, and by what the best is kept: greater is better
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any
+    ) -> tuple[dict[str, Any], list[float]]: ...
     def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]: ...
     def baselines(self) -> dict[str, Any]: ...
     def beside(self) -> dict[str, Any] | None: ...  # what is written beside the model, so that it can be asked again
@@ -118,16 +125,18 @@ class Classification:
     def before(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> Any:
         return None
 
-    def evaluation(self, learner: Any) -> tuple[dict[str, Any], list[float]]:
-        found = self._scores(learner)
+    def evaluation(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any
+    ) -> tuple[dict[str, Any], list[float]]:
+        assert self.table.validation is not None
+        logits = learner.held_logits()
+        found = evaluate.scores(self.table.labels, self.table.validation.labels, logits)
         told = {"validation_loss": found["loss"], "accuracy": found["accuracy"], "macro_f1": found["macro_f1"]}
+        told["samples"] = evaluate.samples(self.table.labels, self.table.validation, logits)
         # Among equal accuracies the surer one: a small validation set has many ties.
         return told, [found["accuracy"], -found["loss"]]
 
     def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]:
-        return self._scores(learner)
-
-    def _scores(self, learner: Any) -> dict[str, Any]:
         assert self.table.validation is not None
         return evaluate.scores(self.table.labels, self.table.validation.labels, learner.held_logits())
 
@@ -154,6 +163,8 @@ class Writing:
         self._held: list[Encoded] = []
         self._counts: dict[str, int] = {}
         self._notes: list[str] = []
+        self._began = time.monotonic()
+        self._wrote = 0.0  # seconds in which samples were written
 
     @property
     def report(self) -> dict[str, Any]:
@@ -243,9 +254,22 @@ class Writing:
             return None
         return self._scored(model, tokenizer, learner, tuned=False)
 
-    def evaluation(self, learner: Any) -> tuple[dict[str, Any], list[float]]:
+    def evaluation(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any
+    ) -> tuple[dict[str, Any], list[float]]:
         found = answers.likelihood(learner.held_nats())
-        return {"validation_loss": found["loss"], "perplexity": found["perplexity"]["value"]}, [-found["loss"]]
+        told = {"validation_loss": found["loss"], "perplexity": found["perplexity"]["value"]}
+        return {**told, "samples": self._samples(model, tokenizer)}, [-found["loss"]]
+
+    def _samples(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, str]]:
+        """Let the model answer a few fixed rows, for people to look at; not where that would hold training up."""
+        started = time.monotonic()
+        if self._wrote > MOST_OF_THE_TIME * (started - self._began):
+            return []
+        writer = Writer(model, tokenizer, self.table.task, self.table.facts, tuned=True)
+        found = answers.samples(writer, self.table.validation or [], SAMPLES, SAMPLE_TOKENS)
+        self._wrote += time.monotonic() - started
+        return found
 
     def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]:
         return self._scored(model, tokenizer, learner, tuned=True)

@@ -79,7 +79,7 @@ def accuracy(
 
     def score(step: int) -> None:
         with arithmetic(made.model, device.device, device.dtype):
-            accuracy, surer = job.evaluation(learner)[1]
+            accuracy, surer = job.evaluation(made.model, made.tokenizer, learner)[1]
         found.append((accuracy, surer))
 
     end = train(

@@ -1,13 +1,14 @@
 """A run while it trains, as a widget: curves that grow, numbers beside them, buttons. Draws nothing itself.
 
-extension/src/panel draws. Everything comes from the run's files. What is new is sent as increments; the whole history
-stands in a synced trait, so that a page that is loaded again has all of it. A view that nobody sees is sent nothing.
+extension/src/panel draws. Everything comes from the run's files. What is new is sent as increments; a page that is
+loaded again asks the kernel for the state, and gets the whole history. A view that nobody sees is sent nothing.
 Buttons act through the run's directory: by the server where the page can reach it, else by a message to the kernel.
 """
 
 from __future__ import annotations
 
 import contextvars
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import anywidget
 import traitlets
 from IPython.core.getipython import get_ipython
 
-from gptx_nb import launch, pretraining_words, progress
+from gptx_nb import launch, overview, pretraining_words, progress, samples, writing_words
 from gptx_nb.curves import SCORES, Curves, score_name
 from gptx_nb.errors import GptxError, UsageError
 from gptx_nb.pretraining import PretrainRecipe
@@ -27,22 +28,27 @@ from gptx_nb.runs import ACTIVE, Run
 
 SCRIPT = Path(__file__).parent / "static" / "panel.js"
 WIDGET = "application/vnd.jupyter.widget-view+json"
-WHOLE_EVERY = 2.0  # seconds between whole histories
+ALIVE = 90.0  # seconds for which a view counts as seen after its last word; it says so every 30
+DRAWN = 15.0  # seconds in which a page that draws widgets says so, while the kernel is free to hear it
 SHOWN_NOTES = 3
 SHOWN_LABELS = 12
 NOTHING = "–"
 
 Json = dict[str, Any]
 _busy = False  # whether a cell runs
+_idle_since = 0.0
 
 
 def draws_widgets() -> bool:
     """Say whether what asks this kernel now draws widgets.
 
-    A front end names the cell that it runs. Clients without a page (nbclient, a console) name none.
+    A front end names the cell that it runs; Colab has its own ways. Clients without a page (nbclient, a console) name
+    none.
     """
     kernel = getattr(get_ipython(), "kernel", None)
-    return SCRIPT.is_file() and kernel is not None and "cellId" in (kernel.get_parent().get("metadata") or {})
+    if kernel is None or not SCRIPT.is_file():
+        return False
+    return "google.colab" in sys.modules or "cellId" in (kernel.get_parent().get("metadata") or {})
 
 
 def cell_begins(*_: object) -> None:
@@ -51,8 +57,8 @@ def cell_begins(*_: object) -> None:
 
 
 def cell_ends(*_: object) -> None:
-    global _busy
-    _busy = False
+    global _busy, _idle_since
+    _busy, _idle_since = False, time.monotonic()
 
 
 # ---- what is shown --------------------------------------------------------------------------------------------------
@@ -74,7 +80,7 @@ def head(run: Run, seen: Progress, note: str = "") -> Json:
         "note": note,
         "notes": [progress.one_line(each, 400) for each in seen.notes[-SHOWN_NOTES:]],
         "ranks": [list(row) for row in seen.rank_rows()],
-        "samples": [list(each) for each in pretraining_words.samples(seen.evaluations)],
+        "samples": sample_table(seen),
         "score_name": SCORES.get(score_name(seen.evaluations) or "", "score"),
         "can": can(seen),
     }
@@ -83,10 +89,10 @@ def head(run: Run, seen: Progress, note: str = "") -> Json:
 def can(seen: Progress) -> list[str]:
     """Return which buttons do something."""
     if seen.state in ("running", "starting", "elsewhere"):
-        return ["stop", "kill"] if seen.state == "running" else ["stop"]
+        return ["stop", "kill", "clone"] if seen.state == "running" else ["stop", "clone"]
     if seen.state == "stopping":
-        return ["kill"]
-    return [] if seen.state == "finished" else ["resume"]
+        return ["kill", "clone"]
+    return ["clone"] if seen.state == "finished" else ["resume", "clone"]
 
 
 def numbers(seen: Progress) -> list[tuple[str, str]]:
@@ -102,26 +108,38 @@ def numbers(seen: Progress) -> list[tuple[str, str]]:
 
     return [
         ("step", f"{seen.step:,} of {seen.total:,}" if seen.total else f"{seen.step:,}" if seen.step else NOTHING),
+        ("time left", told(left, progress.duration)),
         ("loss", told(seen.loss, progress.number)),
         ("held-out loss", told(last.get("validation_loss"), progress.number)),
         (SCORES[name] if name else "score", told(last.get(name) if name else None, lambda value: f"{value:.3f}")),
         ("learning rate", told(step.get("learning_rate"), lambda value: f"{value:.2e}")),
         ("gradient norm", told(step.get("gradient_norm"), lambda value: f"{value:.3g}")),
         ("tokens/s", told(seen.tokens_per_second if training else None, lambda value: f"{value:,.0f}")),
+        ("device use", told(step.get("use") if training else None, lambda value: f"{value:.0%}")),
         ("memory", told(step.get("memory"), progress.size)),
-        ("time left", told(left, progress.duration)),
     ]
+
+
+def sample_table(seen: Progress) -> Json | None:
+    """Return what the model says of a few fixed rows now; of labels, with the course of the right one's probability."""
+    found = samples.latest(seen.evaluations)
+    if not found.rows:
+        return None
+    rows = [[progress.one_line(cell, 240) for cell in row] for row in found.rows]
+    return _table(list(found.head), rows) | ({"courses": found.courses} if found.courses else {})
 
 
 def about(run: Run) -> list[Json]:
     """Return what was found out before training, and what was chosen, as tables."""
     report, plan = run.report(), run.plan()
-    found = []
     if run.kind is PretrainRecipe:
-        rows = [list(row) for row in pretraining_words.corpus_lines(report)] if report else []
-        found.append({"title": "Texts", "tables": [_table(["", ""], rows)] if rows else [], "lines": []})
+        told = pretraining_words.corpus_lines(report) if report else []
+        rows = [[what, progress.one_line(words, 400)] for what, words in told]
+        found: list[Json] = [{"title": "Texts", "tables": [_table(["", ""], rows)] if rows else [], "lines": []}]
+    elif writing_words.is_writing(report):
+        found = [_written(report or {}, plan)]
     else:
-        found.append(_data(report, plan))
+        found = [_data(report, plan)]
     found[0]["lines"] += [f"⚠ {progress.one_line(each, 400)}" for each in progress.warnings(run)]
     if choices := progress.choices(run):
         rows = [[progress.one_line(cell, 300) for cell in row] for row in choices]
@@ -132,11 +150,7 @@ def about(run: Run) -> list[Json]:
 def _data(report: Json | None, plan: Json | None) -> Json:
     lines, tables = [], []
     if report is not None:
-        lines = [
-            f"{report.get('source') or 'examples'}: {progress.rows_used(report)}",
-            f"Columns: {progress.mapping(report)}",
-            f"Split: {progress.split_sizes(report)}",
-        ]
+        lines = _found(report)
     if plan is not None:
         lines.append(f"Length: {progress.lengths(plan)}")
         rows = [
@@ -147,6 +161,24 @@ def _data(report: Json | None, plan: Json | None) -> Json:
     if report is not None:
         tables.append(class_counts(report["labels"]))
     return {"title": "Data", "lines": [progress.one_line(line, 600) for line in lines], "tables": tables}
+
+
+def _written(report: Json, plan: Json | None) -> Json:
+    lines, tables = [*_found(report), f"Task: {report['task']} ({report['task_why']})"], []
+    if plan is not None:
+        lines.append(f"Length: {progress.lengths(plan)}; {writing_words.targets(plan)}")
+        rows = [[progress.one_line(text, 400), f"{tokens:,}"] for text, tokens in writing_words.rendered(plan)]
+        named = f"first rows as the model sees them; it learns what is in {writing_words.OPENS}{writing_words.CLOSES}"
+        tables.append(_table([named, "tokens"], rows, right=[1]))
+    return {"title": "Data", "lines": [progress.one_line(line, 600) for line in lines], "tables": tables}
+
+
+def _found(report: Json) -> list[str]:
+    return [
+        f"{report.get('source') or 'examples'}: {progress.rows_used(report)}",
+        f"Columns: {progress.mapping(report)}",
+        f"Split: {progress.split_sizes(report)}",
+    ]
 
 
 def class_counts(counts: dict[str, int]) -> Json:
@@ -184,17 +216,20 @@ class Feed:
         self.seen.refresh()
         return self
 
-    def head(self) -> Json:
-        return head(self.run, self.seen, self.note)
+    def whole(self) -> tuple[Json, bytes]:
+        """Return everything; `news` goes on from there."""
+        self._told = head(self.run, self.seen, self.note)
+        return self._told, self.curves.whole()
 
     def news(self) -> tuple[Json, list[bytes]] | None:
         """Return a message and its buffers; None where nothing is new."""
-        now, added = self.head(), self.curves.added()
-        if added is None and now == self._told:
+        now, added = head(self.run, self.seen, self.note), self.curves.added()
+        changed = {name: value for name, value in now.items() if name not in self._told or self._told[name] != value}
+        if added is None and not changed:
             return None
         self._told = now
         follows, content = added if added else (None, b"")
-        return {"kind": "more", "head": now, "after": follows}, [content] if added else []
+        return {"kind": "more", "head": changed, "after": follows}, [content] if added else []
 
 
 class RunWidget(anywidget.AnyWidget):
@@ -203,68 +238,93 @@ class RunWidget(anywidget.AnyWidget):
     _esm = SCRIPT
     view = traitlets.Unicode("run").tag(sync=True)
     head = traitlets.Dict().tag(sync=True)
-    about = traitlets.List().tag(sync=True)
+    about: Any = traitlets.List().tag(sync=True)
     history = traitlets.Bytes().tag(sync=True)
     number = traitlets.Int(0).tag(sync=True)  # of the last increment that `history` holds
 
     def __init__(self, name: str) -> None:
+        self._feed: Feed | None = None
+        self._looks: dict[str, float] = {}  # when each view that is seen has said so
+        self._was_heard = False
+        self._made = time.monotonic()
+        self._count = 0  # of increments
+        self._missed = True  # what is new was not sent: everything has to be
+        self._files: tuple[bool, bool] | None = None
+        # The thread that follows a run and the kernel's own, which answers a page, take turns.
+        self._lock = threading.RLock()
+        cell_begins()  # the one that shows this
         waiting = {"name": name, "doing": "starting", "active": True, "state": "starting", "can": []}
         super().__init__(head=waiting)
-        cell_begins()  # the one that shows this
-        self._feed: Feed | None = None
-        self._looks: dict[str, bool] = {}  # whether each view is seen
-        self._count = 0  # of increments
-        self._whole = 0.0
-        self._missed = False
-        self._files: tuple[bool, bool] | None = None
-        self._lock = threading.Lock()
         self.on_msg(self._hear)
 
     @property
     def bundle(self) -> Json:
         return {WIDGET: {"version_major": 2, "version_minor": 0, "model_id": self.model_id}}
 
+    @property
+    def is_not_drawn(self) -> bool:
+        """Whether the page seems to draw no widgets: nobody has spoken, although the kernel was free to hear it."""
+        return not (_busy or self._was_heard) and time.monotonic() - max(_idle_since, self._made) > DRAWN
+
     def step(self, run: Run, note: str = "") -> Progress:
         """Look at `run`, and send what is new to whoever sees it."""
         with self._lock:
             if self._feed is None or self._feed.run != run:
-                self._feed, self._whole, self._files = Feed(run), 0.0, None
+                self._feed, self._missed, self._files = Feed(run), True, None
             self._feed.note = note
             seen = self._feed.look().seen
             if not self._is_seen():
                 self._missed = True
-            elif self._missed or time.monotonic() - self._whole >= WHOLE_EVERY:
+            elif self._missed or self._files != _files(run):
                 self._send_whole(self._feed)
             elif news := self._feed.news():
-                self._tell(*news)
+                message, buffers = news
+                self._count += 1
+                self.send({**message, "number": self._count}, buffers)
             return seen
 
-    def _tell(self, message: Json, buffers: list[bytes]) -> None:
-        self._count += 1
-        self.send({**message, "number": self._count}, buffers)
+    def get_state(self, key: Any = None, drop_defaults: bool = False) -> Any:
+        """Return the state for a page; one that asks for all of it, as after a reload, gets the whole history."""
+        with self._lock:
+            state = super().get_state(key, drop_defaults)
+            if key is None and self._feed is not None:
+                now, history = self._feed.whole()
+                state |= {"head": now, "about": about(self._feed.run), "history": history, "number": self._count}
+            return state
 
     def _send_whole(self, feed: Feed) -> None:
-        self._whole, self._missed = time.monotonic(), False
-        files = feed.run.report_file.exists(), feed.run.plan_file.exists()
+        self._missed = False
         with self.hold_sync():
-            if files != self._files:
-                self._files, self.about = files, about(feed.run)
-            self.head = feed.head()
-            self.history = feed.curves.whole()
+            self._files = _files(feed.run)
+            self.about = about(feed.run)
+            self.head, self.history = feed.whole()
             self.number = self._count
 
     def _is_seen(self) -> bool:
         # While a cell runs no word of a page arrives: it may have come into sight since.
-        return _busy or not self._looks or any(self._looks.values())
+        now = time.monotonic()
+        return _busy or not self._was_heard or any(now - at < ALIVE for at in self._looks.values())
 
     def _hear(self, _: object, content: Json, buffers: list[bytes]) -> None:
         """Take a message of the page."""
-        if content.get("kind") == "seen":
-            self._looks[str(content.get("view"))] = bool(content.get("seen"))
-        elif content.get("kind") == "lost":
+        kind = content.get("kind")
+        if kind == "seen":
+            self._was_heard = True
+            self._looks.pop(str(content.get("view")), None)
+            if content.get("seen"):
+                self._looks[str(content.get("view"))] = time.monotonic()
+        elif kind == "lost":
             self._missed = True
-        elif content.get("kind") == "act" and self._feed is not None:
-            act(self._feed.run, str(content.get("action")), lambda said: self.send({"kind": "acted", "said": said}))
+        elif kind == "act" and self._feed is not None:
+            if content.get("action") == "clone":
+                self.send({"kind": "cell", "cell": overview.cell(self._feed.run)})
+            else:
+                act(self._feed.run, str(content.get("action")), lambda said: self.send({"kind": "acted", "said": said}))
+
+
+def _files(run: Run) -> tuple[bool, bool]:
+    """Return which of the files that `about` reads are there."""
+    return run.report_file.exists(), run.plan_file.exists()
 
 
 def act(run: Run, action: str, answer: Callable[[str], None]) -> None:

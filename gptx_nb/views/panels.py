@@ -1,9 +1,10 @@
 """What a run looks like in a notebook: live while it trains, then a table and a plot that read without a kernel.
 
-A view is a function of the run's files: HTML, text and, at the end, a PNG. Where the front end draws widgets, a live one
-is a widget (live.py). One thread of this module keeps the live ones up to date; it never prints. Once a run has ended its view is plain HTML: tables and
-an image, no script, no style sheet, no network. Colours are JupyterLab's own where there are any, so that a light and
-a dark theme both read; else those of the page around. Everything that comes from a table or a log is escaped.
+A view is a function of the run's files: HTML, text and, at the end, a PNG. Where the page draws widgets, a live one is
+a widget (live.py). One thread of this module keeps the live ones up to date; it never prints. Once a run has ended its
+view is plain HTML: tables and an image, no script, no style sheet, no network. Colours are JupyterLab's own where there
+are any, so that a light and a dark theme both read; else those of the page around. Everything that comes from a table
+or a log is escaped.
 """
 
 from __future__ import annotations
@@ -12,8 +13,6 @@ import base64
 import contextlib
 import contextvars
 import html
-import io
-import logging
 import re
 import threading
 import time
@@ -24,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.getipython import get_ipython
 from IPython.display import DisplayHandle, display
 
-from gptx_nb import pretraining_words, progress, writing_words
+from gptx_nb import pretraining_words, progress, samples, writing_words
+from gptx_nb.curves import thinned
 from gptx_nb.pretraining import PretrainRecipe
 from gptx_nb.progress import Progress, counted, one_line
 from gptx_nb.recipe import Recipe
@@ -199,12 +199,10 @@ def _corpus(run: Run, report: dict[str, Any] | None) -> str:
 
 
 def _samples(seen: Progress) -> str:
-    """Show how the model continues texts, as of its latest score."""
-    rows = [
-        (_escaped(beginning, 80), _escaped(text, 300))
-        for beginning, text in pretraining_words.samples(seen.evaluations)
-    ]
-    return _table(("beginning", "goes on"), rows) if rows else ""
+    """Show what the model says of a few fixed held-out rows, as of its latest score."""
+    found = samples.latest(seen.evaluations)
+    rows = [tuple(_escaped(cell, 240) for cell in row) for row in found.rows]
+    return _table(found.head, rows, right=(3,)) if rows else ""
 
 
 def _class_counts(counts: dict[str, int]) -> str:
@@ -264,7 +262,9 @@ def waiting(name: str, doing: str) -> Bundle:
 
 def _curve(seen: Progress) -> str:
     """Draw the loss of the steps as a line and of the validation rows as dots."""
-    points = thinned([(step["step"], step["loss"]) for step in seen.steps if step.get("loss") is not None])
+    points = thinned(
+        [(step["step"], step["loss"]) for step in seen.steps if step.get("loss") is not None], CURVE_POINTS
+    )
     if len(points) < 2:
         return ""
     dots = [(e["step"], e["validation_loss"]) for e in seen.evaluations if e.get("validation_loss") is not None]
@@ -279,7 +279,8 @@ def _curve(seen: Progress) -> str:
 
     line = " ".join(at(*point) for point in points)
     circles = "".join(
-        '<circle cx="{}" cy="{}" r="3" fill="{}"/>'.format(*at(*dot).split(","), _DOT) for dot in thinned(dots)
+        '<circle cx="{}" cy="{}" r="3" fill="{}"/>'.format(*at(*dot).split(","), _DOT)
+        for dot in thinned(dots, CURVE_POINTS)
     )
     legend = f"Loss, from {progress.number(points[0][1])} to {progress.number(points[-1][1])}"
     if dots:
@@ -292,17 +293,6 @@ def _curve(seen: Progress) -> str:
         f'<polyline fill="none" stroke="{_ACCENT}" stroke-width="1.5" points="{line}"/>{circles}</svg>'
         + _line(legend, f"{_MUTED};font-size:90%")
     )
-
-
-def thinned(points: Sequence[tuple[float, float]], limit: int = CURVE_POINTS) -> list[tuple[float, float]]:
-    """Return at most `limit` points: means of neighbours."""
-    if len(points) <= limit:
-        return list(points)
-    found = []
-    for number in range(limit):
-        part = points[number * len(points) // limit : (number + 1) * len(points) // limit]
-        found.append((part[-1][0], sum(value for _, value in part) / len(part)))
-    return found
 
 
 # ---- when it has ended ----------------------------------------------------------------------------------------------
@@ -336,7 +326,9 @@ def ended(run: Run, note: str = "") -> Bundle:
         if rows:
             parts.append(_table(("on the held-out rows", "accuracy", "macro F1"), rows, right=(1, 2)))
     bundle: Bundle = {"text/plain": "\n".join(progress.result_lines(run))}
-    image = plot(seen, scores)
+    from gptx_nb.views import figures  # matplotlib takes its time, and is needed at the end only
+
+    image = figures.small(seen, scores)
     if image is not None:
         bundle["image/png"] = base64.b64encode(image).decode("ascii")
         parts.append(
@@ -425,57 +417,6 @@ def _recipe(run: Run) -> str:
     )
 
 
-def plot(seen: Progress, scores: dict[str, Any] | None) -> bytes | None:
-    """Draw loss and score by step as a PNG that reads on white and on black; None without two steps."""
-    losses = thinned([(step["step"], step["loss"]) for step in seen.steps if step.get("loss") is not None], 300)
-    if len(losses) < 2:
-        return None
-    # It says so when it builds its font cache; nothing may print from a thread.
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    grey, blue, orange = "#808080", "#2e86de", "#e67e22"  # each has a contrast of 3 to white and to black
-    figure = Figure(figsize=(7, 2.3), dpi=144, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.patch.set_alpha(0)
-    accuracies = [(e["step"], e["accuracy"]) for e in seen.evaluations if e.get("accuracy") is not None]
-    validation = [(e["step"], e["validation_loss"]) for e in seen.evaluations if e.get("validation_loss") is not None]
-    bits = [(e["step"], e["bits_per_byte"]) for e in seen.evaluations if e.get("bits_per_byte") is not None]
-    axes = figure.subplots(1, 2 if accuracies or bits else 1, squeeze=False)[0]
-    axes[0].plot(*zip(*losses, strict=True), color=blue, linewidth=1.4, label="learning")
-    if validation:
-        axes[0].plot(*zip(*validation, strict=True), "o-", color=orange, linewidth=1.2, markersize=4, label="held out")
-    axes[0].set_title("loss", color=grey, fontsize=9)
-    axes[0].set_ylim(bottom=0)
-    if accuracies:
-        axes[1].plot(
-            *zip(*accuracies, strict=True), "o-", color=orange, linewidth=1.2, markersize=4, label="this model"
-        )
-        for (name, words), style in zip((("tfidf", "TF-IDF"), ("majority", "majority")), ("--", ":"), strict=True):
-            if name in ((scores or {}).get("baselines") or {}):
-                height = (scores or {})["baselines"][name]["accuracy"]
-                axes[1].axhline(height, color=grey, linewidth=1.2, linestyle=style, label=words)
-        axes[1].set_title("accuracy on the held-out rows", color=grey, fontsize=9)
-        axes[1].set_ylim(0, 1.03)
-    if bits:
-        axes[1].plot(*zip(*bits, strict=True), "o-", color=orange, linewidth=1.2, markersize=4)
-        axes[1].set_title("bits a byte on held-back documents", color=grey, fontsize=9)
-    for each in axes:
-        each.patch.set_alpha(0)
-        each.set_xlim(0, losses[-1][0] * 1.02)
-        each.set_xlabel("step", color=grey, fontsize=8)
-        each.tick_params(colors=grey, labelsize=8)
-        if len(each.lines) > 1:
-            each.legend(fontsize=7, frameon=False, labelcolor=grey)
-        for name, spine in each.spines.items():
-            spine.set_color(grey)
-            spine.set_visible(name in ("left", "bottom"))
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    return content.getvalue()
-
-
 # ---- objects that show themselves -----------------------------------------------------------------------------------
 
 
@@ -541,7 +482,8 @@ class LiveView(RunView):
         if live.draws_widgets():
             self._widget = live.RunWidget(self.name)
             # What is saved meanwhile reads without a kernel too; the end takes its place.
-            self._bundle = {**waiting(self.name, f"seen live here; `%gpt_watch {self.name}` shows it"), **self._widget.bundle}
+            words = waiting(self.name, f"seen live here; `%gpt_watch {self.name}` shows it")
+            self._bundle = {**words, **self._widget.bundle}
 
     def look(self, run: Run) -> None:
         """Show how far `run` is, unless that was done a moment ago."""
@@ -555,7 +497,7 @@ class LiveView(RunView):
             self._seen = Progress(run)
         self._looked = time.monotonic()
         seen = self._widget.step(run, self.note) if self._widget else self._seen.refresh()
-        if seen.state in ACTIVE and self._widget:
+        if seen.state in ACTIVE and self._widget and not self._widget.is_not_drawn:
             return
         if seen.state in ACTIVE:
             self._put(live(run, seen, self.note, briefly=self._briefly))

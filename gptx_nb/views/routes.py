@@ -7,6 +7,7 @@
     GET    gptx_nb/runs/NAME/VERSION/history?cursor=   metrics from where the last answer ended
     GET    gptx_nb/runs/NAME/VERSION/log          the end of its log
     POST   gptx_nb/runs/NAME/VERSION/stop         save and stop
+    POST   gptx_nb/runs/NAME/VERSION/kill         end it at once, without saving
     POST   gptx_nb/runs/NAME/VERSION/resume       go on with it
     POST   gptx_nb/runs/NAME/VERSION/predict      ask the model: {"texts": [...]}
     POST   gptx_nb/trash/ID/restore               take a deleted run back
@@ -409,6 +410,20 @@ class StopHandler(Handler):
         self.answer({"stopping": True}, status=202)
 
 
+class KillHandler(Handler):
+    """Stop now: what came after the last checkpoint is lost."""
+
+    @answers("execute")
+    async def post(self, name: str, version: str) -> None:
+        run = await self.find(name, version)
+        try:
+            said = await self.room.run(launch.kill, run)
+        except UsageError as error:
+            raise Refused(409, str(error)) from None
+        await self.room.look(0)
+        self.answer({"note": said}, status=202)
+
+
 class ResumeHandler(Handler):
     """Go on with a run that was stopped or broke off."""
 
@@ -639,6 +654,7 @@ ROUTES: tuple[tuple[str, type[web.RequestHandler]], ...] = (
     (rf"{_RUN}/history", HistoryHandler),
     (rf"{_RUN}/log", LogHandler),
     (rf"{_RUN}/stop", StopHandler),
+    (rf"{_RUN}/kill", KillHandler),
     (rf"{_RUN}/resume", ResumeHandler),
     (rf"{_RUN}/predict", PredictHandler),
     (r"trash/([0-9a-f]{16})/restore", RestoreHandler),

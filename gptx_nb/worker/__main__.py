@@ -245,6 +245,7 @@ class Attempt:
 
         self.phase("model")
         from gptx_nb.engine import checkpoints, jobs, memory, plan, setup, streams
+        from gptx_nb.engine.device import Use
         from gptx_nb.engine.train import Batch, arithmetic, make_scaler, train
 
         job = jobs.of(table, recipe)
@@ -269,6 +270,7 @@ class Attempt:
             first_step, best = progress["step"], progress["best"]
 
         here = 0  # tokens of the latest step that this process has computed
+        use = Use(device.device)
 
         def batch_at(step: int) -> Step:
             nonlocal here
@@ -278,16 +280,14 @@ class Attempt:
 
         def record(entry: dict[str, Any]) -> None:
             epoch = entry["step"] / made.steps_per_epoch
-            held = memory.taken(device.device)
-            self.metrics.append(
-                {"kind": "step", **entry, "epoch": epoch, "here": here, "memory": held, "time": time.time()}
-            )
+            taken = {"here": here, "memory": memory.taken(device.device), "use": use()}
+            self.metrics.append({"kind": "step", **entry, "epoch": epoch, **taken, "time": time.time()})
 
         def evaluate_at(step: int) -> None:
             nonlocal best
             if not job.is_scored or self.rank:
                 return
-            found, rank = job.evaluation(learner)
+            found, rank = job.evaluation(model, made.tokenizer, learner)
             self.metrics.append({"kind": "evaluation", "step": step, **found, "time": time.time()})
             if best["score"] is None or rank > best["score"]:
                 best = {"score": rank, "step": step}

@@ -42,6 +42,7 @@ def carry_out(attempt: Attempt, recipe: PretrainRecipe) -> bool:
 
     attempt.phase("model")
     from gptx_nb.engine import checkpoints, memory, models, plan, pretrain, streams
+    from gptx_nb.engine.device import Use
     from gptx_nb.engine.tasks import language_modeling as task
     from gptx_nb.engine.train import arithmetic, make_scaler, train
 
@@ -64,6 +65,7 @@ def carry_out(attempt: Attempt, recipe: PretrainRecipe) -> bool:
         first_step = checkpoints.load(checkpoint, model, optimizer, scaler)["step"]
 
     here = 0  # tokens of the latest step that this process has computed
+    use = Use(device.device)
 
     def batch_at(step: int) -> Batch:
         nonlocal here
@@ -79,6 +81,7 @@ def carry_out(attempt: Attempt, recipe: PretrainRecipe) -> bool:
                 "epoch": entry["step"] * learner.tokens_per_step / corpus.train.tokens,
                 "here": here,
                 "memory": memory.taken(device.device),
+                "use": use(),
                 "time": time.time(),
             }
         )

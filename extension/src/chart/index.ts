@@ -58,6 +58,7 @@ class UplotChart implements Chart {
   private readonly at = document.createElement('span');
   private readonly area = document.createElement('div');
   private readonly legend = document.createElement('div');
+  private readonly nothing = document.createElement('span');
   private readonly sizes: ResizeObserver | undefined;
   private readonly theme: MutationObserver;
   private plot: uPlot | undefined;
@@ -86,6 +87,8 @@ class UplotChart implements Chart {
     this.area.setAttribute('aria-keyshortcuts', '+ - ArrowLeft ArrowRight 0');
     this.area.title = 'Drag to zoom, double click to see everything (keyboard: + − ← → 0)';
     this.area.addEventListener('keydown', event => this.onKey(event));
+    this.nothing.className = 'gptx-Chart-nothing';
+    this.nothing.textContent = 'nothing yet';
     this.legend.className = 'gptx-Chart-legend';
     this.node.append(caption, this.area, this.legend);
     host.append(this.node);
@@ -128,6 +131,14 @@ class UplotChart implements Chart {
     if (width === 0) {
       return;
     }
+    if (this.lines.length === 0) {
+      // Without lines there is no axis to draw either.
+      this.plot?.destroy();
+      this.plot = undefined;
+      this.area.replaceChildren(this.nothing);
+      return;
+    }
+    this.nothing.remove();
     const shape = JSON.stringify(this.lines.map(line => [line.label, line.style, line.color]));
     if (this.plot === undefined || shape !== this.shape) {
       this.shape = shape;
@@ -164,7 +175,7 @@ class UplotChart implements Chart {
             ...axis,
             grid: { show: false },
             ticks: { stroke: () => this.grid, size: 4 },
-            size: 34,
+            size: 22,
             gap: 2,
             label: this.options.xLabel,
             labelSize: 14,
@@ -356,8 +367,10 @@ export function shortest(values: readonly number[]): string[] {
   return values.map(value =>
     Math.abs(value) >= 10_000
       ? `${Number((value / 1000).toPrecision(4))}k`
-      : value !== 0 && digits > 3
-        ? Number(value.toPrecision(3)).toExponential()
+      : digits > 3
+        ? value === 0
+          ? '0'
+          : Number(value.toPrecision(3)).toExponential()
         : value.toFixed(digits)
   );
 }

@@ -5,6 +5,7 @@ const RULES = `
 .gptx-Chart figcaption { color: var(--jp-ui-font-color2, inherit); display: flex; justify-content: space-between; gap: 12px; }
 .gptx-Chart-at { font-variant-numeric: tabular-nums; }
 .gptx-Chart-plot { position: relative; outline-offset: 2px; }
+.gptx-Chart-nothing { position: absolute; inset: 8px 10px 36px 46px; display: flex; align-items: center; justify-content: center; color: var(--jp-ui-font-color2, inherit); border: 1px dashed var(--jp-border-color2, rgba(128,128,128,0.35)); border-radius: var(--jp-border-radius, 2px); }
 .gptx-Chart-plot:focus-visible { outline: 2px solid var(--jp-brand-color1, #1976d2); }
 .gptx-Chart-legend { display: flex; flex-wrap: wrap; gap: 2px 14px; min-height: 1.5em; padding-left: 44px; }
 .gptx-Chart-legend > span { overflow-wrap: anywhere; min-width: 0; }

@@ -1,7 +1,7 @@
 /** What is known in the page of one run: the small part, the tables, the curves. Views draw it. */
 
 import { Curves } from './curves';
-import type { Head, Model, More, Part } from './types';
+import type { Acted, Head, Model, More, Part } from './types';
 
 export class Feed {
   head: Head = { name: '', state: 'starting', active: true, doing: 'starting', can: [] };
@@ -30,7 +30,7 @@ export class Feed {
       return;
     }
     this.number = message.number;
-    this.head = message.head;
+    this.head = { ...this.head, ...message.head };
     if (buffers.length > 0) {
       this.curves.take(buffers[0], message.after ?? Infinity);
     }
@@ -61,9 +61,8 @@ export function feedOf(model: Model): Feed {
     );
   };
   read();
-  model.on('change:head', read);
-  model.on('change:history', read);
-  model.on('msg:custom', (message: More | { kind: 'acted' }, buffers: DataView[]) => {
+  model.on('change', read); // once, however much has changed
+  model.on('msg:custom', (message: More | Acted, buffers: DataView[]) => {
     if (message.kind === 'more') {
       feed.more(message, buffers);
     }

@@ -9,7 +9,7 @@ import { h } from '../views/dom';
 import { feedOf, type Feed } from './feed';
 import css from './panel.css';
 import { whileSeen } from './seen';
-import type { Context, Model, RenderContext } from './types';
+import type { Acted, Context, Model, More, RenderContext } from './types';
 import { Watch } from './watch';
 
 export default () => {
@@ -42,9 +42,9 @@ function renderRun(el: HTMLElement, model: Model, feed: Feed): () => void {
   const root = frame(el);
   const watch = new Watch(feed, message => model.send(message));
   root.append(watch.node);
-  const heard = (message: { kind: string; said?: string }) => {
-    if (message.kind === 'acted') {
-      watch.acted(message.said ?? '');
+  const heard = (message: More | Acted) => {
+    if (message.kind !== 'more') {
+      watch.acted(message);
     }
   };
   model.on('msg:custom', heard);

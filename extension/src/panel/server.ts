@@ -11,22 +11,38 @@ const PATIENCE = 4000; // milliseconds
 
 /** Do what a button says; returns what came of it in words, or undefined where this server cannot. */
 export async function byServer(action: string, head: Head): Promise<string | undefined> {
-  const config = pageConfig();
-  if (config === undefined || head.folder === undefined) {
+  const run = await found(head);
+  if (run === undefined) {
     return undefined;
   }
-  const run = `${config.baseUrl}gptx_nb/runs/${encodeURIComponent(head.name)}/${head.version ?? 0}`;
-  const asked = await ask(run, 'GET', config.token);
-  // The same folder: it is this run, and not another one of its name in another home.
-  if (asked?.status !== 200 || asked.value['folder'] !== head.folder) {
-    return undefined;
-  }
-  const done = await ask(`${run}/${action}`, 'POST', config.token);
+  const done = await ask(`${run.address}/${action}`, 'POST', run.token);
   if (done === undefined || done.status === 404) {
     return undefined; // an older server
   }
   const said = done.value['message'] ?? done.value['note'];
   return typeof said === 'string' && said ? said : SAID[action];
+}
+
+/** The cell that asks for the run; undefined where this server does not know it. */
+export async function cellByServer(head: Head): Promise<string | undefined> {
+  const cell = (await found(head))?.told['cell'];
+  return typeof cell === 'string' && cell ? cell : undefined;
+}
+
+/** Where this page's server has the run, and what it tells of it. */
+async function found(
+  head: Head
+): Promise<{ address: string; token: string; told: Record<string, unknown> } | undefined> {
+  const config = pageConfig();
+  if (config === undefined || head.folder === undefined) {
+    return undefined;
+  }
+  const address = `${config.baseUrl}gptx_nb/runs/${encodeURIComponent(head.name)}/${head.version ?? 0}`;
+  const asked = await ask(address, 'GET', config.token);
+  // The same folder: it is this run, and not another one of its name in another home.
+  return asked?.status === 200 && asked.value['folder'] === head.folder
+    ? { address, token: config.token, told: asked.value }
+    : undefined;
 }
 
 const SAID: Record<string, string> = {

@@ -1,6 +1,6 @@
 /** Tables and folded parts. Every text is a text node. */
 
-import { h } from '../views/dom';
+import { h, sparkline } from '../views/dom';
 import type { Part, Table } from './types';
 
 export function tableOf(table: Table): HTMLElement {
@@ -12,9 +12,14 @@ export function tableOf(table: Table): HTMLElement {
   };
   const node = h('table', {});
   if (table.head.some(Boolean)) {
-    node.append(h('thead', {}, h('tr', {}, ...table.head.map((text, at) => cell('th', text, at)))));
+    const more = table.courses === undefined ? null : h('th', {}, h('span', { class: 'unseen' }, 'its course'));
+    node.append(h('thead', {}, h('tr', {}, ...table.head.map((text, at) => cell('th', text, at)), more)));
   }
-  const rows = table.rows.map((row, number) => h('tr', {}, ...row.map((text, at) => cell('td', text, at, number))));
+  const rows = table.rows.map((row, number) => {
+    const course = table.courses?.[number];
+    const drawn = course === undefined ? null : h('td', {}, sparkline(course, 96, 22, [0, 1]));
+    return h('tr', {}, ...row.map((text, at) => cell('td', text, at, number)), drawn);
+  });
   node.append(h('tbody', {}, ...rows));
   return h('div', { class: 'table' }, node, table.more ? h('div', { class: 'muted' }, table.more) : null);
 }

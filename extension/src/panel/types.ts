@@ -33,7 +33,7 @@ export interface Head {
   note?: string;
   notes?: string[];
   ranks?: string[][];
-  samples?: [string, string][];
+  samples?: Table | null;
   score_name?: string;
   can: string[];
 }
@@ -42,7 +42,10 @@ export interface Table {
   head: string[];
   rows: string[][];
   right: number[];
+  /** Of each row, a share that is drawn as a bar in the last column. */
   bars?: number[];
+  /** Of each row, numbers from 0 to 1 that are drawn as a small curve in a column of their own. */
+  courses?: number[][];
   more?: string;
 }
 
@@ -52,10 +55,14 @@ export interface Part {
   tables: Table[];
 }
 
-/** A message that adds to a run's curves. `after`: the step that it follows, null if there are no numbers. */
+/** A message that adds to what is known: what has changed of the head, and numbers that take the place of all steps
+ * beyond `after`; of none where that is null. */
 export interface More {
   kind: 'more';
   number: number;
-  head: Head;
+  head: Partial<Head>;
   after: number | null;
 }
+
+/** What came of a button, or the cell that asks for the run. */
+export type Acted = { kind: 'acted'; said: string } | { kind: 'cell'; cell: string };

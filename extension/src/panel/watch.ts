@@ -3,18 +3,20 @@
 import { createChart, type Chart } from '../chart';
 import { fill, h } from '../views/dom';
 import type { Feed } from './feed';
-import { byServer } from './server';
+import { INSERT } from './insert';
+import { byServer, cellByServer } from './server';
 import { folded, tableOf } from './tables';
-import type { Head } from './types';
+import type { Acted, Head } from './types';
 
 const BUTTONS: [string, string, string][] = [
   ['stop', 'Save and stop', 'Saves at the next step. The run can go on later'],
   ['kill', 'Stop now', 'Ends it without saving: what came after the last checkpoint is lost'],
-  ['resume', 'Resume', 'Goes on from the last checkpoint']
+  ['resume', 'Resume', 'Goes on from the last checkpoint'],
+  ['clone', 'Clone and change', 'Makes a cell that asks for this run: change a setting, and it makes a new version']
 ];
 const NUMBERS = [
-  ...['step', 'loss', 'held-out loss', 'score', 'learning rate'],
-  ...['gradient norm', 'tokens/s', 'memory', 'time left']
+  ...['step', 'time left', 'loss', 'held-out loss', 'score'],
+  ...['learning rate', 'gradient norm', 'tokens/s', 'device use', 'memory']
 ];
 const HEARD = 3000; // milliseconds in which a kernel that is free answers
 
@@ -25,6 +27,7 @@ export class Watch {
   private readonly title = h('div', { class: 'title' });
   private readonly buttons = new Map<string, HTMLButtonElement>();
   private readonly said = h('div', { class: 'said', role: 'status' });
+  private readonly cell = h('div', { class: 'cell' });
   private readonly bar = h('div', { class: 'progress', role: 'progressbar', 'aria-valuemin': 0, 'aria-valuemax': 100 });
   private readonly numbers: { name: HTMLElement; value: HTMLElement }[] = [];
   private readonly charts: { chart: Chart; lines: () => ReturnType<Feed['curves']['losses']> }[] = [];
@@ -61,6 +64,7 @@ export class Watch {
       this.node,
       h('header', {}, this.title, h('div', { class: 'buttons' }, ...BUTTONS.map(each => this.button(...each)))),
       this.said,
+      this.cell,
       this.bar,
       h('div', { class: 'main' }, h('div', { class: 'curves' }, plots, this.empty), this.table()),
       this.below,
@@ -86,9 +90,13 @@ export class Watch {
   }
 
   /** Take what the kernel said of a button. */
-  acted(said: string): void {
+  acted(message: Acted): void {
     clearTimeout(this.sure);
-    this.say(said);
+    if (message.kind === 'cell') {
+      this.offer(message.cell);
+    } else {
+      this.say(message.said);
+    }
   }
 
   private plan(): void {
@@ -104,7 +112,7 @@ export class Watch {
 
   private button(action: string, label: string, help: string): HTMLButtonElement {
     const button = h('button', { type: 'button', title: help, onclick: () => void this.act(action) }, label);
-    button.hidden = action === 'resume';
+    button.hidden = !this.feed.head.can.includes(action);
     this.buttons.set(action, button);
     return button;
   }
@@ -121,10 +129,19 @@ export class Watch {
 
   private async act(action: string): Promise<void> {
     this.say('…');
-    const said = await byServer(action, this.feed.head);
-    if (said !== undefined) {
-      this.say(said);
-      return;
+    const { head } = this.feed;
+    if (action === 'clone') {
+      const cell = await cellByServer(head);
+      if (cell !== undefined) {
+        this.offer(cell);
+        return;
+      }
+    } else {
+      const said = await byServer(action, head);
+      if (said !== undefined) {
+        this.say(said);
+        return;
+      }
     }
     this.send({ kind: 'act', action });
     this.sure = window.setTimeout(() => {
@@ -135,6 +152,28 @@ export class Watch {
 
   private say(text: string): void {
     this.said.textContent = text;
+  }
+
+  /** Hand a cell to JupyterLab, which inserts it; where nobody takes it, show it to be copied. */
+  private offer(cell: string): void {
+    const event = new CustomEvent(INSERT, { detail: cell, bubbles: true, composed: true, cancelable: true });
+    if (!this.node.dispatchEvent(event)) {
+      this.say('The cell stands below: change it, and run it.');
+      return;
+    }
+    this.say('Put this into a new cell, change it, and run it:');
+    const copy = () => {
+      void navigator.clipboard.writeText(cell).then(
+        () => this.say('Copied.'),
+        () => this.say('Select the text, and copy it.')
+      );
+    };
+    fill(
+      this.cell,
+      h('pre', { tabindex: 0 }, cell),
+      h('button', { type: 'button', onclick: copy }, 'Copy'),
+      h('button', { type: 'button', onclick: () => fill(this.cell) }, 'Close')
+    );
   }
 
   private draw(): void {
@@ -167,7 +206,8 @@ export class Watch {
     for (const [action, button] of this.buttons) {
       const can = head.can.includes(action);
       button.disabled = !can;
-      button.hidden = action === 'resume' ? !can : !head.active;
+      // Those that come and go with a state keep their place while the run goes on.
+      button.hidden = action === 'stop' || action === 'kill' ? !head.active : !can;
     }
     const share = Math.round(1000 * (head.share ?? 0)) / 10;
     this.bar.style.setProperty('--share', String(head.share ?? 0));
@@ -190,13 +230,13 @@ export class Watch {
     }
     this.shown = shown;
     const ranks = head.ranks ?? [];
-    const samples = head.samples ?? [];
     fill(
       this.below,
       head.note ? h('div', { class: 'muted' }, head.note) : null,
       ...(head.notes ?? []).map(note => h('div', { class: 'warning' }, `⚠ ${note}`)),
       ranks.length ? tableOf({ head: ['rank', 'device', 'tokens/s', 'memory'], rows: ranks, right: [2, 3] }) : null,
-      samples.length ? tableOf({ head: ['beginning', 'goes on'], rows: samples, right: [] }) : null
+      head.samples ? h('div', { class: 'name' }, 'What it says of held-out rows now') : null,
+      head.samples ? tableOf(head.samples) : null
     );
   }
 }

@@ -55,13 +55,17 @@ export function iconButton(icon: LabIcon, name: string, action: () => void, clas
 
 const NAMESPACE = 'http://www.w3.org/2000/svg';
 
-/** A small curve without axes; null where there is nothing to draw. */
-export function sparkline(values: readonly number[], width = 96, height = 22): SVGSVGElement | null {
+/** A small curve without axes, from the lowest to the highest value or over `range`; null where there is none to draw. */
+export function sparkline(
+  values: readonly number[],
+  width = 96,
+  height = 22,
+  range?: [number, number]
+): SVGSVGElement | null {
   if (values.length < 2) {
     return null;
   }
-  const low = Math.min(...values);
-  const high = Math.max(...values);
+  const [low, high] = range ?? [Math.min(...values), Math.max(...values)];
   const points = values.map((value, at) => {
     const x = 1 + (at / (values.length - 1)) * (width - 2);
     const y = 2 + (1 - (value - low) / (high - low || 1)) * (height - 4);
@@ -73,7 +77,10 @@ export function sparkline(values: readonly number[], width = 96, height = 22): S
   svg.setAttribute('width', String(width));
   svg.setAttribute('height', String(height));
   svg.setAttribute('role', 'img');
-  svg.setAttribute('aria-label', `loss from ${values[0] ?? ''} to ${values[values.length - 1] ?? ''}`);
+  svg.setAttribute(
+    'aria-label',
+    `${range ? '' : 'loss '}from ${values[0] ?? ''} to ${values[values.length - 1] ?? ''}`
+  );
   const line = document.createElementNS(NAMESPACE, 'polyline');
   line.setAttribute('points', points.join(' '));
   svg.append(line);
