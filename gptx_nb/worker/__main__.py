@@ -3,6 +3,7 @@
     python -m gptx_nb.worker RUN_DIR ATTEMPT
     python -m gptx_nb.worker --rank RUN_DIR ATTEMPT   one of several that train together; the first one starts them
     python -m gptx_nb.worker --evaluate FOLDER        scores a model on a table (gptx_nb/evaluations.py)
+    python -m gptx_nb.worker --rehearse FOLDER        says what a recipe would take (gptx_nb/rehearsals.py)
     python -m gptx_nb.worker --device                 prints what this machine computes on, as JSON
 
 A run that does not fit beside those that train already waits in line (gptx_nb/line.py). It holds no model meanwhile:
@@ -68,6 +69,10 @@ def main(arguments: list[str]) -> int:
         from gptx_nb.worker import evaluation
 
         return evaluation.carry_out(Path(arguments[1]))
+    if arguments[0] == "--rehearse":
+        from gptx_nb.worker import rehearsal
+
+        return rehearsal.carry_out(Path(arguments[1]))
     ranks: Ranks | None = None
     if arguments[0] == "--rank":
         from gptx_nb.engine.distributed import Ranks
