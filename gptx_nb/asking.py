@@ -37,7 +37,11 @@ def ask(run: Run, text: str, who: Who = "tuned", on_text: Callable[[str], None] 
     if inference.writes(run):
         return {"who": called(run), **_written(inference.generate(run, text, on_text=on_text))}
     found = inference.predict(run, text)
-    return {"who": called(run), "labels": [list(pair) for pair in found[0].probabilities.items()], "notes": found.notes()}
+    return {
+        "who": called(run),
+        "labels": [list(pair) for pair in found[0].probabilities.items()],
+        "notes": found.notes(),
+    }
 
 
 def base_of(run: Run) -> str | None:

@@ -156,5 +156,7 @@ def told_to_the_form() -> str:
 
 
 def test_the_values_that_the_form_is_tested_with_are_these() -> None:
-    renewed = "python -c 'import test_round_trip as t; t.SETTINGS.write_text(t.told_to_the_form())', in tests/, renews it"
+    renewed = (
+        "python -c 'import test_round_trip as t; t.SETTINGS.write_text(t.told_to_the_form())', in tests/, renews it"
+    )
     assert SETTINGS.read_text(encoding="utf-8") == told_to_the_form(), renewed

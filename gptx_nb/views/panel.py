@@ -148,7 +148,9 @@ class PanelWidget(live.RunWidget):
         if what == "compare":
             runs = [RunStore().find(str(each)) for each in asked.get("runs") or []][: comparison.MOST]
             return lambda tell: comparison.compare(runs)
-        raise UsageError(f"the kernel's gptx_nb has no answer to {what!r}. Restart the kernel, and run %gpt_panel again")
+        raise UsageError(
+            f"the kernel's gptx_nb has no answer to {what!r}. Restart the kernel, and run %gpt_panel again"
+        )
 
     def _open(self, asked: Json) -> Work:
         """Return the form's settings, and what it is opened with: a cell, a run, or what the panel was shown with."""

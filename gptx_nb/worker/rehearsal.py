@@ -83,7 +83,10 @@ def _first_rows(recipe: Recipe, source: Source | None, folder: Path) -> dict[str
 
     assert source is not None
     named = [name for name in (recipe.text, recipe.label) if name]
-    options = {"subset": source.options.get("subset", recipe.subset), "split": source.options.get("split", recipe.split)}
+    options = {
+        "subset": source.options.get("subset", recipe.subset),
+        "split": source.options.get("split", recipe.split),
+    }
     sheet = tables.read(source, folder, named=named, plain_text=True, **options)
     rows = [[_shown(values[at]) for values in sheet.columns.values()] for at in range(min(SHOWN_ROWS, sheet.rows))]
     return {"columns": list(sheet.columns), "rows": rows, "count": sheet.rows}
