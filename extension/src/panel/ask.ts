@@ -125,7 +125,7 @@ export class Ask implements Tab {
     const words_ = h('div', { class: 'answer', dir: 'auto' });
     const waits = h('div', { class: 'muted' }, 'Asking …');
     fill(place, h('h3', {}, TITLES[who]), words_, waits);
-    const asked = this.channel.ask<Said, { text: string }>('put', { run, text: this.text.value, who }, ({ text }) =>
+    const asked = this.channel.ask<Said>('put', { run, text: this.text.value, who }, ({ text }: { text: string }) =>
       words_.append(text)
     );
     this.withdraw.push(() => {

@@ -46,14 +46,14 @@ export class Channel {
   }
 
   /** Ask; `part` gets what comes before the answer. Returns the answer and how the question is withdrawn. */
-  ask<T, P = never>(
+  ask<T>(
     what: string,
     more: Record<string, unknown> = {},
-    part: (value: P) => void = () => undefined
+    part: (value: never) => void = () => undefined
   ): { answer: Promise<T>; withdraw: () => void } {
     const id = `${this.begun}-${++this.count}`;
     const answer = new Promise<T>((resolve, reject) => {
-      this.waiting.set(id, { resolve, reject, part: part as Waiting['part'] });
+      this.waiting.set(id, { resolve, reject, part });
     });
     this.model.send({ kind: 'ask', id, what, ...more });
     const heard = setTimeout(() => this.silent(this.waiting.has(id) && SHORT.has(what)), HEARD);

@@ -117,7 +117,8 @@ export class Configure implements Tab {
   }
 
   private draw(given: Record<string, unknown>): void {
-    const { kinds, cells } = this.opened ?? { kinds: {}, cells: [] };
+    const kinds: Record<string, Setting[]> = this.opened?.kinds ?? {};
+    const cells = this.opened?.cells ?? [];
     this.controls = new Controls(this.id, this.kind, kinds[this.kind] ?? [], given, (setting, control) =>
       setting.name === 'data' ? this.tableChoice(control) : null
     );
@@ -311,10 +312,10 @@ export class Configure implements Tab {
     fill(this.data, h('p', { class: 'muted' }, 'Reading the table …'));
     const top = h('div', {});
     const below = h('div', { class: 'muted' }, 'Loading the base model, and trying a step …');
-    const asked = this.channel.ask<Rehearsed, Table>(
+    const asked = this.channel.ask<Rehearsed>(
       'rehearse',
       this.wanted(this.name.value.trim() || UNNAMED),
-      table => {
+      (table: Table) => {
         fill(top, ...this.tableParts(table));
         fill(this.data, top, below);
       }
@@ -337,7 +338,7 @@ export class Configure implements Tab {
   /** First rows, columns by role with the choice of others, and how many rows each label has. */
   private tableParts(table: Table): HTMLElement[] {
     const { report } = table;
-    const parts = [h('h3', {}, `First rows of ${table.count.toLocaleString('en')}`)];
+    const parts: HTMLElement[] = [h('h3', {}, `First rows of ${table.count.toLocaleString('en')}`)];
     parts.push(tableOf({ head: table.columns, rows: table.rows, right: [] }));
     parts.push(this.mapping(table));
     if (report === null) {
@@ -430,7 +431,7 @@ export function button(label: string, action: () => void, kind = ''): HTMLButton
 /** Tokens, lengths and cost of what was rehearsed. */
 function planParts({ plan, lengths: bins, examples }: Rehearsed): HTMLElement[] {
   const chosen = (name: string): string[] | null => {
-    const each = plan[name] as { choice?: unknown; reason?: string } | undefined;
+    const each = plan[name] as { choice?: string | number; reason?: string } | undefined;
     return each?.choice === undefined ? null : [name.replaceAll('_', ' '), String(each.choice), each.reason ?? ''];
   };
   const names = ['memory', 'time', 'device', 'dtype', 'batch_size', 'learning_rate', 'epochs', 'max_length', 'tune'];

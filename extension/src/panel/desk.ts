@@ -8,7 +8,7 @@ import { Compare } from './compare';
 import { Configure } from './configure';
 import css from './desk.css';
 import type { Feed } from './feed';
-import type { Acted, Model, More } from './types';
+import type { Acted, Model } from './types';
 import { Watch } from './watch';
 
 export interface Tab {
@@ -28,10 +28,7 @@ export class Desk {
   private readonly busy = h('div', { class: 'said', role: 'status' });
   private front = '';
 
-  constructor(
-    private readonly model: Model,
-    feed: Feed
-  ) {
+  constructor(model: Model, feed: Feed) {
     const id = `gptx-desk-${++made}`;
     this.channel = new Channel(model, so => (this.busy.textContent = so ? BUSY : ''));
     this.watch = new Watch(feed, message => model.send(message));
@@ -81,7 +78,7 @@ export class Desk {
     this.watch.see(seen && this.front === 'Watch');
   }
 
-  acted(message: Exclude<Acted, More>): void {
+  acted(message: Acted): void {
     this.watch.acted(message);
   }
 

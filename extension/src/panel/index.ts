@@ -42,7 +42,7 @@ function frame(el: HTMLElement): HTMLElement {
 interface View {
   node: HTMLElement;
   see(seen: boolean): void;
-  acted(message: Exclude<Acted | More, More>): void;
+  acted(message: Acted): void;
   dispose(): void;
 }
 
