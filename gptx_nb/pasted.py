@@ -20,10 +20,10 @@ def keep(text: str) -> Path:
     Tabs make it a .tsv, as a copied part of a sheet has, else it is a .csv. Raises DataError for what is no table.
     """
     text = text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
-    first = text.lstrip("\r\n").splitlines()[:1]
-    if not first:
+    if not text.strip():
         raise DataError(f"data: nothing was pasted. {ADVICE}")
-    separator, ending = ("\t", ".tsv") if "\t" in first[0] else (",", ".csv")
+    header = text.lstrip("\r\n").splitlines()[0]
+    separator, ending = ("\t", ".tsv") if "\t" in header else (",", ".csv")
     try:
         rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True) if row]
     except csv.Error as error:

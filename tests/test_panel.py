@@ -1,6 +1,5 @@
 """The panel's questions and answers: what the page asks, put to real runs and a real notebook."""
 
-import re
 import time
 from pathlib import Path
 from typing import Any
@@ -208,7 +207,7 @@ def test_where_no_widgets_are_drawn_the_panel_is_the_list_of_runs(plain_shell: I
     bundle = shown._repr_mimebundle_()
     assert live.WIDGET not in bundle
     assert "reviews" in bundle["text/plain"]
-    assert re.search(r"<td[^>]*>reviews</td>", bundle["text/html"])
+    assert "reviews" in bundle["text/html"]
     assert "`%gpt_watch NAME` shows one" in repr(shown)
 
 

@@ -1,4 +1,4 @@
-"""`%gpt_panel`: configure, watch, ask and compare in one widget. Draws nothing (extension/src/panel) and decides nothing.
+"""`%gpt_panel`: configure, watch, ask and compare in one widget. extension/src/panel draws; core decides.
 
 The page asks: {"kind": "ask", "id", "what", ...}; the answer is {"kind": "answer", "id", "value"}, or "error" and the
 "field" that it is about; before it may come {"kind": "part", "id", "value"}. Every question is answered in a thread of
