@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-from gptx_nb import inference
+from gptx_nb import inference, unfinished
 from gptx_nb.catalog import RUN
 from gptx_nb.errors import RunNotFound, UsageError
 from gptx_nb.generations import Generations
@@ -32,16 +32,13 @@ def ask(run: Run, text: str, who: Who = "tuned", on_text: Callable[[str], None] 
         raise UsageError("text: there is none. Type one, and ask again")
     if who == "base":
         return _ask_base(run, text, on_text)
-    if not run.model.is_dir():
-        raise RunNotFound(f"{called(run)} has no model yet: it is {run.state()}")
-    if inference.writes(run):
-        return {"who": called(run), **_written(inference.generate(run, text, on_text=on_text))}
-    found = inference.predict(run, text)
-    return {
-        "who": called(run),
-        "labels": [list(pair) for pair in found[0].probabilities.items()],
-        "notes": found.notes(),
-    }
+    step = None if run.model.is_dir() else unfinished.latest(run)
+    told = called(run) if step is None else f"{called(run)} after step {step:,}"
+    if inference.writes(run, step):
+        return {"who": told, **_written(inference.generate(run, text, step=step, on_text=on_text))}
+    found = inference.predict(run, text, step=step)
+    shares = [list(pair) for pair in found[0].probabilities.items()]
+    return {"who": told, "labels": shares, "notes": found.notes()}
 
 
 def base_of(run: Run) -> str | None:

@@ -71,21 +71,30 @@ class Models:
 
     def names(self) -> list[str]:
         """Return the runs whose models are loaded, as "reviews/3", and base models by name."""
-        return [self._called(Path(key[0])) for key in list(self._loaded)]
+        return [self.called(Path(key[0])) for key in list(self._loaded)]
 
-    def _called(self, folder: Path) -> str:
-        return "/".join(folder.parts[-3:-1]) if folder.is_relative_to(self._root) else folder.name
+    def called(self, folder: Path) -> str:
+        """Return the run that a model's folder belongs to, as "reviews/3", or the folder's own name."""
+        return "/".join(self._run_of(folder).parts[-2:]) if folder.is_relative_to(self._root) else folder.name
+
+    def _run_of(self, folder: Path) -> Path:
+        return self._root.joinpath(*folder.relative_to(self._root).parts[:2])
 
     def held(self) -> int:
         """Return how many bytes the loaded weights take."""
         return sum(each.bytes for each in list(self._loaded.values()))
 
-    def folder_of(self, given: str) -> Path:
-        """Return the model folder of the run directory `given`; refuse all that is not below the home's runs."""
+    def folder_of(self, given: str, step: Any = None) -> Path:
+        """Return the model folder of the run directory `given`; refuse all that is not below the home's runs.
+
+        `step`: the model that it had then.
+        """
         try:
             # Links are followed before the place is judged.
-            folder = Path(os.path.realpath(RunFiles(Path(given)).model))
-            inside = folder.is_relative_to(self._root) and len(folder.relative_to(self._root).parts) == 3
+            run = RunFiles(Path(given))
+            then = isinstance(step, int) and not isinstance(step, bool)
+            folder = Path(os.path.realpath(run.unfinished(step) if then else run.model))
+            inside = folder.is_relative_to(self._root) and len(folder.relative_to(self._root).parts) == 3 + then
             if inside and folder.is_dir():
                 return folder
         except (OSError, ValueError):  # no path at all: a zero byte, a name of a mile
@@ -139,7 +148,7 @@ class Models:
             self._loaded.move_to_end(key)
             return self._loaded[key]
         # The recipe's GPU may be gone or another one; its wish for the CPU is kept.
-        asked = Run(folder.parent).recipe().device if folder.is_relative_to(self._root) else "auto"
+        asked = Run(self._run_of(folder)).recipe().device if folder.is_relative_to(self._root) else "auto"
         chosen = device.choose("cpu" if asked == "cpu" else "auto")
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder.is_dir() else 0
         if chosen.memory_free is not None:
@@ -312,13 +321,13 @@ class Handler(BaseHTTPRequestHandler):
         except UnicodeEncodeError:
             raise Refused(400, "a text holds half a character (a lone surrogate)") from None
         with self.server.working():
-            model = self.server.models.folder_of(folder)
+            model = self.server.models.folder_of(folder, asked.get("step"))
             try:
                 labels, answer = self.server.worker.submit(self.server.models.classify, model, texts).result()
             except Exception as error:
                 self._end_without_memory(error)
                 if isinstance(error, ModelError):  # the folder's name alone would not say whose
-                    raise ModelError(f"run {model.parts[-3]}/{model.parts[-2]}: {error}") from error
+                    raise ModelError(f"run {self.server.models.called(model)}: {error}") from error
                 raise
             return {"labels": labels, "probabilities": answer.probabilities, "cut": answer.cut}
 
@@ -341,7 +350,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         with self.server.working():
             try:
-                folder = self.server.models.folder_of(asked["folder"]) if "folder" in asked else None
+                folder = self.server.models.folder_of(asked["folder"], asked.get("step")) if "folder" in asked else None
                 told = self.server.worker.submit(self._write, asked, folder).result()
             except Refused as refused:
                 told = {"error": refused.message, "kind": refused.kind}

@@ -3,6 +3,7 @@
     python -m gptx_nb.worker RUN_DIR ATTEMPT
     python -m gptx_nb.worker --rank RUN_DIR ATTEMPT   one of several that train together; the first one starts them
     python -m gptx_nb.worker --evaluate FOLDER        scores a model on a table (gptx_nb/evaluations.py)
+    python -m gptx_nb.worker --unfinished RUN_DIR     makes a model of the weights that it saved last
     python -m gptx_nb.worker --rehearse FOLDER        says what a recipe would take (gptx_nb/rehearsals.py)
     python -m gptx_nb.worker --device                 prints what this machine computes on, as JSON
 
@@ -69,6 +70,10 @@ def main(arguments: list[str]) -> int:
         from gptx_nb.worker import evaluation
 
         return evaluation.carry_out(Path(arguments[1]))
+    if arguments[0] == "--unfinished":
+        from gptx_nb.worker import unfinished
+
+        return unfinished.carry_out(Run(Path(arguments[1])))
     if arguments[0] == "--rehearse":
         from gptx_nb.worker import rehearsal
 
@@ -108,7 +113,7 @@ def main(arguments: list[str]) -> int:
     line.leave()
     files.write_json(run.end_file(attempt), words)
     if status == FINISHED:  # and said so: from here on only the model is needed
-        for folder in (run.checkpoints, run.best):
+        for folder in (run.checkpoints, run.best, run.asked):
             files.remove_folder(folder)
     return status
 
