@@ -1,4 +1,4 @@
-"""Makes a plain model of the weights that a run saved last: what `gptx_nb.unfinished` asks for. Prints the step as JSON.
+"""Makes a plain model of the weights that a run saved last, for `gptx_nb.unfinished`. Prints the step as JSON.
 
 The model is set up as for training, as weights are saved by name and may lack what is frozen or was cut off; on the
 CPU and in float32, so that the device is left to those who train.
