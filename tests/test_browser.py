@@ -1,5 +1,6 @@
 """A whole journey in a real JupyterLab in a real Chromium. Screenshots go to $GPTX_SCREENSHOTS, if that is set."""
 
+import json
 import os
 import secrets
 import shutil
@@ -12,11 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import made_runs
 import nbformat
 import pytest
 from made_runs import SCRIPT
+from payloads import PAYLOADS
 
-from gptx_nb import inference
+from gptx_nb import files, inference
+from gptx_nb.metrics import MetricsWriter
 from gptx_nb.runs import RunStore
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -215,7 +219,19 @@ def test_a_live_output_becomes_a_static_one_that_survives_a_reload(
     saved = nbformat.read(lab[1] / "journey.ipynb", as_version=4).cells[1].outputs
     assert [output.output_type for output in saved] == ["display_data"]
     assert set(saved[0].data) == {"text/plain", "text/html", "image/png"}
-    assert sum(len(str(part)) for part in saved[0].data.values()) < 200_000
+    assert (lab[1] / "journey.ipynb").stat().st_size < 200_000
+
+    # As it comes from somebody else: Jupyter trusts no notebook that it has not seen run.
+    copy = nbformat.read(lab[1] / "journey.ipynb", as_version=4)
+    copy.cells.append(nbformat.v4.new_markdown_cell("Sent by mail."))
+    nbformat.write(copy, lab[1] / "received.ipynb")
+    open_notebook(page, lab, "received.ipynb")
+    page.get_by_text("Sent by mail.").wait_for()
+    assert not page.evaluate("window.jupyterapp.shell.currentWidget.content.model.cells.get(1).trusted")
+    trained.get_by_text("Ask it:").wait_for()
+    assert "demo v1 · finished" in trained.inner_text()
+    assert trained.locator("img").evaluate("image => image.complete && image.naturalWidth > 500")
+    assert page.evaluate("window.hacked") is None
 
 
 LONG = """import random
@@ -274,20 +290,17 @@ def test_a_live_view_survives_a_reload_and_a_restart_and_its_buttons_work_while_
     live.locator("canvas").first.wait_for()
     print(f"redrawn {redrawn:.1f} s after the notebook was open again")
 
-    page.evaluate("window.jupyterapp.commands.execute('kernelmenu:restart')")
-    page.get_by_role("button", name="Restart", exact=True).click()
     page.evaluate(
-        """() => {
+        """async () => {
             const panel = window.jupyterapp.shell.currentWidget;
+            await panel.sessionContext.session.kernel.restart();
             const cells = panel.content.model.sharedModel;
             for (const source of ['%load_ext gptx_nb', '%gpt_watch long']) {
                 cells.insertCell(cells.cells.length, {cell_type: 'code', source});
             }
             panel.content.activeCellIndex = 2;
-            return panel.sessionContext.session.kernel.info;
         }"""
     )
-    page.wait_for_function("window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'")
     page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-below'); }")
     wait_for_step(page, 3, 42)
     page.locator(".jp-Notebook .jp-CodeCell").nth(3).get_by_role("button", name="Save and stop").click()
@@ -319,3 +332,88 @@ def test_mistakes_and_lists_read_well(page: Any, lab: tuple[str, Path], tiny_mod
     shoot(page, "mistake")
     store = RunStore(lab[1].parent / "home")
     assert "reviews" not in store.names()
+
+
+HOSTILE_CELL = """from IPython.display import display
+from gptx_nb.runs import RunStore
+from gptx_nb.views.panels import LiveView, RunView, live
+from gptx_nb.progress import Progress
+find = RunStore().find
+view = LiveView("hostile-live").show()
+view.refresh(find("hostile-live"))
+_ = view.follow()"""
+
+
+def hostile_runs() -> None:
+    """Make runs that train, have failed and have finished, with payloads in every text that a run has."""
+    every = "\n".join(PAYLOADS)
+    rendered = [{"text": each, "label": each, "tokens": 3} for each in PAYLOADS]
+    named = {"name": every, "where": every, "licence": every, "parameters": 1, "context": 8}
+    plan = {**made_runs.PLAN, "rendered": rendered, "notes": list(PAYLOADS), "model": named}
+    plan["device"] = {"choice": every, "reason": every, "name": every}
+    texts = dict.fromkeys(("source", "why", "validation_note", "text", "label"), every)
+    examples = [{"text": each, "label": each} for each in PAYLOADS]
+    counts = {each: 40 - at for at, each in enumerate(PAYLOADS)}
+    report = {**made_runs.REPORT, **texts, "warnings": list(PAYLOADS), "labels": counts, "examples": examples}
+    scores = json.loads(json.dumps(made_runs.SCORES))
+    labels = list(PAYLOADS[:10])
+    scores["validation"] |= {
+        "labels": labels,
+        "per_class": [{**scores["validation"]["per_class"][0], "label": each} for each in labels],
+        "confusion": [[1] * len(labels)] * len(labels),
+    }
+    shown = [{"text": each, "label": each, "said": each, "share": 0.5} for each in PAYLOADS]
+    for name, more in (
+        ("hostile-live", {"phase": "training"}),
+        ("hostile-failed", {"phase": "training", "outcome": {**made_runs.FAILED, "reason": "failed"}, "log": every}),
+        ("hostile-finished", {"phase": "saving", "outcome": made_runs.FINISHED, "scores": scores}),
+    ):
+        run = made_runs.make(name, steps=30, report=report, plan=plan, data=every, **more)
+        writer = MetricsWriter(run.metrics_file(1))
+        writer.append({**made_runs.evaluation_record(36), "samples": shown})
+        for each in PAYLOADS:
+            writer.append({"kind": "note", "text": each, "time": 0.0})
+        writer.close()
+        if name == "hostile-failed":
+            files.write_json(run.end_file(1), {"reason": "failed", "error": "RunFailed", "message": every})
+
+
+def test_scripts_in_any_text_of_a_run_execute_nowhere(
+    page: Any, lab: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPTX_HOME", str(lab[1].parent / "home"))
+    hostile_runs()
+    write_notebook(
+        lab[1],
+        "hostile.ipynb",
+        [
+            "%load_ext gptx_nb",
+            HOSTILE_CELL,
+            "RunView(find('hostile-failed'))",
+            "RunView(find('hostile-finished'))",
+            "display(live(find('hostile-live'), Progress(find('hostile-live')).refresh()), raw=True)",
+            "%gpt_runs",
+            f"%gpt_predict {PAYLOADS[0]} x",
+        ],
+    )
+    open_notebook(page, lab, "hostile.ipynb")
+    page.evaluate(RUN)
+    cells = page.locator(".jp-Notebook .jp-CodeCell")
+    cells.nth(6).get_by_text("UsageError").or_(cells.nth(6).get_by_text("RunNotFound")).first.wait_for()
+    live = cells.nth(1).locator(".gptx-panel")
+    live.get_by_text("What it says of held-out rows now").wait_for()
+    page.evaluate("() => document.querySelectorAll('.jp-OutputArea details').forEach(each => each.open = true)")
+    shown = [cells.nth(at).locator(".jp-OutputArea-output").first.inner_text() for at in range(1, 5)]
+    for at, text in enumerate(shown, 1):
+        missing = [each for each in PAYLOADS if each not in text and each.split()[0] not in text]
+        assert not missing, (at, missing)
+    found = page.evaluate(
+        """() => [...document.querySelectorAll('.jp-OutputArea *')].filter(each =>
+            ['SCRIPT', 'IFRAME', 'OBJECT', 'EMBED', 'FORM', 'MARQUEE', 'BASE', 'META', 'LINK'].includes(each.tagName) ||
+            each.getAttributeNames().some(name => name.startsWith('on')) ||
+            /^ *javascript:/i.test(each.getAttribute('href') ?? each.getAttribute('src') ?? '')
+        ).map(each => each.outerHTML.slice(0, 200))"""
+    )
+    assert found == []
+    page.wait_for_timeout(500)  # an image that fails to load does so later
+    assert page.evaluate("window.hacked") is None

@@ -23,6 +23,15 @@ def test_scores_are_those_of_the_confusion_matrix() -> None:
     assert found["loss"] == pytest.approx(-np.log([0.9, 0.4, 0.8, 0.7]).mean(), rel=1e-5)
 
 
+def test_a_few_rows_are_shown_always_the_same_with_the_share_of_their_label() -> None:
+    held = Examples([f"text {at}" for at in range(8)], [at % 2 for at in range(8)])
+    logits = np.log(np.array([[0.9, 0.1]] * 8))
+    found = evaluate.samples(["bad", "good"], held, logits)
+    assert [each["text"] for each in found] == ["text 0", "text 2", "text 4", "text 6"]
+    assert found[0] == {"text": "text 0", "label": "bad", "said": "bad", "share": 0.9}
+    assert evaluate.samples(["bad", "good"], Examples(["one"], [1]), logits[:1])[0]["share"] == 0.1
+
+
 def test_baselines_are_scored_on_the_same_rows() -> None:
     train = Examples(["good film", "good book", "bad film", "good meal"], [1, 1, 0, 1])
     validation = Examples(["bad book", "good song"], [0, 1])

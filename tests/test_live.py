@@ -14,7 +14,7 @@ import made_runs
 import pytest
 from made_runs import FINISHED, PLAN, REPORT, SCRIPT, make
 
-from gptx_nb import curves, files, launch, metrics, progress
+from gptx_nb import curves, files, launch, metrics, progress, samples
 from gptx_nb.errors import UsageError
 from gptx_nb.process import Process
 from gptx_nb.runs import Run
@@ -237,6 +237,84 @@ def test_a_run_that_has_finished_cannot_be_resumed_and_the_button_says_so(home: 
     said: list[str] = []
     live._resume(run, said.append)
     assert said == ["run reviews version 1 cannot be resumed: it is finished"]
+
+
+def test_the_clone_button_gets_the_cell_that_asks_for_the_run(home: Path, idle: None) -> None:
+    run = make(steps=5, phase="training", data="reviews.csv")
+    widget = Sent("reviews")
+    widget.step(run)
+    widget._hear(widget, {"kind": "act", "action": "clone"}, [])
+    assert widget.messages[-1]["kind"] == "cell"
+    assert widget.messages[-1]["cell"] == "%%gpt_finetune reviews\ndata: reviews.csv\n"
+
+
+def test_a_page_that_says_nothing_while_it_could_be_heard_draws_no_widgets(
+    home: Path, idle: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "DRAWN", 0.0)
+    widget = Sent("reviews")
+    assert not widget.is_not_drawn  # its cell still runs
+    live.cell_ends()
+    assert widget.is_not_drawn
+    widget._hear(widget, {"kind": "seen", "view": "a", "seen": False}, [])
+    assert not widget.is_not_drawn
+
+
+def test_a_view_that_was_seen_long_ago_is_sent_nothing_for_its_page_may_be_closed(
+    home: Path, idle: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make(steps=5, phase="training")
+    widget = Sent("reviews")
+    live.cell_ends()
+    widget._hear(widget, {"kind": "seen", "view": "a", "seen": True}, [])
+    widget.step(run)
+    monkeypatch.setattr(live, "ALIVE", 0.0)
+    count = len(widget.messages)
+    add(run, 1, made_runs.step_record(6))
+    widget.step(run)
+    assert len(widget.messages) == count
+
+
+# ---- fixed held-out rows --------------------------------------------------------------------------------------------
+
+
+def said(share: float, text: str = "Nice.") -> dict[str, Any]:
+    label = "good" if share > 0.5 else "bad"
+    return {"text": text, "label": "good", "said": label, "share": share}
+
+
+def test_held_out_rows_show_what_is_said_of_them_now_and_the_course_of_it() -> None:
+    told = samples.latest([{"samples": [said(0.25), said(0.5)]}, {"samples": []}, {"samples": [said(0.75), said(0.5)]}])
+    assert told.head == ("held-out row", "label", "says", "probability of its label")
+    assert list(told.rows) == [("Nice.", "good", "good", "0.75"), ("Nice.", "good", "bad", "0.50")]
+    assert told.courses == [[0.25, 0.75], [0.5, 0.5]]
+    assert samples.latest([{"step": 1}]) == samples.Samples()
+    long = samples.latest([{"samples": [said(at / 100)]} for at in range(100)])
+    assert (len(long.courses[0]), long.courses[0][-1]) == (25, 0.99)
+
+
+def test_held_out_rows_of_a_model_that_writes_show_its_answers(home: Path) -> None:
+    run = make(steps=5, phase="training")
+    answer = {"asked": SCRIPT, "right": "4", "answer": "5"}
+    add(run, 1, {"kind": "evaluation", "step": 5, "samples": [answer]})
+    assert live.sample_table(progress.Progress(run).refresh()) == {
+        "head": ["asked", "right", "answered"],
+        "rows": [[SCRIPT, "4", "5"]],
+        "right": [],
+    }
+
+
+# ---- figures --------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_plots_its_curves_as_a_figure(home: Path) -> None:
+    run = make(steps=24, phase="saving", outcome=FINISHED, scores=made_runs.SCORES)
+    figure = run.plot()
+    axes = {each.get_title(): each for part in figure.subfigs for each in part.axes}
+    assert list(axes) == ["loss", "accuracy on what was held out", "learning rate", "gradient norm", "tokens/s"]
+    labels = [line.get_label() for line in axes["accuracy on what was held out"].lines]
+    assert labels == ["this model", "TF-IDF", "majority"]
+    assert list(axes["loss"].lines[0].get_xdata()) == list(range(1, 25))
 
 
 # ---- in a cell's output ---------------------------------------------------------------------------------------------

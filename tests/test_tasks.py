@@ -226,6 +226,8 @@ def test_a_run_of_each_task_learns_and_is_scored_beside_the_base_model(task: str
     assert f"task: {task}" in lines
     assert "⟦" in lines
     assert "loss on" in lines
+    evaluations = [each for each in run.history() if each["kind"] == "evaluation"]
+    assert [set(each) for each in evaluations[0]["samples"]] == [{"asked", "right", "answer"}] * 2
     html = panels.bundle_of(run)["text/html"]
     assert "it learns what is bold" in html
     assert "on the held-out rows" in html

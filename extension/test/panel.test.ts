@@ -3,6 +3,7 @@ import { expect, test, vi } from 'vitest';
 import panel from '../src/panel';
 import { Curves } from '../src/panel/curves';
 import { Feed } from '../src/panel/feed';
+import { INSERT } from '../src/panel/insert';
 import type { Head } from '../src/panel/types';
 import { FakeModel } from './fake';
 
@@ -85,4 +86,45 @@ test('the live view shows names as text, follows its model, and asks the kernel 
   undo?.();
   expect(el.childElementCount).toBe(0);
   expect(model.sent).toContainEqual(expect.objectContaining({ kind: 'seen', seen: false }));
+});
+
+test('a cell is handed to the page around, and shown to be copied where nobody takes it', async () => {
+  const model = new FakeModel({ head: head({ can: ['clone'] }), about: [], history: undefined, number: 0 });
+  const el = document.createElement('div');
+  document.body.append(el);
+  const widget = panel();
+  widget.initialize({ model });
+  const undo = widget.render({ model, el });
+  await vi.waitFor(() => expect(el.querySelector('.title')?.textContent).toContain('training'));
+  model.tell('msg:custom', { kind: 'cell', cell: '%%gpt_finetune <b>a</b>' }, []);
+  expect(el.querySelector('.cell pre')?.textContent).toBe('%%gpt_finetune <b>a</b>');
+  el.querySelectorAll<HTMLButtonElement>('.cell button')[1]?.click();
+  expect(el.querySelector('.cell')?.childElementCount).toBe(0);
+  const taken: unknown[] = [];
+  document.addEventListener(
+    INSERT,
+    event => {
+      taken.push((event as CustomEvent).detail);
+      event.preventDefault();
+    },
+    { once: true }
+  );
+  model.tell('msg:custom', { kind: 'cell', cell: '%%gpt_finetune a' }, []);
+  expect(taken).toEqual(['%%gpt_finetune a']);
+  expect(el.querySelector('.cell')?.childElementCount).toBe(0);
+  undo?.();
+});
+
+test('held-out rows are a table with a small curve of each', async () => {
+  const samples = { head: ['row', 'probability'], rows: [['<i>x</i>', '0.75']], right: [], courses: [[0, 0.5, 1]] };
+  const model = new FakeModel({ head: head({ samples }), about: [], history: undefined, number: 0 });
+  const el = document.createElement('div');
+  document.body.append(el);
+  const widget = panel();
+  widget.initialize({ model });
+  const undo = widget.render({ model, el });
+  await vi.waitFor(() => expect(el.querySelector('.below td')?.textContent).toBe('<i>x</i>'));
+  expect(el.querySelector('.below polyline')?.getAttribute('points')).toBe('1.0,20.0 48.0,11.0 95.0,2.0');
+  expect(el.querySelector('.below svg')?.getAttribute('aria-label')).toBe('from 0 to 1');
+  undo?.();
 });

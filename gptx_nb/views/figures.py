@@ -13,6 +13,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from gptx_nb.curves import SCORES, Point, score_name, thinned
 from gptx_nb.metrics import Record
@@ -112,6 +113,7 @@ def _dots(axes: Axes, points: Sequence[Point], label: str) -> None:
 def _dress(axes: Axes, title: str, last: float) -> None:
     axes.set_title(title, color=GREY, fontsize=9)
     axes.set_xlim(0, last * 1.02)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
     axes.set_xlabel("step", color=GREY, fontsize=8)
     axes.tick_params(colors=GREY, labelsize=8)
     axes.patch.set_alpha(0)

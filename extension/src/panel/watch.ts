@@ -163,6 +163,10 @@ export class Watch {
     }
     this.say('Put this into a new cell, change it, and run it:');
     const copy = () => {
+      if (!window.isSecureContext) {
+        this.say('Select the text, and copy it.'); // browsers keep the clipboard from pages over plain HTTP
+        return;
+      }
       void navigator.clipboard.writeText(cell).then(
         () => this.say('Copied.'),
         () => this.say('Select the text, and copy it.')

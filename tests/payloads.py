@@ -1,0 +1,36 @@
+"""Texts that would run as a script where somebody took them for markup. Each sets `window.hacked`."""
+
+_DO = "window.hacked=1"
+
+PAYLOADS = (
+    f"<script>{_DO}</script>",
+    f"</script><script>{_DO}</script>",
+    f"<img src=x onerror={_DO}>",
+    f"<img src=x onerror='{_DO}'//",
+    f'"><img src=x onerror={_DO}>',
+    f"'><img src=x onerror={_DO}>",
+    f"<svg onload={_DO}>",
+    f"<svg><script>{_DO}</script></svg>",
+    f"<svg><animate onbegin={_DO} attributeName=x dur=1s>",
+    f"<body onload={_DO}>",
+    "<iframe srcdoc='<script>parent.hacked=1</script>'></iframe>",
+    "<iframe src='javascript:parent.hacked=1'></iframe>",
+    f"<a href='javascript:{_DO}'>link</a>",
+    f"[link](javascript:{_DO})",
+    f"![x](x' onerror='{_DO})",
+    f"<details open ontoggle={_DO}>",
+    f"<video><source onerror={_DO}></video>",
+    f"<audio src=x onerror={_DO}></audio>",
+    f"<input autofocus onfocus={_DO}>",
+    f"<select autofocus onfocus={_DO}></select>",
+    f"<marquee onstart={_DO}>x</marquee>",
+    f"<div style='animation:x 1s' onanimationstart={_DO}>x</div>",
+    f"<style>@keyframes x{{}}</style><b style='animation-name:x' onanimationstart={_DO}></b>",
+    f"<math><mi xlink:href='javascript:{_DO}'>x</mi></math>",
+    f"<object data='javascript:{_DO}'></object>",
+    f"<embed src='javascript:{_DO}'>",
+    f"<form action='javascript:{_DO}'><button>x</button></form>",
+    f"</pre></td></table><script>{_DO}</script>",
+    f"--><script>{_DO}</script><!--",
+    f"{{{{constructor.constructor('{_DO}')()}}}}`${{{_DO}}}`",
+)
