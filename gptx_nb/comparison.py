@@ -54,6 +54,7 @@ def _one(run: Run, told: Json) -> Json:
         "called": progress.called(run),
         "state": told["state"],
         "doing": told["doing"],
+        "scored": bool(validation) and run.model.is_dir() and told["kind"] == "finetune",
         "verdict": told["verdict"],
         "transfer": progress.transfer_gain(transfer) if transfer else "",
         "labels": validation.get("labels") or [],

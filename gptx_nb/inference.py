@@ -162,6 +162,19 @@ def predict(run: Run, texts: Any, progress: Progress | None = None, step: int | 
     return Predictions(label, labels, asked.texts, probabilities, cut, asked.index)
 
 
+def extremes(run: Run, count: int = 5) -> dict[str, Any]:
+    """Return the held-out rows that the model of `run` does best and worst on.
+
+    {"rows": how many were looked at, "best" and "worst": [{"text", "right", "said", "share": the probability of what is
+    right}]}. Raises as `predict` does.
+    """
+    if not (run.model / "config.json").is_file():
+        raise RunNotFound(f"run {run.name}/{run.version} has no model yet: it is {run.state()}")
+    with contextlib.closing(_Client(Place.of(run.folder.parents[2]))) as client:
+        body = {"folder": str(run.folder), "count": count}
+        return client.ask("/v1/extremes", body, f"looking at the rows of {run.name}/{run.version}")
+
+
 @dataclass(frozen=True)
 class Wishes:
     """How texts are written; None leaves it to the task. See `engine.writer.How` for what each does."""

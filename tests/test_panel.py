@@ -9,7 +9,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from made_runs import FINISHED, SCORES, make
 
-from gptx_nb import asking, comparison, launch, pasted, rehearsals
+from gptx_nb import asking, comparison, inference, launch, pasted, rehearsals
 from gptx_nb.errors import DataError, RunNotFound, UsageError
 from gptx_nb.recipe import make_recipe
 from gptx_nb.runs import RunStore
@@ -149,8 +149,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Any:
     settings = {"model": str(tiny_model), "epochs": 2, "baselines": False, "validation": 0.25}
     launch.train("reviews", make_recipe(settings), data=ROWS, wait=True)
     yield folder
-    from gptx_nb import inference
-
     inference.free(folder)
     monkeypatch.undo()
 
@@ -167,6 +165,20 @@ def test_a_run_is_asked_beside_its_base_model(trained: Path, monkeypatch: pytest
     assert base["notes"][0].startswith("The base model has learnt no labels")
     with pytest.raises(UsageError, match="text: there is none"):
         asking.ask(run, " ")
+
+
+def test_the_rows_that_a_run_does_best_and_worst_on_are_told(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPTX_HOME", str(trained))
+    run = RunStore().find("reviews")
+    told = inference.extremes(run, 1)
+    scores = run.scores() or {}
+    assert told["rows"] == scores["validation"]["rows"] == 3
+    (worst,), (best,) = told["worst"], told["best"]
+    assert worst["share"] <= best["share"]
+    assert (worst["text"], worst["right"]) in ROWS
+    asked = dict(asking.ask(run, worst["text"])["labels"])
+    assert asked[worst["right"]] == pytest.approx(worst["share"], abs=1e-6)
+    assert worst["said"] == max(asked, key=lambda label: asked[label])
 
 
 def test_a_run_without_a_model_says_so(home: Path) -> None:

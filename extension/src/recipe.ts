@@ -90,5 +90,5 @@ export function placeholder(setting: Setting): string {
   if (setting.default !== null && setting.default !== undefined) {
     return text(setting, setting.default);
   }
-  return setting.kind.includes('number') ? 'automatic' : '';
+  return setting.kind.includes('number') || setting.kind === 'choice' ? 'automatic' : '';
 }

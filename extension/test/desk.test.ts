@@ -214,7 +214,7 @@ test('chosen runs are compared: what differs, scores, who was taken for whom', a
   page.el.querySelectorAll<HTMLInputElement>('.runs input').forEach(box => box.click());
   expect(page.asked('compare')).toMatchObject({ runs: ['reviews/1', 'reviews/2'] });
   const curves = { steps: [1, 2], loss: [1, 0.5], scored: [2], held_out: [0.4], score: [0.9], score_name: 'accuracy' };
-  const one = { id: 'reviews/1', called: 'reviews v1', verdict: HACK, transfer: '', samples: [], worst: [], best: [] };
+  const one = { id: 'reviews/1', called: 'reviews v1', verdict: HACK, transfer: '', samples: [], scored: true };
   await page.tell('answer', 'compare', {
     value: {
       runs: [{ ...one, labels: ['a', HACK], confusion: [[1, 2], [3, 4]], curves }], // prettier-ignore
@@ -224,6 +224,12 @@ test('chosen runs are compared: what differs, scores, who was taken for whom', a
   });
   expect(page.el.querySelector('.compare')?.textContent).toContain(`datadf${HACK}`);
   expect(page.el.querySelector('.compare')?.textContent).toContain(`${HACK}34`);
+  const details = page.el.querySelector('.compare details');
+  details?.setAttribute('open', '');
+  const worst = [{ text: HACK, right: 'a', said: 'b', share: 0.125 }];
+  await page.tell('answer', 'extremes', { value: { rows: 2, worst, best: [] } });
+  expect(page.asked('extremes')).toMatchObject({ run: 'reviews/1' });
+  expect(details?.textContent).toContain(`${HACK}ab0.125`);
   expect(page.el.querySelector('img')).toBeNull();
 });
 

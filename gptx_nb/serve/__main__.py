@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from gptx_nb import files, inference
-from gptx_nb.errors import GptxError, ModelError
+from gptx_nb.errors import GptxError, ModelError, UsageError
 from gptx_nb.inference import LARGEST_BODY, Place
 from gptx_nb.process import Process
 from gptx_nb.run_files import RunFiles
@@ -105,6 +105,20 @@ class Models:
         """Return label names and the answer; loads the model if need be."""
         classifier = self._get(folder)
         return classifier.labels, classifier.classify(texts)
+
+    def extremes(self, folder: Path, count: int) -> dict[str, Any]:
+        """Return the rows that the run of a model's folder does best and worst on; see engine/extremes.py."""
+        from gptx_nb.engine import examples, extremes
+        from gptx_nb.engine.roles import RoleTable
+        from gptx_nb.recipe import Recipe
+
+        run = Run(self._run_of(folder))
+        recipe = run.recipe()
+        if not isinstance(recipe, Recipe):
+            raise UsageError(f"{run.name} v{run.version} has learnt from plain text: there are no rows to compare")
+        table = examples.load_snapshot(run.data, recipe)
+        model = self.writer(folder, None) if isinstance(table, RoleTable) else self._get(folder)
+        return extremes.find(table, model, count)
 
     def _get(self, folder: Path) -> Classifier:
         from gptx_nb.engine.predict import Classifier
@@ -252,7 +266,13 @@ class Handler(BaseHTTPRequestHandler):
         self._answer({"/v1/health": self._health})
 
     def do_POST(self) -> None:
-        self._answer({"/v1/classify": self._classify, "/v1/free": self._free, "/v1/generate": self._generate})
+        routes = {
+            "/v1/classify": self._classify,
+            "/v1/extremes": self._extremes,
+            "/v1/free": self._free,
+            "/v1/generate": self._generate,
+        }
+        self._answer(routes)
 
     def _answer(self, routes: dict[str, Any]) -> None:
         try:
@@ -330,6 +350,17 @@ class Handler(BaseHTTPRequestHandler):
                     raise ModelError(f"run {self.server.models.called(model)}: {error}") from error
                 raise
             return {"labels": labels, "probabilities": answer.probabilities, "cut": answer.cut}
+
+    def _extremes(self, body: bytes) -> dict[str, Any]:
+        """Return the held-out rows of a run that its model does best and worst on."""
+        asked = json.loads(body)
+        with self.server.working():
+            folder = self.server.models.folder_of(asked["folder"])
+            try:
+                return self.server.worker.submit(self.server.models.extremes, folder, int(asked["count"])).result()
+            except Exception as error:
+                self._end_without_memory(error)
+                raise
 
     def _generate(self, body: bytes) -> None:
         """Answer in lines of JSON as they come: {"text": piece} of a single answer, {} as a sign of life, the result.

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from gptx_nb import asking, comparison, fields, files, launch, overview, pasted, progress, rehearsals
+from gptx_nb import asking, comparison, fields, files, inference, launch, overview, pasted, progress, rehearsals
 from gptx_nb.errors import GptxError, RunNotFound, UsageError
 from gptx_nb.pretraining import KINDS, AnyRecipe
 from gptx_nb.recipe import check_name, make_recipe
@@ -145,6 +145,8 @@ class PanelWidget(live.RunWidget):
             return lambda tell: self._watch(_run(asked))
         if what == "put":
             return lambda tell: _put(asked, tell)
+        if what == "extremes":
+            return lambda tell: inference.extremes(_run(asked))
         if what == "compare":
             runs = [RunStore().find(str(each)) for each in asked.get("runs") or []][: comparison.MOST]
             return lambda tell: comparison.compare(runs)

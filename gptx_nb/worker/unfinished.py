@@ -17,14 +17,13 @@ from gptx_nb.pretraining import PretrainRecipe
 from gptx_nb.runs import Run
 
 NICE = 5
+LOOKS = 5  # for weights that are not pruned under one's hands
 
 
 def carry_out(run: Run) -> int:
     """Return the exit status: 0, or 2 where there is nothing to make a model of."""
     os.nice(NICE)
     try:
-        step = _make(run)
-    except FileNotFoundError:  # pruned at this moment: there are newer ones
         step = _make(run)
     except UsageError as error:
         print(json.dumps({"error": type(error).__name__, "message": str(error)}))
@@ -34,20 +33,35 @@ def carry_out(run: Run) -> int:
 
 
 def _make(run: Run) -> int:
+    run.asked.mkdir(exist_ok=True)
+    step, weights = _kept(run)
+    target = run.unfinished(step)
+    try:
+        if not target.is_dir():
+            with contextlib.suppress(FileExistsError):  # another question was quicker
+                _save(run, step, weights, target)
+    finally:
+        files.remove_file(weights)
+    for older in run.asked.iterdir():
+        if older.name.isdigit() and int(older.name) < step:
+            files.remove_folder(older)
+    return step
+
+
+def _kept(run: Run) -> tuple[int, Path]:
+    """Give the newest weights a second name, so that training may prune them meanwhile; return their step and that."""
     from gptx_nb.engine import checkpoints
 
-    found = checkpoints.newest(run.checkpoints, run.best)
-    if found is None:
-        raise RunNotFound(f"{run.name} v{run.version} has saved no whole weights yet. Ask again in a moment")
-    step, weights = found
-    target = run.unfinished(step)
-    if not target.is_dir():
-        with contextlib.suppress(FileExistsError):  # another question was quicker
-            _save(run, step, weights, target)
-        for older in run.asked.iterdir():
-            if older.name.isdigit() and int(older.name) < step:
-                files.remove_folder(older)
-    return step
+    for _ in range(LOOKS):
+        found = checkpoints.newest(run.checkpoints, run.best)
+        if found is None:
+            raise RunNotFound(f"{run.name} v{run.version} has saved no whole weights yet. Ask again in a moment")
+        step, weights = found
+        mine = run.asked / f".{step:06d}.{os.getpid()}.safetensors"
+        with contextlib.suppress(FileNotFoundError):  # pruned at this moment: there are newer ones
+            files.link(weights, mine)
+            return step, mine
+    raise RunNotFound(f"{run.name} v{run.version} saves weights faster than they can be read. Ask again in a moment")
 
 
 def _save(run: Run, step: int, weights: Path, target: Path) -> None:

@@ -18,7 +18,22 @@ interface One {
   labels: string[];
   confusion: number[][];
   samples: string[][];
+  /** It has a model, and rows were held back. */
+  scored: boolean;
   curves: { steps: number[]; loss: Values; scored: number[]; held_out: Values; score: Values; score_name: string };
+}
+
+interface Row {
+  text: string;
+  right: string;
+  said: string;
+  share: number;
+}
+
+interface Extremes {
+  rows: number;
+  best: Row[];
+  worst: Row[];
 }
 
 interface Compared {
@@ -99,7 +114,7 @@ export class Compare implements Tab {
       if (this.shown === runs.join()) {
         this.plots.hidden = false;
         this.curves(found.runs);
-        fill(this.told, ...parts(found));
+        fill(this.told, ...parts(found, this.channel));
       }
     } catch (error) {
       fill(this.told, h('p', { class: 'error' }, words(error)));
@@ -136,7 +151,7 @@ export class Compare implements Tab {
   }
 }
 
-function parts({ runs, scores, settings }: Compared): HTMLElement[] {
+function parts({ runs, scores, settings }: Compared, channel: Channel): HTMLElement[] {
   const head = ['', ...runs.map(each => each.called)];
   const same = h('p', { class: 'muted' }, 'Their recipes are the same.');
   const differ =
@@ -146,12 +161,12 @@ function parts({ runs, scores, settings }: Compared): HTMLElement[] {
     tableOf({ head, rows: scores, right: [] }),
     h('h3', {}, runs.length > 1 ? 'What differs in the recipes' : ''),
     differ,
-    ...runs.flatMap(each => one(each))
+    ...runs.flatMap(each => one(each, channel))
   ];
 }
 
 /** What one run came to: in words, whom it took for whom, what it answered. */
-function one(run: One): HTMLElement[] {
+function one(run: One, channel: Channel): HTMLElement[] {
   const found: HTMLElement[] = [];
   if (run.verdict) {
     found.push(h('p', {}, run.verdict));
@@ -165,5 +180,44 @@ function one(run: One): HTMLElement[] {
     const rows = run.samples.map(([asked = '', right = '', tuned = '', base = '']) => [asked, right, tuned, base]);
     found.push(tableOf({ head: ['asked', 'right', 'tuned', 'base model'], rows, right: [] }));
   }
+  if (run.scored) {
+    found.push(extremes(run, channel));
+  }
   return found.length > 0 ? [h('h3', {}, run.called), ...found] : [];
+}
+
+/** The held-out rows that a model does best and worst on: computed when somebody wants to see them. */
+function extremes(run: One, channel: Channel): HTMLElement {
+  const place = h('div', {});
+  const details = h('details', {}, h('summary', {}, 'Best and worst held-out rows'), place);
+  let asked = false;
+  details.addEventListener('toggle', () => {
+    if (!details.open || asked) {
+      return;
+    }
+    asked = true;
+    fill(place, h('div', { class: 'muted' }, 'Asking the model about every held-out row …'));
+    channel
+      .ask<Extremes>('extremes', { run: run.id })
+      .answer.then(found => fill(place, ...extremeParts(found)))
+      .catch((error: unknown) => {
+        asked = false;
+        fill(place, h('p', { class: 'error' }, words(error)));
+      });
+  });
+  return details;
+}
+
+function extremeParts(found: Extremes): HTMLElement[] {
+  const says = [...found.best, ...found.worst].some(row => row.said !== '');
+  const table = (title: string, rows: Row[]) => [
+    h('div', {}, title),
+    tableOf({
+      head: ['row', 'right', ...(says ? ['says'] : []), 'probability of what is right'],
+      rows: rows.map(row => [row.text, row.right, ...(says ? [row.said] : []), row.share.toFixed(3)]),
+      right: [says ? 3 : 2]
+    })
+  ];
+  const looked = h('div', { class: 'muted' }, `Of ${found.rows.toLocaleString('en')} held-out rows.`);
+  return [looked, ...table('Worst', found.worst), ...table('Best', found.best)];
 }

@@ -64,11 +64,7 @@ function shown(el: HTMLElement, model: Model, view: View): () => void {
     }
   };
   model.on('msg:custom', heard);
-<<<<<<< HEAD
-  const identity = crypto.randomUUID();
-=======
-  const view = Math.random().toString(36); // crypto's are for pages over HTTPS alone
->>>>>>> panel
+  const identity = Math.random().toString(36); // crypto's are for pages over HTTPS alone
   const unseen = whileSeen(root, seen => {
     view.see(seen);
     model.send({ kind: 'seen', view: identity, seen });
