@@ -53,12 +53,12 @@ def _kept(run: Run) -> tuple[int, Path]:
     from gptx_nb.engine import checkpoints
 
     for _ in range(LOOKS):
-        found = checkpoints.newest(run.checkpoints, run.best)
-        if found is None:
-            raise RunNotFound(f"{run.name} v{run.version} has saved no whole weights yet. Ask again in a moment")
-        step, weights = found
-        mine = run.asked / f".{step:06d}.{os.getpid()}.safetensors"
         with contextlib.suppress(FileNotFoundError):  # pruned at this moment: there are newer ones
+            found = checkpoints.newest(run.checkpoints, run.best)
+            if found is None:
+                raise RunNotFound(f"{run.name} v{run.version} has saved no whole weights yet. Ask again in a moment")
+            step, weights = found
+            mine = run.asked / f".{step:06d}.{os.getpid()}.safetensors"
             files.link(weights, mine)
             return step, mine
     raise RunNotFound(f"{run.name} v{run.version} saves weights faster than they can be read. Ask again in a moment")
