@@ -481,7 +481,11 @@ class _Notebook:
         found: list[str] = []
 
         def set_aside(text: str) -> str:
-            return EXPRESSION.sub(lambda match: found.append(match[0]) or ALONE.format(len(found) - 1).strip(), text)
+            def mark(match: re.Match[str]) -> str:
+                found.append(match[0])
+                return ALONE.format(len(found) - 1).strip()
+
+            return EXPRESSION.sub(mark, text)
 
         flags = fields.read_flags({key: set_aside(text) for key, text in typed.items()}, kind)
         settings = {**parse_yaml(set_aside(body), kind=kind), **flags}

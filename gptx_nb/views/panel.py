@@ -19,7 +19,7 @@ from gptx_nb import asking, comparison, fields, files, inference, launch, overvi
 from gptx_nb.errors import GptxError, RunNotFound, UsageError
 from gptx_nb.pretraining import KINDS, AnyRecipe
 from gptx_nb.recipe import check_name, make_recipe
-from gptx_nb.runs import Run, RunStore
+from gptx_nb.runs import ACTIVE, Run, RunStore
 from gptx_nb.views import live, panels
 
 Json = dict[str, Any]
@@ -76,7 +76,7 @@ class PanelWidget(live.RunWidget):
             run, ended = self.run, True
             if run is not None:
                 try:
-                    ended = self._context.run(self.step, run).state not in live.ACTIVE
+                    ended = self._context.run(self.step, run).state not in ACTIVE
                 except (FileNotFoundError, RunNotFound):  # removed from disk
                     self.run = None
             self._changed.wait(None if ended and not self._missed else EVERY)
@@ -169,6 +169,7 @@ class PanelWidget(live.RunWidget):
 
     def _start(self, name: str, recipe: AnyRecipe, objects: Json) -> Json:
         launched = launch.train(name, recipe, **objects)
+        self._opened = launched.run  # what a page that is loaded again finds in its form
         self.watch(launched.run)
         return {"id": _id(launched.run), "action": launched.action, "note": launched.note}
 
