@@ -353,11 +353,18 @@ class Handler(BaseHTTPRequestHandler):
 
     def _extremes(self, body: bytes) -> dict[str, Any]:
         """Return the held-out rows of a run that its model does best and worst on."""
-        asked = json.loads(body)
+        try:
+            asked = json.loads(body)
+        except ValueError:
+            raise Refused(400, "the body is not JSON") from None
+        given, count = (asked.get(name) if isinstance(asked, dict) else None for name in ("folder", "count"))
+        if not isinstance(given, str) or not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise Refused(400, 'the body has to be {"folder": text, "count": a number from 1}')
         with self.server.working():
-            folder = self.server.models.folder_of(asked["folder"])
+            folder = self.server.models.folder_of(given)
             try:
-                return self.server.worker.submit(self.server.models.extremes, folder, int(asked["count"])).result()
+                found: dict[str, Any] = self.server.worker.submit(self.server.models.extremes, folder, count).result()
+                return found
             except Exception as error:
                 self._end_without_memory(error)
                 raise
