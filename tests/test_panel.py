@@ -16,6 +16,7 @@ from gptx_nb.runs import RunStore
 from gptx_nb.views import live, magics, panel
 
 ROWS = [("Great, I love it", "yes"), ("Awful.", "no")] * 6
+DISTINCT = [(f"{text} {number}", label) for number in range(8) for text, label in ROWS[:2]]  # some can be held back
 
 
 class Page:
@@ -147,7 +148,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Any:
     folder = tmp_path_factory.mktemp("panel") / "home"
     monkeypatch.setenv("GPTX_HOME", str(folder))
     settings = {"model": str(tiny_model), "epochs": 2, "baselines": False, "validation": 0.25}
-    launch.train("reviews", make_recipe(settings), data=ROWS, wait=True)
+    launch.train("reviews", make_recipe(settings), data=DISTINCT, wait=True)
     yield folder
     inference.free(folder)
     monkeypatch.undo()
@@ -175,7 +176,7 @@ def test_the_rows_that_a_run_does_best_and_worst_on_are_told(trained: Path, monk
     assert told["rows"] == scores["validation"]["rows"] >= 2
     (worst,), (best,) = told["worst"], told["best"]
     assert worst["share"] <= best["share"]
-    assert (worst["text"], worst["right"]) in ROWS
+    assert (worst["text"], worst["right"]) in DISTINCT
     asked = dict(asking.ask(run, worst["text"])["labels"])
     assert asked[worst["right"]] == pytest.approx(worst["share"], abs=1e-5)
     assert worst["said"] == max(asked, key=lambda label: asked[label])
