@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 TORCH ?= 2.13.0
+TESTERS ?= 2
 BIN := .venv/bin
 READY := .venv/ready
 BUILT := .venv/built
@@ -55,7 +56,7 @@ dev: $(BUILT) $(CHECKS) ## build the JupyterLab extension anew whenever a file o
 test: lint ## check style and types, then run the tests
 	@tests/chromium.sh
 	$(NODE) npm test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile
 
 lint: $(BUILT) $(CHECKS) ## check style and types
 	$(BIN)/ruff check

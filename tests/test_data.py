@@ -700,6 +700,14 @@ def test_a_column_of_nearly_as_many_values_as_rows_is_no_label(tmp_path: Path) -
     assert "it looks like numbers, not like a label" in refusal(path)
 
 
+def test_many_classes_of_few_rows_are_learnt_where_the_column_is_named(tmp_path: Path) -> None:
+    path = csv(tmp_path / "t.csv", [(text, f"class {at % 25}") for at, (text, _) in enumerate(ROWS)])
+    assert "has 25 different labels in 40 rows; it looks like text" in refusal(path)
+    assert len(load(path, label="label").labels) == 25
+    path = csv(tmp_path / "u.csv", [(text, f"words {at}") for at, (text, _) in enumerate(ROWS)])
+    assert "has 40 different labels in 40 rows" in refusal(path, label="label")
+
+
 def test_repeats_and_disputed_texts_are_counted(tmp_path: Path) -> None:
     rows = [*ROWS, ROWS[0], (ROWS[1][0], "bad"), (ROWS[2][0], "good")]
     assert load(csv(tmp_path / "t.csv", rows)).report["warnings"] == [

@@ -1,11 +1,12 @@
-"""The estimate of memory: what its parts are, what lowers it, what fits. benchmarks/memory.py holds it against runs."""
+"""The estimate of memory: its parts, what lowers it, what fits, and how near it is to what runs really take."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from memory_cells import CLEAR, Cell, learner_of, measured, model_of
+from transformers import PreTrainedModel
 
 from gptx_nb.engine import device, memory, tuning
 from gptx_nb.engine.memory import Estimate
@@ -15,36 +16,19 @@ from gptx_nb.engine.train import Settings, make_optimizer
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(steps=2, learning_rate=1e-4)
-PAD = 1
 
-
-def model_of(kind: str, width: int, layers: int, *, checkpointing: bool = False) -> PreTrainedModel:
-    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": PAD}
-    if kind == "gpt2":
-        size = {"n_embd": width, "n_layer": layers, "n_head": width // 64, "n_positions": 512}
-    else:
-        size = {
-            "hidden_size": width,
-            "intermediate_size": 8 * width // 3,
-            "num_hidden_layers": layers,
-            "num_attention_heads": width // 64,
-            "num_key_value_heads": width // 128,
-        }
-    config = AutoConfig.for_model(kind, vocab_size=8000, num_labels=2, **size, **ends)
-    made: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
-    if checkpointing:
-        made.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return made
-
-
-def learner_of(model: PreTrainedModel, method: str, longest: int, texts: int, budget: int) -> Learner:
-    """A learner without a frozen part, so that every step runs the whole model."""
-    rows = [[5] * (longest - index % 4 * longest // 8) for index in range(texts)]
-    tuned = tuning.prepare(model, method)
-    options: dict[str, Any] = {"pad_id": PAD, "device": CPU, "batch_size": texts, "seed": 0, "token_budget": budget}
-    learner = Learner(model, tuned, rows, [0] * texts, [], **options)
-    learner.frozen = None
-    return learner
+# Lengths, methods and layouts, on models wide enough for weights and activations to matter beside the libraries.
+GRID = [
+    Cell("gpt2", 256, 8, "full", "float32", "packed", 128, 16, 512, 2),
+    Cell("gpt2", 256, 8, "lora", "float32", "padded", 32, 64, 4096, 1),
+    Cell("gpt2", 256, 8, "top:2", "float32", "padded", 512, 4, 4096, 1),
+    Cell("gpt2", 256, 8, "head", "float32", "packed", 128, 16, 4096, 1),
+    Cell("gpt2", 128, 8, "lora", "bfloat16", "packed", 256, 4, 512, 2),
+    Cell("llama", 256, 8, "full", "float32", "padded", 128, 16, 1024, 1),
+    Cell("llama", 256, 8, "lora", "float32", "packed", 32, 64, 4096, 1),
+    Cell("llama", 256, 8, "top:4", "float32", "packed", 512, 4, 1024, 2),
+    Cell("llama", 128, 8, "full", "bfloat16", "packed", 128, 8, 1024, 1),
+]
 
 
 def optimizer_of(model: torch.nn.Module) -> Optimizer:
@@ -56,6 +40,13 @@ def estimate(model: PreTrainedModel, learner: Learner, dtype: torch.dtype = torc
     largest = max(micro, key=lambda tensors: tensors["input_ids"].numel())
     options: dict[str, Any] = {"loss_of": learner.loss, "make_optimizer": optimizer_of, "device": CPU, "dtype": dtype}
     return memory.estimate(model, largest, several=len(micro) > 1, **options)
+
+
+@pytest.mark.skipif(not CLEAR.exists(), reason="the peak of a process can be measured on Linux only")
+@pytest.mark.parametrize("cell", GRID, ids=str)
+def test_the_estimate_is_within_15_percent_of_the_peak_of_a_run(cell: Cell) -> None:
+    found = measured(cell)
+    assert abs(found.error) <= 0.15, f"{found.estimate / 1e6:.0f} MB estimated, {found.peak / 1e6:.0f} MB measured"
 
 
 def test_parts_are_what_they_are_known_to_be_and_the_model_is_left_as_it_was() -> None:
@@ -77,7 +68,9 @@ def test_parts_are_what_they_are_known_to_be_and_the_model_is_left_as_it_was() -
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_saves_memory_is_estimated_lower(kind: str, dtype: torch.dtype) -> None:
     def to_come(method: str = "full", budget: int = 4096, checkpointing: bool = False) -> int:
-        model = model_of(kind, 128, 4, checkpointing=checkpointing)
+        model = model_of(kind, 128, 4)
+        if checkpointing:
+            memory.checkpoint_activations(model)
         return estimate(model, learner_of(model, method, 64, 32, budget), dtype).to_come
 
     full = to_come()

@@ -1,12 +1,10 @@
 """Finding, checking, loading and saving base models; every wrong one gives one line."""
 
-import http.server
 import json
 import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 import tomllib
 import venv
@@ -18,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hubs import Hub
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, GPT2LMHeadModel
 
 from gptx_nb import catalog, files
@@ -110,29 +109,11 @@ def test_pickled_weights_are_not_loaded(tiny_model: Path, tmp_path: Path) -> Non
         models.load_classifier(base, models.load_tokenizer(base), ["a", "b"], seed=0)
 
 
-class _Hub(http.server.BaseHTTPRequestHandler):
-    status = 404
-
-    def do_HEAD(self) -> None:
-        self.send_response(self.status)
-        self.send_header("X-Error-Code", "RepoNotFound")
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    do_GET = do_HEAD
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-
 @pytest.fixture
 def hub() -> Iterator[str]:
     """The address of a stand-in for the Hub that knows no model."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with Hub() as stand_in:
+        yield stand_in.address
 
 
 def find_elsewhere(name: str, endpoint: str, cache: Path) -> str:

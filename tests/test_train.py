@@ -1,6 +1,7 @@
 """The training loop on the embedded base model: exact resume, padding, tied weights."""
 
 import contextlib
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gptx_nb.engine import checkpoints, models, tuning
+from gptx_nb.engine import checkpoints, device, models, tuning
 from gptx_nb.engine.tasks import text_classification as task
 from gptx_nb.engine.train import Settings, make_optimizer, train
 
@@ -112,3 +113,11 @@ def test_a_batch_of_mixed_lengths_equals_one_text_at_a_time() -> None:
     alone = [task.logits(model, [row], pad_id=tokenizer.pad_token_id, device=device, labels=3)[0] for row in rows]
     assert cut == 0
     assert np.abs(together - np.stack(alone)).max() < 1e-4
+
+
+def test_the_use_of_a_cpu_is_the_share_of_its_cores_that_the_process_took() -> None:
+    use = device.Use(torch.device("cpu"))
+    assert use() is None  # there is nothing to tell yet
+    use._every = 0.0
+    use._looked, use._took = time.monotonic() - 10, time.process_time() - 5
+    assert use() == pytest.approx(0.5 / device.cores(), rel=0.1)

@@ -1,135 +1,103 @@
-"""How much does pretraining help? `tiny` against the same architecture from random weights and against TF-IDF.
+"""How much does pretraining help? `tiny` beside the same architecture from random weights, and beside TF-IDF.
 
-    python benchmarks/pretrain_tiny/transfer.py SST2_FOLDER [--examples 1000] [--seeds 5] [--out transfer.json]
+    python benchmarks/pretrain_tiny/transfer.py DATA [--sets sst2 trec] [--examples 100 1000] [--seeds 5]
 
-SST2_FOLDER holds train, validation and test tables (.csv or .csv.xz) with columns `text` and `label`. Each seed
-draws its own examples from train. Both arms have the same budget and choose learning rate and epoch by validation
-accuracy from the same list; what is reported is the accuracy on test, which nothing was chosen by.
+DATA holds a folder for each set, with train and test tables (.csv.xz) that have the columns `text` and `label_text`.
+Each seed draws its own examples from train, at least one of every label, and the order in which they are learnt. All is
+as the tool does it by itself, with the settings that it chooses; the weights of the last step are scored on the test
+table, so that nothing is chosen by it. transfer.json beside this file is written after each seed, and what it holds is
+not measured again; the table of the model card is printed at the end.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import torch
 import transformers
-from transformers import AutoModelForSequenceClassification
 
-from gptx_nb.engine import device as devices
-from gptx_nb.engine import evaluate, models, tuning
-from gptx_nb.engine.data import Examples
-from gptx_nb.engine.tasks import text_classification as task
-from gptx_nb.engine.train import Settings, make_optimizer, train
+from gptx_nb.engine import data, evaluate, transfer
+from gptx_nb.recipe import make_recipe
+from gptx_nb.sources import stage
 
-LEARNING_RATES = (5e-4, 1e-3)
-EPOCHS = 4
-BATCH = 16
-
-
-def table(folder: Path, name: str) -> pd.DataFrame:
-    return pd.read_csv(next(path for path in sorted(folder.iterdir()) if path.name.startswith(f"{name}.csv")))
-
-
-def one(pretrained: bool, seed: int, rate: float, parts: dict[str, Examples], labels: int) -> tuple[float, float]:
-    """Return (best validation accuracy, test accuracy of those weights)."""
-    base = models.find("tiny")
-    tokenizer = models.load_tokenizer(base)
-    model: Any = models.load_classifier(base, tokenizer, [str(label) for label in range(labels)], seed)
-    if not pretrained:
-        torch.manual_seed(seed)
-        model = AutoModelForSequenceClassification.from_config(model.config, dtype=torch.float32)
-    chosen = devices.choose()
-    model.to(chosen.device)
-    rows = {name: task.encode(tokenizer, part.texts, 512)[0] for name, part in parts.items()}
-    learner = task.Learner(
-        model,
-        tuning.prepare(model, "full"),
-        rows["train"],
-        parts["train"].labels,
-        rows["validation"],
-        pad_id=tokenizer.pad_token_id,
-        device=chosen.device,
-        batch_size=BATCH,
-        seed=seed,
-    )
-    steps_per_epoch = -(-len(rows["train"]) // BATCH)
-    settings = Settings(
-        steps=EPOCHS * steps_per_epoch,
-        learning_rate=rate,
-        seed=seed,
-        eval_every=steps_per_epoch,
-        save_every_seconds=1e9,
-    )
-    best = (0.0, 0.0)
-
-    def accuracy(logits: np.ndarray, name: str) -> float:
-        return float((logits.argmax(axis=1) == np.array(parts[name].labels)).mean())
-
-    def score(step: int) -> None:
-        nonlocal best
-        validation = accuracy(learner.held_logits(), "validation")
-        if validation > best[0]:
-            test = task.logits(
-                model,
-                rows["test"],
-                pad_id=tokenizer.pad_token_id,
-                device=chosen.device,
-                labels=labels,
-                packed=learner.padded_because is None,
-            )
-            best = (validation, accuracy(test, "test"))
-
-    train(
-        model,
-        make_optimizer(model, settings),
-        settings,
-        device=chosen.device,
-        dtype=chosen.dtype,
-        batch_at=learner.step,
-        loss_of=learner.loss,
-        record=lambda entry: None,
-        evaluate=score,
-        save=lambda step: None,
-        should_stop=lambda: False,
-    )
-    return best
+HERE = Path(__file__).parent
+SETS = ("sst2", "ag_news", "trec", "sms_spam", "goemotions_ekman", "banking77")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--examples", type=int, default=1000)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--sets", nargs="+", default=SETS)
+    parser.add_argument("--examples", nargs="+", type=int, default=(100, 1000))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=HERE / "transfer.json")
+    given = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    whole = {name: table(arguments.folder, name) for name in ("train", "validation", "test")}
-    labels = int(whole["train"]["label"].nunique())
-    results: dict[str, list[float]] = {"tiny": [], "random weights": [], "TF-IDF": [], "majority": []}
-    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
-        frames = {**whole, "train": whole["train"].sample(arguments.examples, random_state=seed)}
-        parts = {name: Examples(frame["text"].tolist(), frame["label"].tolist()) for name, frame in frames.items()}
-        for name, pretrained in (("tiny", True), ("random weights", False)):
-            results[name].append(max(one(pretrained, seed, rate, parts, labels) for rate in LEARNING_RATES)[1])
-        baselines = evaluate.baselines(parts["train"], parts["test"])
-        results["TF-IDF"].append(baselines["tfidf"]["accuracy"])
-        results["majority"].append(baselines["majority"]["accuracy"])
-        print(f"seed {seed}: " + ", ".join(f"{name} {scores[-1]:.3f}" for name, scores in results.items()), flush=True)
-    for name, scores in results.items():
-        spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
-        print(f"{name}: mean {statistics.mean(scores):.3f}, standard deviation {spread:.3f}")
-    if arguments.out:
-        arguments.out.write_text(
-            json.dumps({"examples": arguments.examples, "test accuracy": results}, indent=2) + "\n"
+    found: dict[str, dict[str, list[float]]] = json.loads(given.out.read_text()) if given.out.exists() else {}
+    for seed in range(given.seeds):
+        for count in given.examples:
+            for name in given.sets:
+                scores = found.setdefault(f"{name}, {count} examples", {})
+                if len(scores.get("tiny", ())) > seed:
+                    continue
+                for arm, accuracy in measured(given.data / name, count, seed).items():
+                    scores.setdefault(arm, []).append(round(accuracy, 4))
+                print(name, count, seed, {arm: each[-1] for arm, each in scores.items()}, flush=True)
+                given.out.write_text(json.dumps(found, indent=1) + "\n")
+    print(card(found))
+
+
+def measured(folder: Path, count: int, seed: int) -> dict[str, float]:
+    """Return test accuracies after learning from `count` examples drawn by `seed`."""
+    tables = {name: pd.read_csv(folder / f"{name}.csv.xz")[["text", "label_text"]] for name in ("train", "test")}
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch)
+        tables["test"].to_csv(place / "test.csv", index=False)
+        settings = {"model": "tiny", "label": "label_text", "keep": "last", "seed": seed}
+        recipe = make_recipe({**settings, "validation": str(place / "test.csv")})
+        run = place / "run"
+        run.mkdir()
+        sources = stage(recipe, drawn(tables["train"], count, seed), recipe.validation, run)
+        table = data.load(recipe, sources, run)
+        assert table.validation is not None
+        arms = {
+            arm: transfer.accuracy(
+                recipe, table, scratch=scratch_arm, should_stop=lambda: False, record=lambda entry: None
+            )
+            for arm, scratch_arm in (("tiny", False), ("random weights", True))
+        }
+        known: dict[str, Any] = evaluate.baselines(table.train, table.validation)
+    arms |= {"TF-IDF": known["tfidf"]["accuracy"], "commonest label": known["majority"]["accuracy"]}
+    return {arm: accuracy for arm, accuracy in arms.items() if accuracy is not None}
+
+
+def drawn(table: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
+    """Return `count` rows, the first of every label among them."""
+    mixed = table.sample(frac=1, random_state=seed)
+    first = mixed.drop_duplicates("label_text")
+    return pd.concat([first, mixed.drop(first.index)])[:count].reset_index(drop=True)
+
+
+def card(found: dict[str, dict[str, list[float]]]) -> str:
+    """Return a Markdown table: means over seeds, the gain over random weights with its interval, seeds ahead."""
+    lines = [
+        "| Set | tiny | random weights | gain (95 % interval) | seeds ahead | TF-IDF | commonest label |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, scores in found.items():
+        gain = transfer.Gain(scores["tiny"], scores["random weights"])
+        mean = {arm: sum(each) / len(each) for arm, each in scores.items()}
+        ahead = sum(each > 0 for each in gain.differences)
+        lines.append(
+            f"| {name} | {mean['tiny']:.3f} | {mean['random weights']:.3f} | {gain.mean:+.3f} ± {gain.margin or 0:.3f} "
+            f"| {ahead} of {len(gain.differences)} | {mean['TF-IDF']:.3f} | {mean['commonest label']:.3f} |"
         )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

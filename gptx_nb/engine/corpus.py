@@ -20,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from gptx_nb import files
+from gptx_nb import files, pretraining_words
 from gptx_nb.engine import shards, texts
 from gptx_nb.engine.duplicates import Seen
 from gptx_nb.engine.shards import Shards
@@ -325,8 +325,8 @@ def _require_room(place: Path, size: int | None, what: str) -> None:
     free = shutil.disk_usage(place).free
     if size is not None and size * 1.1 > free:
         raise DataError(
-            f"{what} need about {size * 1.1 / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on the disk of {place}. "
-            "Free some, or set GPTX_HOME to a folder on another disk"
+            f"{what} need about {pretraining_words.size(size * 1.1)}, and {pretraining_words.size(free)} are free on "
+            f"the disk of {place}. Free some, or set GPTX_HOME to a folder on another disk"
         )
 
 

@@ -103,7 +103,7 @@ def load(recipe: Recipe, sources: Mapping[str, Source | None], run_folder: Path)
     )
     columns = find_columns(sheet, recipe)
     rows = _usable(sheet, columns)
-    _check_labels(sheet, columns, rows)
+    _check_labels(sheet, columns, rows, named=recipe.label is not None)
     labels, renamed = _order(sheet, columns, rows, recipe)
     index = {name: at for at, name in enumerate(labels)}
     everything = Examples(rows.texts, [index[renamed.get(label, label)] for label in rows.labels])
@@ -414,8 +414,11 @@ def _encodable(text: str) -> str:
     return text
 
 
-def _check_labels(sheet: Sheet, columns: Columns, rows: _Rows) -> None:
-    """Raise DataError where the labels cannot be learned: one only, or nearly as many as rows."""
+def _check_labels(sheet: Sheet, columns: Columns, rows: _Rows, *, named: bool) -> None:
+    """Raise DataError where the labels cannot be learned: one only, or nearly as many as rows.
+
+    `named`: the user has said which column it is. Many classes with few rows each are then meant.
+    """
     distinct = len(set(rows.labels))
     if distinct == 1:
         other = next((name for name in sheet.columns if name not in (columns.text, columns.label)), None)
@@ -424,7 +427,7 @@ def _check_labels(sheet: Sheet, columns: Columns, rows: _Rows) -> None:
             f"{sheet.shown}: every row has the label {rows.labels[0]!r} (column {columns.label!r}); at least two "
             f"labels are needed. Add rows with another{advice}"
         )
-    if len(rows.labels) > 20 and distinct * 2 > len(rows.labels):
+    if len(rows.labels) > 20 and (distinct == len(rows.labels) or (not named and distinct * 2 > len(rows.labels))):
         kind = "numbers" if all(_NUMBER.fullmatch(label) for label in rows.labels) else "text"
         raise DataError(
             f"{sheet.shown}: column {columns.label!r} has {distinct} different labels in {len(rows.labels)} rows; "

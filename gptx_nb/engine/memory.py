@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import os
 import platform
 import weakref
 from collections import Counter
@@ -99,9 +98,9 @@ def estimate(
     be on the meta device: they are not looked at. `process`: see `held`; None: measured now.
     """
     log, compute, update = _fake_step(model, micro, loss_of, make_optimizer, device, dtype)
-    micro_batches = [*compute, *(_accumulating(compute, log) if several else [])]
+    passes = [compute, *([list(_accumulating(compute, log))] if several else [])]
     weights = sum(size for key, size in log.sizes.items() if log.part[key] == "weights")
-    begun = {event.key for event in [*micro_batches, *update] if event.begins}
+    begun = {event.key for events in [*passes, update] for event in events if event.begins}
     standing = {key: size for key, size in log.sizes.items() if log.part[key] == "optimiser" and key not in begun}
     if process is None:
         process = held(model, device)
@@ -112,20 +111,20 @@ def estimate(
     own = Heap()
     heaps = (own, own) if streams == 1 else (own, Heap())  # of the main thread, of each stream
     # The first step makes the optimiser's state, which stands beside the second.
-    for event, alike in [
-        *((event, streams) for event in micro_batches),
-        *((event, 1 if log.part[event.key] != "gradients" else streams) for event in update),
-        *((event, streams) for event in micro_batches),
-    ]:
-        size = log.sizes[event.key]
-        live[log.part[event.key]] += alike * (size if event.begins else -size)
-        if (now := live.total()) > most:
-            at_most, most = live.copy(), now
-        if has_heap:
-            heap = heaps[alike > 1]
-            remembered = log.part[event.key] == "activations"
-            heap.take(event.key, size, remembered) if event.begins else heap.give(event.key)
-            resident = max(resident, own.resident if streams == 1 else own.resident + streams * heaps[1].resident)
+    for events in [*passes, update, *passes]:
+        for event in events:
+            alike = 1 if events is update and log.part[event.key] != "gradients" else streams
+            size = log.sizes[event.key]
+            live[log.part[event.key]] += alike * (size if event.begins else -size)
+            if (now := live.total()) > most:
+                at_most, most = live.copy(), now
+            if has_heap:
+                heap = heaps[alike > 1]
+                remembered = log.part[event.key] == "activations"
+                heap.take(event.key, size, remembered) if event.begins else heap.give(event.key)
+                resident = max(resident, own.resident if streams == 1 else own.resident + streams * heaps[1].resident)
+        for heap in heaps:
+            heap.pass_ended()
     resident += sum(standing.values())
     return Estimate(
         weights=weights,
@@ -156,6 +155,14 @@ def held(model: torch.nn.Module, device: torch.device) -> int:
     except OSError:
         return 0  # not Linux
     return max(0, pages * 4096 - weights)
+
+
+def checkpoint_activations(model: torch.nn.Module) -> None:
+    """Let `model` compute every layer again on the way back (Chen et al. 2016, arXiv:1604.06174), and keep less."""
+    known: Any = model
+    # The second name is that of older versions of transformers.
+    enable = getattr(known, "activation_checkpointing_enable", None) or known.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def available(device: torch.device) -> int | None:
@@ -395,8 +402,9 @@ class Heap:
     are free become one. The heap's end goes back when it is free and large.
 
     Crumbs beside a block, left by its alignment, are soon taken by small objects, which then keep its neighbours apart.
-    Most of these are what autograd remembers an operation by. So the crumbs of a block come back with it only if few
-    blocks were remembered meanwhile (how few was fitted to measured peaks): without gradients all of them do.
+    Most of these are what autograd remembers an operation by. So the crumbs of a block come back with it only if no
+    block was remembered meanwhile: without gradients all of them do. The others come back when a backward pass has
+    ended and all it was remembered by is gone: see `pass_ended`.
     """
 
     PAGE = 4096
@@ -408,7 +416,6 @@ class Heap:
     CRUMB = 128  # bytes; what is left of a chunk is smaller, or stays a chunk
 
     def __init__(self) -> None:
-        self.few = 6 if TUNABLE in os.environ.get("GLIBC_TUNABLES", "") else 1
         self.threshold = 128 * 2**10  # from here on blocks are mapped; grows with what is freed
         self.trim_threshold = 128 * 2**10
         self.mapped = 0
@@ -416,6 +423,7 @@ class Heap:
         self.top = 0  # where its free end begins
         self.touched = 0  # up to here it is in memory
         self._remembered = 0
+        self._taken: list[tuple[int, int]] = []  # start, size of crumbs that small objects have
         self._mapped: dict[int, int] = {}  # key: size
         self._blocks: dict[int, tuple[int, int, int, int, int]] = {}  # key: crumb, start, end, crumb, remembered
         self._free_at: dict[int, int] = {}  # start: size
@@ -462,14 +470,28 @@ class Heap:
                 self.threshold, self.trim_threshold = size, 2 * size
             return
         before, start, end, after, remembered = self._blocks.pop(key)
-        if self._remembered - remembered <= self.few:
+        if self._remembered == remembered:
             start, end = before, after
+        else:
+            self._taken += [(before, start - before), (end, after - end)]
         self._release(start, end - start)
+        self._trim()
+
+    def pass_ended(self) -> None:
+        """All that was remembered for a backward pass is gone, and with it the small objects in crumbs."""
+        for start, size in self._taken:
+            self._release(start, size)
+        self._taken.clear()
+        self._trim()
+
+    def _trim(self) -> None:
         if self.end - self.top >= self.trim_threshold:
             self.end = _up(self.top + self.SMALLEST + self.TOP_PAD, self.PAGE)
             self.touched = min(self.touched, self.end)
 
     def _release(self, start: int, size: int) -> None:
+        if size == 0:
+            return
         if (before := self._free_until.get(start)) is not None:
             size += start - before
             self._forget(before, start - before)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import bz2
 import csv
 import gzip
+import io
 import json
 import lzma
 import os
@@ -100,7 +101,7 @@ def _of_file(path: Path, shown: str, setting: str, column: str | None, document:
                 yield from _of_json_lines(file, shown, setting, column)
             else:
                 yield from _of_delimited(file, shown, setting, column, "\t" if kind == ".tsv" else ",")
-    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, _zstandard_error()) as error:
         raise DataError(f"{setting}: {shown} cannot be unpacked: {error}. Is it complete? Get it again") from None
     except OSError as error:
         raise DataError(f"{setting}: {shown} cannot be read: {error.strerror or error}") from None
@@ -113,14 +114,52 @@ def _opened(path: Path) -> IO[bytes]:
     return opened
 
 
-def _zstandard(path: Path, mode: str) -> Any:
+def _zstandard(path: Path, mode: str) -> IO[bytes]:
     try:
         import zstandard
     except ImportError:
         raise DataError(
             f"{path.name} is packed with Zstandard. Type `%pip install zstandard` and run the cell again"
         ) from None
-    return zstandard.open(path, mode)
+    return io.BufferedReader(_Zstandard(path, zstandard.ZstdDecompressor()))
+
+
+class _Zstandard(io.RawIOBase):
+    """A file of one or more Zstandard frames, unpacked. The library's own reader takes a cut frame for a whole one."""
+
+    def __init__(self, path: Path, decompressor: Any) -> None:
+        self._file = path.open("rb")
+        self._new_frame = decompressor.decompressobj
+        self._frame: Any = None  # the one that is being read, where one is
+        self._packed = self._ready = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def readinto(self, target: Any, /) -> int:
+        while not self._ready:
+            self._packed = self._packed or self._file.read(1 << 20)
+            if not self._packed:
+                if self._frame is not None:
+                    raise EOFError("Compressed file ended before the end of its last frame was reached")
+                return 0
+            self._frame = self._frame or self._new_frame()
+            self._ready, self._packed = self._frame.decompress(self._packed), b""
+            if self._frame.eof:
+                self._packed, self._frame = self._frame.unused_data, None
+        size = min(len(target), len(self._ready))
+        target[:size], self._ready = self._ready[:size], self._ready[size:]
+        return size
+
+
+def _zstandard_error() -> type[Exception]:
+    """What unpacking by zstandard raises, where that is loaded."""
+    loaded: Any = sys.modules.get("zstandard")
+    return EOFError if loaded is None else loaded.ZstdError
 
 
 def _lines(file: IO[bytes], shown: str, setting: str) -> Iterator[str]:
@@ -158,7 +197,7 @@ def _of_json_lines(file: IO[bytes], shown: str, setting: str, column: str | None
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{setting}: {shown}, line {number:,} is no JSON: {error}. Repair or remove it") from None
         if isinstance(row, str):
             yield row
@@ -211,6 +250,11 @@ def _of_parquet(path: Path, shown: str, setting: str, column: str | None) -> Ite
                 yield _text_of(value, shown, setting, name)
     except pa.ArrowInvalid as error:
         raise DataError(f"{setting}: {shown} is no Parquet file that can be read: {error}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{setting}: {shown}: a text of {name!r} is not UTF-8 at its byte {error.start:,} "
+            f"(0x{error.object[error.start]:02x}). Write the file again from texts in UTF-8"
+        ) from None
 
 
 def _text_of(value: Any, shown: str, setting: str, name: str) -> str:
@@ -245,27 +289,33 @@ def _of_hub(source: Source, setting: str, column: str | None, subset: str | None
     import datasets
 
     name, split = source.shown, source.options.get("split") or "train"
+    found = 0
     try:
         stream = datasets.load_dataset(name, subset, split=split, streaming=True)
         head = list(stream.column_names or next(iter(stream)))
-    except (OSError, ValueError, ConnectionError, RuntimeError, StopIteration) as error:
+        wanted = column or _column(head, name, setting, None)
+        if wanted not in head:
+            _column_missing(wanted, head, name)
+        for row in stream:
+            yield _text_of(row.get(wanted), name, setting, wanted)
+            found += 1
+    except DataError:
+        raise
+    except Exception as error:  # of datasets, its readers and the Hub's client, which differ between versions
         reason = "HF_HUB_OFFLINE is set and it is not in the Hub cache" if hub.offline() else hub.trouble()
         first = str(error).strip().splitlines()
+        where = f"broke off after {found:,} texts" if found else "could not be had"
         raise DataError(
-            f"{setting}: {name} is no file or folder here, and could not be had from the Hugging Face Hub: "
+            f"{setting}: {name} is no file or folder here, and {where} from the Hugging Face Hub: "
             f"{reason or (first[0][:200] if first else type(error).__name__)}"
         ) from None
-    wanted = column or _column(head, name, setting, None)
-    if wanted not in head:
-        _column_missing(wanted, head, name)
-    for row in stream:
-        yield _text_of(row.get(wanted), name, setting, wanted)
 
 
 # ---- cleaning -------------------------------------------------------------------------------------------------------
 
 _LINE_ENDS = re.compile(r"\r\n?|\x0b|\x0c|\u2028|\u2029|\x85")
-_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f\x80-\x84\x86-\x9f\ufeff\ufffe\uffff]")
+# Half of a surrogate pair, as "\\ud83d" in JSON cut in two, is no character either, and UTF-8 cannot hold it.
+_CONTROL = re.compile(r"[\ud800-\udfff\x00-\x08\x0e-\x1f\x7f\x80-\x84\x86-\x9f\ufeff\ufffe\uffff]")
 _TRAILING = re.compile(r"[ \t\u00a0]+(?=\n)")
 _BLANK_LINES = re.compile(r"\n{3,}")
 

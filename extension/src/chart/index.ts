@@ -167,7 +167,7 @@ class UplotChart implements Chart {
         legend: { show: false },
         padding: [8, 10, 0, 0],
         scales: {
-          x: { time: false, range: (_plot, low, high) => (high > low ? [low, high] : [low, low + 1]) },
+          x: { time: false, range: () => this.part ?? this.extent() },
           y: { range: (_plot, low, high) => bounds(low, high, this.options) }
         },
         axes: [
@@ -190,7 +190,9 @@ class UplotChart implements Chart {
         cursor: {
           drag: { x: true, y: false, setScale: false },
           points: { size: 6 },
-          ...(this.options.group === undefined ? {} : { sync: { key: this.options.group, setSeries: false } }),
+          ...(this.options.group === undefined
+            ? {}
+            : { sync: { key: this.options.group, setSeries: false, filters: MOVES } }),
           bind: {
             dblclick: () => () => {
               this.show(undefined);
@@ -242,18 +244,26 @@ class UplotChart implements Chart {
     const width = part ? part[1] - part[0] : Infinity;
     const low = part ? Math.min(Math.max(part[0], first), last - width) : first;
     const shown: [number, number] | undefined = width >= last - first ? undefined : [low, low + width];
-    for (const chart of this.options.group === undefined ? [this] : (groups.get(this.options.group) ?? [])) {
+    for (const chart of this.peers) {
       chart.part = shown;
       const [min, max] = shown ?? chart.extent();
       chart.plot?.setScale('x', { min, max });
     }
   }
 
+  private get peers(): Iterable<UplotChart> {
+    return this.options.group === undefined ? [this] : (groups.get(this.options.group) ?? []);
+  }
+
+  /** The first and the last step of all charts of the group, so that they stand above each other. */
   private extent(): [number, number] {
-    const firsts = this.lines.map(line => line.x[0] ?? Infinity);
-    const lasts = this.lines.map(line => line.x[line.x.length - 1] ?? -Infinity);
-    const [low, high] = [Math.min(...firsts), Math.max(...lasts)];
-    return high > low ? [low, high] : [0, 1];
+    const lines = [...this.peers].flatMap(chart => chart.lines);
+    const low = Math.min(...lines.map(line => line.x[0] ?? Infinity));
+    const high = Math.max(...lines.map(line => line.x[line.x.length - 1] ?? -Infinity));
+    if (high > low) {
+      return [low, high];
+    }
+    return Number.isFinite(low) ? [low - 1, low + 1] : [0, 1];
   }
 
   private recolor(): void {
@@ -305,6 +315,9 @@ class UplotChart implements Chart {
     return `${this.options.title}: ${ends.join(', ') || 'nothing yet'}`;
   }
 }
+
+// What one chart of a group tells the others: where the cursor is. A drag is the business of its own chart.
+const MOVES = { pub: (type: string) => type === 'mousemove' || type === 'mouseleave' };
 
 const WHOLE = [1, 2, 5]
   .flatMap(each => [0, 1, 2, 3, 4, 5, 6, 7, 8].map(power => each * 10 ** power))

@@ -1,0 +1,145 @@
+"""A run whose memory is estimated and then measured, for tests/test_memory.py and benchmarks/memory.py: a cell.
+
+    python tests/memory_cells.py '["gpt2", 256, 8, "full", "float32", "packed", 128, 16, 1024, 2]'
+
+estimates such a run, trains two steps of it on the CPU in this very process, and prints both as JSON. The model has
+random weights. Linux only: elsewhere the peak of a process cannot be reset.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CLEAR = Path("/proc/self/clear_refs")
+PAD = 1
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`longest` in tokens, `at_once`: most tokens of a micro-batch."""
+
+    model: str
+    width: int
+    layers: int
+    tune: str
+    dtype: str
+    rows: str  # packed or padded
+    longest: int
+    texts: int
+    at_once: int
+    streams: int
+
+    def __str__(self) -> str:
+        return " ".join(map(str, vars(self).values()))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """In bytes."""
+
+    estimate: int
+    peak: int
+
+    @property
+    def error(self) -> float:
+        return self.estimate / self.peak - 1
+
+
+def measured(cell: Cell) -> Measured:
+    """Return estimate and peak of a process of its own, started as a worker is."""
+    from gptx_nb.launch import environment
+
+    done = subprocess.run(
+        [sys.executable, __file__, json.dumps([*vars(cell).values()])],
+        capture_output=True,
+        text=True,
+        env={**environment(), "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{cell}: {done.stderr}")
+    return Measured(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def model_of(kind: str, width: int, layers: int) -> Any:
+    """A classifier of random weights, GPT-2 or Llama."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": PAD}
+    if kind == "gpt2":
+        size = {"n_embd": width, "n_layer": layers, "n_head": width // 64, "n_positions": 512}
+    else:
+        size = {
+            "hidden_size": width,
+            "intermediate_size": 8 * width // 3,
+            "num_hidden_layers": layers,
+            "num_attention_heads": width // 64,
+            "num_key_value_heads": width // 128,
+        }
+    config = AutoConfig.for_model(kind, vocab_size=8000, num_labels=2, **size, **ends)
+    return AutoModelForSequenceClassification.from_config(config)
+
+
+def learner_of(model: Any, method: str, longest: int, texts: int, budget: int, streams: int = 1) -> Any:
+    """A learner without a frozen part that is kept, so that every step runs the whole model."""
+    import torch
+
+    from gptx_nb.engine import tuning
+    from gptx_nb.engine.tasks.text_classification import Learner
+
+    rows = [[5] * (longest - index % 4 * longest // 8) for index in range(texts)]
+    tuned = tuning.prepare(model, method)
+    options: dict[str, Any] = {"pad_id": PAD, "device": torch.device("cpu"), "batch_size": texts, "seed": 0}
+    learner = Learner(model, tuned, rows, [0] * texts, [], token_budget=budget, streams=streams, **options)
+    learner.frozen = None
+    return learner
+
+
+def measure(cell: Cell) -> Measured:
+    """Estimate, and train two steps."""
+    import torch
+
+    from gptx_nb.engine import dropout, memory, packing, precision, setup
+    from gptx_nb.engine.train import Settings, make_optimizer, train
+
+    if cell.rows == "padded":
+        packing.PACKABLE = ()
+    cpu, dtype, settings = torch.device("cpu"), getattr(torch, cell.dtype), Settings(steps=2, learning_rate=1e-4)
+    model = model_of(cell.model, cell.width, cell.layers)
+    learner = learner_of(model, cell.tune, cell.longest, cell.texts, cell.at_once, cell.streams)
+    dropout.use(model)
+    held = memory.held(model, cpu)
+    lowered = precision.Lowered(model, dtype) if dtype is torch.bfloat16 else None
+    held += lowered.beside if lowered else 0
+    estimate = setup.estimate_memory(model, learner, settings, dtype, cpu, held)
+    optimizer = lowered.optimizer(1e-4, 0.01, (0.9, 0.999)) if lowered else make_optimizer(model, settings)
+    CLEAR.write_text("5", encoding="ascii")  # the peak counts from here
+    nothing: Callable[..., Any] = lambda *_: None  # noqa: E731
+    train(
+        model,
+        optimizer,
+        settings,
+        device=cpu,
+        dtype=dtype,
+        batch_at=learner.step,
+        loss_of=learner.loss,
+        record=nothing,
+        evaluate=nothing,
+        save=nothing,
+        should_stop=lambda: False,
+    )
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    peak = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+    return Measured(estimate.total, peak)
+
+
+if __name__ == "__main__":
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    print(json.dumps(vars(measure(Cell(*json.loads(sys.argv[1]))))))
