@@ -1,5 +1,5 @@
 """Walks a recipe's fields once and derives every other face of a setting: flag, `?` help, completion, form control,
-table row.
+table row; and of settings that are given, the cell and the command that ask for them.
 
 Nothing about a setting is said here a second time: a new field of a recipe appears everywhere. `kind` is the recipe's
 class throughout: fine-tuning's, unless another is given. Draws no form and parses
@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any, Literal
+
+import yaml
 
 from gptx_nb.errors import RecipeError
 from gptx_nb.recipe import Recipe, Settings, known_models, parse_yaml
@@ -27,6 +30,7 @@ _KINDS: dict[str, Kind] = {
     "boolean": "yes or no",
     "object": "mapping",
 }
+_EXPRESSION = re.compile(r"\{\{.+\}\}", re.DOTALL)  # of the notebook
 _NUMBER = re.compile(r"[-+.\d][-+.\deE_]*")
 _METAVARS: dict[Kind, str] = {
     "number": "NUMBER",
@@ -53,6 +57,7 @@ class Setting:
     reason: str  # why the default is what it is; for a default of None, what is done instead
     unit: str | None
     matters: bool  # whether it can change the trained model
+    tasks: tuple[str, ...]  # those for which it means something; none: all
     choices: tuple[str, ...] | None
     suggestions: tuple[str, ...]
     also_text: bool  # a number, or the name of something
@@ -192,6 +197,61 @@ def form_spec(kind: type[Settings] = Recipe) -> list[dict[str, Any]]:
     ]
 
 
+# ---- settings that are given ----------------------------------------------------------------------------------------
+
+
+def cell(name: str, given: Mapping[str, Any], kind: type[Settings] = Recipe) -> str:
+    """Return the cell that asks for the run `name` with the plain values `given`; what is a default is left out.
+
+    A text `{{expression}}` as `data` or `validation` is one of the notebook; anywhere else two braces are braces.
+    """
+    lines = [_line(key, value) for key, value in _differing(given, kind).items()]
+    return f"%%{kind.magic} {name}\n{''.join(lines)}"
+
+
+def command(name: str, given: Mapping[str, Any], kind: type[Settings] = Recipe) -> str:
+    """Return the command for a terminal that asks for the same run."""
+    flags_of = [
+        f"--{key.replace('_', '-')}={shlex.quote(_flag(find(key, kind), value))}"
+        for key, value in _differing(given, kind).items()
+    ]
+    return " ".join(["gptx-nb", kind.kind, name, *flags_of])
+
+
+def _differing(given: Mapping[str, Any], kind: type[Settings]) -> dict[str, Any]:
+    """Return what is not a default, in the order of the recipe."""
+    known = {setting.name: setting.default for setting in settings(kind)}
+    return {
+        name: given[name] for name, default in known.items() if given.get(name) is not None and given[name] != default
+    }
+
+
+def _line(name: str, value: Any) -> str:
+    """Return a setting as it stands in a cell."""
+    if name in ("data", "validation") and isinstance(value, str) and _EXPRESSION.fullmatch(value):
+        return f"{name}: {value}\n"
+    line = yaml.safe_dump({name: value}, sort_keys=False, allow_unicode=True, width=100)
+    # In a cell, two braces begin an expression: in quotes, a brace can be spelt otherwise.
+    return _quoted({name: value}, None).replace("{{", "\\x7B{") if "{{" in line else line
+
+
+def _flag(setting: Setting, value: Any) -> str:
+    """Return a value as `read_flags` reads it."""
+    if isinstance(value, list | dict):
+        return _quoted(value, True).strip()
+    if not isinstance(value, str):
+        return json.dumps(value)
+    in_quotes = len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'"
+    return f'"{value}"' if in_quotes or value != value.strip() else value  # one pair of quotes is taken off
+
+
+def _quoted(texts: Any, flow: bool | None) -> str:
+    """Return nested texts as YAML, each in double quotes, so that one line holds whatever they hold."""
+    return yaml.safe_dump(
+        texts, sort_keys=False, allow_unicode=True, width=2**20, default_style='"', default_flow_style=flow
+    )
+
+
 # ---- from pydantic's schema -----------------------------------------------------------------------------------------
 
 
@@ -214,6 +274,7 @@ def _setting(name: str, schema: dict[str, Any]) -> Setting:
         reason=schema["reason"],
         unit=schema["unit"],
         matters=schema["matters"],
+        tasks=tuple(schema["tasks"]),
         choices=tuple(choices) if choices else None,
         suggestions=tuple(_SUGGESTIONS[name]()) if name in _SUGGESTIONS else (),
         also_text=kind != "text" and any(other.get("type") == "string" for other in forms[1:]),

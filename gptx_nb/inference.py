@@ -137,15 +137,16 @@ class Texts:
     index: Any = None
 
 
-def predict(run: Run, texts: Any, progress: Progress | None = None) -> Predictions:
+def predict(run: Run, texts: Any, progress: Progress | None = None, step: int | None = None) -> Predictions:
     """Classify a text, a list, a Series, or a DataFrame's text column with the model of `run`.
 
+    `step`: with the model that it had then, if one was made (see gptx_nb/unfinished.py).
     `progress(done, all)` is called after each part. Raises DataError for what is no text, RunNotFound for a run that
     has no model yet, ModelError for a model that cannot be loaded, RunFailed if the inference process crashed; the
     next call starts a new one.
     """
     label = f"{run.name}/{run.version}"
-    config = files.read_json(run.model / "config.json")
+    config = files.read_json((run.model if step is None else run.unfinished(step)) / "config.json")
     if config is None:
         raise RunNotFound(f"run {label} has no model yet: it is {run.state()}. See `%gpt_watch {run.name}`")
     known = files.read_json(run.model / CLASSIFIER_FILE) or {}
@@ -166,7 +167,7 @@ def predict(run: Run, texts: Any, progress: Progress | None = None) -> Predictio
     if chunks:
         with contextlib.closing(_Client(Place.of(run.folder.parents[2]))) as client:
             for chunk in chunks:
-                body = {"folder": str(run.folder), "texts": chunk}
+                body = {"folder": str(run.folder), "step": step, "texts": chunk}
                 answer = client.ask("/v1/classify", body, f"predicting with {label}")
                 labels, threshold = answer["labels"], answer["threshold"]
                 probabilities += answer["probabilities"]
@@ -174,6 +175,19 @@ def predict(run: Run, texts: Any, progress: Progress | None = None) -> Predictio
                 if progress:
                     progress(len(probabilities), len(asked.texts))
     return Predictions(label, labels, asked.texts, probabilities, cut, asked.index, threshold, read)
+
+
+def extremes(run: Run, count: int = 5) -> dict[str, Any]:
+    """Return the held-out rows that the model of `run` does best and worst on.
+
+    {"rows": how many were looked at, "best" and "worst": [{"text", "right", "said", "share": the probability of what is
+    right}]}. Raises as `predict` does.
+    """
+    if not (run.model / "config.json").is_file():
+        raise RunNotFound(f"run {run.name}/{run.version} has no model yet: it is {run.state()}")
+    with contextlib.closing(_Client(Place.of(run.folder.parents[2]))) as client:
+        body = {"folder": str(run.folder), "count": count}
+        return client.ask("/v1/extremes", body, f"looking at the rows of {run.name}/{run.version}")
 
 
 @dataclass(frozen=True)
@@ -260,9 +274,9 @@ class Wishes:
             raise UsageError("n: several answers are drawn at random, and temperature 0 gives the same one each time")
 
 
-def writes(run: Run) -> bool:
+def writes(run: Run, step: int | None = None) -> bool:
     """Say whether the model of `run` writes texts, and gives no labels."""
-    return run.kind is PretrainRecipe or (run.model / TASK_FILE).exists()
+    return run.kind is PretrainRecipe or ((run.model if step is None else run.unfinished(step)) / TASK_FILE).exists()
 
 
 def generate(
@@ -273,6 +287,7 @@ def generate(
     task: str | None = None,
     to: str | None = None,
     shots: Sequence[Mapping[str, Any]] = (),
+    step: int | None = None,
     progress: Progress | None = None,
     on_text: Callable[[str], None] | None = None,
 ) -> Generations:
@@ -285,7 +300,7 @@ def generate(
     label = f"{who.name}/{who.version}" if isinstance(who, Run) else who
     root = who.folder.parents[2] if isinstance(who, Run) else None
     asked, index = read_prompts(prompts, label)
-    target = {"folder": str(who.folder)} if isinstance(who, Run) else {"base": who}
+    target = {"folder": str(who.folder), "step": step} if isinstance(who, Run) else {"base": who}
     how = {name: value for name, value in asdict(wishes).items() if value is not None}
     rows: list[Generation] = []
     cut, found_task = 0, task or ""

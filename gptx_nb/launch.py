@@ -73,7 +73,7 @@ def train(
     store = RunStore()
     launched: Launched | None = None
     try:
-        recipe = _with_whole_path(_with_run(recipe, store, progress))
+        recipe = settled(recipe, progress)
         with _staging() as folder:
             sources = stage(recipe, data, validation, folder)
             while launched is None or not _preflight(launched, store, progress):
@@ -91,6 +91,11 @@ def train(
     if wait:
         raise_if_bad(launched.run)
     return launched
+
+
+def settled(recipe: AnyRecipe, progress: Progress | None = None) -> AnyRecipe:
+    """Return `recipe` with its base model as a worker finds it: a run by its version, a path whole."""
+    return _with_whole_path(_with_run(recipe, RunStore(), progress))
 
 
 def resume(run: Run, progress: Progress | None = None) -> Launched:

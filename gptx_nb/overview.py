@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gptx_nb import fields, files, metrics, pretraining_words, progress, samples
 from gptx_nb.errors import RunNotFound
 from gptx_nb.pretraining import PretrainRecipe
@@ -242,13 +240,9 @@ def cell(run: Run) -> str:
     """Return the cell that asks for `run`: settings that differ from their defaults, as they were asked for."""
     asked = run.request().get("recipe") or {}
     try:
-        opening, usual = run.cell, {setting.name: setting.default for setting in fields.settings(run.kind)}
+        return fields.cell(run.name, asked, run.kind)
     except KeyError:  # of a kind that this version does not know
         return ""
-    given = {name: value for name, value in asked.items() if value is not None and value != usual.get(name)}
-    first = {"task": given.pop("task")} if "task" in given else {}  # where it was left out, so it stays: it decides
-    given = {**first, **given}
-    return f"{opening}\n{yaml.safe_dump(given, sort_keys=False, allow_unicode=True, width=100) if given else ''}"
 
 
 def history(run: Run, cursor: str = "") -> dict[str, Any]:

@@ -34,16 +34,27 @@ Task = Literal[
     "translation",
     "code-generation",
 ]
+LABELS: tuple[Task, ...] = ("text-classification",)
 SOURCES = ("data", "examples")  # settings that say where rows come from, which have fingerprints of their own
 
 _SHARE = re.compile(r"\s*(\d*[.,]?\d+)\s*(%?)\s*")  # as text: `20%`, `'0.2'`, `0,2`
 
 
 def setting(
-    default: Any, description: str, *, reason: str, unit: str | None = None, matters: bool = True, **bounds: Any
+    default: Any,
+    description: str,
+    *,
+    reason: str,
+    unit: str | None = None,
+    matters: bool = True,
+    tasks: tuple[Task, ...] = (),
+    **bounds: Any,
 ) -> Any:
-    """A `Recipe` field. `reason` says why the default is what it is; `matters=False`: the trained model is the same."""
-    facts: dict[str, Any] = {"reason": reason, "unit": unit, "matters": matters}
+    """A `Recipe` field. `reason` says why the default is what it is; `matters=False`: the trained model is the same.
+
+    `tasks`: those for which it means something, where that is not all of them.
+    """
+    facts: dict[str, Any] = {"reason": reason, "unit": unit, "matters": matters, "tasks": list(tasks)}
     return Field(default, description=description, json_schema_extra=facts, **bounds)
 
 
@@ -162,17 +173,26 @@ class Recipe(Settings):
     examples: Annotated[list[list[str] | dict[str, str]], Field(min_length=1)] | None = setting(
         None, "Examples typed here: [text, label] each.", reason="give either data or examples"
     )
-    text: str | None = setting(None, "Column that holds the text.", reason="found by name and content, and shown")
-    label: str | None = setting(None, "Column that holds the label.", reason="found by name and content, and shown")
+    text: str | None = setting(
+        None,
+        "Column that holds the text.",
+        reason="found by name and content, and shown",
+        tasks=(*LABELS, "text-generation"),
+    )
+    label: str | None = setting(
+        None, "Column that holds the label.", reason="found by name and content, and shown", tasks=LABELS
+    )
     columns: Annotated[dict[str, str | list[str]], Field(min_length=1)] | None = setting(
         None,
         "Columns by role, as in {question: q, context: body}; for a pair of texts {text: a, text_pair: b, label: c}.",
         reason="found by name and content, and shown",
+        tasks=tuple(task for task in get_args(Task) if task not in LABELS),
     )
     labels: Annotated[list[str], Field(min_length=2)] | None = setting(
         None,
         "Label names in the model's order.",
         reason="the table's labels in the order that it declares, else sorted; 0/1 get names only from here",
+        tasks=LABELS,
     )
     head: Literal["auto", "words", "plain"] = setting(
         "auto",
@@ -297,15 +317,24 @@ class Recipe(Settings):
         "Run the programs that a model for code writes, in a sandbox, to score them by their tests.",
         reason="written programs are only run where you say so",
         matters=False,
+        tasks=("code-generation",),
     )
     baseline: Literal["scratch"] | None = setting(
         None,
         "scratch: also train the same architecture from random weights, and show what pretraining was worth.",
         reason="takes as long again for every seed, twice",
         matters=False,
+        tasks=LABELS,
     )
     baseline_seeds: int = setting(
-        3, "Seeds over which that is compared.", reason="shows its spread", unit="seeds", matters=False, ge=1, le=10
+        3,
+        "Seeds over which that is compared.",
+        reason="shows its spread",
+        unit="seeds",
+        matters=False,
+        tasks=LABELS,
+        ge=1,
+        le=10,
     )
     seed: int = setting(
         0, "Seed of split, order and new weights.", reason="the same cell gives the same model", ge=0, le=2**31 - 1

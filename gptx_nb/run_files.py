@@ -53,6 +53,14 @@ class RunFiles:
     def model(self) -> Path:
         return self.folder / "model"
 
+    def unfinished(self, step: int) -> Path:
+        """The model after `step` steps of a run that still trains."""
+        return self.asked / f"{step:06d}"
+
+    @property
+    def asked(self) -> Path:
+        return self.folder / "asked"
+
     @property
     def scores_file(self) -> Path:
         return self.folder / "scores.json"

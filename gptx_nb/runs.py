@@ -18,6 +18,7 @@ A run is `<home>/runs/<name>/<version>/`; it may take several attempts (a crash 
     checkpoints/000120/    exact training state
     best/000100.safetensors
                            the weights that scored best so far, by step. Gone, like checkpoints/, once it has finished
+    asked/000100/          the model as it was then, where somebody has asked a run that still trains; goes with them
     frozen.f32             while it trains: what the frozen part gives for every row, where memory is too small for it
     model/                 a plain Hugging Face folder, made as one step
     scores.json            validation scores and baselines

@@ -310,6 +310,69 @@ def test_a_run_becomes_a_cell_and_a_variable_too_and_both_read_as_yaml(context: 
     )
 
 
+def test_the_panel_configures_starts_watches_asks_and_compares_in_a_notebook(
+    context: Any, lab: JupyterServer, tiny_model: Path
+) -> None:
+    made_runs.make("older", steps=60, phase="training", scores=made_runs.SCORES, outcome=made_runs.FINISHED)
+    table(lab, "rows.jsonl")
+    code = ["%load_ext gptx_nb\nimport pandas\ndf = pandas.read_json('rows.jsonl', lines=True)", "%gpt_panel"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(each) for each in code])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, lab.root / "panel.ipynb")
+    page = open_lab(context, lab, "panel", sidebar=False)
+    page.evaluate(
+        """async () => {
+            const widget = await window.jupyterapp.commands.execute('docmanager:open', {path: 'panel.ipynb'});
+            await widget.context.ready;
+            await widget.context.sessionContext.ready;
+        }"""
+    )
+    command(page, "notebook:run-all-cells")
+    desk = page.locator(".desk")
+    desk.get_by_label("Name").fill("reviews")
+    desk.locator('[data-setting="model"] input').fill(str(tiny_model))
+    desk.get_by_label("Tables of this notebook").select_option("df")
+    desk.get_by_text("First rows of 24").wait_for()
+    assert desk.get_by_label("Column of label").input_value() == "label"
+    desk.get_by_text("What it takes, and why").wait_for()
+    shoot(page, "panel-configure")
+    desk.locator('[data-setting="epochs"] input').fill("-1")
+    desk.get_by_role("button", name="Start").click()
+    desk.locator('[data-setting="epochs"].gptx-mod-wrong').get_by_text("does not fit").wait_for()
+    desk.locator('[data-setting="epochs"] input').fill("200")
+    desk.get_by_role("button", name="Insert below").click()
+    desk.get_by_text("It stands in a new cell.").wait_for()
+    assert f"model: {tiny_model}\ndata: df\nepochs: 200\n" in source(page, 2)
+
+    desk.get_by_role("button", name="Start").click()
+    desk.locator(".watch .title").get_by_text("training").wait_for()
+    desk.get_by_role("tab", name="Ask").click()
+    desk.get_by_label("Text to ask the model about").fill("good thing 5")
+    while True:  # it can be asked as soon as it has saved weights, after its first epoch
+        desk.get_by_role("button", name="Ask", exact=True).click()
+        tuned = desk.get_by_label("Tuned", exact=True)
+        tuned.locator(".gptx-Ask-label, .error").first.wait_for()
+        if tuned.locator(".error").count() == 0:
+            break
+        assert "saved no" in tuned.locator(".error").inner_text()
+        page.wait_for_timeout(500)
+    # The label is a script of many bytes, and this model reads 128: its base says so beside it.
+    desk.get_by_label("Base model", exact=True).get_by_text("choices do not fit in 128 tokens").wait_for()
+    assert SCRIPT in desk.inner_text()
+    shoot(page, "panel-ask")
+    desk.get_by_role("tab", name="Watch").click()
+    desk.locator(".watch .title").get_by_text("finished").wait_for()
+    shoot(page, "panel-watch")
+    desk.get_by_role("tab", name="Compare").click()
+    for box in desk.locator(".runs input").all():
+        box.check()
+    desk.get_by_text("What differs in the recipes").wait_for()
+    desk.get_by_text("Best and worst held-out rows").last.click()
+    desk.get_by_text("held-out rows.").first.wait_for()
+    shoot(page, "panel-compare")
+    assert page.evaluate("window.hacked") is None
+
+
 def source(page: Any, at: int) -> str:
     found = page.evaluate(
         "at => window.jupyterapp.shell.currentWidget.content.widgets[at].model.sharedModel.getSource()", at

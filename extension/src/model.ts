@@ -93,7 +93,7 @@ export interface Update {
 export interface Setting {
   name: string;
   title: string;
-  kind: 'text' | 'number' | 'whole number' | 'yes or no' | 'choice' | 'list' | 'rows';
+  kind: 'text' | 'number' | 'whole number' | 'yes or no' | 'choice' | 'list' | 'rows' | 'mapping';
   description: string;
   default: unknown;
   reason: string;
@@ -101,6 +101,8 @@ export interface Setting {
   choices: string[] | null;
   suggestions: string[];
   also_text: boolean;
+  /** Tasks for which it means something; none: all. */
+  tasks: string[];
   fits: string;
 }
 

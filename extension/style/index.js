@@ -1,1 +1,2 @@
+import './form.css';
 import './index.css';

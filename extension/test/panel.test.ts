@@ -4,7 +4,8 @@ import panel from '../src/panel';
 import { Curves } from '../src/panel/curves';
 import { Feed } from '../src/panel/feed';
 import { INSERT } from '../src/panel/insert';
-import type { Head, Model } from '../src/panel/types';
+import type { Head } from '../src/panel/types';
+import { FakeModel } from './fake';
 
 function packed(steps: number[][], scores: number[][] = []): DataView {
   return new DataView(new Float32Array([steps.length, scores.length, ...steps.flat(), ...scores.flat()]).buffer);
@@ -21,36 +22,6 @@ const head = (more: Partial<Head> = {}): Head => ({
   numbers: [['step', '2 of 60']],
   ...more
 });
-
-/** A model as anywidget gives it, without a kernel behind. */
-class FakeModel implements Model {
-  sent: unknown[] = [];
-  private readonly listeners = new Map<string, Set<(...args: never[]) => void>>();
-
-  constructor(readonly state: Record<string, unknown>) {}
-
-  get(name: string): unknown {
-    return this.state[name];
-  }
-  set(name: string, value: unknown): void {
-    this.state[name] = value;
-  }
-  save_changes(): void {
-    this.sent.push('saved');
-  }
-  send(content: unknown): void {
-    this.sent.push(content);
-  }
-  on(event: string, callback: (...args: never[]) => void): void {
-    this.listeners.set(event, (this.listeners.get(event) ?? new Set()).add(callback));
-  }
-  off(event: string, callback: (...args: never[]) => void): void {
-    this.listeners.get(event)?.delete(callback);
-  }
-  tell(event: string, ...given: unknown[]): void {
-    this.listeners.get(event)?.forEach(each => (each as (...args: unknown[]) => void)(...given));
-  }
-}
 
 test('curves are read from their numbers; what is not a number is a gap', () => {
   const curves = new Curves();

@@ -117,7 +117,7 @@ def load(
     checkpoint: Path, model: torch.nn.Module, optimizer: Optimizer, scaler: torch.amp.GradScaler | None = None
 ) -> dict[str, Any]:
     """Put the state in `checkpoint` into `model`, `optimizer` and `scaler`; return its progress."""
-    _load_weights(checkpoint / MODEL, model)
+    load_weights(checkpoint / MODEL, model)
     if masters := _masters(model, optimizer):
         saved = load_file(checkpoint / MODEL)
         for name, master in masters.items():
@@ -128,6 +128,14 @@ def load(
     if scaler and scaler.is_enabled() and progress.get("scaler"):
         scaler.load_state_dict(progress["scaler"])
     return progress
+
+
+def newest(checkpoints: Path, best: Path) -> tuple[int, Path] | None:
+    """Return the step and the file of the weights that were saved last, whether to go on from or as the best so far."""
+    found = [(int(path.stem), path) for path in best.glob("*.safetensors") if path.stem.isdigit()]
+    if (checkpoint := latest(checkpoints)) is not None:
+        found.append((int(checkpoint.name), checkpoint / MODEL))
+    return max(found, default=None)
 
 
 def save_best(folder: Path, step: int, model: torch.nn.Module, optimizer: Optimizer) -> None:
@@ -141,14 +149,14 @@ def save_best(folder: Path, step: int, model: torch.nn.Module, optimizer: Optimi
 
 def load_best(folder: Path, step: int, model: torch.nn.Module) -> None:
     """Put the weights that were best after `step` steps into `model`."""
-    _load_weights(_best(folder, step), model)
+    load_weights(_best(folder, step), model)
 
 
 def _best(folder: Path, step: int) -> Path:
     return folder / f"{step:06d}.safetensors"
 
 
-def _load_weights(path: Path, model: torch.nn.Module) -> None:
+def load_weights(path: Path, model: torch.nn.Module) -> None:
     """Put the weights in `path` into `model`; tied tensors need only one of their names."""
     missing, unexpected = model.load_state_dict(load_file(path), strict=False)
     tied = {name for name in missing if name in dict(getattr(model, "_tied_weights_keys", None) or {})}

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gptx_nb.engine import answers, evaluate, models, multi_label, plan
 from gptx_nb.engine.data import Table
 from gptx_nb.engine.examples import AnyTable
+from gptx_nb.engine.rendering import pieces
 from gptx_nb.engine.roles import CLASSIFICATION, RoleTable
 from gptx_nb.engine.tasks import chat_templates, head_start, label_words, reading, targets, text_classification
 from gptx_nb.engine.tasks.encoding import Encoded, Encoder
@@ -66,6 +67,7 @@ class Job(Protocol):
     def renumber(self, cut: Any) -> None: ...  # for an embedding with fewer rows (vocabulary.Cut)
     def learner(self, model: PreTrainedModel, tuned: Tuning, **options: Any) -> Learner: ...
     def told(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]: ...  # the plan's part about examples
+    def seen(self, tokenizer: PreTrainedTokenizerBase, count: int) -> list[dict[str, Any]]: ...  # token by token
     def resolved(self) -> dict[str, Any]: ...  # settings of the recipe that are known now
     def before(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any
@@ -171,6 +173,14 @@ class Classification:
         told = plan.examples(self.table, tokenizer, *self._shown, self._cut)
         told = {**told, "notes": [*told["notes"], *self.start.notes()], **self.start.told()}
         return {**told, "long_texts": self._cost} if self._cost is not None else told
+
+    def seen(self, tokenizer: PreTrainedTokenizerBase, count: int) -> list[dict[str, Any]]:
+        """Return the first examples token by token: none is predicted, but for the label behind them all."""
+        labels = [self.table.labels[label] for label in self.table.train.labels[:count]]
+        return [
+            {"pieces": pieces(row, [False] * len(row), tokenizer), "label": label, "tokens": len(row)}
+            for row, label in zip(self._shown[0], labels, strict=False)
+        ]
 
     def resolved(self) -> dict[str, Any]:
         report = self.table.report
@@ -373,6 +383,13 @@ class Writing:
             ],
             "notes": [*self.report.get("warnings", []), *self._notes],
         }
+
+    def seen(self, tokenizer: PreTrainedTokenizerBase, count: int) -> list[dict[str, Any]]:
+        """Return the first rows token by token, and which of them are to be predicted."""
+        return [
+            {"pieces": pieces(row.ids, row.loss, tokenizer), "label": None, "tokens": len(row.ids)}
+            for row in self._rows[:count]
+        ]
 
     def resolved(self) -> dict[str, Any]:
         return {"task": self.table.task, "columns": self.report["roles"], "text": None}

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from gptx_nb import files, inference
-from gptx_nb.errors import GptxError, ModelError
+from gptx_nb.errors import GptxError, ModelError, UsageError
 from gptx_nb.inference import LARGEST_BODY, Place
 from gptx_nb.process import Process
 from gptx_nb.run_files import RunFiles
@@ -72,21 +72,30 @@ class Models:
 
     def names(self) -> list[str]:
         """Return the runs whose models are loaded, as "reviews/3", and base models by name."""
-        return [self._called(Path(key[0])) for key in list(self._loaded)]
+        return [self.called(Path(key[0])) for key in list(self._loaded)]
 
-    def _called(self, folder: Path) -> str:
-        return "/".join(folder.parts[-3:-1]) if folder.is_relative_to(self._root) else folder.name
+    def called(self, folder: Path) -> str:
+        """Return the run that a model's folder belongs to, as "reviews/3", or the folder's own name."""
+        return "/".join(self._run_of(folder).parts[-2:]) if folder.is_relative_to(self._root) else folder.name
+
+    def _run_of(self, folder: Path) -> Path:
+        return self._root.joinpath(*folder.relative_to(self._root).parts[:2])
 
     def held(self) -> int:
         """Return how many bytes the loaded weights take."""
         return sum(each.bytes for each in list(self._loaded.values()))
 
-    def folder_of(self, given: str) -> Path:
-        """Return the model folder of the run directory `given`; refuse all that is not below the home's runs."""
+    def folder_of(self, given: str, step: Any = None) -> Path:
+        """Return the model folder of the run directory `given`; refuse all that is not below the home's runs.
+
+        `step`: the model that it had then.
+        """
         try:
             # Links are followed before the place is judged.
-            folder = Path(os.path.realpath(RunFiles(Path(given)).model))
-            inside = folder.is_relative_to(self._root) and len(folder.relative_to(self._root).parts) == 3
+            run = RunFiles(Path(given))
+            then = isinstance(step, int) and not isinstance(step, bool)
+            folder = Path(os.path.realpath(run.unfinished(step) if then else run.model))
+            inside = folder.is_relative_to(self._root) and len(folder.relative_to(self._root).parts) == 3 + then
             if inside and folder.is_dir():
                 return folder
         except (OSError, ValueError):  # no path at all: a zero byte, a name of a mile
@@ -97,6 +106,20 @@ class Models:
         """Return the classifier of `folder` and its answer; loads the model if need be."""
         classifier = self._get(folder)
         return classifier, classifier.classify(texts)
+
+    def extremes(self, folder: Path, count: int) -> dict[str, Any]:
+        """Return the rows that the run of a model's folder does best and worst on; see engine/extremes.py."""
+        from gptx_nb.engine import examples, extremes
+        from gptx_nb.engine.roles import RoleTable
+        from gptx_nb.recipe import Recipe
+
+        run = Run(self._run_of(folder))
+        recipe = run.recipe()
+        if not isinstance(recipe, Recipe):
+            raise UsageError(f"{run.name} v{run.version} has learnt from plain text: there are no rows to compare")
+        table = examples.load_snapshot(run.data, recipe)
+        model = self.writer(folder, None) if isinstance(table, RoleTable) else self._get(folder)
+        return extremes.find(table, model, count)
 
     def _get(self, folder: Path) -> Classifier:
         from gptx_nb.engine.predict import Classifier
@@ -154,7 +177,7 @@ class Models:
             self._loaded.move_to_end(key)
             return self._loaded[key]
         # The recipe's GPU may be gone or another one; its wish for the CPU is kept.
-        asked = Run(folder.parent).recipe().device if folder.is_relative_to(self._root) else "auto"
+        asked = Run(self._run_of(folder)).recipe().device if folder.is_relative_to(self._root) else "auto"
         chosen = device.choose("cpu" if asked == "cpu" else "auto")
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder.is_dir() else 0
         if chosen.memory_free is not None:
@@ -258,8 +281,14 @@ class Handler(BaseHTTPRequestHandler):
         self._answer({"/v1/health": self._health})
 
     def do_POST(self) -> None:
-        routes = {"/v1/classify": self._classify, "/v1/label": self._label, "/v1/free": self._free}
-        self._answer({**routes, "/v1/generate": self._generate})
+        routes = {
+            "/v1/classify": self._classify,
+            "/v1/extremes": self._extremes,
+            "/v1/label": self._label,
+            "/v1/free": self._free,
+            "/v1/generate": self._generate,
+        }
+        self._answer(routes)
 
     def _answer(self, routes: dict[str, Any]) -> None:
         try:
@@ -328,13 +357,13 @@ class Handler(BaseHTTPRequestHandler):
         except UnicodeEncodeError:
             raise Refused(400, "a text holds half a character (a lone surrogate)") from None
         with self.server.working():
-            model = self.server.models.folder_of(folder)
+            model = self.server.models.folder_of(folder, asked.get("step"))
             try:
                 classifier, answer = self.server.worker.submit(self.server.models.classify, model, texts).result()
             except Exception as error:
                 self._end_without_memory(error)
                 if isinstance(error, ModelError):  # the folder's name alone would not say whose
-                    raise ModelError(f"run {model.parts[-3]}/{model.parts[-2]}: {error}") from error
+                    raise ModelError(f"run {self.server.models.called(model)}: {error}") from error
                 raise
             told = {"labels": classifier.labels, "threshold": classifier.threshold}
             return {**told, "probabilities": answer.probabilities, "cut": answer.cut}
@@ -355,6 +384,24 @@ class Handler(BaseHTTPRequestHandler):
                 raise
             return {"labels": labels, "probabilities": answer.probabilities, "cut": answer.cut}
 
+    def _extremes(self, body: bytes) -> dict[str, Any]:
+        """Return the held-out rows of a run that its model does best and worst on."""
+        try:
+            asked = json.loads(body)
+        except ValueError:
+            raise Refused(400, "the body is not JSON") from None
+        given, count = (asked.get(name) if isinstance(asked, dict) else None for name in ("folder", "count"))
+        if not isinstance(given, str) or not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise Refused(400, 'the body has to be {"folder": text, "count": a number from 1}')
+        with self.server.working():
+            folder = self.server.models.folder_of(given)
+            try:
+                found: dict[str, Any] = self.server.worker.submit(self.server.models.extremes, folder, count).result()
+                return found
+            except Exception as error:
+                self._end_without_memory(error)
+                raise
+
     def _generate(self, body: bytes) -> None:
         """Answer in lines of JSON as they come: {"text": piece} of a single answer, {} as a sign of life, the result.
 
@@ -374,7 +421,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         with self.server.working():
             try:
-                folder = self.server.models.folder_of(asked["folder"]) if "folder" in asked else None
+                folder = self.server.models.folder_of(asked["folder"], asked.get("step")) if "folder" in asked else None
                 told = self.server.worker.submit(self._write, asked, folder).result()
             except Refused as refused:
                 told = {"error": refused.message, "kind": refused.kind}

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from gptx_nb.evaluations import Evaluation
     from gptx_nb.generations import Generations
     from gptx_nb.predictions import Predictions
+    from gptx_nb.views.panel import PanelView
     from gptx_nb.views.panels import DeviceView, LiveView, RunTable, RunView
 
 P = ParamSpec("P")
@@ -282,6 +283,17 @@ class GptxMagics(_Configured):  # type: ignore[misc]
     @no_var_expand
     @line_magic
     @briefly
+    def gpt_panel(self, line: str) -> PanelView:
+        """Configure, watch, ask and compare runs in one panel: %gpt_panel. %gpt_panel NAME opens a run's recipe."""
+        name = self._words(line)
+        run = RunStore().find(name) if name else None
+        from gptx_nb.views.panel import PanelView
+
+        return PanelView(_Notebook(self), run)
+
+    @no_var_expand
+    @line_magic
+    @briefly
     def gpt_runs(self, line: str) -> RunTable:
         """List all runs, newest first: %gpt_runs. Of a run its versions: %gpt_runs NAME, or one: %gpt_runs NAME/2."""
         from gptx_nb import progress
@@ -460,6 +472,60 @@ class GptxMagics(_Configured):  # type: ignore[misc]
         return _Screen(name, in_notebook=getattr(self.shell, "kernel", None) is not None, briefly=briefly)
 
 
+class _Notebook:
+    """The notebook as the panel sees it (panel.Notebook)."""
+
+    def __init__(self, magics: GptxMagics) -> None:
+        self._magics = magics
+
+    def tables(self) -> list[dict[str, Any]]:
+        found = []
+        user_ns = self._magics.shell.user_ns
+        for name in tables(user_ns):
+            value = user_ns[name]
+            rows = len(value) if hasattr(value, "__len__") and not isinstance(value, dict) else None
+            found.append({"name": name, "kind": type(value).__name__, "rows": rows, "columns": _columns(value)[:50]})
+        return found
+
+    def cells(self) -> list[str]:
+        """Return cells that were run, as they were typed, the latest first and each once."""
+        typed = [str(each) for each in self._magics.shell.user_ns.get("In", ())]
+        return list(dict.fromkeys(each for each in reversed(typed) if A_RUNS_CELL.match(each)))[:20]
+
+    def read(self, cell: str) -> tuple[type[AnyRecipe], str, dict[str, Any]]:
+        opening, _, body = cell.lstrip().partition("\n")
+        first = A_RUNS_CELL.match(opening)
+        if first is None:
+            raise UsageError("a cell that asks for a run begins with %%gpt_finetune NAME or %%gpt_pretrain NAME")
+        kind = MAKE_A_RUN[first[1]]
+        name, typed = read_line(opening[first.end() :], kind)
+        found: list[str] = []
+
+        def set_aside(text: str) -> str:
+            def mark(match: re.Match[str]) -> str:
+                found.append(match[0])
+                return ALONE.format(len(found) - 1).strip()
+
+            return EXPRESSION.sub(mark, text)
+
+        flags = fields.read_flags({key: set_aside(text) for key, text in typed.items()}, kind)
+        settings = {**parse_yaml(set_aside(body), kind=kind), **flags}
+        return kind, name, {key: _as_typed(value, found) for key, value in settings.items()}
+
+    def wish(self, name: str, settings: dict[str, Any], kind: type[AnyRecipe]) -> tuple[AnyRecipe, dict[str, Any]]:
+        """Read the cell that says the same."""
+        _, _, body = fields.cell(name, settings, kind).partition("\n")
+        _, recipe, objects = self._magics._wish(name, body, kind)
+        return recipe, objects
+
+
+def _as_typed(value: Any, found: list[str]) -> Any:
+    """Put expressions back as they stood in a cell."""
+    if isinstance(value, str):
+        return re.sub(ALONE.format(r"(\d+)").strip(), lambda match: found[int(match[1])], value)
+    return [_as_typed(each, found) for each in value] if isinstance(value, list) else value
+
+
 class _Found:
     """A value of the notebook, and the expression that gave it."""
 
@@ -629,8 +695,9 @@ def _refuse_secrets(text: str, *, names: bool = True) -> None:
 # ---- completion -----------------------------------------------------------------------------------------------------
 
 MAKE_A_RUN: dict[str, type[AnyRecipe]] = {kind.magic: kind for kind in (Recipe, PretrainRecipe)}
-TAKE_A_RUN = (*MAKE_A_RUN, "gpt_predict", "gpt_eval", "gpt_watch", "gpt_stop", "gpt_runs")
+TAKE_A_RUN = (*MAKE_A_RUN, "gpt_predict", "gpt_eval", "gpt_watch", "gpt_stop", "gpt_runs", "gpt_panel")
 CALL = re.compile(r"^\s*(?:\w+\s*=\s*)?(%%?)(gpt_[a-z]+)\s(.*)$", re.DOTALL)
+A_RUNS_CELL = re.compile(r"\s*%%(gpt_finetune|gpt_pretrain)\b")
 PLAIN = re.compile(r"[^\W\d][\w.-]*")  # a column that needs no quotes
 MIME_TABLES = ("DataFrame", "Series", "Dataset", "DatasetDict", "Table", "LazyFrame")
 

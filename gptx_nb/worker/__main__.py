@@ -3,6 +3,8 @@
     python -m gptx_nb.worker RUN_DIR ATTEMPT
     python -m gptx_nb.worker --rank RUN_DIR ATTEMPT   one of several that train together; the first one starts them
     python -m gptx_nb.worker --evaluate FOLDER        scores a model on a table (gptx_nb/evaluations.py)
+    python -m gptx_nb.worker --unfinished RUN_DIR     makes a model of the weights that it saved last
+    python -m gptx_nb.worker --rehearse FOLDER        says what a recipe would take (gptx_nb/rehearsals.py)
     python -m gptx_nb.worker --device                 prints what this machine computes on, as JSON
 
 A run that does not fit beside those that train already waits in line (gptx_nb/line.py). It holds no model meanwhile:
@@ -68,6 +70,14 @@ def main(arguments: list[str]) -> int:
         from gptx_nb.worker import evaluation
 
         return evaluation.carry_out(Path(arguments[1]))
+    if arguments[0] == "--unfinished":
+        from gptx_nb.worker import unfinished
+
+        return unfinished.carry_out(Run(Path(arguments[1])))
+    if arguments[0] == "--rehearse":
+        from gptx_nb.worker import rehearsal
+
+        return rehearsal.carry_out(Path(arguments[1]))
     ranks: Ranks | None = None
     if arguments[0] == "--rank":
         from gptx_nb.engine.distributed import Ranks
@@ -103,7 +113,7 @@ def main(arguments: list[str]) -> int:
     line.leave()
     files.write_json(run.end_file(attempt), words)
     if status == FINISHED:  # and said so: from here on only the model is needed
-        for folder in (run.checkpoints, run.best):
+        for folder in (run.checkpoints, run.best, run.asked):
             files.remove_folder(folder)
     return status
 

@@ -6,6 +6,7 @@
  */
 
 import { h } from '../views/dom';
+import { Desk } from './desk';
 import { feedOf, type Feed } from './feed';
 import css from './panel.css';
 import { whileSeen } from './seen';
@@ -24,7 +25,7 @@ export default () => {
       if (!model || !feed) {
         return undefined;
       }
-      return renderRun(el, model, feed);
+      return model.get('view') === 'panel' ? renderDesk(el, model, feed) : renderRun(el, model, feed);
     }
   };
 };
@@ -38,25 +39,40 @@ function frame(el: HTMLElement): HTMLElement {
   return root;
 }
 
+interface View {
+  node: HTMLElement;
+  see(seen: boolean): void;
+  acted(message: Acted): void;
+  dispose(): void;
+}
+
 function renderRun(el: HTMLElement, model: Model, feed: Feed): () => void {
+  return shown(el, model, new Watch(feed, message => model.send(message)));
+}
+
+function renderDesk(el: HTMLElement, model: Model, feed: Feed): () => void {
+  return shown(el, model, new Desk(model, feed));
+}
+
+/** Put a view into its frame, tell it what is said to it, and whether it is seen. */
+function shown(el: HTMLElement, model: Model, view: View): () => void {
   const root = frame(el);
-  const watch = new Watch(feed, message => model.send(message));
-  root.append(watch.node);
+  root.append(view.node);
   const heard = (message: More | Acted) => {
-    if (message.kind !== 'more') {
-      watch.acted(message);
+    if (message.kind === 'acted' || message.kind === 'cell') {
+      view.acted(message);
     }
   };
   model.on('msg:custom', heard);
-  const view = Math.random().toString(36); // crypto's are for pages over HTTPS alone
+  const identity = Math.random().toString(36); // crypto's are for pages over HTTPS alone
   const unseen = whileSeen(root, seen => {
-    watch.see(seen);
-    model.send({ kind: 'seen', view, seen });
+    view.see(seen);
+    model.send({ kind: 'seen', view: identity, seen });
   });
   return () => {
     unseen();
     model.off('msg:custom', heard);
-    watch.dispose();
+    view.dispose();
     el.replaceChildren();
   };
 }

@@ -1,0 +1,73 @@
+"""One question to a run's model, to its base model, or to what a run that still trains has learnt so far.
+
+Answers are plain data for views: labels with their probabilities, or a text. All computing is the inference process's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from gptx_nb import inference, unfinished
+from gptx_nb.catalog import RUN
+from gptx_nb.errors import RunNotFound, UsageError
+from gptx_nb.generations import Generations
+from gptx_nb.pretraining import PretrainRecipe
+from gptx_nb.progress import called
+from gptx_nb.recipe import Recipe
+from gptx_nb.runs import Run, RunStore
+
+Who = Literal["tuned", "base"]
+Json = dict[str, Any]
+CHOICES_TASK = "question-answering"  # whose base model can be given choices
+
+
+def ask(run: Run, text: str, who: Who = "tuned", on_text: Callable[[str], None] | None = None) -> Json:
+    """Return {"who", "labels": [[label, share], ...] or "text" and "ended", "notes"} of the run's model or its base.
+
+    A base model has no head for labels: it is asked which label's name is likeliest to follow the text. Raises what
+    `inference.predict` raises, and UsageError where there is no base model.
+    """
+    if not text.strip():
+        raise UsageError("text: there is none. Type one, and ask again")
+    if who == "base":
+        return _ask_base(run, text, on_text)
+    step = None if run.model.is_dir() else unfinished.latest(run)
+    told = called(run) if step is None else f"{called(run)} after step {step:,}"
+    if inference.writes(run, step):
+        return {"who": told, **_written(inference.generate(run, text, step=step, on_text=on_text))}
+    found = inference.predict(run, text, step=step)
+    shares = [list(pair) for pair in found[0].probabilities.items()]
+    return {"who": told, "labels": shares, "notes": found.notes()}
+
+
+def base_of(run: Run) -> str | None:
+    """Return the name of the base model that `run` began with; None for one that began at random weights."""
+    return run.recipe().base
+
+
+def _ask_base(run: Run, text: str, on_text: Callable[[str], None] | None) -> Json:
+    name = base_of(run)
+    if name is None:
+        raise UsageError(f"{called(run)} began at random weights: it has no base model to ask")
+    base: Run | str = RunStore(run.folder.parents[2]).find(name.removeprefix(RUN)) if name.startswith(RUN) else name
+    if run.kind is PretrainRecipe:
+        return {"who": name, **_written(inference.generate(base, text, on_text=on_text))}
+    recipe = run.recipe()
+    assert isinstance(recipe, Recipe)
+    if recipe.task in (None, "text-classification"):
+        labels = (run.plan() or {}).get("labels") or recipe.labels
+        if not labels:
+            raise RunNotFound(f"{called(run)} has not read its labels yet")
+        asked = {"question": text, "choices": list(labels)}
+        told = _written(inference.generate(base, asked, task=CHOICES_TASK))
+        notes = ["The base model has learnt no labels: these are how likely each label's name is to follow the text."]
+        return {"who": name, **told, "notes": [*notes, *told["notes"]]}
+    return {"who": name, **_written(inference.generate(base, text, task=recipe.task, on_text=on_text))}
+
+
+def _written(found: Generations) -> Json:
+    one = found[0]
+    if one.probabilities is not None:
+        return {"labels": [list(pair) for pair in one.probabilities.items()], "notes": found.notes()}
+    return {"text": one.text, "ended": one.ended[0], "notes": found.notes()}

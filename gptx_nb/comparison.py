@@ -1,0 +1,107 @@
+"""Several runs beside each other as plain data: what was asked, what came of it, where they differ. Draws nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from gptx_nb import progress, writing_words
+from gptx_nb.curves import SCORES, score_name
+from gptx_nb.overview import details
+from gptx_nb.progress import Progress
+from gptx_nb.runs import Run
+
+Json = dict[str, Any]
+MOST = 8  # runs that can be told apart on one chart
+LONGEST = 200  # characters of a value
+
+
+def compare(runs: Sequence[Run]) -> Json:
+    """Return {"runs": [one each], "scores": rows, "settings": rows}; a row is [name, a value a run].
+
+    One run is {"id", "called", "state", "verdict", "transfer", "labels", "confusion", "rows": held-out rows that were
+    answered}. Of the recipes only what differs is told.
+    """
+    told = [details(run) for run in runs]
+    return {
+        "runs": [_one(run, each) for run, each in zip(runs, told, strict=True)],
+        "scores": _scores(told),
+        "settings": _settings([each["recipe"] for each in told]),
+    }
+
+
+def curves(run: Run) -> Json:
+    """Return {"steps", "loss", "scored", "held_out", "score", "score_name"} of a run, as far as it is."""
+    seen = Progress(run).refresh()
+    name = score_name(seen.evaluations)
+    return {
+        "steps": [each["step"] for each in seen.steps],
+        "loss": [each.get("loss") for each in seen.steps],
+        "scored": [each["step"] for each in seen.evaluations],
+        "held_out": [each.get("validation_loss") for each in seen.evaluations],
+        "score": [each.get(name) if name else None for each in seen.evaluations],
+        "score_name": SCORES.get(name or "", ""),
+    }
+
+
+def _one(run: Run, told: Json) -> Json:
+    scores = told["scores"] or {}
+    validation = scores.get("validation") or {}
+    transfer = scores.get("transfer")
+    return {
+        "id": told["id"],
+        "called": progress.called(run),
+        "state": told["state"],
+        "doing": told["doing"],
+        "scored": bool(validation) and run.model.is_dir() and told["kind"] == "finetune",
+        "verdict": told["verdict"],
+        "transfer": progress.transfer_gain(transfer) if transfer else "",
+        "labels": validation.get("labels") or [],
+        "confusion": validation.get("confusion") or [],
+        "samples": [list(each) for each in writing_words.samples(scores)] if writing_words.is_writing(scores) else [],
+        "curves": curves(run),
+    }
+
+
+def _scores(told: Sequence[Json]) -> list[list[str]]:
+    columns = [_scores_of(each) for each in told]
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    return [[name, *(column.get(name, "") for column in columns)] for name in names]
+
+
+def _scores_of(told: Json) -> dict[str, str]:
+    """Return every score of a run in words, by its name, that of others on the same rows among them."""
+    found = {"state": str(told["doing"])}
+    scores = told["scores"] or {}
+    validation = scores.get("validation") or {}
+    if isinstance(validation.get("scores"), dict):  # of a task that writes
+        found |= {writing_words.called(name): writing_words.shown(each) for name, each in validation["scores"].items()}
+        base = (scores.get("base") or {}).get("scores") or {}
+        found |= {f"{writing_words.called(name)}, base model": writing_words.shown(each) for name, each in base.items()}
+    else:
+        for name in ("accuracy", "macro_f1", "bits_per_byte"):
+            if isinstance(validation.get(name), int | float):
+                found[writing_words.called(name)] = f"{validation[name]:.3f}"
+        for name, each in (scores.get("baselines") or {}).items():
+            found[f"accuracy, {progress.NAMES.get(name, name)}"] = f"{each['accuracy']:.3f}"
+    if isinstance(validation.get("rows"), int):
+        found["held-out rows"] = f"{validation['rows']:,}"
+    if transfer := scores.get("transfer"):
+        found["transfer gain"] = progress.transfer_gain(transfer)
+    if told["seconds"] is not None:
+        found["trained in"] = progress.duration(told["seconds"])
+    return found
+
+
+def _settings(recipes: Sequence[Json]) -> list[list[str]]:
+    names = list(dict.fromkeys(name for recipe in recipes for name in recipe))
+    differ = [name for name in names if len({json.dumps(each.get(name)) for each in recipes}) > 1]
+    return [[name, *(_value(recipe.get(name)) for recipe in recipes)] for name in differ]
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return ""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"

@@ -1,0 +1,72 @@
+"""The held-out rows that a model does best and worst on, by the probability that it gives to what is right.
+
+Of labels that is the right label's; of answers the geometric mean of their tokens'. Knows no run and no file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from gptx_nb.engine.examples import AnyTable
+from gptx_nb.engine.predict import Classifier
+from gptx_nb.engine.roles import RoleTable
+from gptx_nb.engine.tasks.encoding import Encoded
+from gptx_nb.engine.writer import Writer
+
+MOST_ROWS = 1_000  # of more, so many, evenly spread
+Json = dict[str, Any]
+
+
+def find(table: AnyTable, model: Classifier | Writer, count: int) -> Json:
+    """Return {"rows": how many were looked at, "best": [...], "worst": [...]}, `count` of each at most, none in both.
+
+    A row is {"text", "right", "said" (of labels, else empty), "share"}, the worst first among the worst.
+    """
+    if isinstance(table, RoleTable):
+        assert isinstance(model, Writer)
+        found = _answers(_spread(table.validation or []), model)
+    else:
+        assert isinstance(model, Classifier)
+        found = _labels(table, model)
+    found.sort(key=lambda row: row["share"])
+    half = min(count, -(-len(found) // 2))
+    worst = found[:half]
+    return {"rows": len(found), "worst": worst, "best": found[half:][::-1][:count]}
+
+
+def _labels(table: Any, model: Classifier) -> list[Json]:
+    if table.validation is None:
+        return []
+    places = _spread(range(len(table.validation)))
+    texts = [table.validation.texts[at] for at in places]
+    right = [table.labels[table.validation.labels[at]] for at in places]
+    rows = []
+    for text, label, shares in zip(texts, right, model.predict(texts), strict=True):
+        said = model.labels[max(range(len(shares)), key=shares.__getitem__)]
+        rows.append({"text": text, "right": label, "said": said, "share": shares[model.labels.index(label)]})
+    return rows
+
+
+def _answers(examples: Sequence[Json], writer: Writer) -> list[Json]:
+    fitting: list[tuple[Json, list[Encoded]]] = []
+    for example in examples:
+        rows = [row for row in writer.rows(example) if row is not None and any(row.loss)]
+        if rows:
+            fitting.append((example, rows))
+    nats = iter(writer.nats([row for _, rows in fitting for row in rows]))
+    found = []
+    for example, rows in fitting:
+        spent = sum(next(nats) for _ in rows)
+        share = math.exp(-float(spent[0]) / max(1.0, float(spent[1])))
+        right = next(iter(writer.task.accepted(example)), "")
+        found.append({"text": writer.task.shown(example), "right": right, "said": "", "share": share})
+    return found
+
+
+def _spread(rows: Sequence[Any]) -> list[Any]:
+    """Return at most MOST_ROWS of `rows`, evenly spread."""
+    if len(rows) <= MOST_ROWS:
+        return list(rows)
+    return [rows[number * len(rows) // MOST_ROWS] for number in range(MOST_ROWS)]

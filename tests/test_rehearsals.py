@@ -1,0 +1,64 @@
+"""What a recipe would do, told by a process of the engine before anything is started."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptx_nb import rehearsals
+from gptx_nb.errors import DataError, UsageError
+from gptx_nb.pretraining import PretrainRecipe
+from gptx_nb.recipe import make_recipe
+
+ROWS = [("Great, I love it 😀", "yes"), ("Awful.", "no")] * 6
+
+
+def test_a_rehearsal_tells_of_the_table_first_then_of_tokens_memory_and_time_and_leaves_nothing(
+    home: Path, tiny_model: Path
+) -> None:
+    tables: list[dict[str, Any]] = []
+    recipe = make_recipe({"model": str(tiny_model), "epochs": 2, "validation": 0.25})
+    found = rehearsals.rehearse(recipe, ROWS, on_table=tables.append)
+    (table,) = tables
+    assert table["columns"] == ["text", "label"]
+    assert table["rows"][0] == ["Great, I love it 😀", "yes"]
+    assert (table["count"], len(table["rows"]), table["error"]) == (12, 5, None)
+    assert table["report"]["labels"] == {"no": 6, "yes": 6}
+    assert found["plan"]["epochs"] == {"choice": 2.0, "reason": "asked for in the recipe"}
+    assert "at the peak" in found["plan"]["memory"]["reason"]
+    assert "measured on the longest rows" in found["plan"]["time"]["reason"]
+    assert sum(count for _, _, count in found["lengths"]) == 12
+    first = next(each for each in found["examples"] if each["label"] == "yes")
+    assert "".join(text for text, _ in first["pieces"]) == "Great, I love it 😀"
+    assert "😀" in [text for text, _ in first["pieces"]]
+    assert not any(predicted for _, predicted in first["pieces"])
+    assert not (home / "runs").exists()
+
+
+def test_of_a_task_that_writes_the_answer_alone_is_to_be_predicted(home: Path, tiny_model: Path) -> None:
+    rows = [{"question": f"Is {number} odd?", "answer": "Yes." if number % 2 else "No."} for number in range(12)]
+    recipe = make_recipe({"model": str(tiny_model), "validation": 0})
+    found = rehearsals.rehearse(recipe, rows)
+    pieces = found["examples"][0]["pieces"]
+    told = "".join(text for text, predicted in pieces if predicted)
+    assert told.strip().startswith("No.")
+    assert "Is 0 odd?" in "".join(text for text, predicted in pieces if not predicted)
+
+
+def test_what_is_wrong_with_a_table_is_told_together_with_its_first_rows(home: Path) -> None:
+    tables: list[dict[str, Any]] = []
+    recipe = make_recipe({"label": "stars"})
+    with pytest.raises(DataError, match="has no column 'stars'"):
+        rehearsals.rehearse(recipe, ROWS, on_table=tables.append)
+    assert tables[0]["columns"] == ["text", "label"]
+    assert "has no column 'stars'" in tables[0]["error"]
+
+
+def test_a_rehearsal_that_nobody_wants_any_more_is_ended(home: Path) -> None:
+    with pytest.raises(rehearsals.Withdrawn):
+        rehearsals.rehearse(make_recipe({}), ROWS, withdrawn=lambda: True)
+
+
+def test_pretraining_is_not_rehearsed(home: Path) -> None:
+    with pytest.raises(UsageError, match="reads and cleans all its texts first"):
+        rehearsals.rehearse(make_recipe({"data": "texts.txt"}, "", PretrainRecipe))

@@ -1,0 +1,41 @@
+"""A run that still trains is asked: the weights that it saved last become a plain model beside it."""
+
+from pathlib import Path
+
+import pytest
+
+from gptx_nb import asking, inference, launch, unfinished
+from gptx_nb.errors import RunNotFound
+from gptx_nb.recipe import make_recipe
+from gptx_nb.runs import Run
+
+ROWS = [("Great, I love it", "yes"), ("Awful, it broke", "no")] * 8
+
+
+def test_a_run_that_trains_is_asked_and_answers_as_its_model_does_once_it_is_made(home: Path, tiny_model: Path) -> None:
+    settings = {"model": str(tiny_model), "epochs": 900, "baselines": False, "validation": 0.25, "keep": "last"}
+    run = launch.train("reviews", make_recipe({**settings, "checkpoint_every": 0.2}), data=ROWS).run
+    try:
+        with pytest.raises(RunNotFound, match="has saved no weights"):
+            unfinished.latest(_without_weights(home))
+        while not run.checkpoints.is_dir() or not any(each.name.isdigit() for each in run.checkpoints.iterdir()):
+            assert run.active, run.log_tail()
+        told = asking.ask(run, "Great")
+        assert told["who"].startswith("reviews v1 after step ")
+        assert {label for label, _ in told["labels"]} == {"yes", "no"}
+        launch.stop(run)
+        assert run.state() == "stopped"
+        # The very weights that it stopped with, once from the checkpoint and once from the model that it saved.
+        step = unfinished.latest(run)
+        saved = inference.predict(run, "Great").probabilities[0]
+        assert inference.predict(run, "Great", step=step).probabilities[0] == pytest.approx(saved, abs=1e-5)
+        assert [each.name for each in run.asked.iterdir()] == [f"{step:06d}"]
+    finally:
+        run.request_stop()
+        inference.free(home)
+
+
+def _without_weights(home: Path) -> Run:
+    folder = home / "runs" / "empty" / "1"
+    folder.mkdir(parents=True)
+    return Run(folder)
