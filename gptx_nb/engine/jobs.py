@@ -16,7 +16,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gptx_nb.engine import answers, evaluate, models, multi_label, plan
-from gptx_nb.engine.data import Table
+from gptx_nb.engine.data import Table, label_name
 from gptx_nb.engine.examples import AnyTable
 from gptx_nb.engine.rendering import pieces
 from gptx_nb.engine.roles import CLASSIFICATION, RoleTable
@@ -176,10 +176,11 @@ class Classification:
 
     def seen(self, tokenizer: PreTrainedTokenizerBase, count: int) -> list[dict[str, Any]]:
         """Return the first examples token by token: none is predicted, but for the label behind them all."""
-        labels = [self.table.labels[label] for label in self.table.train.labels[:count]]
+        labels = [label_name(self.table.labels, label) for label in self.table.train.labels[:count]]
+        rows = [[token for window in reading.windows_of(row) for token in window] for row in self._shown[0][:count]]
         return [
             {"pieces": pieces(row, [False] * len(row), tokenizer), "label": label, "tokens": len(row)}
-            for row, label in zip(self._shown[0], labels, strict=False)
+            for row, label in zip(rows, labels, strict=True)
         ]
 
     def resolved(self) -> dict[str, Any]:
