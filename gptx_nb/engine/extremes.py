@@ -44,6 +44,7 @@ def _labels(table: Any, model: Classifier) -> list[Json]:
     texts = [table.validation.texts[at] for at in places]
     right = [table.validation.labels[at] for at in places]
     rows = []
+    said: int | list[int]
     for text, label, shares in zip(texts, right, model.predict(texts), strict=True):
         if isinstance(label, int):
             said, share = max(range(len(shares)), key=shares.__getitem__), shares[label]
