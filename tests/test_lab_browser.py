@@ -302,7 +302,7 @@ def test_a_run_becomes_a_cell_and_a_variable_too_and_both_read_as_yaml(context: 
     )
     page.locator('.jp-NotebookPanel-toolbar [data-jp-item-name="gptx-cell-from-variable"] jp-button').click()
     cells.nth(2).wait_for()
-    assert source(page, 1) == "%%gpt_finetune my-table\ntask: text-classification\nmodel: tiny\ndata: my_table\n"
+    assert source(page, 1) == "%%gpt_finetune my-table\nmodel: tiny\ndata: my_table\n"
     shoot(page, "cells")
     page.evaluate("() => window.jupyterapp.shell.currentWidget.content.widgets[1].model.sharedModel.setSource('x = 1')")
     page.wait_for_function(

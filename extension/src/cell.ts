@@ -14,10 +14,10 @@ export function variable(text: string): string | null {
   return IDENTIFIER.test(name) ? name : null;
 }
 
-/** Return a cell that fine-tunes on the table `variable`. */
+/** Return a cell that fine-tunes on the table `name`; its columns say what the task is. */
 export function cellFor(name: string): string {
   const run = name.replace(/^_+/, '').replace(/_/g, '-').toLowerCase() || 'my-run';
-  return `%%gpt_finetune ${run}\ntask: text-classification\nmodel: tiny\ndata: ${name}\n`;
+  return `%%gpt_finetune ${run}\nmodel: tiny\ndata: ${name}\n`;
 }
 
 /** A Python expression that lists the tables of a notebook, as JSON. */

@@ -14,7 +14,7 @@ test('a selection that is a variable makes a cell, and nothing else does', () =>
   expect(variable('df.head()')).toBeNull();
   expect(variable('')).toBeNull();
   expect(cellFor('my_reviews')).toBe(
-    '%%gpt_finetune my-reviews\ntask: text-classification\nmodel: tiny\ndata: my_reviews\n'
+    '%%gpt_finetune my-reviews\nmodel: tiny\ndata: my_reviews\n'
   );
 });
 

@@ -147,9 +147,10 @@ def _device(asked: str) -> tuple[torch.device, str]:
         )
     device = torch.device(asked)
     if kind == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
         raise DeviceError(
-            f"device: {asked} was asked for, and this machine has {torch.cuda.device_count()} CUDA device(s): "
-            f"cuda:0 to cuda:{torch.cuda.device_count() - 1}"
+            f"device: {asked} was asked for, and the CUDA devices of this machine are cuda:0 to cuda:{last}. Type "
+            f"`device: cuda:{last}` or one of a lower number, or `device: auto`"
         )
     return device, "asked for in the recipe"
 
