@@ -13,9 +13,7 @@ test('a selection that is a variable makes a cell, and nothing else does', () =>
   expect(variable(' df ')).toBe('df');
   expect(variable('df.head()')).toBeNull();
   expect(variable('')).toBeNull();
-  expect(cellFor('my_reviews')).toBe(
-    '%%gpt_finetune my-reviews\nmodel: tiny\ndata: my_reviews\n'
-  );
+  expect(cellFor('my_reviews')).toBe('%%gpt_finetune my-reviews\nmodel: tiny\ndata: my_reviews\n');
 });
 
 test("a kernel's answer is read, whatever it holds", () => {
