@@ -8,11 +8,14 @@ import torch
 from memory_cells import CLEAR, Cell, learner_of, measured, model_of
 from transformers import PreTrainedModel
 
-from gptx_nb.engine import device, memory
+from gptx_nb.engine import device, memory, setup
+from gptx_nb.engine.data import Examples, Table
+from gptx_nb.engine.jobs import Classification
 from gptx_nb.engine.memory import Estimate
 from gptx_nb.engine.optimizer import Optimizer
 from gptx_nb.engine.tasks.text_classification import Learner
 from gptx_nb.engine.train import Settings, make_optimizer
+from gptx_nb.recipe import Recipe
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(steps=2, learning_rate=1e-4)
@@ -123,6 +126,28 @@ def test_the_nearest_recipe_that_fits_is_said_as_it_is_typed() -> None:
     assert nearest(620_000, "lora") == "max_length: 128"
     assert nearest(400_000) == "tune: head, max_length: 256"
     assert nearest(1_000) is None
+
+
+def test_a_plan_that_does_not_fit_says_what_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["the film was good " * 90, "the film was bad " * 80] * 8
+    table = Table(Examples(texts, [1, 0] * 8), None, ["bad", "good"], {"text": "t", "label": "l", "warnings": []})
+    recipe = Recipe(data="here", device="cpu", dtype="float32", head="plain")
+
+    def prepared(free: int) -> tuple[str, list[list[int]], Estimate]:
+        monkeypatch.setattr(memory, "available", lambda device: free)
+        job = Classification(table, recipe)
+        made = setup.prepare(recipe, job, lambda note: None)
+        assert made.estimate is not None
+        return "".join(made.decided["notes"]), job.token_rows[0], made.estimate
+
+    said, rows, needs = prepared(10**12)
+    assert said == ""
+    for share, words in ((0.7, "tokens_at_once: 361"), (0.25, "tune: lora")):
+        said, still, _ = prepared(int(share * needs.to_come))
+        assert f"GB of memory are free. Type `{words}" in said
+        assert said.endswith("`, which would fit")
+        assert still == rows
+    assert prepared(1000)[0].endswith("Take a smaller model: shorter rows are not enough")
 
 
 def groups(machine: Path, cgroup: str, files: dict[str, str]) -> tuple[int | None, int | None]:

@@ -218,18 +218,20 @@ def largest_budget(
 
 
 def nearest_recipe(
-    estimate_of: Callable[[str, int], Estimate], *, tune: str, max_length: int, free: int | None
+    estimate_of: Callable[[str, int], Estimate | None], *, tune: str, max_length: int, free: int | None
 ) -> str | None:
     """Return the settings, as they are typed, that change least of a recipe and fit `free`; None if none does.
 
-    `estimate_of(tune, max_length)` estimates the smallest micro-batch. First rows get shorter, down to a quarter; then
-    less is trained.
+    `estimate_of(tune, max_length)` estimates the smallest micro-batch; None: it cannot. First rows get shorter, down to
+    a quarter; then less is trained.
     """
     lengths = [max_length, max_length // 2, max_length // 4]
     methods = [tune, *(method for method in ("lora", "head") if _trains_less(method, tune))]
     for method in methods:
         for length in lengths:
-            if (method, length) != (tune, max_length) and length >= 16 and estimate_of(method, length).fits(free):
+            if (method, length) == (tune, max_length) or length < 16:
+                continue
+            if (made := estimate_of(method, length)) is not None and made.fits(free):
                 changed = [f"tune: {method}"] if method != tune else []
                 return ", ".join(changed + ([f"max_length: {length}"] if length != max_length else []))
     return None

@@ -5,7 +5,7 @@ A run's plan is plain data for plan.json. Chooses no device (device.py does) and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gptx_nb.engine import defaults
@@ -89,15 +89,18 @@ def tuning(tuned: Tuning, padded_because: str | None, has_head: bool = True) -> 
     }
 
 
-def memory(estimate: Estimate, free: int | None) -> tuple[dict[str, Any], list[str]]:
-    """Return what the plan says of memory, in bytes, and a warning where there may be too little."""
+def memory(estimate: Estimate, free: int | None, advice: Callable[[int], str]) -> tuple[dict[str, Any], list[str]]:
+    """Return what the plan says of memory, in bytes, and a warning where there may be too little.
+
+    `advice` says what to type where only so many bytes are free; it is asked where that is too little.
+    """
     parts = str(estimate).partition(": ")[2]
     known = f"; {free / 1e9:.1f} GB are free" if free is not None else ""
     warnings = []
     if free is not None and not estimate.fits(free):
         warnings.append(
-            f"training needs about {estimate.to_come / 1e9:.1f} GB more, and {free / 1e9:.1f} GB of memory are free. A "
-            "smaller max_length, or `tune: lora`, `top:4` or `head`, needs less"
+            f"training needs about {estimate.to_come / 1e9:.1f} GB more, and {free / 1e9:.1f} GB of memory are free. "
+            + advice(free)
         )
     said = {"choice": f"{estimate.total / 1e9:.1f} GB", "reason": f"at the peak: {parts}{known}"}
     return {**said, "parts": estimate.parts(), "free": free}, warnings

@@ -262,7 +262,9 @@ def prepare(
     estimate: memory.Estimate | None = None
     try:
         estimate = _estimate(model, learner, settings, device, held_before)
-        decided["memory"], warnings = plan.memory(estimate, memory.available(device.device))
+        decided["memory"], warnings = plan.memory(
+            estimate, memory.available(device.device), lambda free: "A smaller size or context needs less"
+        )
         decided["notes"] += warnings
     except Exception as error:  # a model that tensors without values cannot run may well train
         shown = " ".join(str(error).split())[:200]

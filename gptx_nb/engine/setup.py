@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gptx_nb.engine import device as devices
 from gptx_nb.engine import (
     dropout,
+    fitting,
     longer_context,
     memory,
     models,
@@ -195,10 +196,26 @@ def prepare(recipe: Recipe, job: Job, note: Callable[[str], None], *, scratch: b
     if context_reason is not None:
         decided["context"] = {"choice": context, "reason": context_reason}
         decided["notes"] = [*decided["notes"], f"context: {context:,} tokens; {context_reason}"]
+
+    def advice(free: int) -> str:
+        def estimate_of(bare: PreTrainedModel, smallest: Learner) -> memory.Estimate:
+            return estimate_memory(bare, smallest, settings, device.dtype, device.device, held_before)
+
+        longest = max(map(len, [*rows, *held_rows]))
+        found = fitting.nearest(
+            recipe, job, model, tokenizer, longest=longest, free=free, device=device.device, estimate_of=estimate_of
+        )
+        job.encode(tokenizer, max_length)
+        if cut_off is not None:
+            job.renumber(cut_off)
+        if found is None:
+            return "Take a smaller model: shorter rows are not enough"
+        return f"Type `{found}`, which would fit"
+
     estimate: memory.Estimate | None = None
     try:
         estimate = estimate_memory(model, learner, settings, device.dtype, device.device, held_before)
-        decided["memory"], warnings = plan.memory(estimate, memory.available(device.device))
+        decided["memory"], warnings = plan.memory(estimate, memory.available(device.device), advice)
     except Exception as error:  # a model that tensors without values cannot run may well train
         shown = " ".join(str(error).split())[:200]
         decided["memory"] = {"choice": "unknown", "reason": f"no estimate: {type(error).__name__}: {shown}"}

@@ -1,0 +1,64 @@
+"""Which settings would fit, where a run needs more memory than there is: estimated on models without weights."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from gptx_nb.engine import dropout, memory, tuning
+from gptx_nb.recipe import Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gptx_nb.engine.jobs import Job, Learner
+
+PATIENCE = 30.0  # seconds; each estimate takes a few, and the run is to start nevertheless
+
+
+def nearest(
+    recipe: Recipe,
+    job: Job,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    longest: int,
+    free: int,
+    device: torch.device,
+    estimate_of: Callable[[PreTrainedModel, Learner], memory.Estimate],
+) -> str | None:
+    """Return the settings that change least of `recipe` and fit `free` bytes, as they are typed; None: none was found.
+
+    `model` is the one that does not fit, of which its architecture is taken, `longest` its longest row in tokens. The
+    job's rows are encoded anew for each length: encode them again for what then trains.
+    """
+    begun = time.monotonic()
+
+    def smallest(method: str, length: int) -> memory.Estimate | None:
+        if time.monotonic() - begun > PATIENCE or (method == "head" and job.shares_vocabulary):
+            return None
+        with torch.device("meta"):
+            bare = type(model)(model.config)
+        torch.nn.Module.to(bare, dtype=next(model.parameters()).dtype)
+        tuned = tuning.prepare(bare, method, recipe.seed)
+        dropout.use(bare)
+        job.encode(tokenizer, length)
+        learner = job.learner(
+            bare,
+            tuned,
+            pad_id=tokenizer.pad_token_id,
+            device=device,
+            batch_size=1,
+            seed=recipe.seed,
+            token_budget=length,
+            streams=1,
+        )
+        return estimate_of(bare, learner)
+
+    same = smallest(recipe.tune, longest)
+    if same is not None and same.fits(free):  # with one row at a time, and the same result
+        return f"tokens_at_once: {longest}"
+    return memory.nearest_recipe(smallest, tune=recipe.tune, max_length=longest, free=free)
