@@ -121,7 +121,7 @@ export class Controls {
       return h(
         'select',
         { id, class: 'gptx-Select' },
-        h('option', { value: '' }, placeholder(setting) ? `default: ${placeholder(setting)}` : 'automatic'),
+        h('option', { value: '' }, `default: ${placeholder(setting)}`),
         ...names
       );
     }
