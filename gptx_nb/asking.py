@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from gptx_nb import inference, unfinished
 from gptx_nb.catalog import RUN
-from gptx_nb.errors import RunNotFound, UsageError
+from gptx_nb.errors import RunFailed, RunNotFound, UsageError
 from gptx_nb.generations import Generations
 from gptx_nb.pretraining import PretrainRecipe
 from gptx_nb.progress import called
@@ -32,7 +32,12 @@ def ask(run: Run, text: str, who: Who = "tuned", on_text: Callable[[str], None] 
         raise UsageError("text: there is none. Type one, and ask again")
     if who == "base":
         return _ask_base(run, text, on_text)
-    step = None if run.model.is_dir() else unfinished.latest(run)
+    try:
+        step = None if run.model.is_dir() else unfinished.latest(run)
+    except RunFailed:
+        if not run.model.is_dir():
+            raise
+        step = None  # it has finished meanwhile, and what was being made of its weights was put away
     told = called(run) if step is None else f"{called(run)} after step {step:,}"
     if inference.writes(run, step):
         return {"who": told, **_written(inference.generate(run, text, step=step, on_text=on_text))}

@@ -82,7 +82,9 @@ def test_the_twins_do_what_the_magics_do(tiny_model: Path, capsys: pytest.Captur
     assert (run.name, run.version, run.state()) == ("demo", 1, "finished")
     assert gptx_nb.runs() == [run]
     assert gptx_nb.finetune("demo", data=ROWS, model=str(tiny_model), epochs=4) == run
-    assert gptx_nb.finetune("demo", examples=ROWS, model=str(tiny_model), epochs=5, wait=False).version == 2
+    assert (
+        gptx_nb.finetune("demo", examples=ROWS, model=str(tiny_model), epochs=5, head="plain", wait=False).version == 2
+    )
     assert gptx_nb.watch("demo").version == 2
     assert gptx_nb.predict("demo", "I love it", version=1).run == "demo/1"
     answers = gptx_nb.predict("demo", ["I love it", "bad"])

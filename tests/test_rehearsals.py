@@ -29,7 +29,7 @@ def test_a_rehearsal_tells_of_the_table_first_then_of_tokens_memory_and_time_and
     assert "measured on the longest rows" in found["plan"]["time"]["reason"]
     assert sum(count for _, _, count in found["lengths"]) == 12
     first = next(each for each in found["examples"] if each["label"] == "yes")
-    assert "".join(text for text, _ in first["pieces"]) == "Great, I love it 😀"
+    assert "".join(text for text, _ in first["pieces"]) == "Great, I love it 😀\nCategory:"  # within its prompt
     assert "😀" in [text for text, _ in first["pieces"]]
     assert not any(predicted for _, predicted in first["pieces"])
     assert not (home / "runs").exists()

@@ -47,6 +47,7 @@ VALUES: dict[str, list[Any]] = {  # of settings that take not every text
         [{"question": "Who?", "answer": "'Me'"}, {"question": "1", "answer": "null"}],
     ],
     "columns": [{"question": "q: [1]", "context": ["a, b", "no"]}, {"document": "{{d}}", "summary": " s "}],
+    "label_words": [{"no": "bad", "yes": "good: 1"}, {"a, b": "null", "[d": " two words "}],
     "labels": [["no", "yes"], ["a, b", " c ", "[d", '"e"', "two\nlines"]],
     "samples": [["Once, upon"], ["no", "{{x}}", "a\nb"]],
 }

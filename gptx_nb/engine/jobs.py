@@ -234,6 +234,7 @@ class MultiLabel(Classification):
     def load_model(
         self, base: models.Base, tokenizer: PreTrainedTokenizerBase, seed: int, *, scratch: bool = False
     ) -> PreTrainedModel:
+        self._scratch = scratch
         return models.load_classifier(base, tokenizer, self.table.labels, seed, scratch=scratch, multi_label=True)
 
     def learner(self, model: PreTrainedModel, tuned: Tuning, **options: Any) -> Learner:
