@@ -47,7 +47,8 @@ VALUES: dict[str, list[Any]] = {  # of settings that take not every text
         [{"question": "Who?", "answer": "'Me'"}, {"question": "1", "answer": "null"}],
     ],
     "columns": [{"question": "q: [1]", "context": ["a, b", "no"]}, {"document": "{{d}}", "summary": " s "}],
-    "label_words": [{"no": "bad", "yes": "good: 1"}, {"a, b": "null", "[d": " two words "}],
+    "prompt": ["Review: {text}\nSentiment:", "no: '{text}' # is"],
+    "label_words": [{"no": "bad", "yes": "good: 1"}, {"a, b": "null", "[d": "two words"}],
     "labels": [["no", "yes"], ["a, b", " c ", "[d", '"e"', "two\nlines"]],
     "samples": [["Once, upon"], ["no", "{{x}}", "a\nb"]],
 }
@@ -77,6 +78,14 @@ CASES: list[tuple[type[AnyRecipe], str, Any]] = [
 ]
 
 
+# Settings that are refused without others.
+WITH: dict[str, dict[str, Any]] = {"stride": {"long_texts": "windows"}, "rope": {"context": 4096}}
+
+
+def case(name: str, value: Any) -> dict[str, Any]:
+    return {**WITH.get(name, {}), name: value}
+
+
 def recipe_of(kind: type[AnyRecipe], given: dict[str, Any]) -> AnyRecipe:
     return make_recipe(given, "", kind)
 
@@ -91,7 +100,7 @@ def test_every_setting_of_every_recipe_has_a_case() -> None:
         (kind, setting.name) for kind in KINDS.values() for setting in fields.settings(kind)
     }
     for kind, name, value in CASES:
-        wanted = recipe_of(kind, {name: value}).model_dump(mode="json")[name]
+        wanted = recipe_of(kind, case(name, value)).model_dump(mode="json")[name]
         assert wanted == value, name  # as it is given, so it is kept
         assert wanted != fields.find(name, kind).default
 
@@ -99,36 +108,36 @@ def test_every_setting_of_every_recipe_has_a_case() -> None:
 def test_what_a_form_holds_makes_a_cell_that_is_read_as_the_same_recipe(plain_shell: InteractiveShell) -> None:
     loaded: magics.GptxMagics = getattr(plain_shell, magics._LOADED)[0]
     for kind, name, value in CASES:
-        cell = fields.cell("reviews", {name: value}, kind)
+        cell = fields.cell("reviews", case(name, value), kind)
         opening, _, body = cell.partition("\n")
         line = opening.removeprefix(f"%%{kind.magic} ")
         if name in ("data", "validation") and value == "{{braces}}":
             plain_shell.user_ns["braces"] = "table.csv"  # an expression of the notebook
-            assert loaded._wish(line, body, kind)[1] == recipe_of(kind, {name: "table.csv"})
+            assert loaded._wish(line, body, kind)[1] == recipe_of(kind, case(name, "table.csv"))
             continue
         read_name, recipe, objects = loaded._wish(line, body, kind)
         assert (read_name, objects) == ("reviews", {})
-        assert recipe == recipe_of(kind, {name: value}), cell
+        assert recipe == recipe_of(kind, case(name, value)), cell
 
 
 def test_a_recipe_that_is_written_as_yaml_is_read_as_the_same_one() -> None:
     for kind, name, value in CASES:
-        recipe = recipe_of(kind, {name: value})
+        recipe = recipe_of(kind, case(name, value))
         assert recipe_of(kind, parse_yaml(recipe.to_yaml(), "", kind)) == recipe
 
 
 def test_the_command_for_a_terminal_asks_for_the_same_recipe(commands: argparse.ArgumentParser) -> None:
     for kind, name, value in CASES:
-        command = fields.command("reviews", {name: value}, kind)
+        command = fields.command("reviews", case(name, value), kind)
         program, *words = shlex.split(command)
         given = commands.parse_args(words)
         assert (program, given.kind, given.name) == ("gptx-nb", kind, "reviews")
         typed = {setting.name: getattr(given, setting.name) for setting in fields.settings(kind)}
-        assert recipe_of(kind, fields.read_flags(typed, kind)) == recipe_of(kind, {name: value}), command
+        assert recipe_of(kind, fields.read_flags(typed, kind)) == recipe_of(kind, case(name, value)), command
 
 
 def test_all_settings_together_make_one_cell_and_one_command(commands: argparse.ArgumentParser) -> None:
-    given = {setting.name: values(setting)[0] for setting in fields.settings()}
+    given = {setting.name: values(setting)[0] for setting in fields.settings()} | {"long_texts": "windows"}
     del given["data"], given["device"]  # or examples; or devices
     body = fields.cell("reviews", given).partition("\n")[2]
     assert recipe_of(Recipe, parse_yaml(body)) == recipe_of(Recipe, given)
