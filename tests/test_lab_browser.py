@@ -364,10 +364,12 @@ def test_the_panel_configures_starts_watches_asks_and_compares_in_a_notebook(
     desk.locator(".watch .title").get_by_text("finished").wait_for()
     shoot(page, "panel-watch")
     desk.get_by_role("tab", name="Compare").click()
-    for box in desk.locator(".runs input").all():
+    boxes = desk.locator(".runs input")
+    boxes.nth(1).wait_for()  # the list has come
+    for box in boxes.all():
         box.check()
     desk.get_by_text("What differs in the recipes").wait_for()
-    desk.get_by_text("Best and worst held-out rows").last.click()
+    desk.get_by_text("Best and worst held-out rows").first.click()  # of the run that was just trained
     desk.get_by_text("held-out rows.").first.wait_for()
     shoot(page, "panel-compare")
     assert page.evaluate("window.hacked") is None
