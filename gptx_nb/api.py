@@ -7,16 +7,13 @@ imports an ML library here; training and prediction run in processes of their ow
 from __future__ import annotations
 
 import dataclasses
-import json
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from gptx_nb import evaluations, inference, launch
+from gptx_nb import errands, evaluations, inference, launch
 from gptx_nb.catalog import CATALOG
-from gptx_nb.errors import BY_NAME, DeviceError, RecipeError, RunFailed, RunNotFound, UsageError, nearest
+from gptx_nb.errors import DeviceError, RecipeError, RunFailed, RunNotFound, UsageError, nearest
 from gptx_nb.evaluations import Evaluation
 from gptx_nb.generations import Generations
 from gptx_nb.predictions import Predictions
@@ -320,31 +317,12 @@ def device() -> dict[str, Any]:
     {"device", "reason", "dtype", "dtype_reason", "name", "memory_total", "memory_free": bytes or None, "cores",
     "torch": version, "matrix_peak": FLOPs a second of its fastest matrix product, measured now}. Raises DeviceError.
     """
-    command = [sys.executable, "-P", "-m", "gptx_nb.worker", "--device"]
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd="/",
-            env=launch.environment(),
-            timeout=DEVICE_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        raise DeviceError(f"torch has not answered for {DEVICE_SECONDS:g} seconds. Try `%gpt_device` again") from None
-    lines = done.stdout.strip().splitlines()
-    try:
-        facts: dict[str, Any] = json.loads(lines[-1]) if lines else {}
-    except ValueError:
-        facts = {}
-    if done.returncode != 0 or "device" not in facts:
-        if "error" in facts:
-            raise BY_NAME.get(facts["error"], DeviceError)(facts["message"])
-        tail = "\n".join((done.stderr or done.stdout).strip().splitlines()[-6:])
-        raise RunFailed(f"the engine could not be asked for its device (exit status {done.returncode}):\n{tail}")
-    return facts
+    return errands.ask(
+        "--device",
+        seconds=DEVICE_SECONDS,
+        late=DeviceError(f"torch has not answered for {DEVICE_SECONDS:g} seconds. Try `%gpt_device` again"),
+        broke_off="the engine could not be asked for its device",
+    )
 
 
 def free() -> str:
