@@ -252,14 +252,8 @@ def duration(seconds: float) -> str:
 
 
 def size(count: float | None) -> str:
-    """A number of bytes in words: 21 MB."""
-    if count is None:
-        return ""
-    for unit in ("bytes", "kB", "MB"):
-        if count < 999.5:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
+    """A number of bytes in words: 21 MB; nothing where it is not known."""
+    return "" if count is None else pretraining_words.size(count)
 
 
 def one_line(text: str, limit: int = 120) -> str:
