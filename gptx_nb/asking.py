@@ -19,6 +19,7 @@ from gptx_nb.runs import Run, RunStore
 
 Who = Literal["tuned", "base"]
 Json = dict[str, Any]
+LOOKS = 3  # for a model that stays while it is asked
 CHOICES_TASK = "question-answering"  # whose base model can be given choices
 
 
@@ -32,12 +33,28 @@ def ask(run: Run, text: str, who: Who = "tuned", on_text: Callable[[str], None] 
         raise UsageError("text: there is none. Type one, and ask again")
     if who == "base":
         return _ask_base(run, text, on_text)
+    for _ in range(LOOKS - 1):
+        step = _latest(run)
+        try:
+            return _ask_tuned(run, text, step, on_text)
+        except RunNotFound:
+            if step is None or run.unfinished(step).is_dir():
+                raise
+        # It has finished meanwhile, or another question made a model of newer weights.
+    return _ask_tuned(run, text, _latest(run), on_text)
+
+
+def _latest(run: Run) -> int | None:
+    """Return the step whose model there is to ask; None: that of the finished run."""
     try:
-        step = None if run.model.is_dir() else unfinished.latest(run)
+        return None if run.model.is_dir() else unfinished.latest(run)
     except RunFailed:
         if not run.model.is_dir():
             raise
-        step = None  # it has finished meanwhile, and what was being made of its weights was put away
+        return None  # it has finished meanwhile, and what was being made of its weights was put away
+
+
+def _ask_tuned(run: Run, text: str, step: int | None, on_text: Callable[[str], None] | None) -> Json:
     told = called(run) if step is None else f"{called(run)} after step {step:,}"
     if inference.writes(run, step):
         return {"who": told, **_written(inference.generate(run, text, step=step, on_text=on_text))}

@@ -12,7 +12,9 @@ from gptx_nb.runs import Run
 ROWS = [("Great, I love it", "yes"), ("Awful, it broke", "no")] * 8
 
 
-def test_a_run_that_trains_is_asked_and_answers_as_its_model_does_once_it_is_made(home: Path, tiny_model: Path) -> None:
+def test_a_run_that_trains_is_asked_and_answers_as_its_model_does_once_it_is_made(
+    home: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = {"model": str(tiny_model), "epochs": 900, "baselines": False, "validation": 0.25, "keep": "last"}
     run = launch.train("reviews", make_recipe({**settings, "checkpoint_every": 0.2}), data=ROWS).run
     try:
@@ -30,6 +32,15 @@ def test_a_run_that_trains_is_asked_and_answers_as_its_model_does_once_it_is_mad
         saved = inference.predict(run, "Great").probabilities[0]
         assert inference.predict(run, "Great", step=step).probabilities[0] == pytest.approx(saved, abs=1e-5)
         assert [each.name for each in run.asked.iterdir()] == [f"{step:06d}"]
+
+        aside = run.model.rename(home / "aside")
+
+        def finishes_meanwhile(asked: Run) -> int:
+            aside.rename(asked.model)
+            return step + 1  # put away before it could be asked
+
+        monkeypatch.setattr(unfinished, "latest", finishes_meanwhile)
+        assert asking.ask(run, "Great")["who"] == "reviews v1"
     finally:
         run.request_stop()
         inference.free(home)
