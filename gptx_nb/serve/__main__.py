@@ -21,6 +21,7 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -519,6 +520,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         self.close_connection = True
+        if code == HTTPStatus.NOT_IMPLEMENTED:  # a method that is none of ours: its request is well-formed
+            with contextlib.suppress(Refused, *GONE):
+                self._body()
         self._send(code, {"error": message or "the request cannot be read", "kind": None})
 
     def log_message(self, format: str, *args: Any) -> None:
