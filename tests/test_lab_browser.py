@@ -19,6 +19,8 @@ from browsers import command, open_notebook, ready, shoot, use_theme, visit, wri
 from made_runs import SCRIPT
 from servers import ROOT, JupyterServer
 
+from gptx_nb import inference, launch
+from gptx_nb.recipe import make_recipe
 from gptx_nb.runs import RunStore
 
 pytestmark = browsers.MARKS
@@ -58,8 +60,9 @@ def table(lab: JupyterServer, name: str) -> None:
 
 
 def start(page: Any, name: str, settings: dict[str, str]) -> None:
-    page.get_by_label("New run", exact=True).first.click()
     form = page.locator(".gptx-Form")
+    if form.count() == 0:
+        page.get_by_label("New run", exact=True).first.click()
     form.get_by_label("Name").fill(name)
     for setting, typed in settings.items():
         field = form.locator(f'[data-setting="{setting}"]')
@@ -103,6 +106,36 @@ def test_a_run_is_started_followed_and_asked_with_no_notebook_open(
     assert page.evaluate("window.hacked") is None
     with urllib.request.urlopen(f"{lab.address}api/kernels?token={lab.token}") as answer:
         assert json.load(answer) == []
+
+
+def test_a_model_that_writes_and_a_pretrained_one_are_asked_too(
+    context: Any, lab: JupyterServer, tiny_model: Path
+) -> None:
+    rows = [{"prompt": f"{number} and one are", "completion": f" {number + 1}.\n{SCRIPT}"} for number in range(12)]
+    (lab.root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (lab.root / "rivers.txt").write_text("\n\n".join(hex(7**n) for n in range(60, 90)))
+    settings = {"task": "text-generation", "model": str(tiny_model), "epochs": 1, "validation": 0, "device": "cpu"}
+    launch.train("sums", make_recipe({**settings, "data": str(lab.root / "rows.jsonl")}))
+    page = open_lab(context, lab, "writing")
+    page.get_by_label("New run", exact=True).first.click()
+    page.get_by_role("button", name="Pretrain").click()
+    start(page, "rivers", {"data": "rivers.txt", "from": str(tiny_model), "tokens": "600", "device": "cpu"})
+    for name in ("sums", "rivers"):
+        card(page, f"{name}/1").get_by_text("finished").wait_for()
+    for name, prompt in (("sums", "2 and one are"), ("rivers", "0x")):
+        card(page, f"{name}/1").hover()
+        card(page, f"{name}/1").get_by_label(f"Ask {name} v1").click()
+        dashboard = page.locator(f"#gptx-nb-dashboard-{name}\\/1")
+        texts = dashboard.get_by_label("Texts to ask the model about")
+        page.wait_for_function("text => text === document.activeElement", arg=texts.element_handle())
+        page.keyboard.insert_text(prompt)
+        page.keyboard.press("Control+Enter")
+        written = dashboard.locator(".gptx-Ask-written")
+        written.wait_for()
+        expected = inference.generate(RunStore(lab.home).find(name), prompt)[0].text
+        assert written.text_content() == (expected or "(It wrote nothing.)")
+        shoot(page, f"ask-{name}")
+    assert page.evaluate("window.hacked") is None
 
 
 def test_a_run_goes_on_when_the_server_is_killed_and_is_there_again_with_the_next(
