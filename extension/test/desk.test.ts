@@ -193,7 +193,7 @@ test('a question goes to the tuned and to the base model, and what is written co
     ['base', 'reviews/1', 'Great']
   ]);
   page.model.tell('msg:custom', { kind: 'part', id: puts[1]?.id, value: { text: HACK } }, []);
-  expect(page.el.querySelector('[aria-label="Base model"] .answer')?.textContent).toBe(HACK);
+  expect(page.el.querySelector('[aria-label="Base model"] .gptx-Ask-written')?.textContent).toBe(HACK);
   const labels = [['yes', 0.75], [HACK, 0.25]]; // prettier-ignore
   page.model.tell(
     'msg:custom',
