@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import gptx_nb
-from gptx_nb import files, line, metrics
+from gptx_nb import files, line, memory_words, metrics
 from gptx_nb.catalog import CATALOG, RUN
 from gptx_nb.errors import BY_NAME, ModelError, RunFailed, RunNotFound, UsageError
 from gptx_nb.pretraining import AnyRecipe
@@ -188,7 +188,7 @@ def raise_if_bad(run: Run) -> None:
     saved = run.checkpoints.is_dir() and any(path.name.isdigit() for path in run.checkpoints.iterdir())
     again = "to resume it from its last checkpoint" if saved else "to try once more; nothing was saved yet"
     raise RunFailed(
-        f"{_called(run)} broke off: {_cause(outcome)}\nLog: {log}{shown}\nRun the cell `{run.cell}` again {again}."
+        f"{_called(run)} broke off: {_cause(run, outcome)}\nLog: {log}{shown}\nRun the cell `{run.cell}` again {again}."
     )
 
 
@@ -337,12 +337,12 @@ def _preflight(launched: Launched, store: RunStore, progress: Progress | None) -
     run = launched.run
     if launched.action == "shown":
         return True
-    attempt = run.attempts()
     looks = 0
     outcome: dict[str, Any] | None = None
     while outcome is None:
         if not run.request_file.exists():
             return False
+        attempt = run.attempts()  # where memory runs out, the next one is begun for it
         if _has_begun(run, attempt):
             return True
         # Whether processes live is dearer to find out than whether a file is there.
@@ -533,10 +533,16 @@ def _mistake(outcome: dict[str, Any]) -> Exception:
     return BY_NAME.get(outcome["error"] or "", UsageError)(outcome["message"] or "the worker refused its recipe")
 
 
-def _cause(outcome: dict[str, Any]) -> str:
+def _cause(run: Run, outcome: dict[str, Any]) -> str:
     said = f"{outcome['error'] or 'error'}: {outcome['message']}" if outcome["message"] else ""
     if outcome["reason"] == "out of memory":
-        return f"out of memory{f' ({said})' if said else ''}. A smaller tokens_at_once or max_length needs less."
+        attempt = run.attempts()
+        tries = memory_words.in_a_row(run, attempt)
+        times = f", {tries} times in a row" if tries > 1 else ""
+        if outcome["message"]:  # its own last words, which say what to type
+            return f"out of memory{times} ({outcome['error']}): {outcome['message']}."
+        levers = files.read_json(run.levers_file(attempt))
+        return f"out of memory{times}, {memory_words.advice(run.recipe(), levers)}."
     if outcome["reason"] == "lost":
         return "its process is gone without a word: the computer was restarted, or everything was killed."
     if outcome["signal"]:

@@ -89,20 +89,27 @@ def tuning(tuned: Tuning, padded_because: str | None, has_head: bool = True) -> 
     }
 
 
-def memory(estimate: Estimate, free: int | None, advice: Callable[[int], str]) -> tuple[dict[str, Any], list[str]]:
+def memory(
+    estimate: Estimate, free: int | None, advice: Callable[[int], str], sharing: int = 1
+) -> tuple[dict[str, Any], list[str]]:
     """Return what the plan says of memory, in bytes, and a warning where there may be too little.
 
-    `advice` says what to type where only so many bytes are free; it is asked where that is too little.
+    `advice` says what to type where only so many bytes are free; it is asked where that is too little. `estimate` is of
+    one process; `sharing` of them have to do with what is free.
     """
     parts = str(estimate).partition(": ")[2]
     known = f"; {free / 1e9:.1f} GB are free" if free is not None else ""
+    several = f" in each of {sharing} processes" if sharing > 1 else ""
     warnings = []
-    if free is not None and not estimate.fits(free):
+    if free is not None and not estimate.fits(free // sharing):
         warnings.append(
-            f"training needs about {estimate.to_come / 1e9:.1f} GB more, and {free / 1e9:.1f} GB of memory are free. "
-            + advice(free)
+            f"training needs about {sharing * estimate.to_come / 1e9:.1f} GB more, and {free / 1e9:.1f} GB of memory "
+            f"are free. {advice(free // sharing)}"
         )
-    said = {"choice": f"{estimate.total / 1e9:.1f} GB", "reason": f"at the peak: {parts}{known}"}
+    said = {
+        "choice": f"{sharing * estimate.total / 1e9:.1f} GB",
+        "reason": f"at the peak{several}: {parts}{known}",
+    }
     return {**said, "parts": estimate.parts(), "free": free}, warnings
 
 
