@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import gptx_nb
-from gptx_nb import files, line, memory_words, metrics
+from gptx_nb import digests, files, line, memory_words, metrics
 from gptx_nb.catalog import CATALOG, RUN
 from gptx_nb.errors import BY_NAME, ModelError, RunFailed, RunNotFound, UsageError
 from gptx_nb.pretraining import AnyRecipe
@@ -41,8 +41,6 @@ Sources = dict[str, Source | None]
 POLL = 0.05  # seconds between looks while a run is checked before training
 LONG_ENOUGH = 15.0  # seconds that a cell waits while texts are prepared
 _PAST_PREFLIGHT = ("queue", "frozen", "training", "scoring", "saving")
-# What `from_pretrained` reads of a model's folder: configuration, weights, tokenizer, chat template.
-MODEL_ENDINGS = (".json", ".safetensors", ".txt", ".model", ".jinja")
 
 
 @dataclass(frozen=True)
@@ -466,17 +464,12 @@ def _base_fingerprint(model: str | None) -> str | None:
     path = RunStore().find(model.removeprefix(RUN)).model if model.startswith(RUN) else Path(model)
     if not path.is_absolute():
         return None
-    digest = hashlib.sha256()
     try:
-        inside = sorted(each for each in path.iterdir() if each.name.endswith(MODEL_ENDINGS)) if path.is_dir() else None
-        for each in inside or [path]:
-            if each.is_file() and not each.name.startswith("."):
-                digest.update(f"{each.name}\0{files.sha256(each)}\n".encode())
+        return digests.of_model(path)
     except OSError as error:
         raise ModelError(
             f"model: {error.filename or path} cannot be opened: {error.strerror or error}. Check its permissions"
         ) from None
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager

@@ -236,6 +236,12 @@ class Recipe(Settings):
         "Which part is trained: full, lora (low-rank updates beside it), top:K (the last K layers) or head.",
         reason="learns most; lora needs a third of the memory, top:4 and head a fraction of the time",
     )
+    save: Literal["merged", "adapter"] = setting(
+        "merged",
+        "How a model tuned with lora is kept: merged, a whole model; or as an adapter of a few MB, which is loaded "
+        "with its base model.",
+        reason="a whole model needs nothing else",
+    )
     epochs: float | None = setting(
         None,
         "Passes over the examples.",
@@ -443,6 +449,8 @@ class Recipe(Settings):
     def _one_source(self) -> Recipe:
         if self.data is not None and self.examples is not None:
             raise ValueError("both data and examples are given; keep one of them")
+        if self.save == "adapter" and self.tune != "lora":
+            raise ValueError("save: adapter keeps what lora has tuned; type `tune: lora` too, or leave save out")
         if self.stride is not None and self.long_texts != "windows":
             raise ValueError("stride is for `long_texts: windows`; type that too, or leave stride out")
         if self.rope is not None and self.context is None:

@@ -4,13 +4,10 @@ Real workers are killed: by the kernel, in a control group with too little memor
 """
 
 import contextlib
-import os
 import signal
-import sys
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +15,14 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
-from gptx_nb import files, launch, memory_words, supervisor
-from gptx_nb.main_memory import out_of_memory_kills
+from gptx_nb import launch
 from gptx_nb.recipe import Recipe
-from gptx_nb.runs import Run, RunStore
+from gptx_nb.runs import Run
 
 ROWS = 96
 LONG = pd.DataFrame(
     {
-        "text": [f"{'good bad'.split()[row % 2]} film {row} " * 20 for row in range(ROWS)],
+        "text": [f"{['good', 'bad'][row % 2]} film {row} " * 20 for row in range(ROWS)],
         "label": ["positive", "negative"] * (ROWS // 2),
     }
 )

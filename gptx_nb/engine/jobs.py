@@ -497,18 +497,25 @@ class Writing:
         return {TASK_FILE: {"task": self.table.task, "facts": self.table.facts, "roles": self.report["roles"]}}
 
 
-def save(job: Job, folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    """Write the model as a plain folder, with what is needed to ask it again."""
+def save(
+    job: Job,
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    adapter_of: models.Base | None = None,
+) -> None:
+    """Write the model as a plain folder, or an adapter of a base, with what is needed to ask it again."""
     told = job.beside()
     if TASK_FILE not in told:
-        models.save(folder, model, tokenizer, max_length, told)
+        models.save(folder, model, tokenizer, max_length, told, adapter_of)
         return
     ends = chat_templates.end_ids(tokenizer) if told[TASK_FILE]["task"] == "chat" else {tokenizer.eos_token_id}
     causal: Any = model
     causal.config.use_cache = True
     if causal.generation_config is not None:
         causal.generation_config.eos_token_id = sorted(ends)
-    models.save(folder, model, tokenizer, max_length, told)
+    models.save(folder, model, tokenizer, max_length, told, adapter_of)
 
 
 def _spread(lengths: list[int]) -> dict[str, int]:

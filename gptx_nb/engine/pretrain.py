@@ -183,8 +183,8 @@ def prepare(
     """Make or load the model, and decide what the recipe leaves open.
 
     `embeddings` (vocabulary, at least the width): where a new model's embeddings begin. `ranks`: the processes that
-    train together. `save_memory` may let the learner take less memory, before that is estimated. Raises UsageError for a
-    base model or device that is not there, or text that is too short.
+    train together. `save_memory` may let the learner take less memory, before that is estimated. Raises UsageError
+    for a base model or device that is not there, or text that is too short.
     """
     train, held_out, tokenizer = corpus.train, corpus.validation, corpus.tokenizer
     transformers.utils.logging.set_verbosity_error()

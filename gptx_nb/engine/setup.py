@@ -36,6 +36,7 @@ from gptx_nb.engine.jobs import Job, Learner
 from gptx_nb.engine.optimizer import MasterAdamW, Optimizer
 from gptx_nb.engine.predict import use_all_cores
 from gptx_nb.engine.train import Batch, Settings, gradient, make_optimizer, make_scaler
+from gptx_nb.errors import ModelError
 from gptx_nb.recipe import Recipe
 
 # Tokens of a micro-batch. A CPU gains nothing from more than its caches hold; a GPU wants work.
@@ -61,6 +62,7 @@ class Setup:
     resolved: Recipe
     decided: dict[str, Any]
     estimate: memory.Estimate | None  # None: it could not be made
+    adapter_of: models.Base | None  # None: a whole model is saved
 
     def trial(self) -> Step:
         """Return a step that takes most memory: the micro-batches with the longest rows, one for each stream."""
@@ -105,11 +107,11 @@ class Setup:
             self.lowered.restore()
 
     def finish(self, steps: int) -> PreTrainedModel:
-        """Return the plain model after `steps` steps, as it is saved: nothing of how it was trained is left."""
+        """Return the model after `steps` steps, as it is saved: a plain one, but for an adapter's updates."""
         self.whole()
         if self.cut is not None:
             self.cut.restore(self.settings, steps)
-        return tuning.merge(self.model)
+        return self.model if self.adapter_of is not None else tuning.merge(self.model)
 
 
 def prepare(
@@ -175,6 +177,7 @@ def prepare(
             **job.told(tokenizer),
         },
         None,
+        start.base if recipe.save == "adapter" else None,
     )
     made.decided["notes"] = [*made.decided["notes"], *start.notes()]
     return _with_estimate(made, recipe, job, held, ranks)
@@ -215,6 +218,11 @@ class _Start:
 
 def _load(recipe: Recipe, job: Job, note: Callable[[str], None], device: Device, scratch: bool) -> _Start:
     base = models.find(recipe.model, recipe.revision, note)
+    if recipe.save == "adapter" and base.gguf:
+        raise ModelError(
+            f"save: an adapter is loaded with a base model's folder, and {base.name} is a .gguf file. Type "
+            "`save: merged`"
+        )
     tokenizer = models.load_tokenizer(base)
     model = job.load_model(base, tokenizer, recipe.seed, scratch=scratch)
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -365,7 +365,7 @@ class Attempt:
         # A run that was stopped has left a model of its own; this one takes its place. Readers keep what they opened.
         if run.model.exists():
             files.remove_folder(run.model)
-        jobs.save(job, run.model, made.finish(kept_step), made.tokenizer, made.max_length)
+        jobs.save(job, run.model, made.finish(kept_step), made.tokenizer, made.max_length, made.adapter_of)
         run.frozen_part.unlink(missing_ok=True)
         if end.early or recipe.baseline is None or table.validation is None:
             return end.early
