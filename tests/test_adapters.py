@@ -76,9 +76,7 @@ def test_an_adapter_is_read_without_gptx_nb(base: Path, tmp_path: Path) -> None:
 def test_a_base_that_is_gone_or_has_changed_is_told(base: Path, tmp_path: Path) -> None:
     adapter, _ = kept(base, tmp_path)
     base.rename(tmp_path / "elsewhere")
-    with pytest.raises(
-        ModelError, match=r"is an adapter of .*, and the base model's folder .* is gone\. Put it"
-    ):
+    with pytest.raises(ModelError, match=r"is an adapter of .*, and the base model's folder .* is gone\. Put it"):
         Classifier.load(adapter, CPU)
     (tmp_path / "elsewhere").rename(base)
     Classifier.load(adapter, CPU)

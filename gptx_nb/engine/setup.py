@@ -99,7 +99,16 @@ class Setup:
                 self.optimizer.zero_grad(set_to_none=True)
         tokens = round(self.learner.tokens * settings.steps / self.steps_per_epoch)
         peak = devices.matrix_peak(device, dtype, seconds=0.05)
-        return plan.speed(tokens, min(seconds), step.tokens, tuning.flops_per_token(self.model), peak)
+        told = plan.speed(tokens, min(seconds), step.tokens, tuning.flops_per_token(self.model), peak)
+        return {**told, **self._proposal(told["time"]["seconds"])}
+
+    def _proposal(self, seconds: float) -> dict[str, Any]:
+        if "proposal" in self.decided:  # what is there does not fit
+            return {}
+        epoch, rows, width = self.learner.tokens, self.decided["train_rows"], self.model.config.hidden_size
+        kept = {"head": 4 * rows * width, plan.TOP: 4 * epoch * width}  # as `tuning.FrozenPart` keeps them
+        layers, free = len(tuning.layers_of(self.model)), devices.memory(torch.device("cpu"))[1]
+        return plan.proposal(self.resolved, seconds, layers, kept, free)
 
     def whole(self) -> None:
         """Make the weights float32 again. Rows of the embedding that were cut off come back with `finish`."""
@@ -304,8 +313,10 @@ def _with_estimate(made: Setup, recipe: Recipe, job: Job, held: int, ranks: Rank
             job.renumber(made.cut)
         if found is None:
             return "Take a smaller model: shorter rows are not enough"
+        proposed.append(found)
         return f"Type `{found}`, which would fit"
 
+    proposed: list[str] = []
     decided, warnings, estimate = dict(made.decided), list[str](), None
     ranks.meet("loaded")  # what is free tells something only once all of them hold their weights
     try:
@@ -316,6 +327,11 @@ def _with_estimate(made: Setup, recipe: Recipe, job: Job, held: int, ranks: Rank
         shown = " ".join(str(error).split())[:200]
         decided["memory"] = {"choice": "unknown", "reason": f"no estimate: {type(error).__name__}: {shown}"}
     decided["notes"] = [*decided["notes"], *warnings]
+    if proposed:
+        decided["proposal"] = {
+            "choice": proposed[0],
+            "reason": "changes least of what would fit into the memory there is",
+        }
     return replace(made, decided=decided, estimate=estimate)
 
 
