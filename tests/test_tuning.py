@@ -186,8 +186,8 @@ def test_a_plan_proposes_what_takes_less_time_and_says_what_it_costs() -> None:
 
     assert proposed(asked, 100) == "", "short enough"
     assert proposed(asked, 900) == (
-        "tune: top:4: about 4 min instead of about 15 min, as what lies below is computed once for every row; 0.84 right "
-        "on SST-2 where every weight gets 0.86 (1,000 examples)"
+        "tune: top:4: about 3 min instead of about 15 min, as what lies below is computed once for every row; 0.84 "
+        "right on SST-2 where every weight gets 0.86 (1,000 examples)"
     )
     assert proposed(asked, 36_000).startswith(
         "tune: head: about 67 min instead of about 10.0 h, as all else is computed"
