@@ -13,6 +13,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -293,10 +294,8 @@ def run(home: Path) -> Run:
 
 def ends(run: Run, attempt: int, reason: str, memory: int = 0) -> None:
     """Let an attempt have ended so; `lost`: without a word, having held `memory` bytes."""
-    gone = Process("host", "another boot", 1, "1")
-    files.create_exclusive(
-        run.claim_file(attempt), json.dumps({**gone.to_json(), "host": os.uname().nodename}).encode()
-    )
+    gone = replace(Process.of(os.getpid()), started="1")
+    files.create_exclusive(run.claim_file(attempt), json.dumps(gone.to_json()).encode())
     writer = MetricsWriter(run.metrics_file(attempt))
     writer.append({"kind": "step", "step": 1, "memory": memory})
     writer.close()
@@ -408,7 +407,7 @@ def test_a_frozen_part_that_memory_has_no_room_for_goes_to_the_disk(run: Run, mo
     monkeypatch.setattr(np, "empty", no_room)
     attempt._keep_frozen_part(found, contextlib.nullcontext)
     assert run.frozen_part.is_file()
-    assert notes(run)[-1] == "frozen part kept in disk: memory ran out as it was computed"
+    assert notes(run)[-1] == "frozen part kept on disk: memory ran out as it was computed"
     assert found.token_budget == 256
 
 

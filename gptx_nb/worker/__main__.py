@@ -510,7 +510,7 @@ class Attempt:
                 # numpy's error, not torch's: there is no room for the whole, however small the parts.
                 if isinstance(error, MemoryError) and place == "memory" and size <= disk_free:
                     place = "disk"
-                    self.note(f"frozen part kept in {place}: memory ran out as it was computed")
+                    self.note("frozen part kept on disk: memory ran out as it was computed")
                 elif not self.levers.pull(-1):
                     raise
 
