@@ -274,6 +274,11 @@ class Recipe(Settings):
         lt=1,
     )
     weight_decay: float = setting(0.01, "AdamW's decay of matrices.", reason="AdamW's default", ge=0, le=1)
+    optimizer: Literal["adamw", "adamw-8bit"] = setting(
+        "adamw",
+        "How AdamW remembers gradients: in float32, or in 8 bits (with bitsandbytes, on NVIDIA GPUs).",
+        reason="exact; 8 bits take a quarter of the memory for it",
+    )
     max_length: int | None = setting(
         None,
         "Longest text; what is beyond is cut, and counted.",

@@ -29,11 +29,12 @@ from gptx_nb.engine import (
     tuning,
     vocabulary,
 )
+from gptx_nb.engine import optimizer as optimizers
 from gptx_nb.engine.batches import Step
 from gptx_nb.engine.device import Device
 from gptx_nb.engine.distributed import ALONE, Alone, Ranks
 from gptx_nb.engine.jobs import Job, Learner
-from gptx_nb.engine.optimizer import MasterAdamW, Optimizer
+from gptx_nb.engine.optimizer import MasterAdamW, Optimizer, SizesOf8bit
 from gptx_nb.engine.predict import use_all_cores
 from gptx_nb.engine.train import Batch, Settings, gradient, make_optimizer, make_scaler
 from gptx_nb.errors import ModelError
@@ -142,6 +143,8 @@ def prepare(
     transformers.utils.logging.disable_progress_bar()
     use_all_cores()
     device = devices.choose(recipe.device, recipe.dtype)
+    if recipe.optimizer == "adamw-8bit":
+        optimizers.require_8bit(device.device)
     start = _load(recipe, job, note, device, scratch)
     model, tokenizer = start.model, start.tokenizer
     job.begin(start.base, model, tokenizer, start.max_length, device.dtype, ranks.once)
@@ -152,7 +155,9 @@ def prepare(
     torch.nn.Module.to(model, device.device)  # what has come to it since
     held = memory.held(model, device.device)
     dropout.use(model)
-    lowered = precision.Lowered(model, device.dtype) if device.dtype is torch.bfloat16 else None
+    # The 8-bit optimiser has no masters: its weights stay float32, and are computed with in bfloat16.
+    lowers = device.dtype is torch.bfloat16 and recipe.optimizer == "adamw"
+    lowered = precision.Lowered(model, device.dtype) if lowers else None
     held += lowered.beside if lowered else 0
     learner = job.learner(
         model,
@@ -264,6 +269,7 @@ def _choose(recipe: Recipe, job: Job, parameters: int) -> _Chosen:
         steps=steps,
         learning_rate=learning_rate,
         warmup=recipe.warmup,
+        optimizer=recipe.optimizer,
         weight_decay=recipe.weight_decay,
         seed=recipe.seed,
         eval_every=max(steps_per_epoch, -(-steps // MOST_EVALUATIONS)),
@@ -352,6 +358,8 @@ def estimate_memory(
     together = min(step.streams, len(step.micro))
 
     def make(each: torch.nn.Module) -> Optimizer:
+        if settings.optimizer == "adamw-8bit":
+            return SizesOf8bit(each)
         trained = [parameter for parameter in each.parameters() if parameter.requires_grad]
         if trained[0].dtype is torch.float32:
             return make_optimizer(each, settings)
