@@ -112,7 +112,7 @@ def test_only_lora_makes_an_adapter() -> None:
 
 def test_a_run_is_kept_as_an_adapter_and_written_with(home: Path, base: Path) -> None:
     frame = pd.DataFrame({"prompt": ["say a", "say b", "say c", "say d"] * 3, "answer": ["a", "b", "c", "d"] * 3})
-    asked = recipe(base, task="text-generation", head="auto", columns={"prompt": "prompt", "answer": "answer"})
+    asked = recipe(base, task="text-generation", head="auto", columns={"prompt": "prompt", "completion": "answer"})
     run = launch.train("adapted", asked, data=frame, wait=True).run
     assert run.state() == "finished"
     assert json.loads((run.model / adapters.BASE_FILE).read_text())["path"] == str(base)

@@ -431,6 +431,6 @@ def _save_adapter(folder: Path, model: PreTrainedModel, base: Base) -> None:
     plain = copy.copy(model.config)
     plain.architectures = [type(model).__name__]
     plain.save_pretrained(folder)
-    if model.generation_config is not None and model.can_generate():
+    if model.can_generate():
         model.generation_config.save_pretrained(folder)
     files.write_json(folder / adapters.BASE_FILE, adapters.describe(base.name, base.path, commit))

@@ -315,7 +315,9 @@ def state(optimizer: Optimizer, names: dict[torch.Tensor, str]) -> dict[str, tor
             for key, value in values.items():
                 if key == "master":
                     continue
-                kept[f"{key}.{names[parameter]}"] = torch.as_tensor(value).detach().to("cpu").contiguous()
+                saved = torch.as_tensor(value).detach().to("cpu").contiguous()
+                # The values that 8 bits stand for are one tensor for all parameters, which no file may hold twice.
+                kept[f"{key}.{names[parameter]}"] = saved.clone() if key.startswith("qmap") else saved
     return kept
 
 
