@@ -120,7 +120,7 @@ def test_a_worker_that_the_kernel_kills_is_followed_by_one_that_takes_less(
     assert first is not None
     assert (first["reason"], first["signal"], first["out_of_memory_kills"]) == ("out of memory", signal.SIGKILL, 1)
     assert run.state() == "finished"
-    assert run.attempts() in (2, 3)
+    assert run.attempts() in (2, 3), "half of it fits, or an eighth"
     said = next(note for note in notes(run) if note.startswith("memory ran out in attempt 1: going on with "))
     budget = levers(run, 2)["token_budget"]
     assert budget < 65_536
@@ -149,7 +149,7 @@ if attempt == 1 and how == "optimiser":
     step, count = torch.optim.AdamW.step, []
     def stepped(self, *rest):
         count.append(1)
-        if len(count) == 3:
+        if len(count) == 4:  # the first one has no values: it is for the estimate
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
         return step(self, *rest)
     torch.optim.AdamW.step = stepped
@@ -278,12 +278,11 @@ def test_kills_of_long_ago_are_no_evidence(monkeypatch: pytest.MonkeyPatch) -> N
 # ---- levers ---------------------------------------------------------------------------------------------------------
 
 
-def learner() -> task.Learner:
-    model = small("llama")
-    options: dict[str, Any] = {"pad_id": PAD, "device": CPU, "batch_size": 6, "seed": 0}
-    return task.Learner(
-        model, tuning.prepare(model, "full"), ROWS, [0, 1, 2, 0, 1, 2], ROWS, streams=2, token_budget=256, **options
-    )
+def learner(token_budget: int = 256) -> task.Learner:
+    """64 rows of 8 tokens in a step, in two streams."""
+    model, rows = small("llama"), [list(range(1, 9))] * 64
+    options: dict[str, Any] = {"pad_id": PAD, "device": CPU, "batch_size": 64, "seed": 0, "token_budget": token_budget}
+    return task.Learner(model, tuning.prepare(model, "full"), rows, [0, 1] * 32, rows[:2], streams=2, **options)
 
 
 @pytest.fixture
@@ -305,7 +304,7 @@ def ends(run: Run, attempt: int, reason: str, memory: int = 0) -> None:
 
 def begun(run: Run, attempt: int, asked: int | None = None) -> tuple[int, task.Learner, list[str]]:
     said: list[str] = []
-    found, mine = learner(), Levers(run, attempt, 0, said.append)
+    found, mine = learner(asked or 256), Levers(run, attempt, 0, said.append)
     mine.begin(found, CPU, asked)
     return levers(run, attempt)["pulled"], found, said
 
@@ -337,6 +336,14 @@ def test_what_was_pulled_stays_pulled_until_the_user_asks_otherwise(run: Run) ->
     assert begun(run, 3)[0] == 1, "somebody's will"
     ends(run, 3, "out of memory")
     assert begun(run, 4, asked=256)[0] == 0
+
+
+def test_what_changes_no_step_is_no_lever(run: Run) -> None:
+    found, mine = learner(4096), Levers(run, 1, 0, lambda text: None)
+    mine.begin(found, CPU, 4096)
+    assert mine.pull(0)
+    assert found.token_budget == 128, "a stream has 256 tokens: 2,048, 1,024, 512 and 256 would change nothing"
+    assert levers(run, 1)["pulled"] == 1
 
 
 def test_an_attempt_that_is_gone_without_a_word_tells_by_the_memory_it_held(run: Run) -> None:

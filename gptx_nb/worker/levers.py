@@ -34,6 +34,7 @@ class Learner(Protocol):
     token_budget: int
 
     def need_less_memory(self) -> str | None: ...
+    def longest(self) -> Any: ...  # the step that takes most memory
 
 
 class Levers:
@@ -92,13 +93,16 @@ class Levers:
     def _pull_until(self, number: int) -> None:
         assert self._learner is not None
         while self._state["left"] and self._state["pulled"] < number:
+            before = _largest(self._learner)
             how = self._learner.need_less_memory()
             if how is None:
                 self._state["left"] = False
                 return
+            self._state["token_budget"] = self._learner.token_budget
+            if _is_size(how) and _largest(self._learner) == before:
+                continue  # no step has had so many tokens
             kept = [way for way in self._state["ways"] if not (_is_size(way) and _is_size(how))]  # the last size counts
             self._state |= {"pulled": self._state["pulled"] + 1, "ways": [*kept, how]}
-            self._state["token_budget"] = self._learner.token_budget
 
     def _write(self) -> None:
         files.write_json(self._run.of_rank(self._run.levers_file(self._attempt), self._rank), self._state)
@@ -130,6 +134,11 @@ class Levers:
         records, _ = metrics.read(run.metrics_file(attempt))
         held = next((each["memory"] for each in reversed(records) if each.get("memory") is not None), 0)
         return bool(held >= NEAR * levers["room"])
+
+
+def _largest(learner: Learner) -> int:
+    """Return the tokens of the largest micro-batch, padding included."""
+    return max(int(tensors["input_ids"].numel()) for tensors in learner.longest().micro)
 
 
 def _is_size(way: str) -> bool:
