@@ -168,6 +168,7 @@ def kill(run: Run) -> str:
         raise UsageError(f"{_called(run)} has no process to end: it is {run.state()}")
     if worker.alive() is None:
         raise UsageError(f"{_called(run)} trains on another computer. `%gpt_stop {run.name}` saves and stops it")
+    run.request_stop()  # so that nobody takes this death for one of want of memory, and goes on with it
     with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
         os.killpg(worker.pid, signal.SIGKILL)  # the supervisor gave it a group of its own
     return f"{_called(run)} was ended. Run its cell again to go on from its last checkpoint: `{run.cell}`"

@@ -242,6 +242,12 @@ class Recipe(Settings):
         "with its base model.",
         reason="a whole model needs nothing else",
     )
+    quantize: Literal["none", "4bit"] = setting(
+        "none",
+        "Where lora tunes a model too large for the GPU: keep its own weights in 4 bits (with bitsandbytes, on NVIDIA "
+        "GPUs).",
+        reason="exact; 4 bits take an eighth of the memory for them",
+    )
     epochs: float | None = setting(
         None,
         "Passes over the examples.",
@@ -456,6 +462,11 @@ class Recipe(Settings):
             raise ValueError("both data and examples are given; keep one of them")
         if self.save == "adapter" and self.tune != "lora":
             raise ValueError("save: adapter keeps what lora has tuned; type `tune: lora` too, or leave save out")
+        if self.quantize == "4bit" and self.save != "adapter":
+            raise ValueError(
+                "quantize: 4bit tunes an adapter of a base that stays as it is; type `tune: lora` and `save: adapter` "
+                "too"
+            )
         if self.stride is not None and self.long_texts != "windows":
             raise ValueError("stride is for `long_texts: windows`; type that too, or leave stride out")
         if self.rope is not None and self.context is None:

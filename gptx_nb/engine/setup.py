@@ -25,6 +25,7 @@ from gptx_nb.engine import (
     packing,
     plan,
     precision,
+    quantized,
     streams,
     tuning,
     vocabulary,
@@ -145,6 +146,8 @@ def prepare(
     device = devices.choose(recipe.device, recipe.dtype)
     if recipe.optimizer == "adamw-8bit":
         optimizers.require_8bit(device.device)
+    if recipe.quantize == "4bit":
+        quantized.require(device.device)
     start = _load(recipe, job, note, device, scratch)
     model, tokenizer = start.model, start.tokenizer
     job.begin(start.base, model, tokenizer, start.max_length, device.dtype, ranks.once)
@@ -243,6 +246,8 @@ def _load(recipe: Recipe, job: Job, note: Callable[[str], None], device: Device,
     context_reason = longer_context.extend(model, recipe)
     context = models.context(model.config)
     max_length, length_reason = plan.max_length(recipe, context)
+    if recipe.quantize == "4bit":
+        quantized.to_4bit(model, device.dtype)
     torch.nn.Module.to(model, device.device)  # transformers' own `to` is typed wrongly
     return _Start(base, model, tokenizer, parameters, context, context_reason, max_length, length_reason)
 

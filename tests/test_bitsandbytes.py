@@ -1,5 +1,6 @@
-"""AdamW with 8-bit states. Its GPU kernels have not been run here; bitsandbytes has the same arithmetic for a CPU."""
+"""AdamW in 8 bits, lora beside 4 bits. Their GPU kernels have not been run: bitsandbytes has others for a CPU."""
 
+import copy
 import importlib.util
 import sys
 from dataclasses import replace
@@ -7,15 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_packing import CPU, small
+from safetensors.torch import save_file
+from test_packing import CPU, PAD, ROWS, small
 from test_streams import SETTINGS, learner_of, trained
 
-from gptx_nb.engine import checkpoints, setup
+from gptx_nb.engine import checkpoints, quantized, setup, tuning
 from gptx_nb.engine import optimizer as optimizers
 from gptx_nb.engine.data import Examples, Table
 from gptx_nb.engine.jobs import Classification
+from gptx_nb.engine.tasks import text_classification
 from gptx_nb.engine.train import make_optimizer
-from gptx_nb.errors import DeviceError, RecipeError
+from gptx_nb.errors import DeviceError, ModelError, RecipeError
 from gptx_nb.recipe import make_recipe
 
 BETAS = (0.9, 0.999)
@@ -76,3 +79,47 @@ def test_where_bitsandbytes_is_missing_a_message_says_how_to_get_it(monkeypatch:
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     with pytest.raises(RecipeError, match=r"is not installed\. Type `%pip install 'gptx-nb\[bitsandbytes\]'`"):
         make_optimizer(small("llama"), replace(SETTINGS, optimizer="adamw-8bit"))
+
+
+def test_what_lora_leaves_is_kept_in_4_bits_and_learns_nearly_the_same(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'gptx-nb[bitsandbytes]'")
+    found = []
+    for bits in (32, 4):
+        model = small("llama")
+        plain = copy.deepcopy(model)
+        if bits == 4:
+            quantized.to_4bit(model, torch.float32)
+            torch.nn.Module.to(model, CPU)
+            assert {each.weight.dtype for each in model.modules() if "Linear4bit" in type(each).__name__} == {
+                torch.uint8
+            }
+        tuned = tuning.prepare(model, "lora")
+        learner = text_classification.Learner(
+            model, tuned, ROWS, [0, 1, 2, 0, 1, 2], ROWS, pad_id=PAD, device=CPU, batch_size=6, seed=0
+        )
+        found.append(trained(learner, model, optimizers.adamw(model, 1e-2, 0.0, BETAS)))
+    assert found[1] == pytest.approx(found[0], rel=0.2)
+    drops = [losses[0] - losses[-1] for losses in found]
+    assert drops[0] > 0.05, "it learns"
+    assert drops[1] == pytest.approx(drops[0], rel=0.3)
+    held = torch.from_numpy(learner.held_logits())
+
+    config, tensors = tuning.adapter(model, "base", None)
+    config.save_pretrained(tmp_path)
+    save_file(tensors, tmp_path / tuning.ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    whole = tuning.with_adapter(plain, tmp_path)
+    logits = torch.from_numpy(text_classification.logits(whole, ROWS, pad_id=PAD, device=CPU, labels=3))
+    assert (logits - held).abs().max() < 0.3 * held.abs().max(), "the base is the one that was not quantised"
+
+
+def test_where_4_bits_do_not_fit_a_message_says_so() -> None:
+    with pytest.raises(RecipeError, match="type `tune: lora` and `save: adapter` too"):
+        make_recipe({"data": "df", "quantize": "4bit", "tune": "lora"})
+    with pytest.raises(DeviceError, match=r"quantize: 4bit saves memory of NVIDIA GPUs, and this run trains on cpu\."):
+        quantized.require(CPU)
+    if importlib.util.find_spec("bitsandbytes"):
+        with pytest.raises(ModelError, match="the layers of a gpt2 model cannot be put into 4 bits"):
+            quantized.to_4bit(small("gpt2"), torch.float32)
+    else:
+        with pytest.raises(RecipeError, match=r"4bit needs bitsandbytes, which is not installed\. Type `%pip install"):
+            quantized.require(torch.device("cuda"))
