@@ -317,6 +317,7 @@ def test_each_attempt_that_runs_out_of_memory_pulls_more_levers(run: Run) -> Non
     assert said[0].startswith(
         "memory ran out in attempt 1: going on with 128 tokens at once; the result stays the same"
     )
+    assert begun(run, 2)[2] == [], "said once, though it may wait in line and begin anew"
     ends(run, 2, "out of memory")
     assert begun(run, 3)[0] == 3
     ends(run, 3, "out of memory")

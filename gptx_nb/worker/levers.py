@@ -70,8 +70,9 @@ class Levers:
         starved = same and self._ran_out()
         if before is not None and same:
             self._pull_until(2 * before["pulled"] + 1 if starved else before["pulled"])
+        told = self._run.levers_file(self._attempt).exists()  # it waited in line, and begins anew
         self._write()
-        if starved and self._state["ways"] and self._rank == 0:
+        if starved and self._state["ways"] and self._rank == 0 and not told:
             self._tell(f"in attempt {self._attempt - 1}", ", ".join(self._state["ways"]))
 
     def pull(self, step: int) -> bool:
