@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from gptx_nb import comparison, errands, evaluations, inference, launch
+from gptx_nb import adapters, comparison, errands, evaluations, inference, launch
 from gptx_nb.catalog import CATALOG
 from gptx_nb.comparison import Comparison
 from gptx_nb.errors import DeviceError, RecipeError, RunFailed, RunNotFound, UsageError, nearest
@@ -309,16 +309,24 @@ def runs() -> list[Run]:
 def load(name: str, version: int | None = None) -> tuple[Any, Any]:
     """Return (model, tokenizer) of a finished run as plain transformers objects, in this process and on the CPU.
 
-    Imports torch and transformers. Raises RunNotFound where the run has no model yet.
+    An adapter is loaded with its base, and stays one. Imports torch and transformers. Raises RunNotFound where the run
+    has no model yet, ModelError for an adapter whose base is gone or has changed.
     """
     run = RunStore().find(name, version)
     if run.active:
         raise RunNotFound(f"run {called(run)} has no model yet: it is {run.state()}. See `%gpt_watch {run.name}`")
     require_model(run)
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
     kind = AutoModelForCausalLM if inference.writes(run) else AutoModelForSequenceClassification
-    return kind.from_pretrained(run.model), AutoTokenizer.from_pretrained(run.model)
+    tokenizer = AutoTokenizer.from_pretrained(run.model)
+    base = adapters.base_of(run.model)
+    if base is None:
+        return kind.from_pretrained(run.model), tokenizer
+    config = AutoConfig.from_pretrained(run.model)
+    model = kind.from_pretrained(base["path"], config=config, revision=base["revision"] or "main")
+    model.load_adapter(str(run.model))
+    return model, tokenizer
 
 
 def device() -> dict[str, Any]:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import gptx_nb
-from gptx_nb import files, line, metrics
+from gptx_nb import digests, files, line, memory_words, metrics
 from gptx_nb.catalog import CATALOG, RUN
 from gptx_nb.errors import BY_NAME, ModelError, RunFailed, RunNotFound, UsageError
 from gptx_nb.pretraining import AnyRecipe
@@ -41,8 +41,6 @@ Sources = dict[str, Source | None]
 POLL = 0.05  # seconds between looks while a run is checked before training
 LONG_ENOUGH = 15.0  # seconds that a cell waits while texts are prepared
 _PAST_PREFLIGHT = ("queue", "frozen", "training", "scoring", "saving")
-# What `from_pretrained` reads of a model's folder: configuration, weights, tokenizer, chat template.
-MODEL_ENDINGS = (".json", ".safetensors", ".txt", ".model", ".jinja")
 
 
 @dataclass(frozen=True)
@@ -170,6 +168,7 @@ def kill(run: Run) -> str:
         raise UsageError(f"{_called(run)} has no process to end: it is {run.state()}")
     if worker.alive() is None:
         raise UsageError(f"{_called(run)} trains on another computer. `%gpt_stop {run.name}` saves and stops it")
+    run.request_stop()  # so that nobody takes this death for one of want of memory, and goes on with it
     with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
         os.killpg(worker.pid, signal.SIGKILL)  # the supervisor gave it a group of its own
     return f"{_called(run)} was ended. Run its cell again to go on from its last checkpoint: `{run.cell}`"
@@ -188,7 +187,7 @@ def raise_if_bad(run: Run) -> None:
     saved = run.checkpoints.is_dir() and any(path.name.isdigit() for path in run.checkpoints.iterdir())
     again = "to resume it from its last checkpoint" if saved else "to try once more; nothing was saved yet"
     raise RunFailed(
-        f"{_called(run)} broke off: {_cause(outcome)}\nLog: {log}{shown}\nRun the cell `{run.cell}` again {again}."
+        f"{_called(run)} broke off: {_cause(run, outcome)}\nLog: {log}{shown}\nRun the cell `{run.cell}` again {again}."
     )
 
 
@@ -337,12 +336,12 @@ def _preflight(launched: Launched, store: RunStore, progress: Progress | None) -
     run = launched.run
     if launched.action == "shown":
         return True
-    attempt = run.attempts()
     looks = 0
     outcome: dict[str, Any] | None = None
     while outcome is None:
         if not run.request_file.exists():
             return False
+        attempt = run.attempts()  # where memory runs out, the next one is begun for it
         if _has_begun(run, attempt):
             return True
         # Whether processes live is dearer to find out than whether a file is there.
@@ -466,17 +465,12 @@ def _base_fingerprint(model: str | None) -> str | None:
     path = RunStore().find(model.removeprefix(RUN)).model if model.startswith(RUN) else Path(model)
     if not path.is_absolute():
         return None
-    digest = hashlib.sha256()
     try:
-        inside = sorted(each for each in path.iterdir() if each.name.endswith(MODEL_ENDINGS)) if path.is_dir() else None
-        for each in inside or [path]:
-            if each.is_file() and not each.name.startswith("."):
-                digest.update(f"{each.name}\0{files.sha256(each)}\n".encode())
+        return digests.of_model(path)
     except OSError as error:
         raise ModelError(
             f"model: {error.filename or path} cannot be opened: {error.strerror or error}. Check its permissions"
         ) from None
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -533,10 +527,16 @@ def _mistake(outcome: dict[str, Any]) -> Exception:
     return BY_NAME.get(outcome["error"] or "", UsageError)(outcome["message"] or "the worker refused its recipe")
 
 
-def _cause(outcome: dict[str, Any]) -> str:
+def _cause(run: Run, outcome: dict[str, Any]) -> str:
     said = f"{outcome['error'] or 'error'}: {outcome['message']}" if outcome["message"] else ""
     if outcome["reason"] == "out of memory":
-        return f"out of memory{f' ({said})' if said else ''}. A smaller tokens_at_once or max_length needs less."
+        attempt = run.attempts()
+        tries = memory_words.in_a_row(run, attempt)
+        times = f", {tries} times in a row" if tries > 1 else ""
+        if outcome["message"]:  # its own last words, which say what to type
+            return f"out of memory{times} ({outcome['error']}): {outcome['message']}."
+        levers = files.read_json(run.levers_file(attempt))
+        return f"out of memory{times}, {memory_words.advice(run.recipe(), levers)}."
     if outcome["reason"] == "lost":
         return "its process is gone without a word: the computer was restarted, or everything was killed."
     if outcome["signal"]:

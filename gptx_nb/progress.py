@@ -320,6 +320,7 @@ def choices(run: Run) -> list[tuple[str, str, str]]:
         "devices",
         "dtype",
         "tune",
+        "proposal",
         "head",
         "rows",
         "memory",

@@ -236,6 +236,18 @@ class Recipe(Settings):
         "Which part is trained: full, lora (low-rank updates beside it), top:K (the last K layers) or head.",
         reason="learns most; lora needs a third of the memory, top:4 and head a fraction of the time",
     )
+    save: Literal["merged", "adapter"] = setting(
+        "merged",
+        "How a model tuned with lora is kept: merged, a whole model; or as an adapter of a few MB, which is loaded "
+        "with its base model.",
+        reason="a whole model needs nothing else",
+    )
+    quantize: Literal["none", "4bit"] = setting(
+        "none",
+        "Where lora tunes a model too large for the GPU: keep its own weights in 4 bits (with bitsandbytes, on NVIDIA "
+        "GPUs).",
+        reason="exact; 4 bits take an eighth of the memory for them",
+    )
     epochs: float | None = setting(
         None,
         "Passes over the examples.",
@@ -268,6 +280,11 @@ class Recipe(Settings):
         lt=1,
     )
     weight_decay: float = setting(0.01, "AdamW's decay of matrices.", reason="AdamW's default", ge=0, le=1)
+    optimizer: Literal["adamw", "adamw-8bit"] = setting(
+        "adamw",
+        "How AdamW remembers gradients: in float32, or in 8 bits (with bitsandbytes, on NVIDIA GPUs).",
+        reason="exact; 8 bits take a quarter of the memory for it",
+    )
     max_length: int | None = setting(
         None,
         "Longest text; what is beyond is cut, and counted.",
@@ -443,6 +460,13 @@ class Recipe(Settings):
     def _one_source(self) -> Recipe:
         if self.data is not None and self.examples is not None:
             raise ValueError("both data and examples are given; keep one of them")
+        if self.save == "adapter" and self.tune != "lora":
+            raise ValueError("save: adapter keeps what lora has tuned; type `tune: lora` too, or leave save out")
+        if self.quantize == "4bit" and self.save != "adapter":
+            raise ValueError(
+                "quantize: 4bit tunes an adapter of a base that stays as it is; type `tune: lora` and `save: adapter` "
+                "too"
+            )
         if self.stride is not None and self.long_texts != "windows":
             raise ValueError("stride is for `long_texts: windows`; type that too, or leave stride out")
         if self.rope is not None and self.context is None:

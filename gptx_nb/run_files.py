@@ -102,6 +102,9 @@ class RunFiles:
     def outcome_file(self, attempt: int) -> Path:
         return self.folder / f"outcome-{attempt}.json"
 
+    def levers_file(self, attempt: int) -> Path:
+        return self.folder / f"levers-{attempt}.json"
+
     @staticmethod
     def of_rank(path: Path, rank: int) -> Path:
         """Return what one of several processes writes in the place of `path`: metrics-1.rank-1.jsonl, ..."""

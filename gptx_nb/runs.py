@@ -13,8 +13,9 @@ A run is `<home>/runs/<name>/<version>/`; it may take several attempts (a crash 
     metrics-1.jsonl        one writer per file; where several processes (ranks) train together, that of rank 0
     metrics-1.rank-1.jsonl what rank 1 did; end-1.rank-1.json: its last words
     log-1.txt              stdout and stderr of the worker
+    levers-1.json          what the attempt does to take less memory; the next one goes on with it (worker/levers.py)
     end-1.json             the worker's last words: how it ended, as far as it knew
-    outcome-1.json         the supervisor's: exit status, signal, out-of-memory evidence
+    outcome-1.json         the supervisor's: exit status, signal, out-of-memory evidence; whether it began attempt 2
     checkpoints/000120/    exact training state
     best/000100.safetensors
                            the weights that scored best so far, by step. Gone, like checkpoints/, once it has finished

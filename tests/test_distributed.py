@@ -14,11 +14,17 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_packing import CPU, PAD, ROWS, small
 
 from gptx_nb import launch, metrics
 from gptx_nb.engine import device as devices
-from gptx_nb.engine import distributed, memory, models
-from gptx_nb.engine.distributed import Failure
+from gptx_nb.engine import distributed, memory, models, plan, setup, tuning
+from gptx_nb.engine.data import Examples, Table
+from gptx_nb.engine.distributed import Failure, Ranks
+from gptx_nb.engine.jobs import Classification
+from gptx_nb.engine.memory import Estimate
+from gptx_nb.engine.tasks import head_start, text_classification
+from gptx_nb.engine.train import Settings, make_optimizer
 from gptx_nb.errors import DeviceError, ModelError, RecipeError
 from gptx_nb.line import Demand
 from gptx_nb.process import Process, start_time
@@ -156,6 +162,8 @@ def test_two_processes_train_what_one_trains(home: Path, still_model: Path) -> N
         plan = two.plan()
         assert plan is not None
         assert plan["devices"]["choice"] == 2
+        assert plan["memory"]["reason"].startswith("at the peak in each of 2 processes: ")
+        assert plan["head"]["choice"] == "words", "which one rank has found out for both"
         assert plan["train_rows"] % 12 == 1, "of the last step of 12 one rank has no row"
         assert two.recipe().device == "cpu"
 
@@ -260,3 +268,75 @@ def test_a_mistake_that_every_rank_finds_is_told_once(home: Path, tiny_model: Pa
     with pytest.raises(ModelError, match="/nowhere/at/all"):
         launch.train("mistaken", recipe(Path("/nowhere/at/all"), devices=2), data=REVIEWS)
     assert RunStore().names() == []
+
+
+def test_what_a_classifier_begins_with_is_found_out_by_one_rank(
+    still_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = Examples(list(REVIEWS["text"]), [int(label == "positive") for label in REVIEWS["label"]])
+    table = Table(data, data, ["negative", "positive"], {"label": "label", "text": "text", "columns": []})
+    asked = recipe(still_model, devices=2)
+    choose = head_start.choose
+
+    def prepared(ranks: Any) -> tuple[Classification, setup.Setup]:
+        job = Classification(table, asked)
+        return job, setup.prepare(asked, job, lambda note: None, ranks=ranks)
+
+    def rank(number: int) -> Ranks:
+        for name, value in (("RANK", number), ("WORLD_SIZE", 2), (distributed.FOLDER, tmp_path)):
+            monkeypatch.setenv(name, str(value))
+        return Ranks()
+
+    alone, by_itself = prepared(distributed.ALONE)
+    first = rank(0)
+    first._store.set("loaded/1", "null")  # the other one comes after it here, and has to be waited for elsewhere
+    started, one = prepared(first)
+    monkeypatch.setattr(head_start, "choose", lambda *_: pytest.fail("asked once more"))
+    told, other = prepared(rank(1))
+    monkeypatch.setattr(head_start, "choose", choose)
+    assert told.start.wording == started.start.wording == alone.start.wording
+    assert told.start.reason == alone.start.reason
+    heads = [made.model.get_submodule("score").weight for made in (by_itself, one, other)]
+    assert torch.equal(heads[0], heads[1])
+    assert torch.equal(heads[0], heads[2])
+    assert one.estimate is not None
+    assert by_itself.estimate is not None
+    assert one.estimate.activations < by_itself.estimate.activations, "a rank has its share of a step's rows"
+
+
+def test_memory_that_all_ranks_share_has_to_do_for_all_of_them() -> None:
+    needs = Estimate(weights=1, gradients=10, optimiser=20, activations=60, working=10, allocator=0, process=5)
+    asked: list[int] = []
+
+    def advice(free: int) -> str:
+        asked.append(free)
+        return "Type `tokens_at_once: 16`, which would fit"
+
+    _, warnings = plan.memory(needs, 200, advice)
+    assert warnings == []
+    said, warnings = plan.memory(needs, 200, advice, sharing=2)
+    assert warnings[0].endswith("of memory are free. Type `tokens_at_once: 16`, which would fit")
+    assert asked == [100]
+    assert said["reason"].startswith("at the peak in each of 2 processes: ")
+
+
+def test_a_copy_of_gradients_that_are_summed_counts_where_it_is_the_most() -> None:
+    made = [memory_of_a_step(summed) for summed in (0, 10**9)]
+    assert made[1].total - made[0].total > 9 * 10**8
+    assert made[1].weights == made[0].weights
+
+
+def memory_of_a_step(summed: int) -> Estimate:
+    model = small("gpt2")
+    tuned = tuning.prepare(model, "full")
+    options: dict[str, Any] = {"pad_id": PAD, "device": CPU, "batch_size": 6, "seed": 0, "token_budget": 256}
+    learner = text_classification.Learner(model, tuned, ROWS, [0, 1, 2, 0, 1, 2], ROWS, **options)
+    return memory.estimate(
+        model,
+        learner.longest().micro[0],
+        loss_of=learner.whole_loss,
+        make_optimizer=lambda each: make_optimizer(each, Settings(steps=1, learning_rate=1e-3)),
+        device=CPU,
+        dtype=torch.float32,
+        summed=summed,
+    )

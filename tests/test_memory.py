@@ -8,7 +8,8 @@ import torch
 from memory_cells import CLEAR, Cell, learner_of, measured, model_of
 from transformers import PreTrainedModel
 
-from gptx_nb.engine import device, memory, setup
+from gptx_nb import main_memory
+from gptx_nb.engine import memory, setup
 from gptx_nb.engine.data import Examples, Table
 from gptx_nb.engine.jobs import Classification
 from gptx_nb.engine.memory import Estimate
@@ -158,7 +159,7 @@ def groups(machine: Path, cgroup: str, files: dict[str, str]) -> tuple[int | Non
         file = machine / "sys/fs/cgroup" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
-    return device._main_memory(machine)
+    return main_memory.total_and_free(machine)
 
 
 def test_a_control_group_above_limits_the_memory_that_is_free(tmp_path: Path) -> None:

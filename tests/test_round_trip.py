@@ -79,7 +79,12 @@ CASES: list[tuple[type[AnyRecipe], str, Any]] = [
 
 
 # Settings that are refused without others.
-WITH: dict[str, dict[str, Any]] = {"stride": {"long_texts": "windows"}, "rope": {"context": 4096}}
+WITH: dict[str, dict[str, Any]] = {
+    "stride": {"long_texts": "windows"},
+    "rope": {"context": 4096},
+    "save": {"tune": "lora"},
+    "quantize": {"tune": "lora", "save": "adapter"},
+}
 
 
 def case(name: str, value: Any) -> dict[str, Any]:
@@ -137,7 +142,11 @@ def test_the_command_for_a_terminal_asks_for_the_same_recipe(commands: argparse.
 
 
 def test_all_settings_together_make_one_cell_and_one_command(commands: argparse.ArgumentParser) -> None:
-    given = {setting.name: values(setting)[0] for setting in fields.settings()} | {"long_texts": "windows"}
+    given = {setting.name: values(setting)[0] for setting in fields.settings()} | {
+        "long_texts": "windows",
+        "tune": "lora",
+        "save": "adapter",
+    }
     del given["data"], given["device"]  # or examples; or devices
     body = fields.cell("reviews", given).partition("\n")[2]
     assert recipe_of(Recipe, parse_yaml(body)) == recipe_of(Recipe, given)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gptx_nb import gpus
+from gptx_nb import gpus, main_memory
 from gptx_nb.errors import DeviceError
 
 
@@ -229,61 +228,8 @@ def memory(device: torch.device) -> tuple[int | None, int | None]:
         free, total = torch.cuda.mem_get_info(device)
         return total, free
     if device.type == "cpu":
-        return _main_memory()
+        return main_memory.total_and_free()
     return None, None
-
-
-def _main_memory(machine: Path = Path("/")) -> tuple[int | None, int | None]:
-    """Return total and available main memory: the machine's, or what control groups allow where that is less."""
-    try:
-        sizes = _sizes(machine / "proc/meminfo")
-    except OSError:
-        return None, None
-    total, free = sizes["MemTotal:"] * 1024, sizes["MemAvailable:"] * 1024
-    for limit, used in _control_groups(machine):
-        total, free = min(total, limit), min(free, max(0, limit - used))
-    return total, free
-
-
-def _control_groups(machine: Path) -> Iterator[tuple[int, int]]:
-    """Give limit and use of each control group (v2 or v1) that this process is in; pages of files do not count as used.
-
-    A group is bound by all that are above it. In a container the path may lead outside of what can be seen here: then
-    the groups that can be seen are looked at.
-    """
-    try:
-        lines = (machine / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return  # not Linux
-    mount = machine / "sys/fs/cgroup"
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            root = mount / "unified" if (mount / "unified").is_dir() else mount
-            limit_file, used_file, file_pages = "memory.max", "memory.current", "inactive_file"
-        elif "memory" in controllers.split(","):
-            root = mount / "memory"
-            limit_file, used_file, file_pages = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
-        else:
-            continue
-        group = root / path.lstrip("/")
-        for folder in (group, *group.parents):
-            if not folder.is_relative_to(root):
-                break
-            try:
-                limit = (folder / limit_file).read_text(encoding="ascii").strip()
-                used = int((folder / used_file).read_text(encoding="ascii"))
-                used -= _sizes(folder / "memory.stat").get(file_pages, 0)
-            except OSError:
-                continue  # the root of v2 has no limit
-            if limit != "max":
-                yield int(limit), used
-
-
-def _sizes(file: Path) -> dict[str, int]:
-    """Read lines of a name and a number."""
-    words = [line.split() for line in file.read_text(encoding="ascii").splitlines()]
-    return {name: int(number) for name, number, *_ in words}
 
 
 def is_out_of_memory(error: BaseException) -> bool:

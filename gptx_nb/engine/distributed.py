@@ -16,7 +16,7 @@ import platform
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -82,6 +82,22 @@ def launch(count: int, module: str, arguments: Sequence[str]) -> list[Failure]:
     return []
 
 
+class Alone:
+    """A process that trains by itself."""
+
+    rank, count = 0, 1
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return what `make` gives."""
+        return make()
+
+    def meet(self, name: str) -> None:
+        """Go on at once: nobody else is to come."""
+
+
+ALONE = Alone()
+
+
 class Ranks:
     """The ranks of one run, seen by one of them, which `launch` has started: `rank` of `count`."""
 
@@ -104,6 +120,16 @@ class Ranks:
     def hear(self, name: str) -> Any:
         """Wait for what a rank tells as `name`, and return it."""
         return json.loads(self._store.get(name))
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return what `make` gives in the first rank, in every rank. Plain values only; once for each name."""
+        if self.rank == 0:
+            self.tell(name, make())
+        return self.hear(name)  # in the first one too: all have the same after its way through JSON
+
+    def meet(self, name: str) -> None:
+        """Return when every rank has come here; once for each name."""
+        self.gather(name, None)
 
     def join(self, device: torch.device) -> None:
         """Bring all ranks together, each with its `device`; returns when all are there."""

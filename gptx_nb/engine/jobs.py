@@ -8,11 +8,13 @@ model. Training itself knows neither.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gptx_nb.engine import answers, evaluate, models, multi_label, plan
@@ -23,7 +25,7 @@ from gptx_nb.engine.roles import CLASSIFICATION, RoleTable
 from gptx_nb.engine.tasks import chat_templates, head_start, label_words, reading, targets, text_classification
 from gptx_nb.engine.tasks.encoding import Encoded, Encoder
 from gptx_nb.engine.tasks.head_start import Base, Start
-from gptx_nb.engine.tasks.label_words import PROMPT_FILE
+from gptx_nb.engine.tasks.label_words import PROMPT_FILE, Wording
 from gptx_nb.engine.tasks.reading import Reading, Row
 from gptx_nb.engine.tasks.writing import TASKS
 from gptx_nb.engine.tuning import Tuning
@@ -33,6 +35,7 @@ from gptx_nb.inference import CLASSIFIER_FILE, TASK_FILE
 from gptx_nb.recipe import Recipe
 
 Learner = text_classification.Learner | targets.Learner
+Once = Callable[[str, Callable[[], Any]], Any]  # gives plain values that are made once for all ranks, by their name
 
 SAMPLES = 2  # held-out rows that a model answers at each evaluation
 SAMPLE_TOKENS = 32
@@ -55,7 +58,13 @@ class Job(Protocol):
         self, base: models.Base, tokenizer: PreTrainedTokenizerBase, seed: int, *, scratch: bool = False
     ) -> PreTrainedModel: ...
     def begin(
-        self, base: models.Base, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int, dtype: Any
+        self,
+        base: models.Base,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        dtype: Any,
+        once: Once,
     ) -> None: ...  # decides what a new head begins with; `model` is as `load_model` gave it
     def encode(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None: ...
     @property
@@ -124,12 +133,19 @@ class Classification:
         return models.load_classifier(base, tokenizer, self.table.labels, seed, scratch=scratch)
 
     def begin(
-        self, base: models.Base, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int, dtype: Any
+        self,
+        base: models.Base,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        dtype: Any,
+        once: Once,
     ) -> None:
         if self._scratch:  # words mean nothing to random weights
             return
         known = Base(model, tokenizer, lambda: models.output_rows(base, model), max_length, dtype)
-        self.start = head_start.choose(known, self.table, self.recipe)
+        # Of several processes one looks at the examples, and the others take its word.
+        self.start = _start_of(once("head start", lambda: _plain(head_start.choose(known, self.table, self.recipe))))
         if self.start.head is not None:
             score: Any = model.get_submodule("score")
             score.weight.data.copy_(self.start.head)
@@ -226,6 +242,24 @@ class Classification:
         return found
 
 
+def _plain(start: Start) -> dict[str, Any]:
+    """Return `start` as plain values. float32 numbers survive their way through JSON to the last bit."""
+    tensors = {"head": start.head, "rows": start.rows}
+    return {
+        "wording": None if start.wording is None else asdict(start.wording),
+        "reason": start.reason,
+        **{name: None if tensor is None else tensor.tolist() for name, tensor in tensors.items()},
+    }
+
+
+def _start_of(plain: dict[str, Any]) -> Start:
+    """Return what `_plain` has taken apart."""
+    words = plain["wording"]
+    wording = None if words is None else Wording(**{**words, "words": tuple(words["words"])})
+    head, rows = (None if plain[name] is None else torch.tensor(plain[name]) for name in ("head", "rows"))
+    return Start(wording, head, plain["reason"], rows)
+
+
 class MultiLabel(Classification):
     """Any number of labels a text."""
 
@@ -308,7 +342,13 @@ class Writing:
         return models.load_causal(base)
 
     def begin(
-        self, base: models.Base, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int, dtype: Any
+        self,
+        base: models.Base,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        dtype: Any,
+        once: Once,
     ) -> None:
         return  # it writes with the head that it has
 
@@ -457,18 +497,25 @@ class Writing:
         return {TASK_FILE: {"task": self.table.task, "facts": self.table.facts, "roles": self.report["roles"]}}
 
 
-def save(job: Job, folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    """Write the model as a plain folder, with what is needed to ask it again."""
+def save(
+    job: Job,
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    adapter_of: models.Base | None = None,
+) -> None:
+    """Write the model as a plain folder, or an adapter of a base, with what is needed to ask it again."""
     told = job.beside()
     if TASK_FILE not in told:
-        models.save(folder, model, tokenizer, max_length, told)
+        models.save(folder, model, tokenizer, max_length, told, adapter_of)
         return
     ends = chat_templates.end_ids(tokenizer) if told[TASK_FILE]["task"] == "chat" else {tokenizer.eos_token_id}
     causal: Any = model
     causal.config.use_cache = True
     if causal.generation_config is not None:
         causal.generation_config.eos_token_id = sorted(ends)
-    models.save(folder, model, tokenizer, max_length, told)
+    models.save(folder, model, tokenizer, max_length, told, adapter_of)
 
 
 def _spread(lengths: list[int]) -> dict[str, int]:

@@ -88,6 +88,7 @@ def estimate(
     several: bool = False,
     streams: int = 1,
     process: int | None = None,
+    summed: int = 0,
 ) -> Estimate:
     """Estimate a run of `engine.train` whose largest micro-batch is `micro`.
 
@@ -95,7 +96,8 @@ def estimate(
     kept (`tuning.FrozenPart`), give the loss that does without: filling it takes most; its `bytes` are extra.
     `several`: a stream has more than one micro-batch, so that gradients stand while the next one is computed.
     `streams`: so many are computed at once, each in a thread, which has a heap of its own. The weights of `model` may
-    be on the meta device: they are not looked at. `process`: see `held`; None: measured now.
+    be on the meta device: they are not looked at. `process`: see `held`; None: measured now. `summed`: bytes of
+    gradients that several processes add up at once, of which there is a copy before each update.
     """
     log, compute, update = _fake_step(model, micro, loss_of, make_optimizer, device, dtype)
     passes = [compute, *([list(_accumulating(compute, log))] if several else [])]
@@ -112,6 +114,9 @@ def estimate(
     heaps = (own, own) if streams == 1 else (own, Heap())  # of the main thread, of each stream
     # The first step makes the optimiser's state, which stands beside the second.
     for events in [*passes, update, *passes]:
+        if events is update and live.total() + summed > most:
+            at_most, most = live + Counter(working=summed), live.total() + summed
+            resident = max(resident, own.resident + summed)
         for event in events:
             alike = 1 if events is update and log.part[event.key] != "gradients" else streams
             size = log.sizes[event.key]

@@ -8,6 +8,7 @@ a plain folder. Only safetensors and GGUF are read: a pickle is never loaded, an
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import save_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -32,9 +34,9 @@ from transformers import (
 )
 
 import gptx_nb
-from gptx_nb import files
+from gptx_nb import adapters, files
 from gptx_nb.catalog import CATALOG, RUN, Entry, Wheel
-from gptx_nb.engine import hub
+from gptx_nb.engine import hub, tuning
 from gptx_nb.errors import ModelError, UsageError, nearest
 from gptx_nb.runs import RunStore
 
@@ -75,6 +77,11 @@ def find(name: str, revision: str | None = None, note: Callable[[str], None] = l
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(_cannot_load(name, where, path, error)) from error
+    if (Path(path) / adapters.BASE_FILE).is_file():
+        raise ModelError(
+            f"model: {name} ({where}) is kept as an adapter, and a base model has to be whole. Run its cell again with "
+            "`save: merged`"
+        )
     if config.model_type not in DECODERS or getattr(config, "is_encoder_decoder", False):
         raise ModelError(
             f"model: {name} is a {config.model_type} model ({where}), and gptx_nb fine-tunes GPTs: decoders such as "
@@ -367,23 +374,63 @@ def output_rows(base: Base, model: PreTrainedModel) -> torch.Tensor:
     return rows
 
 
+def from_folder(kind: Any, folder: Path) -> tuple[PreTrainedModel, list[str]]:
+    """Load a model that `save` has written, in float32, as `kind` (an Auto class); return names of missing weights too.
+
+    Only safetensors, only local files (an adapter's base may be in the Hub's cache), no code from the folder. An
+    adapter is merged into its base. Raises ModelError for one whose base is not there or has changed, and what
+    transformers raises for a folder that is harmed.
+    """
+    options: dict[str, Any] = {
+        "use_safetensors": True,
+        "trust_remote_code": False,
+        "local_files_only": True,
+        "dtype": torch.float32,
+    }
+    base = adapters.base_of(folder)
+    if base is None:
+        model, report = kind.from_pretrained(folder, output_loading_info=True, **options)
+        return model, sorted(report["missing_keys"])
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    model = kind.from_pretrained(base["path"], config=config, revision=base["revision"] or "main", **options)
+    return tuning.with_adapter(model, folder), []
+
+
 def save(
     folder: Path,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     beside_it: dict[str, Any] | None = None,
+    adapter_of: Base | None = None,
 ) -> None:
     """Write a plain Hugging Face folder as one step; `from_pretrained` reads it without gptx_nb.
 
-    `beside_it`: more JSON files, by name.
+    `beside_it`: more JSON files, by name. `adapter_of`: of a model with low-rank updates, write only what was added to
+    this base (see `adapters`).
     """
 
     def fill(beside: Path) -> None:
         tokenizer.model_max_length = max_length
-        model.save_pretrained(beside)
+        if adapter_of is None:
+            model.save_pretrained(beside)
+        else:
+            _save_adapter(beside, model, adapter_of)
         tokenizer.save_pretrained(beside)
         for name, value in (beside_it or {}).items():
             files.write_json(beside / name, value)
 
     files.write_folder(folder, fill)
+
+
+def _save_adapter(folder: Path, model: PreTrainedModel, base: Base) -> None:
+    commit = getattr(base.config, "_commit_hash", None) or base.revision
+    config, tensors = tuning.adapter(model, base.path, commit)
+    config.save_pretrained(folder)
+    save_file(tensors, folder / tuning.ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    plain = copy.copy(model.config)
+    plain.architectures = [type(model).__name__]
+    plain.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+    files.write_json(folder / adapters.BASE_FILE, adapters.describe(base.name, base.path, commit))

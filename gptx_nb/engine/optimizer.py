@@ -13,6 +13,7 @@ import torch
 
 from gptx_nb.engine import device as devices
 from gptx_nb.engine import streams
+from gptx_nb.errors import DeviceError, RecipeError
 
 
 class Chain:
@@ -212,6 +213,54 @@ def adamw(
     return _adamw(parameters, learning_rate, weight_decay, betas)
 
 
+def adamw_8bit(
+    model: torch.nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float]
+) -> torch.optim.Optimizer:
+    """AdamW whose memory of gradients is kept in 8 bits, block by block (Dettmers et al. 2022, arXiv:2110.02861).
+
+    Raises RecipeError where bitsandbytes is not installed.
+    """
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError:
+        raise RecipeError(
+            "optimizer: adamw-8bit needs bitsandbytes, which is not installed. Type `%pip install "
+            "'gptx-nb[bitsandbytes]'` in a cell, and run this one again; or leave it out"
+        ) from None
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    made: torch.optim.Optimizer = AdamW8bit(_by_decay(parameters, weight_decay), lr=learning_rate, betas=betas)
+    return made
+
+
+def require_8bit(device: torch.device) -> None:
+    """Raise DeviceError where the 8-bit optimiser gains nothing: it is meant for the memory of NVIDIA GPUs."""
+    if device.type != "cuda":
+        raise DeviceError(
+            f"optimizer: adamw-8bit saves memory of NVIDIA GPUs, and this run trains on {device.type}. Leave it out"
+        )
+
+
+class SizesOf8bit(torch.optim.Optimizer):
+    """Takes the memory that `adamw_8bit` takes, and no more than that: tensors without values cannot be quantised."""
+
+    SMALLEST, BLOCK = 4096, 256  # values: less stays float32; so many share a scale
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__([each for each in model.parameters() if each.requires_grad], {})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for parameter in self.param_groups[0]["params"]:
+            small = parameter.numel() < self.SMALLEST
+            state = self.state[parameter]
+            for number in (1, 2):
+                dtype = torch.float32 if small else torch.uint8
+                state[f"state{number}"] = torch.zeros_like(parameter, dtype=dtype)
+                if not small:
+                    blocks = -(-parameter.numel() // self.BLOCK)
+                    state[f"absmax{number}"] = torch.zeros(blocks, device=parameter.device)
+
+
 def muon(model: torch.nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float]) -> Chain:
     """Muon for the matrices between hidden states, AdamW for embeddings, norms and biases (Jordan et al. 2024).
 
@@ -266,7 +315,9 @@ def state(optimizer: Optimizer, names: dict[torch.Tensor, str]) -> dict[str, tor
             for key, value in values.items():
                 if key == "master":
                     continue
-                kept[f"{key}.{names[parameter]}"] = torch.as_tensor(value).detach().to("cpu").contiguous()
+                saved = torch.as_tensor(value).detach().to("cpu").contiguous()
+                # The values that 8 bits stand for are one tensor for all parameters, which no file may hold twice.
+                kept[f"{key}.{names[parameter]}"] = saved.clone() if key.startswith("qmap") else saved
     return kept
 
 
@@ -282,7 +333,9 @@ def load_state(optimizer: Optimizer, names: dict[torch.Tensor, str], kept: dict[
                 if values := by_name.get(names[parameter]):
                     state = part.state[parameter]
                     for key, value in values.items():
-                        state[key] = value.to(parameter.device)
+                        # bitsandbytes counts steps in a plain number.
+                        counted = key == "step" and "state1" in values
+                        state[key] = int(value) if counted else value.to(parameter.device)
 
 
 def _parts(optimizer: Optimizer) -> tuple[torch.optim.Optimizer, ...]:

@@ -20,14 +20,15 @@ class Lowered:
 
     def __init__(self, model: torch.nn.Module, dtype: torch.dtype) -> None:
         self._whole: dict[torch.nn.Parameter, torch.Tensor] = {}
+        # What is in 4 bits has integers for its weights, and stays so.
+        self._all = [each for each in model.parameters() if each.is_floating_point()]
         self.trained = [each for each in model.parameters() if each.requires_grad]
-        for parameter in model.parameters():
+        for parameter in self._all:
             whole = parameter.detach()
             lowered = whole.to(dtype)
             if parameter.requires_grad or not torch.equal(lowered.float(), whole):
                 self._whole[parameter] = whole
             parameter.data = lowered
-        self._all = list(model.parameters())
 
     @property
     def masters(self) -> list[torch.Tensor]:

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from gptx_nb import files
-from gptx_nb.engine import multi_label, packing, products
+from gptx_nb.engine import models, multi_label, packing, products
 from gptx_nb.engine.device import Device, cores, is_out_of_memory
 from gptx_nb.engine.models import context
 from gptx_nb.engine.tasks import label_words, text_classification
@@ -97,21 +97,16 @@ class Classifier:
             raise ModelError(f"{folder.name}/ holds no model: it has no config.json")
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                folder,
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
+            model, gone = models.from_folder(AutoModelForSequenceClassification, folder)
+        except ModelError:
+            raise
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             if is_out_of_memory(error):
                 raise
             shown = " ".join(str(error).split())[:200]
             raise ModelError(f"{folder.name}/ cannot be loaded: {type(error).__name__}: {shown}") from error
-        if report["missing_keys"]:  # transformers would go on with random numbers in their place
-            missing = ", ".join(sorted(report["missing_keys"])[:3])
+        if gone:  # transformers would go on with random numbers in their place
+            missing = ", ".join(gone[:3])
             raise ModelError(f"{folder.name}/ holds no whole classifier: weights are missing ({missing})")
         told = files.read_json(folder / CLASSIFIER_FILE) or {}
         longest = min(context(model.config), tokenizer.model_max_length)

@@ -26,6 +26,7 @@ from gptx_nb.engine import device as devices
 from gptx_nb.engine import dropout, memory, models, plan, precision, streams
 from gptx_nb.engine.corpus import Corpus
 from gptx_nb.engine.device import Device
+from gptx_nb.engine.distributed import ALONE, BUCKET, Alone, Ranks
 from gptx_nb.engine.optimizer import MasterAdamW, Optimizer
 from gptx_nb.engine.predict import use_all_cores
 from gptx_nb.engine.tasks import language_modeling as task
@@ -171,12 +172,19 @@ def tokenizer_for(recipe: PretrainRecipe, note: Callable[[str], None]) -> PreTra
 
 
 def prepare(
-    recipe: PretrainRecipe, corpus: Corpus, note: Callable[[str], None], embeddings: torch.Tensor | None = None
+    recipe: PretrainRecipe,
+    corpus: Corpus,
+    note: Callable[[str], None],
+    embeddings: torch.Tensor | None = None,
+    *,
+    ranks: Ranks | Alone = ALONE,
+    save_memory: Callable[[task.Learner, torch.device], None] | None = None,
 ) -> Pretraining:
     """Make or load the model, and decide what the recipe leaves open.
 
-    `embeddings` (vocabulary, at least the width): where a new model's embeddings begin. Raises UsageError for a base
-    model or device that is not there, or text that is too short.
+    `embeddings` (vocabulary, at least the width): where a new model's embeddings begin. `ranks`: the processes that
+    train together. `save_memory` may let the learner take less memory, before that is estimated. Raises UsageError
+    for a base model or device that is not there, or text that is too short.
     """
     train, held_out, tokenizer = corpus.train, corpus.validation, corpus.tokenizer
     transformers.utils.logging.set_verbosity_error()
@@ -228,8 +236,10 @@ def prepare(
         tokens_per_step=per_step,
         seed=recipe.seed,
         token_budget=recipe.tokens_at_once or (CPU_TOKENS if device.device.type == "cpu" else GPU_TOKENS),
-        streams=streams.number_for(device.device),
+        streams=streams.number_for(device.device, ranks.count),
     )
+    if save_memory is not None:
+        save_memory(learner, device.device)
     optimizer = (
         lowered.optimizer(settings.learning_rate, settings.weight_decay, settings.betas)
         if lowered
@@ -260,10 +270,14 @@ def prepare(
         "notes": [],
     }
     estimate: memory.Estimate | None = None
+    ranks.meet("loaded")  # what is free tells something only once all of them hold their weights
     try:
-        estimate = _estimate(model, learner, settings, device, held_before)
+        estimate = _estimate(model, learner, settings, device, held_before, ranks.count)
         decided["memory"], warnings = plan.memory(
-            estimate, memory.available(device.device), lambda free: "A smaller size or context needs less"
+            estimate,
+            memory.available(device.device),
+            lambda free: "A smaller size or context needs less",
+            ranks.count if device.device.type == "cpu" else 1,
         )
         decided["notes"] += warnings
     except Exception as error:  # a model that tensors without values cannot run may well train
@@ -331,7 +345,7 @@ def _called(recipe: PretrainRecipe) -> str:
 
 
 def _estimate(
-    model: PreTrainedModel, learner: task.Learner, settings: Settings, device: Device, held_before: int
+    model: PreTrainedModel, learner: task.Learner, settings: Settings, device: Device, held_before: int, ranks: int
 ) -> memory.Estimate:
     step = learner.trial()
 
@@ -349,7 +363,8 @@ def _estimate(
         make_optimizer=make,
         device=device.device,
         dtype=device.dtype,
-        several=len(learner.step(0).micro) > len(step.micro),
+        several=len(learner.step(0, 0, ranks).micro) > len(step.micro),
         streams=len(step.micro),
         process=held_before,
+        summed=BUCKET * 4 if ranks > 1 else 0,
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gptx_nb.engine import device as devices
 from gptx_nb.engine import (
+    distributed,
     dropout,
     fitting,
     longer_context,
@@ -24,16 +25,20 @@ from gptx_nb.engine import (
     packing,
     plan,
     precision,
+    quantized,
     streams,
     tuning,
     vocabulary,
 )
+from gptx_nb.engine import optimizer as optimizers
 from gptx_nb.engine.batches import Step
 from gptx_nb.engine.device import Device
+from gptx_nb.engine.distributed import ALONE, Alone, Ranks
 from gptx_nb.engine.jobs import Job, Learner
-from gptx_nb.engine.optimizer import MasterAdamW, Optimizer
+from gptx_nb.engine.optimizer import MasterAdamW, Optimizer, SizesOf8bit
 from gptx_nb.engine.predict import use_all_cores
 from gptx_nb.engine.train import Batch, Settings, gradient, make_optimizer, make_scaler
+from gptx_nb.errors import ModelError
 from gptx_nb.recipe import Recipe
 
 # Tokens of a micro-batch. A CPU gains nothing from more than its caches hold; a GPU wants work.
@@ -59,6 +64,7 @@ class Setup:
     resolved: Recipe
     decided: dict[str, Any]
     estimate: memory.Estimate | None  # None: it could not be made
+    adapter_of: models.Base | None  # None: a whole model is saved
 
     def trial(self) -> Step:
         """Return a step that takes most memory: the micro-batches with the longest rows, one for each stream."""
@@ -95,7 +101,16 @@ class Setup:
                 self.optimizer.zero_grad(set_to_none=True)
         tokens = round(self.learner.tokens * settings.steps / self.steps_per_epoch)
         peak = devices.matrix_peak(device, dtype, seconds=0.05)
-        return plan.speed(tokens, min(seconds), step.tokens, tuning.flops_per_token(self.model), peak)
+        told = plan.speed(tokens, min(seconds), step.tokens, tuning.flops_per_token(self.model), peak)
+        return {**told, **self._proposal(told["time"]["seconds"])}
+
+    def _proposal(self, seconds: float) -> dict[str, Any]:
+        if "proposal" in self.decided:  # what is there does not fit
+            return {}
+        epoch, rows, width = self.learner.tokens, self.decided["train_rows"], self.model.config.hidden_size
+        kept = {"head": 4 * rows * width, plan.TOP: 4 * epoch * width}  # as `tuning.FrozenPart` keeps them
+        layers, free = len(tuning.layers_of(self.model)), devices.memory(torch.device("cpu"))[1]
+        return plan.proposal(self.resolved, seconds, layers, kept, free)
 
     def whole(self) -> None:
         """Make the weights float32 again. Rows of the embedding that were cut off come back with `finish`."""
@@ -103,36 +118,152 @@ class Setup:
             self.lowered.restore()
 
     def finish(self, steps: int) -> PreTrainedModel:
-        """Return the plain model after `steps` steps, as it is saved: nothing of how it was trained is left."""
+        """Return the model after `steps` steps, as it is saved: a plain one, but for an adapter's updates."""
         self.whole()
         if self.cut is not None:
             self.cut.restore(self.settings, steps)
-        return tuning.merge(self.model)
+        return self.model if self.adapter_of is not None else tuning.merge(self.model)
 
 
-def prepare(recipe: Recipe, job: Job, note: Callable[[str], None], *, scratch: bool = False) -> Setup:
+def prepare(
+    recipe: Recipe,
+    job: Job,
+    note: Callable[[str], None],
+    *,
+    scratch: bool = False,
+    ranks: Ranks | Alone = ALONE,
+    save_memory: Callable[[Learner, torch.device], None] | None = None,
+) -> Setup:
     """Load the base model, make tokens of the job's examples, and decide what the recipe leaves open.
 
     `note` is told what a user should know while this goes on. `scratch`: the base model's architecture with random
-    weights, for comparison. Raises UsageError for a base model or device that is not
-    there or does not fit.
+    weights, for comparison. `ranks`: the processes that train together. `save_memory` may let the learner take less
+    memory, before that is estimated. Raises UsageError for a base model or device that is not there or does not fit.
     """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     use_all_cores()
     device = devices.choose(recipe.device, recipe.dtype)
+    if recipe.optimizer == "adamw-8bit":
+        optimizers.require_8bit(device.device)
+    if recipe.quantize == "4bit":
+        quantized.require(device.device)
+    start = _load(recipe, job, note, device, scratch)
+    model, tokenizer = start.model, start.tokenizer
+    job.begin(start.base, model, tokenizer, start.max_length, device.dtype, ranks.once)
+    tuned = longer_context.train_positions(model, tuning.prepare(model, recipe.tune, recipe.seed), recipe)
+    job.encode(tokenizer, start.max_length)
+    chosen = _choose(recipe, job, start.parameters)
+    cut, pad_id = _cut_vocabulary(recipe, job, model, tokenizer.pad_token_id)
+    torch.nn.Module.to(model, device.device)  # what has come to it since
+    held = memory.held(model, device.device)
+    dropout.use(model)
+    # The 8-bit optimiser has no masters: its weights stay float32, and are computed with in bfloat16.
+    lowers = device.dtype is torch.bfloat16 and recipe.optimizer == "adamw"
+    lowered = precision.Lowered(model, device.dtype) if lowers else None
+    held += lowered.beside if lowered else 0
+    learner = job.learner(
+        model,
+        tuned,
+        pad_id=pad_id,
+        device=device.device,
+        batch_size=chosen.batch_size,
+        seed=recipe.seed,
+        token_budget=recipe.tokens_at_once or (CPU_TOKENS if device.device.type == "cpu" else GPU_TOKENS),
+        streams=streams.number_for(device.device, ranks.count),
+    )
+    if save_memory is not None:
+        save_memory(learner, device.device)
+    made = Setup(
+        device,
+        model,
+        tokenizer,
+        learner,
+        chosen.settings,
+        _optimizer(model, lowered, chosen.settings),
+        lowered,
+        cut,
+        chosen.steps_per_epoch,
+        start.max_length,
+        recipe.model_copy(update={**job.resolved(), **chosen.resolved, "max_length": start.max_length}),
+        {
+            **plan.machine(device),
+            **plan.tuning(tuned, learner.padded_because, not job.shares_vocabulary),
+            **start.told(),
+            **chosen.told,
+            **job.told(tokenizer),
+        },
+        None,
+        start.base if recipe.save == "adapter" else None,
+    )
+    made.decided["notes"] = [*made.decided["notes"], *start.notes()]
+    return _with_estimate(made, recipe, job, held, ranks)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A base model with what is known of it. `context` and `max_length` are in tokens."""
+
+    base: models.Base
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    parameters: int
+    context: int
+    context_reason: str | None  # None: it is the model's own
+    max_length: int
+    length_reason: str
+
+    def told(self) -> dict[str, Any]:
+        """Return the plan's part about it."""
+        told: dict[str, Any] = {
+            "model": {
+                "name": self.base.name,
+                "where": self.base.where,
+                "parameters": self.parameters,
+                "licence": self.base.licence,
+                "context": self.context,
+            },
+            "max_length": {"choice": self.max_length, "reason": self.length_reason},
+        }
+        if self.context_reason is not None:
+            told["context"] = {"choice": self.context, "reason": self.context_reason}
+        return told
+
+    def notes(self) -> list[str]:
+        return [] if self.context_reason is None else [f"context: {self.context:,} tokens; {self.context_reason}"]
+
+
+def _load(recipe: Recipe, job: Job, note: Callable[[str], None], device: Device, scratch: bool) -> _Start:
     base = models.find(recipe.model, recipe.revision, note)
+    if recipe.save == "adapter" and base.gguf:
+        raise ModelError(
+            f"save: an adapter is loaded with a base model's folder, and {base.name} is a .gguf file. Type "
+            "`save: merged`"
+        )
     tokenizer = models.load_tokenizer(base)
     model = job.load_model(base, tokenizer, recipe.seed, scratch=scratch)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     context_reason = longer_context.extend(model, recipe)
     context = models.context(model.config)
     max_length, length_reason = plan.max_length(recipe, context)
+    if recipe.quantize == "4bit":
+        quantized.to_4bit(model, device.dtype)
     torch.nn.Module.to(model, device.device)  # transformers' own `to` is typed wrongly
-    job.begin(base, model, tokenizer, max_length, device.dtype)
-    tuned = longer_context.train_positions(model, tuning.prepare(model, recipe.tune, recipe.seed), recipe)
-    job.encode(tokenizer, max_length)
-    rows, held_rows = job.token_rows
+    return _Start(base, model, tokenizer, parameters, context, context_reason, max_length, length_reason)
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """How a job's rows are gone through. `resolved`: settings of the recipe; `told`: the plan's part."""
+
+    settings: Settings
+    batch_size: int
+    steps_per_epoch: int
+    resolved: dict[str, Any]
+    told: dict[str, Any]
+
+
+def _choose(recipe: Recipe, job: Job, parameters: int) -> _Chosen:
     batch_size, batch_reason = plan.batch_size(recipe, job.rows)
     recipe = recipe.model_copy(update={"batch_size": batch_size})
     steps_per_epoch = -(-job.rows // batch_size)
@@ -143,107 +274,76 @@ def prepare(recipe: Recipe, job: Job, note: Callable[[str], None], *, scratch: b
         steps=steps,
         learning_rate=learning_rate,
         warmup=recipe.warmup,
+        optimizer=recipe.optimizer,
         weight_decay=recipe.weight_decay,
         seed=recipe.seed,
         eval_every=max(steps_per_epoch, -(-steps // MOST_EVALUATIONS)),
         save_every_seconds=recipe.checkpoint_every,
     )
-
-    pad_id: int = tokenizer.pad_token_id
-    cut_off = None
-    # A padded model looks for its padding by number.
-    if recipe.tune == "full" and not job.shares_vocabulary and packing.why_not(model) is None:
-        cut_off = vocabulary.Cut(model, [*rows, *held_rows], [pad_id, *job.more_tokens])
-        job.renumber(cut_off)
-        pad_id = cut_off.tokens([pad_id])[0]
-    torch.nn.Module.to(model, device.device)  # what has come to it since
-    held_before = memory.held(model, device.device)
-    dropout.use(model)
-    lowered = precision.Lowered(model, device.dtype) if device.dtype is torch.bfloat16 else None
-    held_before += lowered.beside if lowered else 0
-    learner = job.learner(
-        model,
-        tuned,
-        pad_id=pad_id,
-        device=device.device,
-        batch_size=batch_size,
-        seed=recipe.seed,
-        token_budget=recipe.tokens_at_once or (CPU_TOKENS if device.device.type == "cpu" else GPU_TOKENS),
-        streams=streams.number_for(device.device),
-    )
-    optimizer = (
-        lowered.optimizer(settings.learning_rate, settings.weight_decay, settings.betas)
-        if lowered
-        else make_optimizer(model, settings)
-    )
-    decided = {
-        **plan.machine(device),
-        **plan.tuning(tuned, learner.padded_because, not job.shares_vocabulary),
-        "model": {
-            "name": base.name,
-            "where": base.where,
-            "parameters": parameters,
-            "licence": base.licence,
-            "context": context,
-        },
+    told = {
         "learning_rate": {"choice": learning_rate, "reason": rate_reason},
         "epochs": {"choice": epochs, "reason": epochs_reason},
         "steps": steps,
         "batch_size": {"choice": batch_size, "reason": batch_reason},
-        "max_length": {"choice": max_length, "reason": length_reason},
-        **job.told(tokenizer),
     }
-    if context_reason is not None:
-        decided["context"] = {"choice": context, "reason": context_reason}
-        decided["notes"] = [*decided["notes"], f"context: {context:,} tokens; {context_reason}"]
+    resolved = {"batch_size": batch_size, "epochs": epochs, "learning_rate": learning_rate}
+    return _Chosen(settings, batch_size, steps_per_epoch, resolved, told)
+
+
+def _cut_vocabulary(recipe: Recipe, job: Job, model: PreTrainedModel, pad_id: int) -> tuple[vocabulary.Cut | None, int]:
+    """Leave out rows of the embedding that no text needs, where that is exact; return what was cut, and the new pad."""
+    # A padded model looks for its padding by number.
+    if recipe.tune != "full" or job.shares_vocabulary or packing.why_not(model) is not None:
+        return None, pad_id
+    rows, held_rows = job.token_rows
+    cut = vocabulary.Cut(model, [*rows, *held_rows], [pad_id, *job.more_tokens])
+    job.renumber(cut)
+    return cut, cut.tokens([pad_id])[0]
+
+
+def _optimizer(model: PreTrainedModel, lowered: precision.Lowered | None, settings: Settings) -> Optimizer:
+    if lowered is None:
+        return make_optimizer(model, settings)
+    return lowered.optimizer(settings.learning_rate, settings.weight_decay, settings.betas)
+
+
+def _with_estimate(made: Setup, recipe: Recipe, job: Job, held: int, ranks: Ranks | Alone) -> Setup:
+    """Return `made` with an estimate of its memory, told in its plan, and a warning where there may be too little."""
+    device = made.device.device
+
+    def estimate_of(model: PreTrainedModel, learner: Learner) -> memory.Estimate:
+        return estimate_memory(model, learner, made.settings, made.device.dtype, device, held, ranks.count)
 
     def advice(free: int) -> str:
-        def estimate_of(bare: PreTrainedModel, smallest: Learner) -> memory.Estimate:
-            return estimate_memory(bare, smallest, settings, device.dtype, device.device, held_before)
-
-        longest = max(map(len, [*rows, *held_rows]))
+        longest = max(map(len, [row for rows in job.token_rows for row in rows]))
         found = fitting.nearest(
-            recipe, job, model, tokenizer, longest=longest, free=free, device=device.device, estimate_of=estimate_of
+            recipe, job, made.model, made.tokenizer, longest=longest, free=free, device=device, estimate_of=estimate_of
         )
-        job.encode(tokenizer, max_length)
-        if cut_off is not None:
-            job.renumber(cut_off)
+        job.encode(made.tokenizer, made.max_length)
+        if made.cut is not None:
+            job.renumber(made.cut)
         if found is None:
             return "Take a smaller model: shorter rows are not enough"
+        proposed.append(found)
         return f"Type `{found}`, which would fit"
 
-    estimate: memory.Estimate | None = None
+    proposed: list[str] = []
+    decided, warnings, estimate = dict(made.decided), list[str](), None
+    ranks.meet("loaded")  # what is free tells something only once all of them hold their weights
     try:
-        estimate = estimate_memory(model, learner, settings, device.dtype, device.device, held_before)
-        decided["memory"], warnings = plan.memory(estimate, memory.available(device.device), advice)
+        estimate = estimate_of(made.model, made.learner)
+        sharing = ranks.count if device.type == "cpu" else 1
+        decided["memory"], warnings = plan.memory(estimate, memory.available(device), advice, sharing)
     except Exception as error:  # a model that tensors without values cannot run may well train
         shown = " ".join(str(error).split())[:200]
         decided["memory"] = {"choice": "unknown", "reason": f"no estimate: {type(error).__name__}: {shown}"}
-        warnings = []
-    decided["notes"] += warnings
-    resolved = recipe.model_copy(
-        update={
-            **job.resolved(),
-            "epochs": epochs,
-            "learning_rate": learning_rate,
-            "max_length": max_length,
+    decided["notes"] = [*decided["notes"], *warnings]
+    if proposed:
+        decided["proposal"] = {
+            "choice": proposed[0],
+            "reason": "changes least of what would fit into the memory there is",
         }
-    )
-    return Setup(
-        device,
-        model,
-        tokenizer,
-        learner,
-        settings,
-        optimizer,
-        lowered,
-        cut_off,
-        steps_per_epoch,
-        max_length,
-        resolved,
-        decided,
-        estimate,
-    )
+    return replace(made, decided=decided, estimate=estimate)
 
 
 def estimate_memory(
@@ -253,12 +353,18 @@ def estimate_memory(
     dtype: torch.dtype,
     device: torch.device,
     held_before: int,
+    ranks: int = 1,
 ) -> memory.Estimate:
-    """Estimate the peak of the run; `held_before`: what the process holds beside the weights, in bytes."""
-    step = learner.longest()
+    """Estimate the peak of the run, in one of `ranks` processes that share every step's rows.
+
+    `held_before`: what the process holds beside the weights, in bytes.
+    """
+    step = learner.longest(ranks)
     together = min(step.streams, len(step.micro))
 
     def make(each: torch.nn.Module) -> Optimizer:
+        if settings.optimizer == "adamw-8bit":
+            return SizesOf8bit(each)
         trained = [parameter for parameter in each.parameters() if parameter.requires_grad]
         if trained[0].dtype is torch.float32:
             return make_optimizer(each, settings)
@@ -275,4 +381,5 @@ def estimate_memory(
         several=len(step.micro) > together,
         streams=together,
         process=held_before,
+        summed=distributed.BUCKET * 4 if ranks > 1 else 0,
     )

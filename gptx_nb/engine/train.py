@@ -36,7 +36,7 @@ class Settings:
     warmup: float = 0.1
     decay: str = "linear"  # to zero: "linear", "cosine", or "wsd": constant, then linear in the last `cooldown`
     cooldown: float = 0.2
-    optimizer: str = "adamw"  # or "muon"
+    optimizer: str = "adamw"  # or "adamw-8bit", "muon"
     weight_decay: float = 0.01
     clip: float = 1.0  # largest L2 norm of the whole gradient
     seed: int = 0
@@ -86,8 +86,8 @@ def learning_rate_at(step: int, settings: Settings) -> float:
 
 def make_optimizer(model: torch.nn.Module, settings: Settings) -> Optimizer:
     """Return the optimiser of `settings` for the float32 parameters of `model` that are trained."""
-    make = optimizers.muon if settings.optimizer == "muon" else optimizers.adamw
-    return make(model, settings.learning_rate, settings.weight_decay, settings.betas)
+    make = {"adamw": optimizers.adamw, "adamw-8bit": optimizers.adamw_8bit, "muon": optimizers.muon}
+    return make[settings.optimizer](model, settings.learning_rate, settings.weight_decay, settings.betas)
 
 
 def arithmetic(

@@ -29,10 +29,12 @@ from transformers.pytorch_utils import Conv1D
 
 from gptx_nb.engine import batches, packing
 from gptx_nb.engine import streams as parallel
+from gptx_nb.errors import ModelError
 
 Tensors = dict[str, torch.Tensor]
 
 LORA_RANK = 16
+ADAPTER_WEIGHTS = "adapter_model.safetensors"  # peft's name
 TOP = re.compile(r"top:([1-9]\d*)")
 
 
@@ -109,6 +111,46 @@ def merge(model: PreTrainedModel) -> PreTrainedModel:
     for attribute in ("peft_config", "_hf_peft_config_loaded"):
         model.__dict__.pop(attribute, None)
     return model
+
+
+def adapter(model: PreTrainedModel, base: str, revision: str | None) -> tuple[Any, Tensors]:
+    """Return what peft writes of `model` as an adapter of `base`: its configuration, and its tensors by their names.
+
+    Raises ModelError where more is trained than an adapter holds.
+    """
+    from peft import get_peft_model_state_dict
+
+    held: Any = model
+    tensors = {name: each.detach() for name, each in get_peft_model_state_dict(held).items()}
+    head = {name: each.detach() for name, each in model.named_parameters() if name.startswith("score.")}
+    trained = {name for name, each in model.named_parameters() if each.requires_grad and "lora_" not in name}
+    if more := sorted(trained - set(head)):
+        raise ModelError(f"save: an adapter cannot hold {more[0]}, which is trained too. Type `save: merged`")
+    config = copy.copy(held.peft_config["default"])
+    config.task_type = "SEQ_CLS" if head else "CAUSAL_LM"
+    config.modules_to_save = ["score"] if head else None
+    config.base_model_name_or_path, config.revision, config.inference_mode = base, revision, True
+    return config, {f"base_model.model.{name}": each.cpu().contiguous() for name, each in {**tensors, **head}.items()}
+
+
+def with_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """Return `model`, a base without updates, merged with the adapter in `folder`.
+
+    Raises ValueError for an adapter that lacks a tensor.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    held: Any = model
+    held.load_adapter(str(folder), use_safetensors=True)
+    with safe_open(folder / ADAPTER_WEIGHTS, "pt") as kept:
+        there = {name.removeprefix("base_model.model.") for name in kept.keys()}  # noqa: SIM118 (no mapping)
+    if missing := {name for name in get_peft_model_state_dict(held) if name not in there}:
+        raise ValueError(f"the adapter lacks {min(missing)}")
+    head: Any = getattr(model, "score", None)
+    if hasattr(head, "modules_to_save"):
+        held.score = head.modules_to_save["default"]
+    return merge(model)
 
 
 def _add_low_rank(model: PreTrainedModel, seed: int) -> None:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from gptx_nb import files
-from gptx_nb.engine import beams, generate, packing, products
+from gptx_nb.engine import beams, generate, models, packing, products
 from gptx_nb.engine.device import Device, is_out_of_memory
 from gptx_nb.engine.models import context
 from gptx_nb.engine.tasks import chat_templates, targets, templates
@@ -105,22 +105,16 @@ class Writer:
             raise ModelError(f"{folder.name}/ holds no model: it has no config.json")
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder,
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
+            model, gone = models.from_folder(AutoModelForCausalLM, folder)
+        except ModelError:
+            raise
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             if is_out_of_memory(error):
                 raise
             shown = " ".join(str(error).split())[:200]
             raise ModelError(f"{folder.name}/ cannot be loaded: {type(error).__name__}: {shown}") from error
-        model, report = loaded
-        if report["missing_keys"]:  # transformers would go on with random numbers in their place
-            missing = ", ".join(sorted(report["missing_keys"])[:3])
+        if gone:  # transformers would go on with random numbers in their place
+            missing = ", ".join(gone[:3])
             raise ModelError(f"{folder.name}/ holds no whole language model: weights are missing ({missing})")
         return cls.of(model, tokenizer, device, task_of(folder), task)
 

@@ -30,15 +30,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from gptx_nb import files
+from gptx_nb import files, memory_words
 from gptx_nb.errors import RunFailed, UsageError
 from gptx_nb.line import LIMIT, Demand, Line, limit
+from gptx_nb.main_memory import out_of_memory_kills
 from gptx_nb.metrics import MetricsWriter
 from gptx_nb.pretraining import AnyRecipe, PretrainRecipe
 from gptx_nb.process import Process
 from gptx_nb.recipe import Recipe
 from gptx_nb.runs import Run
 from gptx_nb.sources import check_unchanged
+from gptx_nb.worker.levers import Levers
 
 if TYPE_CHECKING:
     import torch
@@ -89,8 +91,9 @@ def main(arguments: list[str]) -> int:
     metrics = MetricsWriter(run.of_rank(run.metrics_file(attempt), rank))
     line = Line(run, attempt)
     words: dict[str, Any]
+    carried = Attempt(run, attempt, metrics, line, ranks)
     try:
-        stopped = Attempt(run, attempt, metrics, line, ranks).carry_out()
+        stopped = carried.carry_out()
         status = STOPPED if stopped else FINISHED
         words = {"reason": "stopped" if stopped else "finished", "error": None, "message": None}
     except _Waits:
@@ -105,7 +108,7 @@ def main(arguments: list[str]) -> int:
     except Exception as error:
         traceback.print_exc()
         status = FAILED
-        words = _last_words(error, run)
+        words = _last_words(error, run, carried.levers)
     metrics.close()
     if ranks is not None:  # what it all comes to is for the process that started the ranks to say
         files.write_json(run.words_file(attempt, rank), {**words, "time": time.time()})
@@ -130,17 +133,11 @@ class _RanksFailed(Exception):
         self.words = words
 
 
-def _last_words(error: Exception, run: Run) -> dict[str, Any]:
+def _last_words(error: Exception, run: Run, levers: Levers) -> dict[str, Any]:
     from gptx_nb.engine.device import is_out_of_memory
 
     if is_out_of_memory(error):
-        recipe = run.recipe()
-        if isinstance(recipe, PretrainRecipe):
-            message = "the device has too little memory, even for one row at a time. Type a smaller context or size"
-            return {"reason": "out of memory", "error": type(error).__name__, "message": message}
-        shorter = f"`max_length: {recipe.max_length // 2}`" if recipe.max_length else "a smaller max_length"
-        other = {"full": "`tune: lora`", "head": "a smaller model"}.get(recipe.tune, "`tune: head`")
-        message = f"the device has too little memory, even for one text at a time. Type {shorter} or {other}"
+        message = f"the device has too little memory: {memory_words.advice(run.recipe(), levers.state)}"
         return {"reason": "out of memory", "error": type(error).__name__, "message": message}
     if files.disk_is_full(error):
         message = f"no room is left on the disk of {run.folder}. Free some first"
@@ -155,16 +152,20 @@ def _begin_anew() -> NoReturn:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def _cause(failures: Sequence[Failure], words: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
+def _cause(
+    failures: Sequence[Failure], words: Sequence[dict[str, Any] | None], starved: int | None = None
+) -> dict[str, Any]:
     """Return the last words of a run whose ranks have `failures`: those of the rank that failed first.
 
-    One that was killed could say nothing; what others then said is that it had gone.
+    One that was killed could say nothing; what others then said is that it had gone. `starved`: how many processes the
+    system has killed for want of memory meanwhile.
     """
     said = [(each["time"], rank, each) for rank, each in enumerate(words) if each and each["error"]]
     for failure in failures:
         # torchrun ends the others by SIGTERM: who was ended by that is to blame only where nobody else is.
         if failure.status < 0 and words[failure.rank] is None and (failure.status != -signal.SIGTERM or not said):
-            return {"reason": "killed", "error": "RunFailed", "message": str(failure)}
+            reason = "out of memory" if starved and failure.status == -signal.SIGKILL else "killed"
+            return {"reason": reason, "error": "RunFailed", "message": str(failure)}
     if not said:
         message = str(failures[0]) if failures else "all ranks were ended before they had saved"
         return {"reason": "killed", "error": "RunFailed", "message": message}
@@ -184,6 +185,7 @@ class Attempt:
         self.attempt = attempt
         self.metrics = metrics
         self.terminated = False
+        self.levers = Levers(run, attempt, self.rank, self.note)
         # A machine that shuts down, or a queue that ends a job, sends this first: save and stop, as if asked. A rank
         # that waits for others cannot answer, and is ended by it.
         if ranks is None:
@@ -197,14 +199,6 @@ class Attempt:
 
     def note(self, text: str) -> None:
         self.metrics.append({"kind": "note", "text": text, "time": time.time()})
-
-    def note_less_memory(self, step: int, how: str, token_budget: int) -> None:
-        """Tell that memory ran out at `step`, or before the first (-1), and `how` it goes on."""
-        when = f"at step {step + 1}" if step >= 0 else "before the first step"
-        self.note(
-            f"memory ran out {when}: going on with {how}; the result stays the same. `tokens_at_once: {token_budget}` "
-            "begins so"
-        )
 
     def devices_for(self, recipe: AnyRecipe) -> int:
         """Return how many devices train together."""
@@ -254,12 +248,18 @@ class Attempt:
             return self.lead(count)
 
         self.phase("model")
-        from gptx_nb.engine import checkpoints, jobs, memory, plan, setup, streams
+        from gptx_nb.engine import checkpoints, distributed, jobs, memory, plan, setup
         from gptx_nb.engine.device import Use
         from gptx_nb.engine.train import Batch, arithmetic, make_scaler, train
 
         job = jobs.of(table, recipe)
-        made = setup.prepare(self.on_its_device(recipe), job, self.note)
+        made = setup.prepare(
+            self.on_its_device(recipe),
+            job,
+            self.note,
+            ranks=ranks or distributed.ALONE,
+            save_memory=lambda learner, device: self.levers.begin(learner, device, recipe.tokens_at_once),
+        )
         model, learner, settings, device = made.model, made.learner, made.settings, made.device
         if self.rank == 0:
             # A later attempt may have another device; all else was decided by the first that began to train.
@@ -270,7 +270,6 @@ class Attempt:
             files.write_text(run.recipe_file, made.resolved.model_copy(update={"device": recipe.device}).to_yaml())
         if ranks is not None:
             self.join(ranks, device.device)
-            learner.streams = min(learner.streams, streams.number_for(device.device, self.count))
         optimizer = made.optimizer
         scaler = make_scaler(device.device, device.dtype)
         best: dict[str, Any] = {"score": None, "step": None}
@@ -313,9 +312,8 @@ class Attempt:
             checkpoints.prune_best(run.best, run.checkpoints, best["step"])
 
         def with_less_memory(step: int, error: BaseException) -> Batch | None:
-            if (how := learner.need_less_memory()) is None:
+            if not self.levers.pull(step):
                 return None
-            self.note_less_memory(step, how, learner.token_budget)
             return learner.step(step, self.rank, self.count) if step >= 0 else made.trial()
 
         if job.has_a_before and self.rank == 0 and first_step == 0 and not run.before_file.exists():
@@ -367,7 +365,7 @@ class Attempt:
         # A run that was stopped has left a model of its own; this one takes its place. Readers keep what they opened.
         if run.model.exists():
             files.remove_folder(run.model)
-        jobs.save(job, run.model, made.finish(kept_step), made.tokenizer, made.max_length)
+        jobs.save(job, run.model, made.finish(kept_step), made.tokenizer, made.max_length, made.adapter_of)
         run.frozen_part.unlink(missing_ok=True)
         if end.early or recipe.baseline is None or table.validation is None:
             return end.early
@@ -465,11 +463,13 @@ class Attempt:
 
         for rank in range(count):
             files.remove_file(self.run.words_file(self.attempt, rank))
+        kills = out_of_memory_kills()
         failures = distributed.launch(count, "gptx_nb.worker", ["--rank", str(self.run.folder), str(self.attempt)])
+        starved = None if kills is None else (out_of_memory_kills() or 0) - kills
         words = [files.read_json(self.run.words_file(self.attempt, rank)) for rank in range(count)]
         first = words[0]
         if failures or first is None:
-            raise _RanksFailed(_cause(failures, words))
+            raise _RanksFailed(_cause(failures, words, starved))
         if first["reason"] == IN_LINE:
             _begin_anew()
         return bool(first["reason"] == "stopped")
@@ -488,21 +488,31 @@ class Attempt:
         """Compute once what no epoch changes, and say where it is kept."""
         import torch
 
-        from gptx_nb.engine import plan
-        from gptx_nb.engine.device import memory
+        from gptx_nb.engine import device, plan
 
         if learner.frozen is None:
             return
         self.phase("frozen")
         size = learner.frozen.bytes
-        memory_free, disk_free = memory(torch.device("cpu"))[1], shutil.disk_usage(self.run.folder).free
+        memory_free, disk_free = device.memory(torch.device("cpu"))[1], shutil.disk_usage(self.run.folder).free
         place, reason = plan.place_of_frozen_part(size, memory_free, disk_free)
         self.note(f"frozen part kept in {place}: {reason}" if place != "nowhere" else f"frozen part: {reason}")
         file = self.run.of_rank(self.run.frozen_part, self.rank)
         if place == "nowhere":
             learner.frozen = None
-        else:
-            learner.prepare(autocast, file if place == "disk" else None)
+            return
+        while True:
+            try:
+                return learner.prepare(autocast, file if place == "disk" else None)
+            except (RuntimeError, MemoryError) as error:
+                if not device.is_out_of_memory(error):
+                    raise
+                # numpy's error, not torch's: there is no room for the whole, however small the parts.
+                if isinstance(error, MemoryError) and place == "memory" and size <= disk_free:
+                    place = "disk"
+                    self.note("frozen part kept on disk: memory ran out as it was computed")
+                elif not self.levers.pull(-1):
+                    raise
 
     def _table(self, recipe: Recipe) -> AnyTable:
         """Read the snapshot, or make it from the source in the first attempt."""

@@ -41,12 +41,19 @@ def carry_out(attempt: Attempt, recipe: PretrainRecipe) -> bool:
         return attempt.lead(count)
 
     attempt.phase("model")
-    from gptx_nb.engine import checkpoints, memory, models, plan, pretrain, streams
+    from gptx_nb.engine import checkpoints, distributed, memory, models, plan, pretrain
     from gptx_nb.engine.device import Use
     from gptx_nb.engine.tasks import language_modeling as task
     from gptx_nb.engine.train import arithmetic, make_scaler, train
 
-    made = pretrain.prepare(attempt.on_its_device(recipe), corpus, attempt.note, _embeddings(run.data))
+    made = pretrain.prepare(
+        attempt.on_its_device(recipe),
+        corpus,
+        attempt.note,
+        _embeddings(run.data),
+        ranks=ranks or distributed.ALONE,
+        save_memory=lambda learner, device: attempt.levers.begin(learner, device, recipe.tokens_at_once),
+    )
     model, learner, settings, device = made.model, made.learner, made.settings, made.device
     if rank == 0:
         # A later attempt may have another device; all else was decided by the first that began to train.
@@ -57,7 +64,6 @@ def carry_out(attempt: Attempt, recipe: PretrainRecipe) -> bool:
         files.write_text(run.recipe_file, made.resolved.model_copy(update={"device": recipe.device}).to_yaml())
     if ranks is not None:
         attempt.join(ranks, device.device)
-        learner.streams = min(learner.streams, streams.number_for(device.device, attempt.count))
     optimizer = made.optimizer
     scaler = make_scaler(device.device, device.dtype)
     first_step = 0
@@ -114,9 +120,8 @@ def carry_out(attempt: Attempt, recipe: PretrainRecipe) -> bool:
         checkpoints.prune(run.checkpoints, keep=2)
 
     def with_less_memory(step: int, error: BaseException) -> Batch | None:
-        if (how := learner.need_less_memory()) is None:
+        if not attempt.levers.pull(step):
             return None
-        attempt.note_less_memory(step, how, learner.token_budget)
         return learner.step(step, rank, attempt.count) if step >= 0 else learner.trial()
 
     attempt.phase("preflight")

@@ -75,6 +75,6 @@ def _save(run: Run, step: int, weights: Path, target: Path) -> None:
         models.save(target, begun.finish(), begun.tokenizer, begun.context)
         return
     job = jobs.of(examples.load_snapshot(run.data, recipe), recipe)
-    made = setup.prepare(recipe.model_copy(update=here), job, lambda text: None)
+    made = setup.prepare(recipe.model_copy(update={**here, "save": "merged"}), job, lambda text: None)
     checkpoints.load_weights(weights, made.model)
     jobs.save(job, target, made.finish(step), made.tokenizer, made.max_length)

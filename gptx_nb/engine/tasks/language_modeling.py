@@ -76,6 +76,10 @@ class Learner:
         """Return the mean cross entropy, in nats a token."""
         return loss(model, tensors)
 
+    def longest(self) -> Step:
+        """Return what takes most memory: all rows are as long."""
+        return self.trial()
+
     def need_less_memory(self) -> str | None:
         """Let steps take less memory from here on, at the same result; return in what way, or None if there is none."""
         if self._micro_rows() > 1:

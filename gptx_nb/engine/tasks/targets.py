@@ -79,9 +79,10 @@ class Learner:
             weights.append(micro[-1]["targets"].numel() / targets)
         return batches.Step(micro, sum(lengths), weights, self.streams, sum(lengths[place] for place in places))
 
-    def longest(self) -> batches.Step:
-        """Return the step that takes most memory, the one with the longest rows, for `whole_loss`."""
-        longest = sorted(range(len(self._rows)), key=lambda index: -len(self._read[index]))[: self._batch_size]
+    def longest(self, ranks: int = 1) -> batches.Step:
+        """Return the step that takes most memory, the one with the longest rows, for `whole_loss`: a rank's share."""
+        most = -(-self._batch_size // ranks)
+        longest = sorted(range(len(self._rows)), key=lambda index: -len(self._read[index]))[:most]
         groups = self._groups(self._read, longest)
         packed = self.padded_because is None
         micro = [tensors_of([self._rows[index] for index in members], self._pad_id, packed) for members in groups]

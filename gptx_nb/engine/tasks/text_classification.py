@@ -94,12 +94,13 @@ class Learner:
         """Return the mean cross entropy, in nats, of the labels."""
         return label_loss(self._logits(model, tensors), tensors["labels"])
 
-    def longest(self) -> batches.Step:
+    def longest(self, ranks: int = 1) -> batches.Step:
         """Return the step that takes most memory, the one with the longest rows, for `whole_loss`.
 
-        Filling a frozen part takes more than training on it.
+        Of several ranks, each has its share of them. Filling a frozen part takes more than training on it.
         """
-        longest = sorted(range(len(self._rows)), key=lambda index: -len(self._rows[index]))[: self._batch_size]
+        most = -(-self._batch_size // ranks)
+        longest = sorted(range(len(self._rows)), key=lambda index: -len(self._rows[index]))[:most]
         micro = []
         groups = self._groups(self._rows, longest)
         for members in groups:
