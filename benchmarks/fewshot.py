@@ -4,7 +4,8 @@
         [--examples 0,4,16,64,256,1000] [--test 300] [--minilm FOLDER] [--tuned lora --tuned-at 1000] [--out fewshot]
 
 DATA_FOLDER holds a folder a set with train and test tables (.csv or .csv.xz), columns `text` and `label_text`. --out
-writes fewshot.json (every number) and fewshot.md (the table). States of texts are computed once and kept in --cache.
+adds what is measured to fewshot.json (every number) and writes fewshot.md (the table); a tuned model that stands in it
+is not trained again. States of texts are computed once and kept in --cache.
 
     words      this package, nothing but a head trained (`tune: head`): it begins at the labels' words, and what is
                learnt from the examples is added; with no example the words alone
@@ -25,6 +26,7 @@ import hashlib
 import json
 import statistics
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -175,12 +177,18 @@ def measure(data: Set, states: States, arguments: argparse.Namespace) -> list[di
     return found
 
 
-def tune(data: Set, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Train as `%%gpt_finetune` does, with its defaults, and score the last weights on the test rows."""
-    found = []
+def tune(data: Set, arguments: argparse.Namespace, done: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Train as `%%gpt_finetune` does, with its defaults, and score the last weights on the test rows.
+
+    Yields {"set", "method", "examples", "draw", "accuracy", "seconds"}, but for what is `done`.
+    """
+    method = " ".join([f"tuned {arguments.tuned}", *arguments.set])
     settings = dict(pair.split("=", 1) for pair in arguments.set)
     for count in arguments.tuned_at:
         for draw in range(arguments.tuned_draws):
+            about = {"set": data.name, "method": method, "examples": count, "draw": draw}
+            if any(about.items() <= each.items() for each in done):
+                continue
             places = data.draw(count, draw)
             train = Examples([data.train[0][place] for place in places], data.train[1][places].tolist())
             table = Table(
@@ -201,20 +209,7 @@ def tune(data: Set, arguments: argparse.Namespace) -> list[dict[str, Any]]:
             )
             started = time.perf_counter()
             score = accuracy(recipe, table, scratch=False, should_stop=lambda: False, record=lambda entry: None)
-            seconds = round(time.perf_counter() - started)
-            method = " ".join([f"tuned {arguments.tuned}", *arguments.set])
-            found.append(
-                {
-                    "set": data.name,
-                    "method": method,
-                    "examples": count,
-                    "draw": draw,
-                    "accuracy": score,
-                    "seconds": seconds,
-                }
-            )
-            print(json.dumps(found[-1]), flush=True)
-    return found
+            yield {**about, "accuracy": score, "seconds": round(time.perf_counter() - started)}
 
 
 def rows_of(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -257,12 +252,24 @@ def main() -> None:
     arguments = parser.parse_args()
     use_all_cores()
     states = States(arguments.model, arguments.cache)
-    found: list[dict[str, Any]] = []
+    kept = arguments.out.with_suffix(".json") if arguments.out else None
+    every: list[dict[str, Any]] = json.loads(kept.read_text())["every"] if kept and kept.exists() else []
+    about = {"model": arguments.model, "draws": arguments.draws, "test": arguments.test, "torch": torch.__version__}
     for name in arguments.sets.split(","):
         data = Set(arguments.folder / name, arguments.pool, arguments.test)
-        found += tune(data, arguments) if arguments.tuned else measure(data, states, arguments)
-    about = {"model": arguments.model, "draws": arguments.draws, "test": arguments.test, "torch": torch.__version__}
-    report("Accuracy by the number of examples", about, rows_of(found), found, arguments.out)
+        for found in tune(data, arguments, every) if arguments.tuned else measure(data, states, arguments):
+            _add(every, found)
+            if arguments.tuned:
+                print(json.dumps(found), flush=True)
+                report("Accuracy by the number of examples", about, rows_of(every), every, arguments.out)
+    report("Accuracy by the number of examples", about, rows_of(every), every, arguments.out)
+
+
+def _add(every: list[dict[str, Any]], found: dict[str, Any]) -> None:
+    """Put a measurement in the place of an earlier one of the same."""
+    key = ("set", "method", "examples", "draw")
+    every[:] = [each for each in every if any(each[name] != found[name] for name in key)]
+    every.append(found)
 
 
 if __name__ == "__main__":

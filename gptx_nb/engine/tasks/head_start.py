@@ -2,7 +2,9 @@
 
 Where the recipe leaves it open, both are tried on some of the examples, with the base model as it is: how many are
 right by the labels' words alone, and how many by a head that is learnt, cross-validated, from the states within the
-prompt and without it. Trains no model; label_words.py has the arithmetic.
+prompt and without it. The words have to be ahead by more than the standard error of the difference: a model that knows
+little of them learns better from the plain text (benchmarks/head_starts.py). Trains no model; label_words.py has the
+arithmetic.
 """
 
 from __future__ import annotations
@@ -33,12 +35,17 @@ SHRINK = 30.0  # of what is learnt; best of 3 to 300 on SST-2 and TREC with smol
 
 @dataclass(frozen=True)
 class Start:
-    """`wording` and `head` (labels, width) to begin with, or None for a new head on the plain text; the reason why."""
+    """`wording` and `head` (labels, width) to begin with, or None for a new head on the plain text; the reason why.
+
+    `tried`: shares of examples that were right in the comparison, by `words` alone, `within` the prompt, and `plain`;
+    by how much the words were `ahead`, and the standard error of that.
+    """
 
     wording: Wording | None
     head: torch.Tensor | None
     reason: str
     rows: torch.Tensor | None = None  # of the output layer, for the words
+    tried: dict[str, float] | None = None
 
     def told(self) -> dict[str, Any]:
         """Return the plan's part about it."""
@@ -195,21 +202,33 @@ def choose(base: Base, table: Table, recipe: Recipe) -> Start:
     if asked:
         return Start(wording, head, "asked for in the recipe", rows)
     given = seen @ head.T
-    by_words = float((given.argmax(dim=1).numpy() == truth).mean())
+    right = given.argmax(dim=1).numpy() == truth
     usable = np.bincount(truth)[truth] >= FOLDS
     count = "1 example" if len(truth) == 1 else f"{len(truth):,} examples"
     if usable.sum() < ENOUGH or len(set(truth[usable])) < 2:
-        few = f"{count} teach less than the labels' words, which get {by_words:.2f} of them right"
+        few = f"{count} teach less than the labels' words, which get {right.mean():.2f} of them right"
         return Start(wording, head, few, rows)
     known = torch.from_numpy(usable)
     within = _cross_validated(seen[known], truth[usable], given[known], recipe.seed)
     bare = base.states([text for text, use in zip(texts, usable, strict=True) if use], None)
     plain = _cross_validated(bare, truth[usable], torch.zeros(len(bare), given.shape[1]), recipe.seed)
+    better, spread = _ahead(max((right[usable], within), key=np.mean), plain)
+    shares = {"words": right, "within": within, "plain": plain}
+    tried = {**{name: float(each.mean()) for name, each in shares.items()}, "ahead": better, "spread": spread}
     said = (
-        f"with the model as it is, of {count} {by_words:.2f} right by the labels' words alone, {within:.2f} by a head "
-        f"learnt within the prompt, {plain:.2f} by one learnt on the plain text ({FOLDS}-fold cross-validation)"
+        f"with the model as it is, of {count} {right.mean():.2f} right by the labels' words alone, {within.mean():.2f} "
+        f"by a head learnt within the prompt, {plain.mean():.2f} by one learnt on the plain text ({FOLDS}-fold "
+        f"cross-validation): {better:+.2f} for the words, with a standard error of {spread:.2f}"
     )
-    return Start(wording, head, said, rows) if max(by_words, within) >= plain else Start(None, None, said)
+    if better > spread:
+        return Start(wording, head, said, rows, tried)
+    return Start(None, None, said, tried=tried)
+
+
+def _ahead(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
+    """Return by how much `ours` is right more often than `theirs` on the same rows, and the standard error of that."""
+    differences = ours.astype(float) - theirs
+    return float(differences.mean()), float(differences.std(ddof=1) / len(differences) ** 0.5)
 
 
 def _unfit(table: Table, recipe: Recipe) -> str:
@@ -272,20 +291,20 @@ def learnt(
         return ((new - mean) / spread) @ weight + bias + new_offset
 
 
-def _cross_validated(states: torch.Tensor, truth: np.ndarray, offset: torch.Tensor, seed: int) -> float:
-    """Return the accuracy of `learnt` on rows that it has not seen, of labels with enough rows."""
+def _cross_validated(states: torch.Tensor, truth: np.ndarray, offset: torch.Tensor, seed: int) -> np.ndarray:
+    """Return for each row whether `learnt` is right about it without having seen it; each label has enough rows."""
     fold = np.empty(len(truth), dtype=int)
     rng = np.random.default_rng((seed, 6))
     for label in np.unique(truth):  # each label's rows are dealt out to the folds
         rows = rng.permutation(np.flatnonzero(truth == label))
         fold[rows] = np.arange(len(rows)) % FOLDS
-    right = 0
+    right = np.zeros(len(truth), dtype=bool)
     labels = torch.from_numpy(truth)
     for number in range(FOLDS):
         held = torch.from_numpy(fold == number)
         found = learnt(states[~held], labels[~held], offset[~held], states[held], offset[held])
-        right += int((found.argmax(dim=1) == labels[held]).sum())
-    return right / len(truth)
+        right[fold == number] = (found.argmax(dim=1) == labels[held]).numpy()
+    return right
 
 
 def _listed(words: Sequence[str]) -> str:
