@@ -43,6 +43,7 @@ from gptx_nb.engine.data import Examples, Table
 from gptx_nb.engine.predict import use_all_cores
 from gptx_nb.engine.tasks import label_words
 from gptx_nb.engine.tasks.head_start import LOOK, Base, learnt
+from gptx_nb.engine.tasks.reading import Reading
 from gptx_nb.engine.transfer import accuracy
 from gptx_nb.recipe import Recipe
 
@@ -91,7 +92,7 @@ class States:
             found = models.find(self._name)
             tokenizer = models.load_tokenizer(found)
             model = models.load_classifier(found, tokenizer, ["0", "1"], 0)
-            self._base = found, Base(model, tokenizer, lambda: models.output_rows(found, model), MAX_LENGTH)
+            self._base = found, Base(model, tokenizer, lambda: models.output_rows(found, model), Reading(MAX_LENGTH))
         return self._base[1]
 
     def of(self, texts: list[str], wording: label_words.Wording | None) -> torch.Tensor:

@@ -25,6 +25,7 @@ from gptx_nb.engine import models
 from gptx_nb.engine.data import Examples, Table
 from gptx_nb.engine.predict import use_all_cores
 from gptx_nb.engine.tasks import head_start
+from gptx_nb.engine.tasks.reading import Reading
 from gptx_nb.engine.transfer import accuracy
 from gptx_nb.recipe import Recipe
 
@@ -47,7 +48,7 @@ def measure(data: Set, count: int, draw: int, arguments: argparse.Namespace) -> 
     base = models.find(recipe.model)
     tokenizer = models.load_tokenizer(base)
     model = models.load_classifier(base, tokenizer, data.labels, draw)
-    known = head_start.Base(model, tokenizer, lambda: models.output_rows(base, model), MAX_LENGTH)
+    known = head_start.Base(model, tokenizer, lambda: models.output_rows(base, model), Reading(MAX_LENGTH))
     start = head_start.choose(known, table, recipe)
     found: dict[str, Any] = {"chosen": "plain" if start.wording is None else "words", "tried": start.tried}
     for each in arguments.starts:

@@ -14,14 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from gptx_nb import api, files, inference
+from gptx_nb import api, files, inference, text_pairs
 from gptx_nb.engine import models, setup
 from gptx_nb.engine.data import Examples, Table
 from gptx_nb.engine.jobs import Classification
 from gptx_nb.engine.predict import Classifier
-from gptx_nb.engine.tasks import label_words
+from gptx_nb.engine.tasks import label_words, reading
 from gptx_nb.engine.tasks.head_start import Base, choose
 from gptx_nb.engine.tasks.label_words import PROMPT_FILE, Wording, wording
+from gptx_nb.engine.tasks.reading import Reading
 from gptx_nb.engine.train import train
 from gptx_nb.errors import DataError, ModelError, RecipeError, UsageError
 from gptx_nb.progress import preflight_lines, score_rows
@@ -114,6 +115,40 @@ def test_the_tokens_are_those_of_the_whole_prompt_as_one_text(tiny: Any) -> None
     tokenizer = tiny[1]
     (row,), _ = label_words.encode(tokenizer, SENTIMENT, ["A fine film."], 64)
     assert row == tokenizer("Review: A fine film.\nSentiment:")["input_ids"]
+
+
+@settings(max_examples=30, deadline=None)
+@given(words=st.integers(1, 120), length=st.integers(16, 60), stride=st.none() | st.integers(1, 60))
+def test_the_prompt_stands_around_each_window_of_a_long_text(
+    tiny: Any, words: int, length: int, stride: int | None
+) -> None:
+    tokenizer = tiny[1]
+    text = " ".join(["good", "bad", "long"][at % 3] for at in range(words))
+    found = label_words.read(tokenizer, SENTIMENT, [text], Reading(length, "windows", stride))
+    before, after = tokenizer("Review:")["input_ids"], tokenizer("\nSentiment:")["input_ids"]
+    windows = reading.windows_of(found.rows[0])
+    assert all(len(each) <= length for each in windows)
+    assert all(each[: len(before)] == before and each[-len(after) :] == after for each in windows)
+    inner = [each[len(before) : len(each) - len(after)] for each in windows]
+    ids = tokenizer(f" {text}")["input_ids"]
+    assert inner[0] == ids[: length - len(before) - len(after)]
+    if found.cut:
+        assert len(windows) == reading.MOST_WINDOWS
+    else:
+        assert inner[-1] == ids[-len(inner[-1]) :]
+        assert sum(map(len, inner)) >= len(ids)  # nothing is lost between windows
+
+
+def test_of_a_pair_within_a_prompt_the_longer_text_is_cut(tiny: Any) -> None:
+    tokenizer = tiny[1]
+    asked = wording(["entailment", "neutral"], pair=True)
+    assert asked == Wording("{text}\nRelation:", (" entailment", " neutral"))
+    text = text_pairs.join("long " * 40, "A short end.")
+    (row,) = label_words.read(tokenizer, asked, [text], Reading(24, pair=True)).rows
+    read = str(tokenizer.decode(row))
+    assert read.startswith("long long")
+    assert read.endswith("long\n\nA short end.\nRelation:")
+    assert len(row) == 24
 
 
 # ---- the head -------------------------------------------------------------------------------------------------------
@@ -239,7 +274,7 @@ def test_words_have_to_be_ahead_by_more_than_chance(tiny: Any, told: float, chos
             return torch.eye(2, 4)
 
     base, tokenizer, model = tiny
-    known = Known(model, tokenizer, lambda: models.output_rows(base, model), 64)
+    known = Known(model, tokenizer, lambda: models.output_rows(base, model), Reading(64))
     rows = [(f"text {number}", labels[number % 2]) for number in range(100)]
     start = choose(known, table(rows, labels), Recipe(data="here"))
     assert start.tried is not None

@@ -128,7 +128,7 @@ class Classification:
     ) -> None:
         if self._scratch:  # words mean nothing to random weights
             return
-        known = Base(model, tokenizer, lambda: models.output_rows(base, model), max_length, dtype)
+        known = Base(model, tokenizer, lambda: models.output_rows(base, model), self._reading_at(max_length), dtype)
         self.start = head_start.choose(known, self.table, self.recipe)
         if self.start.head is not None:
             score: Any = model.get_submodule("score")
@@ -137,19 +137,19 @@ class Classification:
                 self._before = head_start.Before.of(known, self.start, self.table, models.context(base.config))
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-        pair, recipe = self.report.get("text_pair") is not None, self.recipe
-        self._reading = Reading(max_length, recipe.long_texts, recipe.stride, pair)
+        self._reading = self._reading_at(max_length)
         found = self._read(tokenizer, self.table.train.texts)
         more = self._read(tokenizer, self.table.validation.texts if self.table.validation is not None else [])
         self._rows, self._held, self._cut = found.rows, more.rows, found.cut + more.cut
         self._shown = self._rows, self._held
         self._cost = self._reading.cost([*found.rows, *more.rows], self._cut, found.tokens + more.tokens)
 
+    def _reading_at(self, max_length: int) -> Reading:
+        pair = self.report.get("text_pair") is not None
+        return Reading(max_length, self.recipe.long_texts, self.recipe.stride, pair)
+
     def _read(self, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> reading.Rows:
-        if self.start.wording is None:
-            return reading.encode(tokenizer, texts, self._reading)
-        rows, cut = label_words.encode(tokenizer, self.start.wording, texts, self._reading.max_length)
-        return reading.Rows(list(rows), cut, sum(map(len, rows)))
+        return label_words.read(tokenizer, self.start.wording, texts, self._reading)
 
     @property
     def rows(self) -> int:

@@ -27,7 +27,7 @@ from gptx_nb.engine.device import Device, cores, is_out_of_memory
 from gptx_nb.engine.models import context
 from gptx_nb.engine.tasks import label_words, text_classification
 from gptx_nb.engine.tasks.label_words import Wording
-from gptx_nb.engine.tasks.reading import Reading, Rows, encode
+from gptx_nb.engine.tasks.reading import Reading
 from gptx_nb.errors import ModelError
 from gptx_nb.inference import CLASSIFIER_FILE
 
@@ -127,7 +127,7 @@ class Classifier:
 
         Raises ModelError if the weights give no finite number.
         """
-        found = self._read(texts)
+        found = label_words.read(self._tokenizer, self._wording, texts, self.reading)
         logits = text_classification.logits(
             self._model,
             found.rows,
@@ -142,12 +142,6 @@ class Classifier:
         wide = torch.from_numpy(logits).double()
         probabilities: list[list[float]] = (wide.softmax(-1) if self.threshold is None else wide.sigmoid()).tolist()
         return Answer(probabilities, found.cut)
-
-    def _read(self, texts: list[str]) -> Rows:
-        if self._wording is None:
-            return encode(self._tokenizer, texts, self.reading)
-        rows, cut = label_words.encode(self._tokenizer, self._wording, texts, self.reading.max_length)
-        return Rows(list(rows), cut, sum(map(len, rows)))
 
     def close(self) -> None:
         """Give the memory back. The classifier cannot be used after this."""

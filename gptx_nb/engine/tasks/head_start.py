@@ -19,8 +19,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gptx_nb.engine import evaluate
 from gptx_nb.engine.data import Table
-from gptx_nb.engine.tasks import label_words
+from gptx_nb.engine.tasks import label_words, reading
 from gptx_nb.engine.tasks.label_words import PROMPT_FILE, Wording
+from gptx_nb.engine.tasks.reading import Reading, Row
 from gptx_nb.errors import DataError, nearest
 from gptx_nb.recipe import Recipe
 
@@ -73,13 +74,13 @@ class Start:
 class Base:
     """A model as it is, with its tokenizer. `output` gives its output layer (vocabulary, width).
 
-    States are computed in `dtype`, texts cut at `max_length` tokens.
+    States are computed in `dtype`, of texts that are read as `reading` says.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     output: Callable[[], torch.Tensor]
-    max_length: int
+    reading: Reading
     dtype: torch.dtype = torch.float32
 
     def tokens_of(self, wording: Wording) -> int:
@@ -88,7 +89,7 @@ class Base:
 
     def states(self, texts: Sequence[str], wording: Wording | None) -> torch.Tensor:
         """Return the states (texts, width) that a head sees of `texts`, within a prompt if there is one."""
-        rows, _ = label_words.encode(self.tokenizer, wording, texts, self.max_length)
+        rows = label_words.read(self.tokenizer, wording, texts, self.reading).rows
         pad: Any = self.tokenizer.pad_token_id
         return label_words.states(self.model, rows, pad_id=pad, dtype=self.dtype)
 
@@ -110,7 +111,7 @@ class Before:
 
     rows: torch.Tensor
     head: torch.Tensor
-    zero: list[list[int]]
+    zero: list[Row]
     of_zero: list[int]
     few: list[list[int]]
     of_few: list[int]
@@ -131,24 +132,26 @@ class Before:
             [table.train.texts[place] for place in places], [table.train.labels[place] for place in places]
         )
         fits = base.tokens_of(shown) * 2 <= context
-        zero, _ = label_words.encode(base.tokenizer, start.wording, [held[at] for at in of_zero], base.max_length)
+        zero = label_words.read(base.tokenizer, start.wording, [held[at] for at in of_zero], base.reading).rows
         few, _ = label_words.encode(base.tokenizer, shown, [held[at] for at in of_few], context) if fits else ([], 0)
         return cls(start.rows, start.head, zero, of_zero, few, of_few, len(places), base.dtype)
 
     @property
     def tokens(self) -> list[int]:
         """Every token that it needs, by number."""
-        return sorted({token for row in [*self.zero, *self.few] for token in row})
+        return sorted({token for row in [*reading.flat(self.zero), *self.few] for token in row})
 
     def renumbered(self, tokens: Callable[[list[int]], list[int]]) -> Before:
-        return replace(self, zero=[tokens(row) for row in self.zero], few=[tokens(row) for row in self.few])
+        return replace(
+            self, zero=[reading.renumbered(row, tokens) for row in self.zero], few=[tokens(row) for row in self.few]
+        )
 
     def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, table: Table) -> dict[str, Any]:
         """Return {"scores", "few_shot"}, each {"rows", "accuracy", "macro_f1"}; few-shot ones where examples fit."""
         assert table.validation is not None
         truth, pad = table.validation.labels, int(tokenizer.pad_token_id)
 
-        def score(rows: list[list[int]], places: list[int], calibrate: bool) -> dict[str, Any]:
+        def score(rows: Sequence[Row], places: list[int], calibrate: bool) -> dict[str, Any]:
             states = label_words.states(model, rows, pad_id=pad, dtype=self.dtype)
             head = label_words.head(self.rows, states, states[:0]) if calibrate else self.head
             found = evaluate.scores(table.labels, [truth[at] for at in places], (states @ head.T).numpy())
@@ -180,19 +183,20 @@ def choose(base: Base, table: Table, recipe: Recipe) -> Start:
     """
     if recipe.head == "plain":
         return Start(None, None, "asked for in the recipe")
-    wording = _unfit(table, recipe) or _wording(table, recipe)
+    several = "a text may have several labels, and a prompt asks for one"
+    wording = several if table.multi_label else _wording(table, recipe)
     asked = recipe.head == "words" or recipe.prompt is not None or recipe.label_words is not None
     if isinstance(wording, str):
         if asked:
-            if _unfit(table, recipe):
+            if table.multi_label:
                 raise DataError(f"head: {wording}. Type `head: plain`")
             raise DataError(
                 f"head: {wording}. Say what the labels mean, as in `label_words: {{{table.labels[0]}: good, "
                 f"{table.labels[1]}: bad}}`, or type `head: plain`"
             )
         return Start(None, None, f"a new head, as {wording}")
-    if not asked and (taken := base.tokens_of(wording)) * 2 > base.max_length:
-        return Start(None, None, f"a new head, as a prompt would take {taken} of a text's {base.max_length} tokens")
+    if not asked and (taken := base.tokens_of(wording)) * 2 > (most := base.reading.max_length):
+        return Start(None, None, f"a new head, as a prompt would take {taken} of a text's {most} tokens")
     train = table.train
     places = sample(len(train), max(MOST_TEXTS, A_LABEL * len(table.labels)), recipe.seed)
     texts, truth = [train.texts[place] for place in places], np.array([train.labels[place] for place in places])
@@ -231,17 +235,6 @@ def _ahead(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
     return float(differences.mean()), float(differences.std(ddof=1) / len(differences) ** 0.5)
 
 
-def _unfit(table: Table, recipe: Recipe) -> str:
-    """Say why the texts of `table` cannot be read within a prompt; nothing where they can."""
-    if table.multi_label:
-        return "a text may have several labels, and a prompt asks for one"
-    if table.report.get("text_pair") is not None:
-        return "a prompt is for one text, and these are pairs"
-    if recipe.long_texts != "cut":
-        return f"long_texts: {recipe.long_texts} has no prompt around each part"
-    return ""
-
-
 def _wording(table: Table, recipe: Recipe) -> Wording | str:
     for label in recipe.label_words or {}:
         if label not in table.labels:
@@ -256,6 +249,7 @@ def _wording(table: Table, recipe: Recipe) -> Wording | str:
         prompt=recipe.prompt,
         words=recipe.label_words,
         texts=table.train.texts[:LOOK],
+        pair=table.report.get("text_pair") is not None,
     )
 
 
