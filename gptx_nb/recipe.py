@@ -278,8 +278,9 @@ class Recipe(Settings):
     )
     long_texts: Literal["cut", "head+tail", "windows"] = setting(
         "cut",
-        "What a classifier reads of texts longer than max_length: their beginning, beginning and end, or all of it in "
-        "overlapping windows whose logits are averaged.",
+        "What is read of texts longer than max_length: their beginning, beginning and end (classifiers), or all of it "
+        "in overlapping windows (classifiers average their logits; question-answering takes the likeliest answer of "
+        "all windows, summarization summarises their summaries).",
         reason="costs least; the plan says how many texts are cut, and what windows would cost",
     )
     stride: int | None = setting(
