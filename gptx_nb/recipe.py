@@ -219,7 +219,8 @@ class Recipe(Settings):
     threshold: float | None = setting(
         None,
         "Where texts have several labels: the probability from which on a label is given.",
-        reason="chosen by micro F1 on the held-out rows, each half scored with the other's; 0.5 where there are none",
+        reason="chosen by micro F1 on the held-out rows, each half scored with the other's, and one for each label "
+        "where that does better; 0.5 where there are none",
         unit="share",
         gt=0,
         lt=1,

@@ -239,7 +239,7 @@ class Classification:
 class MultiLabel(Classification):
     """Any number of labels a text."""
 
-    _threshold = multi_label.USUAL
+    _threshold: multi_label.Threshold = multi_label.USUAL
 
     def load_model(
         self, base: models.Base, tokenizer: PreTrainedTokenizerBase, seed: int, *, scratch: bool = False

@@ -55,8 +55,8 @@ class Classifier:
     """A sequence classifier and its tokenizer on one device, and the prompt that it reads texts in, if it has one.
 
     `labels` are in the order of the columns, `max_length` is in tokens, `bytes` is what the weights take. `threshold`:
-    from which probability on a label is given, where a text may have several; else None. `reading` by default sees the
-    first tokens of a text.
+    from which probability on a label is given, or one for each label, where a text may have several; else None.
+    `reading` by default sees the first tokens of a text.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Classifier:
         tokenizer: PreTrainedTokenizerBase,
         device: Device,
         reading: Reading | None = None,
-        threshold: float | None = None,
+        threshold: multi_label.Threshold | None = None,
         wording: Wording | None = None,
     ) -> None:
         pad_id = model.config.pad_token_id
