@@ -48,6 +48,7 @@ from gptx_nb.engine.transfer import accuracy
 from gptx_nb.recipe import Recipe
 
 MAX_LENGTH = 128
+PIECE = 100  # texts
 
 
 class Set:
@@ -96,6 +97,11 @@ class States:
         return self._base[1]
 
     def of(self, texts: list[str], wording: label_words.Wording | None) -> torch.Tensor:
+        """Return their states; kept piece by piece, so that what breaks off goes on from there."""
+        pieces = [texts[at : at + PIECE] for at in range(0, len(texts), PIECE)]
+        return torch.cat([self._states(each, wording) for each in pieces])
+
+    def _states(self, texts: list[str], wording: label_words.Wording | None) -> torch.Tensor:
         return self._kept([self._name, repr(wording), *texts], lambda: self.base().states(texts, wording))
 
     def rows(self, wording: label_words.Wording) -> torch.Tensor:

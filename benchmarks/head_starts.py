@@ -30,8 +30,8 @@ from gptx_nb.engine.transfer import accuracy
 from gptx_nb.recipe import Recipe
 
 
-def measure(data: Set, count: int, draw: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the accuracy from each start, what would be chosen, and by which figures."""
+def asked(data: Set, count: int, draw: int, arguments: argparse.Namespace) -> tuple[Table, Recipe]:
+    """Return the examples of one draw beside the test rows, and the recipe that says nothing of the start."""
     places = data.draw(count, draw)
     train = Examples([data.train[0][place] for place in places], data.train[1][places].tolist())
     held = Examples(data.test[0], data.test[1].tolist())
@@ -45,16 +45,26 @@ def measure(data: Set, count: int, draw: int, arguments: argparse.Namespace) -> 
         baselines=False,
         seed=draw,
     )
+    return table, recipe
+
+
+def choice(table: Table, recipe: Recipe) -> dict[str, Any]:
+    """Return the start that would be chosen, and by which figures."""
     base = models.find(recipe.model)
     tokenizer = models.load_tokenizer(base)
-    model = models.load_classifier(base, tokenizer, data.labels, draw)
+    model = models.load_classifier(base, tokenizer, table.labels, recipe.seed)
     known = head_start.Base(model, tokenizer, lambda: models.output_rows(base, model), Reading(MAX_LENGTH))
     start = head_start.choose(known, table, recipe)
-    found: dict[str, Any] = {"chosen": "plain" if start.wording is None else "words", "tried": start.tried}
-    for each in arguments.starts:
+    return {"chosen": "plain" if start.wording is None else "words", "tried": start.tried}
+
+
+def measure(table: Table, recipe: Recipe, starts: list[str]) -> dict[str, Any]:
+    """Return the accuracy from each start, and the seconds that it took."""
+    found: dict[str, Any] = {}
+    for each in starts:
         begun = time.perf_counter()
-        asked = recipe.model_copy(update={"head": each})
-        found[each] = accuracy(asked, table, scratch=False, should_stop=lambda: False, record=lambda entry: None)
+        given = recipe.model_copy(update={"head": each})
+        found[each] = accuracy(given, table, scratch=False, should_stop=lambda: False, record=lambda entry: None)
         found[f"{each}_s"] = round(time.perf_counter() - begun)
     return found
 
@@ -100,7 +110,8 @@ def main() -> None:
                 key = {**about, "set": data.name, "examples": count, "draw": draw}
                 if any(key.items() <= each.items() for each in found):
                     continue
-                found.append({**key, **measure(data, count, draw, arguments)})
+                table, recipe = asked(data, count, draw, arguments)
+                found.append({**key, **choice(table, recipe), **measure(table, recipe, arguments.starts)})
                 print(json.dumps(found[-1]), flush=True)
                 mine = [each for each in found if about.items() <= each.items()]
                 report("What a classifier begins with", about, rows_of(mine, arguments.starts), found, arguments.out)
