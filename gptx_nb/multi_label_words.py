@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gptx_nb.writing_words import shown
@@ -35,5 +35,15 @@ def lines(validation: Mapping[str, Any]) -> list[str]:
     return [
         "accuracy counts a text whose labels are all right; "
         f"micro F1 counts each label: {shown(validation['scores']['micro_f1'])}",
-        f"a label is given from a probability of {validation['threshold']:g} on: {validation['threshold_why']}",
+        f"a label is given from a probability of {least(validation['labels'], validation['threshold'])} on: "
+        f"{validation['threshold_why']}",
     ]
+
+
+def least(labels: Sequence[str], threshold: float | Sequence[float]) -> str:
+    """Return the probability from which on a label is given, as text: one, or `its own` with each label's."""
+    if isinstance(threshold, float | int):
+        return f"{threshold:g}"
+    shown = [f"{label} {share:g}" for label, share in zip(labels, threshold, strict=True)]
+    more = f", … {len(shown) - 8} more" if len(shown) > 8 else ""
+    return f"its own ({', '.join(shown[:8])}{more})"

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
+from gptx_nb.multi_label_words import least
+
 SHOWN_ROWS = 20
 SHOWN_LABELS = 10
 SHOWN_CHARACTERS = 160
@@ -43,8 +45,8 @@ class Predictions(Sequence[Prediction]):
     `run` names the run and version that answered, `classes` are the model's label names in its own order, `texts` the
     texts, `probabilities` a row a text and a column a class. `labels` is the likeliest class of each text. `cut` counts
     the texts that exceed what the model reads, and `row_index` is the index of the Series or DataFrame that the texts
-    came from, or None. `threshold`: the probability from which on a class is given, where a text may have several;
-    `labels` then has a list of classes for each text. `read`: what is read of a text that is too long.
+    came from, or None. `threshold`: the probability from which on a class is given, or one for each class, where a text
+    may have several; `labels` then has a list of classes for each text. `read`: what is read of too long a text.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class Predictions(Sequence[Prediction]):
         probabilities: Sequence[Sequence[float]],
         cut: int = 0,
         row_index: Any = None,
-        threshold: float | None = None,
+        threshold: float | Sequence[float] | None = None,
         read: str = "beginning",
     ) -> None:
         self.run = run
@@ -91,7 +93,9 @@ class Predictions(Sequence[Prediction]):
         ranked = sorted(zip(self.classes, row, strict=True), key=lambda pair: -pair[1])
         if self.threshold is None:
             return Prediction(self.texts[place], self.classes[best], row[best], dict(ranked))
-        given = tuple(name for name, share in ranked if share >= self.threshold)
+        needed = self.threshold if isinstance(self.threshold, Sequence) else [self.threshold] * len(row)
+        wanted = dict(zip(self.classes, needed, strict=True))
+        given = tuple(name for name, share in ranked if share >= wanted[name])
         return Prediction(self.texts[place], ", ".join(given) or NO_LABEL, row[best], dict(ranked), given)
 
     def to_frame(self) -> Any:
@@ -116,7 +120,7 @@ class Predictions(Sequence[Prediction]):
     def notes(self) -> list[str]:
         """Return what a reader should know besides the table."""
         if self.threshold is not None:
-            said = f"A text has every label whose probability is at least {self.threshold:g}."
+            said = f"A text has every label whose probability is at least {least(self.classes, self.threshold)}."
             return [said, *self._cut_notes()]
         return self._cut_notes()
 

@@ -219,7 +219,8 @@ class Recipe(Settings):
     threshold: float | None = setting(
         None,
         "Where texts have several labels: the probability from which on a label is given.",
-        reason="chosen by micro F1 on the held-out rows, each half scored with the other's; 0.5 where there are none",
+        reason="chosen by micro F1 on the held-out rows, each half scored with the other's, and one for each label "
+        "where that does better; 0.5 where there are none",
         unit="share",
         gt=0,
         lt=1,
@@ -295,8 +296,9 @@ class Recipe(Settings):
     )
     long_texts: Literal["cut", "head+tail", "windows"] = setting(
         "cut",
-        "What a classifier reads of texts longer than max_length: their beginning, beginning and end, or all of it in "
-        "overlapping windows whose logits are averaged.",
+        "What is read of texts longer than max_length: their beginning, beginning and end (classifiers), or all of it "
+        "in overlapping windows (classifiers average their logits; question-answering takes the likeliest answer of "
+        "all windows, summarization summarises their summaries).",
         reason="costs least; the plan says how many texts are cut, and what windows would cost",
     )
     stride: int | None = setting(

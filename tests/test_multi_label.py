@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import gptx_nb
-from gptx_nb import inference, launch, text_pairs
+from gptx_nb import inference, launch, multi_label_words, text_pairs
 from gptx_nb.engine import examples, multi_label
 from gptx_nb.engine.scores.labels import multi_label as scored
 from gptx_nb.engine.tasks import reading
@@ -150,6 +150,27 @@ def test_the_threshold_is_that_of_the_best_micro_f1_and_no_row_chooses_its_own()
     answers, _, _ = multi_label.given(shares, truth, None)
     assert (answers[1::2] == (shares[1::2] >= multi_label.choose(shares[::2], truth[::2]))).all()
     assert multi_label.given(shares[:10], truth[:10], None)[1] == 0.5
+
+
+def test_labels_have_their_own_thresholds_where_these_do_better_on_rows_that_did_not_choose_them() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.random((200, 3)) < [0.5, 0.3, 0.02]
+    # The model is sure of the first label, never of the second; the third has too few rows to say.
+    shares = np.where(truth, [0.9, 0.35, 0.6], [0.5, 0.1, 0.2]) + rng.normal(0, 0.02, (200, 3))
+    logits = np.log(shares / (1 - shares))
+    rows = [np.flatnonzero(row).tolist() for row in truth]
+    found = multi_label.scores(["joy", "fear", "awe"], rows, logits)
+    common = multi_label.choose(shares, truth)
+    assert found["threshold"][2] == common
+    assert found["threshold"][1] < 0.35 < 0.5 < found["threshold"][0]
+    assert found["micro_f1"] > 0.98 > multi_label.scores(["joy", "fear", "awe"], rows, logits, common)["micro_f1"]
+    assert found["threshold_why"].startswith("each label's best F1 on the held-out rows: micro F1 ")
+    joy, fear, awe = found["threshold"]
+    said = f"a label is given from a probability of its own (joy {joy:g}, fear {fear:g}, awe {awe:g}) on: each label's"
+    assert said in multi_label_words.lines(found)[1]
+    answer = Predictions("run", ["joy", "fear", "awe"], ["a text"], [[0.45, 0.4, 0.2]], threshold=found["threshold"])
+    assert answer.labels == [["fear"]]
+    assert f"at least its own (joy {joy:g}, fear {fear:g}, awe {awe:g})." in answer.notes()[0]
 
 
 def test_scores_by_label_are_those_of_the_answers() -> None:

@@ -14,7 +14,7 @@ from gptx_nb.engine import data, roles
 from gptx_nb.engine.data import Table
 from gptx_nb.engine.roles import CLASSIFICATION, RoleTable
 from gptx_nb.engine.scores import texts
-from gptx_nb.engine.tasks.writing import TASKS
+from gptx_nb.engine.tasks.writing import LONG, TASKS
 from gptx_nb.errors import RecipeError
 from gptx_nb.recipe import Recipe
 
@@ -73,10 +73,12 @@ def _check(task: str, recipe: Recipe) -> None:
             f"baseline: {recipe.baseline} compares classifiers, by accuracy. For {task} the base model as it is stands "
             "beside the tuned one without it; leave it out"
         )
-    if recipe.long_texts != "cut":
+    if recipe.long_texts == "head+tail" or (recipe.long_texts == "windows" and task not in LONG):
+        fitting = " and ".join(LONG)
         raise RecipeError(
-            f"long_texts: {recipe.long_texts} is for text-classification. For {task} a context is cut where it is too "
-            "long, and counted, and whole texts to learn from are read in as many rows as they need; leave it out"
+            f"long_texts: {recipe.long_texts} is not for {task}. Classifiers read head+tail and windows, {fitting} "
+            "windows. Else a context is cut where it is too long, and counted, and whole texts to learn from are read "
+            "in as many rows as they need; leave it out"
         )
     for name in ("label", "labels"):
         if getattr(recipe, name) is not None:

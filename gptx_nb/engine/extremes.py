@@ -9,6 +9,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from gptx_nb.engine.data import label_name
 from gptx_nb.engine.examples import AnyTable
 from gptx_nb.engine.predict import Classifier
@@ -44,12 +46,13 @@ def _labels(table: Any, model: Classifier) -> list[Json]:
     texts = [table.validation.texts[at] for at in places]
     right = [table.validation.labels[at] for at in places]
     rows = []
+    given = np.broadcast_to(model.threshold or 0.5, len(model.labels))
     said: int | list[int]
     for text, label, shares in zip(texts, right, model.predict(texts), strict=True):
         if isinstance(label, int):
             said, share = max(range(len(shares)), key=shares.__getitem__), shares[label]
         else:  # any number of labels: as sure as it is of the one that it is least sure of
-            said = [at for at, each in enumerate(shares) if each >= (model.threshold or 0.5)]
+            said = [at for at, each in enumerate(shares) if each >= given[at]]
             share = min(each if at in label else 1 - each for at, each in enumerate(shares))
         names = (label_name(model.labels, each) for each in (label, said))
         rows.append({"text": text, **dict(zip(("right", "said"), names, strict=True)), "share": share})

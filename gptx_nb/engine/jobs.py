@@ -22,12 +22,22 @@ from gptx_nb.engine.data import Table, label_name
 from gptx_nb.engine.examples import AnyTable
 from gptx_nb.engine.rendering import pieces
 from gptx_nb.engine.roles import CLASSIFICATION, RoleTable
-from gptx_nb.engine.tasks import chat_templates, head_start, label_words, reading, targets, text_classification
+from gptx_nb.engine.tasks import (
+    chat_templates,
+    head_start,
+    label_words,
+    long_contexts,
+    reading,
+    targets,
+    text_classification,
+)
 from gptx_nb.engine.tasks.encoding import Encoded, Encoder
 from gptx_nb.engine.tasks.head_start import Base, Start
 from gptx_nb.engine.tasks.label_words import PROMPT_FILE, Wording
+from gptx_nb.engine.tasks.long_contexts import Windows
 from gptx_nb.engine.tasks.reading import Reading, Row
-from gptx_nb.engine.tasks.writing import TASKS
+from gptx_nb.engine.tasks.templates import Example
+from gptx_nb.engine.tasks.writing import LONG, TASKS
 from gptx_nb.engine.tuning import Tuning
 from gptx_nb.engine.writer import Writer
 from gptx_nb.errors import DataError
@@ -143,7 +153,7 @@ class Classification:
     ) -> None:
         if self._scratch:  # words mean nothing to random weights
             return
-        known = Base(model, tokenizer, lambda: models.output_rows(base, model), max_length, dtype)
+        known = Base(model, tokenizer, lambda: models.output_rows(base, model), self._reading_at(max_length), dtype)
         # Of several processes one looks at the examples, and the others take its word.
         self.start = _start_of(once("head start", lambda: _plain(head_start.choose(known, self.table, self.recipe))))
         if self.start.head is not None:
@@ -153,19 +163,19 @@ class Classification:
                 self._before = head_start.Before.of(known, self.start, self.table, models.context(base.config))
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-        pair, recipe = self.report.get("text_pair") is not None, self.recipe
-        self._reading = Reading(max_length, recipe.long_texts, recipe.stride, pair)
+        self._reading = self._reading_at(max_length)
         found = self._read(tokenizer, self.table.train.texts)
         more = self._read(tokenizer, self.table.validation.texts if self.table.validation is not None else [])
         self._rows, self._held, self._cut = found.rows, more.rows, found.cut + more.cut
         self._shown = self._rows, self._held
         self._cost = self._reading.cost([*found.rows, *more.rows], self._cut, found.tokens + more.tokens)
 
+    def _reading_at(self, max_length: int) -> Reading:
+        pair = self.report.get("text_pair") is not None
+        return Reading(max_length, self.recipe.long_texts, self.recipe.stride, pair)
+
     def _read(self, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> reading.Rows:
-        if self.start.wording is None:
-            return reading.encode(tokenizer, texts, self._reading)
-        rows, cut = label_words.encode(tokenizer, self.start.wording, texts, self._reading.max_length)
-        return reading.Rows(list(rows), cut, sum(map(len, rows)))
+        return label_words.read(tokenizer, self.start.wording, texts, self._reading)
 
     @property
     def rows(self) -> int:
@@ -248,6 +258,7 @@ def _plain(start: Start) -> dict[str, Any]:
     return {
         "wording": None if start.wording is None else asdict(start.wording),
         "reason": start.reason,
+        "tried": start.tried,
         **{name: None if tensor is None else tensor.tolist() for name, tensor in tensors.items()},
     }
 
@@ -257,13 +268,13 @@ def _start_of(plain: dict[str, Any]) -> Start:
     words = plain["wording"]
     wording = None if words is None else Wording(**{**words, "words": tuple(words["words"])})
     head, rows = (None if plain[name] is None else torch.tensor(plain[name]) for name in ("head", "rows"))
-    return Start(wording, head, plain["reason"], rows)
+    return Start(wording, head, plain["reason"], rows, plain["tried"])
 
 
 class MultiLabel(Classification):
     """Any number of labels a text."""
 
-    _threshold = multi_label.USUAL
+    _threshold: multi_label.Threshold = multi_label.USUAL
 
     def load_model(
         self, base: models.Base, tokenizer: PreTrainedTokenizerBase, seed: int, *, scratch: bool = False
@@ -322,8 +333,10 @@ class Writing:
         self.task = TASKS[self.table.task]
         self._rows: list[Encoded] = []
         self._held: list[Encoded] = []
+        self._facts = dict(self.table.facts)
         self._counts: dict[str, int] = {}
         self._notes: list[str] = []
+        self._windowed = 0  # examples whose contexts take several windows
         self._began = time.monotonic()
         self._wrote = 0.0  # seconds in which samples were written
 
@@ -353,10 +366,13 @@ class Writing:
         return  # it writes with the head that it has
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        self._rows, self._held, self._notes, self._windowed = [], [], [], 0  # it may be asked for several lengths
         if self.task.name == "chat":
             name, reason = chat_templates.choose(tokenizer)
             self._notes.append(f"chat template: {name} ({reason})")
         encoder = Encoder(tokenizer, max_length)
+        if self.recipe.long_texts == "windows":
+            self._facts["windows"] = Windows(max_length, self.recipe.stride).to_json()
         cut = left_out = 0
         for examples, rows in ((self.table.train, self._rows), (self.table.validation or [], self._held)):
             parts: list[Any] = []
@@ -374,6 +390,12 @@ class Writing:
             if parts and not rows and rows is self._rows:
                 encoder.rows(parts, str(self.report["source"]))  # says why nothing can be learnt
         self._counts = {"cut": cut, "left_out": left_out}
+        if self._windowed:
+            learnt = "the window with the answer is" if self.task.name == "question-answering" else "the beginning is"
+            self._notes.append(
+                f"{self._windowed:,} contexts are longer than {max_length:,} tokens: {learnt} learnt from, and all "
+                "windows are asked when the model answers, each for the time of an answer"
+            )
         if left_out:
             self._notes.append(
                 f"{left_out:,} example{'s are' if left_out != 1 else ' is'} left out: the answer and what asks for it "
@@ -384,13 +406,28 @@ class Writing:
         self, example: dict[str, Any], encoder: Encoder, tokenizer: PreTrainedTokenizerBase
     ) -> tuple[list[Encoded | None], bool, list[Any]]:
         """Return the rows of an example, whether it lost its oldest turns to fit, and its segments."""
-        segments = self.task.segments(example, self.table.facts, tokenizer)
+        example = dict(self._window(example, encoder, tokenizer))
+        segments = self.task.segments(example, self._facts, tokenizer)
         if self.task.whole_text(example):
             return [row for each in segments for row in encoder.windows(each)], False, segments
         rows = [encoder.encode(each) for each in segments]
         if None in rows and (shorter := self.task.shorter(example)) is not None:
             return self._encoded(shorter, encoder, tokenizer)[0], True, segments
         return rows, False, segments
+
+    def _window(self, example: Example, encoder: Encoder, tokenizer: PreTrainedTokenizerBase) -> Example:
+        """Return the example with the window of its context that it is learnt from."""
+        how, role = Windows.of(self._facts), LONG.get(self.task.name)
+        if how is None or role is None or role not in example:
+            return example
+        bare = encoder.encode(self.task.segments({**example, role: ""}, self._facts, tokenizer)[0])
+        if bare is None:
+            return example
+        found, _ = long_contexts.parts(tokenizer, example, role, how, fixed=len(bare.ids))
+        self._windowed += len(found) > 1
+        if self.task.name == "summarization":
+            return found[0]
+        return long_contexts.with_answer(found, role, self.task.accepted(example))
 
     @property
     def rows(self) -> int:
@@ -450,7 +487,7 @@ class Writing:
 
     def _few_shot(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
         shots, held = list(self.table.train[:SHOTS]), self.table.validation or []
-        writer = Writer(model, tokenizer, self.table.task, self.table.facts, tuned=False)
+        writer = Writer(model, tokenizer, self.table.task, self._facts, tuned=False)
         if any(self.task.whole_text(each) for each in [*shots, *held]) or not shots:
             return None
         try:
@@ -471,7 +508,7 @@ class Writing:
         started = time.monotonic()
         if self._wrote > MOST_OF_THE_TIME * (started - self._began):
             return []
-        writer = Writer(model, tokenizer, self.table.task, self.table.facts, tuned=True)
+        writer = Writer(model, tokenizer, self.table.task, self._facts, tuned=True)
         found = answers.samples(writer, self.table.validation or [], SAMPLES, SAMPLE_TOKENS)
         self._wrote += time.monotonic() - started
         return found
@@ -486,7 +523,7 @@ class Writing:
         whole = all(self.task.whole_text(each) for each in held)
         texts = answers.row_texts(self._held, lambda ids: str(tokenizer.decode(ids))) if whole else None
         found = answers.likelihood(learner.held_nats(), texts)
-        writer = Writer(model, tokenizer, self.table.task, self.table.facts, tuned=tuned)
+        writer = Writer(model, tokenizer, self.table.task, self._facts, tuned=tuned)
         more = answers.written(writer, held, allow_code=self.recipe.allow_code)
         return {"rows": len(held), **found, **more}
 
@@ -494,7 +531,7 @@ class Writing:
         return {}
 
     def beside(self) -> dict[str, Any]:
-        return {TASK_FILE: {"task": self.table.task, "facts": self.table.facts, "roles": self.report["roles"]}}
+        return {TASK_FILE: {"task": self.table.task, "facts": self._facts, "roles": self.report["roles"]}}
 
 
 def save(

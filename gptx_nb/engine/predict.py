@@ -27,7 +27,7 @@ from gptx_nb.engine.device import Device, cores, is_out_of_memory
 from gptx_nb.engine.models import context
 from gptx_nb.engine.tasks import label_words, text_classification
 from gptx_nb.engine.tasks.label_words import Wording
-from gptx_nb.engine.tasks.reading import Reading, Rows, encode
+from gptx_nb.engine.tasks.reading import Reading
 from gptx_nb.errors import ModelError
 from gptx_nb.inference import CLASSIFIER_FILE
 
@@ -55,8 +55,8 @@ class Classifier:
     """A sequence classifier and its tokenizer on one device, and the prompt that it reads texts in, if it has one.
 
     `labels` are in the order of the columns, `max_length` is in tokens, `bytes` is what the weights take. `threshold`:
-    from which probability on a label is given, where a text may have several; else None. `reading` by default sees the
-    first tokens of a text.
+    from which probability on a label is given, or one for each label, where a text may have several; else None.
+    `reading` by default sees the first tokens of a text.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Classifier:
         tokenizer: PreTrainedTokenizerBase,
         device: Device,
         reading: Reading | None = None,
-        threshold: float | None = None,
+        threshold: multi_label.Threshold | None = None,
         wording: Wording | None = None,
     ) -> None:
         pad_id = model.config.pad_token_id
@@ -122,7 +122,7 @@ class Classifier:
 
         Raises ModelError if the weights give no finite number.
         """
-        found = self._read(texts)
+        found = label_words.read(self._tokenizer, self._wording, texts, self.reading)
         logits = text_classification.logits(
             self._model,
             found.rows,
@@ -137,12 +137,6 @@ class Classifier:
         wide = torch.from_numpy(logits).double()
         probabilities: list[list[float]] = (wide.softmax(-1) if self.threshold is None else wide.sigmoid()).tolist()
         return Answer(probabilities, found.cut)
-
-    def _read(self, texts: list[str]) -> Rows:
-        if self._wording is None:
-            return encode(self._tokenizer, texts, self.reading)
-        rows, cut = label_words.encode(self._tokenizer, self._wording, texts, self.reading.max_length)
-        return Rows(list(rows), cut, sum(map(len, rows)))
 
     def close(self) -> None:
         """Give the memory back. The classifier cannot be used after this."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,12 @@ from gptx_nb import files
 from gptx_nb.engine import beams, generate, models, packing, products
 from gptx_nb.engine.device import Device, is_out_of_memory
 from gptx_nb.engine.models import context
-from gptx_nb.engine.tasks import chat_templates, targets, templates
+from gptx_nb.engine.tasks import chat_templates, long_contexts, targets, templates
 from gptx_nb.engine.tasks.columns import messages_of
 from gptx_nb.engine.tasks.encoding import Encoded, Encoder
+from gptx_nb.engine.tasks.long_contexts import Windows
 from gptx_nb.engine.tasks.templates import Example, Segment
-from gptx_nb.engine.tasks.writing import TASKS, Missing, WritingTask
+from gptx_nb.engine.tasks.writing import LONG, TASKS, Missing, WritingTask
 from gptx_nb.errors import DataError, ModelError
 from gptx_nb.inference import TASK_FILE
 
@@ -225,6 +226,8 @@ class Writer:
         how = how or How()
         new = how.max_new_tokens or self.task.max_new_tokens
         room = min(new, max(1, self.context // 2))
+        if (windows := long_contexts.Windows.of(self.facts)) is not None and examples:
+            return self._over_windows(windows, examples, how, shots, on_text, stopped)
         prompts: list[list[int]] = []
         cut = 0
         for number, example in enumerate(examples, 1):
@@ -270,6 +273,76 @@ class Writer:
         if stream is not None:
             stream.end(continued[0].tokens)
         return Answers([written[at : at + how.n] for at in range(0, len(written), how.n)], cut)
+
+    def _over_windows(
+        self,
+        windows: Windows,
+        examples: Sequence[Example],
+        how: How,
+        shots: Sequence[Example],
+        on_text: Callable[[str], None] | None,
+        stopped: Callable[[], bool],
+    ) -> Answers:
+        """Write answers to examples whose contexts may take several rows, as `long_contexts` says."""
+        plain = self._plain()
+        role, one = LONG[self.task.name], replace(how, n=1)
+        cut = 0
+
+        def split(example: Example) -> list[dict[str, Any]]:
+            nonlocal cut
+            if role not in example:
+                return [dict(example)]
+            asked = plain.encoder.prompt(plain.prompt({**example, role: ""}, shots))
+            fixed = (len(asked.ids) if asked else 0) + (how.max_new_tokens or self.task.max_new_tokens)
+            found, whole = long_contexts.parts(self._tokenizer, example, role, windows, fixed=fixed)
+            cut += not whole
+            return found
+
+        if self.task.name == "summarization":
+            last = []
+            for example in examples:
+                left, _ = long_contexts.summarised(
+                    split,
+                    lambda parts: [each[0].text for each in plain.write(parts, one, shots, stopped=stopped).written],
+                    example,
+                )
+                last.append(left)
+            found = plain.write(last, how, shots, on_text, stopped)
+            return Answers(found.written, cut + found.cut)
+        answers: list[list[Written]] = []
+        for example in examples:
+            parts = split(example)
+            alone = len(parts) == 1
+            found = plain.write(parts, how, shots, on_text if alone else None, stopped)
+            cut += found.cut
+            chosen = 0 if alone else self._likeliest(parts, found.written, shots)
+            answers.append(found.written[chosen])
+            if on_text is not None and not alone:
+                on_text(answers[-1][0].text)
+        return Answers(answers, cut)
+
+    def _plain(self) -> Writer:
+        """Return this writer for examples that fit."""
+        facts = {name: each for name, each in self.facts.items() if name != "windows"}
+        return Writer(self._model, self._tokenizer, self.task.name, facts, tuned=self.tuned)
+
+    def _likeliest(
+        self, parts: Sequence[Example], written: Sequence[Sequence[Written]], shots: Sequence[Example]
+    ) -> int:
+        """Return the place of the window whose answer is the likeliest, by nats a token, its end counted."""
+        rows, places = [], []
+        for place, (example, answers) in enumerate(zip(parts, written, strict=True)):
+            if not answers[0].text:
+                continue
+            answer = Segment(f" {answers[0].text}", target=True)
+            row = self.encoder.encode([*self.prompt(example, shots), answer, templates.END])
+            if row is not None:
+                rows.append(row)
+                places.append(place)
+        if not rows:
+            return 0
+        nats = self.nats(rows)
+        return places[int(np.argmin(nats[:, 0] / nats[:, 1]))]
 
     def _fitting(self, example: Example, shots: Sequence[Example], room: int) -> tuple[Encoded | None, bool]:
         """Return the tokens of a prompt, and whether a conversation lost its oldest turns for that."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptx_nb import files, inference
 from gptx_nb.errors import DataError, UsageError
+from gptx_nb.multi_label_words import least
 from gptx_nb.recipe import Recipe, make_recipe
 from gptx_nb.sources import Source
 
@@ -132,7 +133,7 @@ def _scored(labels: list[str], truth: list[int], answer: Answer) -> dict[str, An
     return {**_told(labels, scores, answer), "confusion": found.confusion}
 
 
-def _scored_sets(labels: list[str], truth: list[Any], answer: Answer, threshold: float) -> dict[str, Any]:
+def _scored_sets(labels: list[str], truth: list[Any], answer: Answer, threshold: float | list[float]) -> dict[str, Any]:
     """Return the scores of an answer to texts with several labels."""
     import numpy as np
 
@@ -142,7 +143,7 @@ def _scored_sets(labels: list[str], truth: list[Any], answer: Answer, threshold:
     sets = scored(labels, multi_label.flags(truth, len(labels)), np.array(answer.probabilities) >= threshold)
     names = ("micro_f1", "macro_f1", "subset_accuracy")
     told = _told(labels, {name: getattr(sets, name) for name in names}, answer)
-    return {**told, "notes": [*told["notes"], f"a label is given from a probability of {threshold:g} on"]}
+    return {**told, "notes": [*told["notes"], f"a label is given from a probability of {least(labels, threshold)} on"]}
 
 
 def _told(labels: list[str], scores: dict[str, Any], answer: Answer) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 Where the recipe leaves it open, both are tried on some of the examples, with the base model as it is: how many are
 right by the labels' words alone, and how many by a head that is learnt, cross-validated, from the states within the
-prompt and without it. Trains no model; label_words.py has the arithmetic.
+prompt and without it. The words have to be ahead by more than the standard error of the difference: a model that knows
+little of them learns better from the plain text (benchmarks/head_starts.py). Trains no model; label_words.py has the
+arithmetic.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gptx_nb.engine import evaluate
 from gptx_nb.engine.data import Table
-from gptx_nb.engine.tasks import label_words
+from gptx_nb.engine.tasks import label_words, reading
 from gptx_nb.engine.tasks.label_words import PROMPT_FILE, Wording
+from gptx_nb.engine.tasks.reading import Reading, Row
 from gptx_nb.errors import DataError, nearest
 from gptx_nb.recipe import Recipe
 
@@ -33,12 +36,17 @@ SHRINK = 30.0  # of what is learnt; best of 3 to 300 on SST-2 and TREC with smol
 
 @dataclass(frozen=True)
 class Start:
-    """`wording` and `head` (labels, width) to begin with, or None for a new head on the plain text; the reason why."""
+    """`wording` and `head` (labels, width) to begin with, or None for a new head on the plain text; the reason why.
+
+    `tried`: shares of examples that were right in the comparison, by `words` alone, `within` the prompt, and `plain`;
+    by how much the words were `ahead`, and the standard error of that.
+    """
 
     wording: Wording | None
     head: torch.Tensor | None
     reason: str
     rows: torch.Tensor | None = None  # of the output layer, for the words
+    tried: dict[str, float] | None = None
 
     def told(self) -> dict[str, Any]:
         """Return the plan's part about it."""
@@ -66,13 +74,13 @@ class Start:
 class Base:
     """A model as it is, with its tokenizer. `output` gives its output layer (vocabulary, width).
 
-    States are computed in `dtype`, texts cut at `max_length` tokens.
+    States are computed in `dtype`, of texts that are read as `reading` says.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     output: Callable[[], torch.Tensor]
-    max_length: int
+    reading: Reading
     dtype: torch.dtype = torch.float32
 
     def tokens_of(self, wording: Wording) -> int:
@@ -81,7 +89,7 @@ class Base:
 
     def states(self, texts: Sequence[str], wording: Wording | None) -> torch.Tensor:
         """Return the states (texts, width) that a head sees of `texts`, within a prompt if there is one."""
-        rows, _ = label_words.encode(self.tokenizer, wording, texts, self.max_length)
+        rows = label_words.read(self.tokenizer, wording, texts, self.reading).rows
         pad: Any = self.tokenizer.pad_token_id
         return label_words.states(self.model, rows, pad_id=pad, dtype=self.dtype)
 
@@ -103,7 +111,7 @@ class Before:
 
     rows: torch.Tensor
     head: torch.Tensor
-    zero: list[list[int]]
+    zero: list[Row]
     of_zero: list[int]
     few: list[list[int]]
     of_few: list[int]
@@ -124,24 +132,26 @@ class Before:
             [table.train.texts[place] for place in places], [table.train.labels[place] for place in places]
         )
         fits = base.tokens_of(shown) * 2 <= context
-        zero, _ = label_words.encode(base.tokenizer, start.wording, [held[at] for at in of_zero], base.max_length)
+        zero = label_words.read(base.tokenizer, start.wording, [held[at] for at in of_zero], base.reading).rows
         few, _ = label_words.encode(base.tokenizer, shown, [held[at] for at in of_few], context) if fits else ([], 0)
         return cls(start.rows, start.head, zero, of_zero, few, of_few, len(places), base.dtype)
 
     @property
     def tokens(self) -> list[int]:
         """Every token that it needs, by number."""
-        return sorted({token for row in [*self.zero, *self.few] for token in row})
+        return sorted({token for row in [*reading.flat(self.zero), *self.few] for token in row})
 
     def renumbered(self, tokens: Callable[[list[int]], list[int]]) -> Before:
-        return replace(self, zero=[tokens(row) for row in self.zero], few=[tokens(row) for row in self.few])
+        return replace(
+            self, zero=[reading.renumbered(row, tokens) for row in self.zero], few=[tokens(row) for row in self.few]
+        )
 
     def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, table: Table) -> dict[str, Any]:
         """Return {"scores", "few_shot"}, each {"rows", "accuracy", "macro_f1"}; few-shot ones where examples fit."""
         assert table.validation is not None
         truth, pad = table.validation.labels, int(tokenizer.pad_token_id)
 
-        def score(rows: list[list[int]], places: list[int], calibrate: bool) -> dict[str, Any]:
+        def score(rows: Sequence[Row], places: list[int], calibrate: bool) -> dict[str, Any]:
             states = label_words.states(model, rows, pad_id=pad, dtype=self.dtype)
             head = label_words.head(self.rows, states, states[:0]) if calibrate else self.head
             found = evaluate.scores(table.labels, [truth[at] for at in places], (states @ head.T).numpy())
@@ -173,19 +183,20 @@ def choose(base: Base, table: Table, recipe: Recipe) -> Start:
     """
     if recipe.head == "plain":
         return Start(None, None, "asked for in the recipe")
-    wording = _unfit(table, recipe) or _wording(table, recipe)
+    several = "a text may have several labels, and a prompt asks for one"
+    wording = several if table.multi_label else _wording(table, recipe)
     asked = recipe.head == "words" or recipe.prompt is not None or recipe.label_words is not None
     if isinstance(wording, str):
         if asked:
-            if _unfit(table, recipe):
+            if table.multi_label:
                 raise DataError(f"head: {wording}. Type `head: plain`")
             raise DataError(
                 f"head: {wording}. Say what the labels mean, as in `label_words: {{{table.labels[0]}: good, "
                 f"{table.labels[1]}: bad}}`, or type `head: plain`"
             )
         return Start(None, None, f"a new head, as {wording}")
-    if not asked and (taken := base.tokens_of(wording)) * 2 > base.max_length:
-        return Start(None, None, f"a new head, as a prompt would take {taken} of a text's {base.max_length} tokens")
+    if not asked and (taken := base.tokens_of(wording)) * 2 > (most := base.reading.max_length):
+        return Start(None, None, f"a new head, as a prompt would take {taken} of a text's {most} tokens")
     train = table.train
     places = sample(len(train), max(MOST_TEXTS, A_LABEL * len(table.labels)), recipe.seed)
     texts, truth = [train.texts[place] for place in places], np.array([train.labels[place] for place in places])
@@ -195,32 +206,33 @@ def choose(base: Base, table: Table, recipe: Recipe) -> Start:
     if asked:
         return Start(wording, head, "asked for in the recipe", rows)
     given = seen @ head.T
-    by_words = float((given.argmax(dim=1).numpy() == truth).mean())
+    right = given.argmax(dim=1).numpy() == truth
     usable = np.bincount(truth)[truth] >= FOLDS
     count = "1 example" if len(truth) == 1 else f"{len(truth):,} examples"
     if usable.sum() < ENOUGH or len(set(truth[usable])) < 2:
-        few = f"{count} teach less than the labels' words, which get {by_words:.2f} of them right"
+        few = f"{count} teach less than the labels' words, which get {right.mean():.2f} of them right"
         return Start(wording, head, few, rows)
     known = torch.from_numpy(usable)
     within = _cross_validated(seen[known], truth[usable], given[known], recipe.seed)
     bare = base.states([text for text, use in zip(texts, usable, strict=True) if use], None)
     plain = _cross_validated(bare, truth[usable], torch.zeros(len(bare), given.shape[1]), recipe.seed)
+    better, spread = _ahead(max((right[usable], within), key=np.mean), plain)
+    shares = {"words": right, "within": within, "plain": plain}
+    tried = {**{name: float(each.mean()) for name, each in shares.items()}, "ahead": better, "spread": spread}
     said = (
-        f"with the model as it is, of {count} {by_words:.2f} right by the labels' words alone, {within:.2f} by a head "
-        f"learnt within the prompt, {plain:.2f} by one learnt on the plain text ({FOLDS}-fold cross-validation)"
+        f"with the model as it is, of {count} {right.mean():.2f} right by the labels' words alone, {within.mean():.2f} "
+        f"by a head learnt within the prompt, {plain.mean():.2f} by one learnt on the plain text ({FOLDS}-fold "
+        f"cross-validation): {better:+.2f} for the words, with a standard error of {spread:.2f}"
     )
-    return Start(wording, head, said, rows) if max(by_words, within) >= plain else Start(None, None, said)
+    if better > spread:
+        return Start(wording, head, said, rows, tried)
+    return Start(None, None, said, tried=tried)
 
 
-def _unfit(table: Table, recipe: Recipe) -> str:
-    """Say why the texts of `table` cannot be read within a prompt; nothing where they can."""
-    if table.multi_label:
-        return "a text may have several labels, and a prompt asks for one"
-    if table.report.get("text_pair") is not None:
-        return "a prompt is for one text, and these are pairs"
-    if recipe.long_texts != "cut":
-        return f"long_texts: {recipe.long_texts} has no prompt around each part"
-    return ""
+def _ahead(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
+    """Return by how much `ours` is right more often than `theirs` on the same rows, and the standard error of that."""
+    differences = ours.astype(float) - theirs
+    return float(differences.mean()), float(differences.std(ddof=1) / len(differences) ** 0.5)
 
 
 def _wording(table: Table, recipe: Recipe) -> Wording | str:
@@ -237,6 +249,7 @@ def _wording(table: Table, recipe: Recipe) -> Wording | str:
         prompt=recipe.prompt,
         words=recipe.label_words,
         texts=table.train.texts[:LOOK],
+        pair=table.report.get("text_pair") is not None,
     )
 
 
@@ -272,20 +285,20 @@ def learnt(
         return ((new - mean) / spread) @ weight + bias + new_offset
 
 
-def _cross_validated(states: torch.Tensor, truth: np.ndarray, offset: torch.Tensor, seed: int) -> float:
-    """Return the accuracy of `learnt` on rows that it has not seen, of labels with enough rows."""
+def _cross_validated(states: torch.Tensor, truth: np.ndarray, offset: torch.Tensor, seed: int) -> np.ndarray:
+    """Return for each row whether `learnt` is right about it without having seen it; each label has enough rows."""
     fold = np.empty(len(truth), dtype=int)
     rng = np.random.default_rng((seed, 6))
     for label in np.unique(truth):  # each label's rows are dealt out to the folds
         rows = rng.permutation(np.flatnonzero(truth == label))
         fold[rows] = np.arange(len(rows)) % FOLDS
-    right = 0
+    right = np.zeros(len(truth), dtype=bool)
     labels = torch.from_numpy(truth)
     for number in range(FOLDS):
         held = torch.from_numpy(fold == number)
         found = learnt(states[~held], labels[~held], offset[~held], states[held], offset[held])
-        right += int((found.argmax(dim=1) == labels[held]).sum())
-    return right / len(truth)
+        right[fold == number] = (found.argmax(dim=1) == labels[held]).numpy()
+    return right
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -22,8 +22,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gptx_nb import files
 from gptx_nb.engine import batches, packing, streams
-from gptx_nb.engine.tasks import text_classification
+from gptx_nb.engine.tasks import reading, text_classification
 from gptx_nb.engine.tasks.encoding import Encoder
+from gptx_nb.engine.tasks.reading import Reading, Row
 from gptx_nb.engine.tasks.templates import Segment
 from gptx_nb.errors import DataError, ModelError
 
@@ -106,11 +107,12 @@ def wording(
     prompt: str | None = None,
     words: Mapping[str, str] | None = None,
     texts: Sequence[str] = (),
+    pair: bool = False,
 ) -> Wording | str:
     """Return prompt and words for `labels`, or why there are none: they are numbers or codes, or two read alike.
 
     `prompt` and `words` are the user's own; the rest is found from the columns' names, the labels, and whether most of
-    `texts` are questions.
+    `texts` are questions. `pair`: a text is two, one after the other, and labels say how they stand to each other.
     """
     given = words or {}
     chosen = [given.get(label) or spelled(label) for label in labels]
@@ -120,6 +122,9 @@ def wording(
         twice = next(word for word in chosen if chosen.count(word) > 1)
         return f"two labels read {twice!r}"
     chinese = sum(bool(_CHINESE.search(word)) for word in chosen) * 2 > len(chosen)
+    if prompt is None and pair:
+        asked = next((ask for word, ask in _ASKS.items() if word in label_column.lower()), "Relation")
+        prompt = f"{SLOT}\n{'关系' if chinese else asked}:"
     prompt = prompt or (_chinese_prompt(chosen) if chinese else _prompt(chosen, label_column, text_column, texts))
     return Wording(prompt, tuple(word if _CHINESE.match(word) else f" {word}" for word in chosen))
 
@@ -199,10 +204,55 @@ def encode(
     return rows, cut
 
 
+def read(tokenizer: PreTrainedTokenizerBase, asked: Wording | None, texts: Sequence[str], how: Reading) -> reading.Rows:
+    """Return each text's tokens as `how` has them read, within its prompt if there is one.
+
+    The prompt stands around each window of a long text, and around both texts of a pair. Raises DataError where it is
+    too long by itself.
+    """
+    if asked is None:
+        return reading.encode(tokenizer, texts, how)
+    before, after = _around(tokenizer, asked)
+    room = how.max_length - len(before) - len(after)
+    if room < 1 or (how.way == "cut" and not how.pair):
+        rows, cut = encode(tokenizer, asked, texts, how.max_length)
+        return reading.Rows(list(rows), cut, sum(map(len, rows)))
+    inner = replace(how, max_length=room)
+    found: list[Row] = []
+    cut = tokens = 0
+    for text in texts:
+        part = reading.readable(text.strip(), inner, room)
+        longer = len(part) < len(text.strip())
+        (whole,), _ = encode(tokenizer, asked, [part], len(part) * 8 + 10**6)
+        tokens += round(len(whole) * len(text.strip()) / max(1, len(part)))
+        if len(whole) <= how.max_length and not longer:
+            found.append(whole)
+            continue
+        ids = whole[len(before) : len(whole) - _common(whole[::-1], after[::-1])]
+        spaced = asked.segments(part)[1].text
+        parts, complete = reading.parts(tokenizer, spaced, ids, longer, room, inner)
+        cut += not complete
+        found.append(reading.in_frame(before, parts, after))
+    return reading.Rows(found, cut, tokens)
+
+
+def _around(tokenizer: PreTrainedTokenizerBase, asked: Wording) -> tuple[list[int], list[int]]:
+    """Return the tokens of the prompt before and behind a text: what two texts of a letter have in common."""
+    (one, other), _ = encode(tokenizer, asked, ["a", "b"], 10**6)
+    before = one[: _common(one, other)]
+    behind = _common(one[len(before) :][::-1], other[len(before) :][::-1])
+    return before, one[len(one) - behind :]
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return with how many tokens both begin."""
+    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
 @torch.no_grad()
 def states(
     model: PreTrainedModel,
-    rows: Sequence[Sequence[int]],
+    rows: Sequence[Row],
     *,
     pad_id: int,
     dtype: torch.dtype = torch.float32,
@@ -210,6 +260,7 @@ def states(
 ) -> torch.Tensor:
     """Return the last hidden state of each row's last token, (rows, width) float32 on the CPU, as the head sees it.
 
+    Of a text in several windows it is the mean of theirs, as a head without bias gives the mean of their logits for it.
     `model` is a classifier or a language model, and set up as before when this returns. Matrix products are in `dtype`.
     """
     device = next(model.parameters()).device
@@ -220,12 +271,13 @@ def states(
     was_training = model.training
     model.eval()
     config: Any = model.config
-    found = torch.zeros(len(rows), config.hidden_size)
+    windows = reading.flat(rows)
+    found = torch.zeros(len(windows), config.hidden_size)
 
     def work(groups: Sequence[list[int]]) -> None:
         with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not torch.float32):
             for group in groups:
-                mine = [list(rows[index]) for index in group]
+                mine = [windows[index] for index in group]
                 tensors = packing.pack(mine, pad_id) if packed else batches.pad(mine, pad_id)
                 tensors = {name: each.to(device) for name, each in tensors.items()}
                 if packed:
@@ -237,12 +289,12 @@ def states(
                 found[group] = hidden.float().cpu()
 
     number = streams.number_for(device)
-    groups = batches.by_length([list(row) for row in rows], token_budget=token_budget, packed=packed, streams=number)
+    groups = batches.by_length(windows, token_budget=token_budget, packed=packed, streams=number)
     streams.each(work, [groups[stream::number] for stream in range(min(number, len(groups)))])
     model.train(was_training)
     if packed:
         model.set_attn_implementation(before)
-    return found
+    return reading.pooled(found, reading.places(rows))
 
 
 def word_rows(output: torch.Tensor, tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> torch.Tensor:

@@ -139,21 +139,25 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], reading: Re
     """Return each text's tokens, as `reading` has them read."""
     before, after = _framed(tokenizer)
     room = max(1, reading.max_length - len(before) - len(after))
-    most = room + (MOST_WINDOWS - 1) * reading.step if reading.way == "windows" else room
     rows: list[Row] = []
     cut = tokens = 0
-    for text, ids in zip(texts, _spelled(tokenizer, texts, reading, most), strict=True):
+    for text, ids in zip(texts, _spelled(tokenizer, texts, reading, room), strict=True):
         longer = len(text) > len(ids.read)
         length = round(len(ids.ids) * len(text) / len(ids.read)) if longer else len(ids.ids)
         tokens += length + len(before) + len(after)
         if len(ids.ids) <= room and not longer:
             rows.append([*before, *ids.ids, *after])
             continue
-        parts, whole = _parts(tokenizer, text, ids.ids, longer, room, reading)
+        found, whole = parts(tokenizer, text, ids.ids, longer, room, reading)
         cut += not whole
-        framed = [[*before, *part, *after] for part in parts]
-        rows.append(framed[0] if len(framed) == 1 else Windowed(framed))
+        rows.append(in_frame(before, found, after))
     return Rows(rows, cut, tokens)
+
+
+def in_frame(before: list[int], parts: Sequence[list[int]], after: list[int]) -> Row:
+    """Return the row of a text's `parts`, each between the tokens `before` and `after`."""
+    framed = [[*before, *part, *after] for part in parts]
+    return framed[0] if len(framed) == 1 else Windowed(framed)
 
 
 @dataclass(frozen=True)
@@ -164,14 +168,17 @@ class _Spelled:
     read: str
 
 
-def _spelled(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], reading: Reading, most: int) -> list[_Spelled]:
+def readable(text: str, reading: Reading, room: int) -> str:
+    """Return as much of `text` as may be read in rows that have `room` tokens for it."""
+    most = room + (MOST_WINDOWS - 1) * reading.step if reading.way == "windows" else room
     limit = most * CHARACTERS_A_TOKEN
-    read = []
-    for text in texts:
-        if reading.way == "head+tail" and len(text) > 2 * limit:
-            read.append(text[:limit] + text[-limit:])
-        else:
-            read.append(text if reading.way == "head+tail" or reading.pair else text[:limit])
+    if reading.way == "head+tail" and len(text) > 2 * limit:
+        return text[:limit] + text[-limit:]
+    return text if reading.way == "head+tail" or reading.pair else text[:limit]
+
+
+def _spelled(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], reading: Reading, room: int) -> list[_Spelled]:
+    read = [readable(text, reading, room) for text in texts]
     if not read:
         return []
     ids = _ids(tokenizer, read)
@@ -195,7 +202,7 @@ def _framed(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     return [], []
 
 
-def _parts(
+def parts(
     tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int], longer: bool, room: int, reading: Reading
 ) -> tuple[list[list[int]], bool]:
     """Return the rows of a text that is longer than `room` tokens, and whether nothing of it was left out."""

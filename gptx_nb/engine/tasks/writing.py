@@ -26,6 +26,10 @@ SegmentsOf = Callable[[Example, Facts, "PreTrainedTokenizerBase"], list[list[Seg
 PromptOf = Callable[[Example, Facts, "PreTrainedTokenizerBase"], list[Segment]]
 
 
+# Which role of which task may be longer than a row, and read in windows (`long_contexts`).
+LONG = {"question-answering": "context", "summarization": "document"}
+
+
 class Missing(Exception):
     """A row lacks what this says: it is left out, and counted."""
 

@@ -1,0 +1,158 @@
+"""Contexts that are longer than a row, for models that write: windows, what is learnt, and which answer is given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from gptx_nb.engine import examples, models
+from gptx_nb.engine.jobs import Writing
+from gptx_nb.engine.roles import RoleTable
+from gptx_nb.engine.tasks import long_contexts
+from gptx_nb.engine.tasks.long_contexts import Windows
+from gptx_nb.engine.tasks.reading import MOST_WINDOWS
+from gptx_nb.engine.writer import How, Writer
+from gptx_nb.errors import RecipeError
+from gptx_nb.recipe import Recipe
+from gptx_nb.sources import stage
+
+
+@pytest.fixture(scope="module")
+def tiny() -> tuple[Any, Any]:
+    """The embedded model and its tokenizer."""
+    base = models.find("tiny")
+    return models.load_causal(base), models.load_tokenizer(base)
+
+
+@given(text=st.text("ab c", max_size=300), most=st.integers(8, 40), stride=st.none() | st.integers(1, 40))
+@settings(max_examples=60, deadline=None)
+def test_windows_hold_all_of_a_context_in_order(tiny_model: Path, text: str, most: int, stride: int | None) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)  # a token a byte
+    found, whole = long_contexts.parts(
+        tokenizer, {"question": "q", "context": text}, "context", Windows(most, stride), fixed=4
+    )
+    parts = [each["context"] for each in found]
+    text = text.strip()
+    if len(parts) == 1:
+        assert found[0]["context"].strip() == text
+        return
+    assert all(each["question"] == "q" for each in found)
+    assert all(len(part) == most - 4 for part in parts)
+    if not whole:
+        assert len(parts) == MOST_WINDOWS
+        return
+    step = min(stride or max(1, int((most - 4) * 0.75)), most - 4)
+    assert parts[:-1] == [text[at * step :][: most - 4] for at in range(len(parts) - 1)]
+    assert parts[-1] == text[-(most - 4) :]
+    assert len(text) <= step * (len(parts) - 1) + most - 4
+
+
+def long(answer: str, place: int) -> str:
+    sentences = [f"Room {number} is empty and nobody looks after it." for number in range(12)]
+    sentences.insert(place, f"The key is in the {answer} box.")
+    return " ".join(sentences)
+
+
+def job(tasks: str, rows: list[dict[str, Any]], **more: Any) -> Writing:
+    recipe = Recipe(data="here", long_texts="windows", task=tasks, **more)
+    return Writing(RoleTable(tasks, rows, None, {}, {"source": "here", "roles": {}, "task_why": ""}), recipe)
+
+
+def test_the_window_with_the_answer_is_learnt_from(tiny: Any) -> None:
+    rows = [{"question": "Where is the key?", "context": long("red", 11), "answer": "red"}]
+    made = job("question-answering", rows)
+    made.encode(tiny[1], 64)
+    (row,) = made.token_rows[0]
+    assert len(row) <= 64
+    read = str(tiny[1].decode(row))
+    assert "The key is in the red box." in read
+    assert "Room 0 is" not in read
+    assert made.told(tiny[1])["notes"] == [
+        "1 contexts are longer than 64 tokens: the window with the answer is learnt from, and all windows are asked "
+        "when the model answers, each for the time of an answer"
+    ]
+    made.encode(tiny[1], 512)
+    assert len(made.token_rows[0]) == 1  # not beside what was made for the other length
+    assert made.told(tiny[1])["notes"] == []
+    assert made.beside()["gptx_task.json"]["facts"] == {"windows": {"max_length": 512, "stride": None}}
+
+
+def test_of_all_windows_the_likeliest_answer_is_given(tiny: Any) -> None:
+    model, tokenizer = tiny
+    facts = {"windows": Windows(48).to_json()}
+    writer = Writer(model, tokenizer, "question-answering", facts, tuned=False)
+    plain = Writer(model, tokenizer, "question-answering", {}, tuned=False)
+    asked = {"question": "Where is the key?", "context": long("red", 6)}
+    how = How(temperature=0.0, max_new_tokens=6)
+    (answer,) = writer.write([asked], how).written
+    bare = plain.encoder.prompt(plain.prompt({**asked, "context": ""}))
+    assert bare is not None
+    parts, whole = long_contexts.parts(tokenizer, asked, "context", Windows(48), fixed=len(bare.ids) + 6)
+    assert whole
+    assert len(parts) > 3
+    each = [one[0] for one in plain.write(parts, how).written]
+    weighed = []
+    for part, one in zip(parts, each, strict=True):
+        (row,) = plain.rows({**part, "answer": one.text}) if one.text else (None,)
+        nats = plain.nats([row])[0] if row is not None else (1e9, 1)
+        weighed.append(nats[0] / nats[1])
+    assert answer[0] == each[weighed.index(min(weighed))]
+    short = {**asked, "context": "The key is red."}
+    assert writer.write([short], how).written == plain.write([short], how).written
+
+
+def test_summaries_of_windows_are_summarised_until_they_are_one() -> None:
+    rounds: list[list[str]] = []
+
+    def split(example: Any) -> list[dict[str, Any]]:
+        words = example["document"].split()
+        return [{"document": " ".join(words[at : at + 4])} for at in range(0, len(words), 4)]
+
+    def write(parts: Any) -> list[str]:
+        rounds.append([each["document"] for each in parts])
+        return [each["document"].split()[0] for each in parts]
+
+    document = " ".join(str(number) for number in range(32))
+    left, number = long_contexts.summarised(split, write, {"document": document})
+    assert (number, left) == (2, {"document": "0\n16"})
+    assert [len(each) for each in rounds] == [8, 2]
+    same, number = long_contexts.summarised(split, lambda parts: [p["document"] for p in parts], {"document": document})
+    assert (number, same) == (0, {"document": "0 1 2 3"})
+
+
+def test_a_long_document_is_summarised_whole(tiny: Any) -> None:
+    writer = Writer(*tiny, "summarization", {"windows": Windows(64).to_json()}, tuned=False)
+    asked: list[int] = []
+    nats = Writer.write
+
+    def counted(self: Writer, examples_: Any, *more: Any, **named: Any) -> Any:
+        asked.append(len(examples_))
+        return nats(self, examples_, *more, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Writer, "write", counted)
+        found = writer.write([{"document": long("red", 3)}], How(temperature=0.0, max_new_tokens=4))
+    assert (len(found.written), found.cut) == (1, 0)
+    assert asked[1] > 2  # all windows
+    assert asked[-1] == 1  # and what they became
+
+
+@pytest.mark.parametrize(
+    ("task", "way"), [("translation", "windows"), ("question-answering", "head+tail"), ("chat", "windows")]
+)
+def test_tasks_that_read_no_windows_say_which_do(tmp_path: Path, task: str, way: str) -> None:
+    frame = pd.DataFrame({"en": ["a"], "fr": ["b"], "question": ["c"], "answer": ["d"], "messages": ["[]"]})
+    recipe = Recipe(data="df", task=task, long_texts=way, columns=None)  # type: ignore[arg-type]
+    with pytest.raises(RecipeError) as caught:
+        examples.load(recipe, stage(recipe, frame, None, tmp_path), tmp_path)
+    assert str(caught.value) == (
+        f"long_texts: {way} is not for {task}. Classifiers read head+tail and windows, question-answering and "
+        "summarization windows. Else a context is cut where it is too long, and counted, and whole texts to learn from "
+        "are read in as many rows as they need; leave it out"
+    )
