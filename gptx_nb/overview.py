@@ -150,6 +150,11 @@ def _marks(seen: _Seen) -> tuple[int, ...]:
 # ---- one run --------------------------------------------------------------------------------------------------------
 
 
+def identity(run: Run) -> str:
+    """Return what a run is called in addresses: NAME/VERSION."""
+    return f"{run.name}/{run.version}"
+
+
 def summary(run: Run, followed: Progress | None = None) -> tuple[dict[str, Any], Progress | None]:
     """Return a run in short, and its Progress while it goes on, for the next time.
 
@@ -167,7 +172,7 @@ def summary(run: Run, followed: Progress | None = None) -> tuple[dict[str, Any],
     score_name = next((name for name in SCORES if isinstance(validation.get(name), int | float)), None)
     device = plan.get("device") or {}
     found = {
-        "id": f"{run.name}/{run.version}",
+        "id": identity(run),
         "name": run.name,
         "version": run.version,
         "kind": request.get("kind", "finetune"),

@@ -83,12 +83,19 @@ export interface Refusal {
   field: string | null;
 }
 
+/** A run that has begun after the answer to its launch had been sent. */
+export interface Begun {
+  launch: number;
+  id: string;
+}
+
 export interface Update {
   revision: string;
   whole: boolean;
   runs: Run[];
   gone: string[];
   refused: Refusal[];
+  begun: Begun[];
   history?: Record<string, Increment>;
 }
 
@@ -143,6 +150,7 @@ export type Connection = 'waiting' | 'live' | 'polling' | 'offline';
 export const POLL = 2000; // milliseconds
 export const LONGEST = 30_000;
 const RETRY = 10_000; // until a WebSocket is tried again
+const KEPT = 16; // histories that nobody follows: who looks again sees them at once, with no server too
 
 /** The metrics of one run, in the order of steps. A resumed attempt takes back what it repeats. */
 export class History {
@@ -181,6 +189,7 @@ export class RunsModel {
   readonly histories = new Map<string, History>();
   connection: Connection = 'waiting';
   refused: Refusal[] = [];
+  begun: Begun[] = [];
   /** Whether the list has arrived at least once. */
   ready = false;
 
@@ -228,7 +237,8 @@ export class RunsModel {
         this.followed.set(id, left);
       } else {
         this.followed.delete(id);
-        this.histories.delete(id);
+        const idle = [...this.histories.keys()].filter(each => !this.followed.has(each));
+        idle.slice(0, -KEPT).forEach(each => this.histories.delete(each));
       }
       this.askHistory();
     };
@@ -346,13 +356,17 @@ export class RunsModel {
     }
     for (const id of update.gone) {
       this.runs.delete(id);
+      if (!this.followed.has(id)) {
+        this.histories.delete(id); // another run may get its name
+      }
     }
-    const refused = JSON.stringify(update.refused) !== JSON.stringify(this.refused);
+    const decided = JSON.stringify([update.refused, update.begun]) !== JSON.stringify([this.refused, this.begun]);
     this.refused = update.refused;
+    this.begun = update.begun;
     this.revision = update.revision;
     const first = !this.ready;
     this.ready = true;
-    if (first || refused || update.whole || update.runs.length > 0 || update.gone.length > 0) {
+    if (first || decided || update.whole || update.runs.length > 0 || update.gone.length > 0) {
       this.changed.emit(undefined);
     }
     for (const [id, increment] of Object.entries(update.history ?? {})) {

@@ -45,7 +45,7 @@ function run(id: string, rest: Partial<Run> = {}): Run {
 }
 
 function update(runs: Run[], rest: Partial<Update> = {}): Update {
-  return { revision: 'a-1', whole: false, runs, gone: [], refused: [], ...rest };
+  return { revision: 'a-1', whole: false, runs, gone: [], refused: [], begun: [], ...rest };
 }
 
 /** A server that can be taken away. */

@@ -1,8 +1,7 @@
 /** Configure: the form of a recipe, its data with the choice of columns, and what the engine would make of both. */
 
-import { KINDS } from '../recipe';
 import type { Setting } from '../model';
-import { Controls, fieldOf, type Control } from '../views/controls';
+import { Controls, kindButtons, type Control } from '../views/controls';
 import { fill, h } from '../views/dom';
 import { Refused, type Channel } from './channel';
 import type { Tab } from './desk';
@@ -62,7 +61,6 @@ export class Configure implements Tab {
   private readonly message = h('div', { class: 'gptx-Form-message', role: 'alert' });
   private readonly said = h('div', { class: 'said', role: 'status' });
   private readonly written = h('pre', { class: 'written', tabindex: 0, hidden: true });
-  private readonly name: HTMLInputElement;
   private readonly start_: HTMLButtonElement;
   private readonly look_: HTMLButtonElement;
   private controls: Controls | null = null;
@@ -75,7 +73,6 @@ export class Configure implements Tab {
     private readonly id: string,
     private readonly started: () => void
   ) {
-    this.name = h('input', { type: 'text', class: 'gptx-Input', id: `${id}-name`, spellcheck: 'false' });
     this.start_ = button('Start', () => void this.start(), 'first');
     this.look_ = button('Look at data and cost', () => void this.look());
     this.look_.title = 'Reads the table, loads the base model and tries one step. Starts no run';
@@ -112,22 +109,14 @@ export class Configure implements Tab {
     }
     const { kind, name, recipe } = this.opened.opened;
     this.kind = kind;
-    this.name.value = name;
-    this.draw(recipe);
+    this.draw(name, recipe);
   }
 
-  private draw(given: Record<string, unknown>): void {
+  private draw(name: string, given: Record<string, unknown>): void {
     const kinds: Record<string, Setting[]> = this.opened?.kinds ?? {};
     const cells = this.opened?.cells ?? [];
-    this.controls = new Controls(this.id, this.kind, kinds[this.kind] ?? [], given, (setting, control) =>
+    this.controls = new Controls(this.id, this.kind, kinds[this.kind] ?? [], name, given, (setting, control) =>
       setting.name === 'data' ? this.tableChoice(control) : null
-    );
-    const kindButtons = Object.keys(kinds).map(kind =>
-      h(
-        'button',
-        { type: 'button', 'aria-pressed': String(kind === this.kind), onclick: () => this.become(kind) },
-        KINDS[kind] ?? kind
-      )
     );
     const form = h(
       'form',
@@ -138,9 +127,8 @@ export class Configure implements Tab {
           void this.start();
         }
       },
-      h('div', { class: 'buttons', role: 'group', 'aria-label': 'Kind of run' }, ...kindButtons),
+      kindButtons(Object.keys(kinds), this.kind, kind => this.become(kind)),
       this.fromCell(cells),
-      fieldOf('name', 'Name', this.name, 'What the run is called: letters, digits, - _ .'),
       this.controls.node,
       this.pasting(),
       this.message,
@@ -163,7 +151,7 @@ export class Configure implements Tab {
 
   private become(kind: string): void {
     this.kind = kind;
-    this.draw({});
+    this.draw(this.name, {});
   }
 
   /** A cell of this notebook opens in the form, and so does one that is pasted. */
@@ -251,6 +239,10 @@ export class Configure implements Tab {
 
   // ---- what is done with it -----------------------------------------------------------------------------------------
 
+  private get name(): string {
+    return this.controls?.name ?? '';
+  }
+
   private wanted(name: string): Record<string, unknown> {
     return { run_kind: this.kind, name, recipe: this.controls?.values ?? {} };
   }
@@ -260,8 +252,7 @@ export class Configure implements Tab {
     this.start_.disabled = true;
     this.say('Reading the data, and starting …');
     try {
-      const name = this.name.value.trim();
-      const { note } = await this.channel.ask<{ note: string }>('start', this.wanted(name)).answer;
+      const { note } = await this.channel.ask<{ note: string }>('start', this.wanted(this.name)).answer;
       this.say(note || 'It has begun.');
       this.started();
     } catch (error) {
@@ -277,8 +268,7 @@ export class Configure implements Tab {
     this.clear();
     let text: string;
     try {
-      const told = await this.channel.ask<Record<string, string>>('cell', this.wanted(this.name.value || UNNAMED))
-        .answer;
+      const told = await this.channel.ask<Record<string, string>>('cell', this.wanted(this.name || UNNAMED)).answer;
       text = told[what] ?? '';
     } catch (error) {
       this.refuse(error);
@@ -312,14 +302,10 @@ export class Configure implements Tab {
     fill(this.data, h('p', { class: 'muted' }, 'Reading the table …'));
     const top = h('div', {});
     const below = h('div', { class: 'muted' }, 'Loading the base model, and trying a step …');
-    const asked = this.channel.ask<Rehearsed>(
-      'rehearse',
-      this.wanted(this.name.value.trim() || UNNAMED),
-      (table: Table) => {
-        fill(top, ...this.tableParts(table));
-        fill(this.data, top, below);
-      }
-    );
+    const asked = this.channel.ask<Rehearsed>('rehearse', this.wanted(this.name || UNNAMED), (table: Table) => {
+      fill(top, ...this.tableParts(table));
+      fill(this.data, top, below);
+    });
     this.withdraw = asked.withdraw;
     try {
       const found = await asked.answer;
@@ -400,22 +386,13 @@ export class Configure implements Tab {
   private clear(): void {
     fill(this.message);
     this.controls?.clear();
-    const field = this.name.closest('.gptx-Form-field');
-    field?.classList.remove('gptx-mod-wrong');
-    field?.querySelector('.gptx-Form-error')?.replaceChildren();
   }
 
   /** Show what is wrong beside the control that it is about. */
   private refuse(error: unknown): void {
     const setting = error instanceof Refused ? error.field : null;
-    const message = words(error);
-    if (setting === 'name') {
-      const field = this.name.closest('.gptx-Form-field');
-      field?.classList.add('gptx-mod-wrong');
-      field?.querySelector('.gptx-Form-error')?.replaceChildren(message);
-      this.name.focus();
-    } else if (!this.controls?.refuse(message, setting)) {
-      fill(this.message, message);
+    if (!this.controls?.refuse(words(error), setting)) {
+      fill(this.message, words(error));
     }
   }
 }

@@ -269,11 +269,14 @@ export class Dashboard extends Widget {
 /** A chart that is there once it has something to show. */
 class Curve {
   private chart: Chart | null = null;
+  private readonly host = h('div', { class: 'gptx-Dashboard-chart' }); // its place, whichever comes first
 
   constructor(
-    private readonly host: HTMLElement,
+    place: HTMLElement,
     private readonly options: Options
-  ) {}
+  ) {
+    place.append(this.host);
+  }
 
   update(lines: readonly Line[]): void {
     if (lines.some(line => line.x.length > 0)) {
