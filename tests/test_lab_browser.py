@@ -383,7 +383,7 @@ def test_everything_in_the_list_is_reached_by_keyboard(context: Any, lab: Jupyte
         "Choose reviews v1 to compare it",
         "Open reviews v1",
         "Open reviews v1",
-        "New run from reviews v1",
+        "Ask reviews v1",
     ]
     assert "Delete reviews v1" in reached
 
