@@ -16,7 +16,7 @@ CHECKS := extension/node_modules/.checks
 .PHONY: help .venv demo lab dev test test-lab lint fix bench lock clean
 
 help: ## show this list
-	@sed -n 's/^\([-.a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s%s\n", $$1, $$2}'
+	@sed -n 's/^\([-.a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-17s%s\n", $$1, $$2}'
 
 .venv: $(BUILT) ## install everything into .venv, in the versions of requirements.lock
 
