@@ -114,7 +114,7 @@ def test_a_model_that_writes_and_a_pretrained_one_are_asked_too(
     rows = [{"prompt": f"{number} and one are", "completion": f" {number + 1}.\n{SCRIPT}"} for number in range(12)]
     (lab.root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (lab.root / "rivers.txt").write_text("\n\n".join(hex(7**n) for n in range(60, 90)))
-    settings = {"task": "text-generation", "model": str(tiny_model), "epochs": 1, "validation": 0, "device": "cpu"}
+    settings = {"task": "text-generation", "model": str(tiny_model), "epochs": 1, "device": "cpu"}
     launch.train("sums", make_recipe({**settings, "data": str(lab.root / "rows.jsonl")}))
     page = open_lab(context, lab, "writing")
     page.get_by_label("New run", exact=True).first.click()
@@ -135,6 +135,11 @@ def test_a_model_that_writes_and_a_pretrained_one_are_asked_too(
         expected = inference.generate(RunStore(lab.home).find(name), prompt)[0].text
         assert written.text_content() == (expected or "(It wrote nothing.)")
         shoot(page, f"ask-{name}")
+    card(page, "sums/1").get_by_text("ROUGE-L 0.").wait_for()
+    card(page, "sums/1").locator(".gptx-Card-name").click()
+    dashboard = page.locator("#gptx-nb-dashboard-sums\\/1")
+    assert "ROUGE-L" in dashboard.locator(".gptx-Table").first.inner_text()
+    assert SCRIPT in dashboard.locator(".gptx-Section", has_text="What it answers").inner_text()
     assert page.evaluate("window.hacked") is None
 
 

@@ -26,6 +26,8 @@ export interface Run {
   device_name: string | null;
   score: number | null;
   score_name: string | null;
+  /** Whether more is better. */
+  score_rises: boolean;
   created: number | null;
   seconds: number | null;
   step: number;
@@ -49,6 +51,10 @@ export interface Details extends Run {
   preflight: string[];
   warnings: string[];
   score_rows: [string, number, number | null][];
+  /** A head and rows; empty where there are none. */
+  score_table: string[][];
+  /** What was asked, what is right, and what the tuned and the untuned model answered. */
+  answers: [string, string, string, string][];
   verdict: string;
   /** Whether the model writes texts, and gives no labels. */
   writes: boolean;
@@ -389,6 +395,11 @@ export class RunsModel {
 export type Order = 'newest' | 'name' | 'state' | 'score';
 export type Show = 'all' | 'active' | 'finished' | 'unfinished';
 
+/** What a higher place is due to: a better score; those of which less is better come after the others. */
+function rank(run: Run): number {
+  return run.score === null ? -Number.MAX_VALUE : run.score_rises ? run.score : -run.score - 1e9;
+}
+
 /** Return the runs that fit the filter, in order. `words` are looked for in name, model, task and state. */
 export function listed(runs: Iterable<Run>, words: string, show: Show, order: Order): Run[] {
   const wanted = words.toLowerCase().split(/\s+/).filter(Boolean);
@@ -406,7 +417,7 @@ export function listed(runs: Iterable<Run>, words: string, show: Show, order: Or
     newest,
     name: (a, b) => a.name.localeCompare(b.name) || b.version - a.version,
     state: (a, b) => Number(b.active) - Number(a.active) || a.state.localeCompare(b.state) || newest(a, b),
-    score: (a, b) => (b.score ?? -1) - (a.score ?? -1) || newest(a, b)
+    score: (a, b) => rank(b) - rank(a) || newest(a, b)
   };
   return [...runs].filter(fits).sort(orders[order]);
 }
