@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -180,18 +181,31 @@ def latest_step(run: Any) -> int:
     return max((record["step"] for record in run.history() if record.get("kind") == "step"), default=0)
 
 
-def test_two_tabs_and_a_terminal_follow_one_run_and_agree(context: Any, lab: JupyterServer, tiny_model: Path) -> None:
+def test_two_tabs_a_notebook_and_a_terminal_follow_one_run_and_agree(
+    context: Any, lab: JupyterServer, tiny_model: Path
+) -> None:
     first, second = open_lab(context, lab, "one"), open_lab(context, lab, "two")
     table(lab, "short.jsonl")
+    write_notebook(lab, "watch.ipynb", ["%load_ext gptx_nb", "%gpt_watch short"])
+    open_notebook(second, "watch.ipynb")
     environment = {**os.environ, "GPTX_HOME": str(lab.home), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "gptx_nb.views.cli", "train", "short", "--data", str(lab.root / "short.jsonl")]
+    train = [sys.executable, "-m", "gptx_nb.views.cli", "train", "short", "--data", str(lab.root / "short.jsonl")]
     flags = ["--model", str(tiny_model), "--epochs", "60", "--baselines", "false"]
-    done = subprocess.run([*command, *flags], env=environment, capture_output=True, text=True, check=True)
-    assert "short v1" in done.stdout
+    with subprocess.Popen([*train, *flags], env=environment, stdout=subprocess.PIPE, text=True) as terminal:
+        card(second, "short/1").wait_for()
+        command(second, "notebook:run-all-cells")
+        printed, _ = terminal.communicate()
     for page in (first, second):
         card(page, "short/1").get_by_text("finished").wait_for()
     told = [card(page, "short/1").inner_text() for page in (first, second)]
     assert told[0] == told[1]
+    output = second.locator(".jp-Notebook .jp-OutputArea-output")
+    output.get_by_text("Ask it:").wait_for()
+    score = re.search(r"accuracy \d\.\d+", told[0])
+    assert score is not None
+    assert "short v1" in printed
+    assert f"{score[0]} on" in printed
+    assert f"{score[0]} on" in output.inner_text()
 
 
 def test_eight_tabs_load_and_follow(context: Any, lab: JupyterServer) -> None:
