@@ -136,7 +136,7 @@ def test_a_model_that_writes_and_a_pretrained_one_are_asked_too(
         expected = inference.generate(RunStore(lab.home).find(name), prompt)[0].text
         assert written.text_content() == (expected or "(It wrote nothing.)")
         shoot(page, f"ask-{name}")
-    card(page, "sums/1").get_by_text("ROUGE-L 0.").wait_for()
+    card(page, "sums/1").get_by_text("ROUGE-1 0.").wait_for()
     card(page, "sums/1").locator(".gptx-Card-name").click()
     dashboard = page.locator("#gptx-nb-dashboard-sums\\/1")
     assert "ROUGE-L" in dashboard.locator(".gptx-Table").first.inner_text()

@@ -309,13 +309,13 @@ function sections(run: Details): HTMLElement[] {
     found.push(table(head, rows, 1));
   }
   if (run.samples.length > 0) {
-    found.push(section('What it writes', table(['', ''], run.samples), true));
+    found.push(section('What it writes', texts(['', ''], run.samples), true));
   }
   if (run.answers.length > 0) {
     const based = run.answers.some(each => each[3] !== '');
     const columns = ['asked', 'right', 'tuned', ...(based ? ['base'] : [])];
     const answers = run.answers.map(each => each.slice(0, columns.length));
-    found.push(section('What it answers', table(columns, answers), true));
+    found.push(section('What it answers', texts(columns, answers), true));
   }
   for (const warning of run.warnings) {
     found.push(h('p', { class: 'gptx-Warning' }, warning));
@@ -344,6 +344,13 @@ function table(head: readonly string[], rows: readonly (readonly string[])[], nu
     )
   );
   return h('div', { class: 'gptx-Table' }, h('table', {}, headRow, h('tbody', {}, ...body)));
+}
+
+/** A table of texts, which may be long and have lines of their own. */
+function texts(head: readonly string[], rows: readonly (readonly string[])[]): HTMLElement {
+  const node = table(head, rows);
+  node.classList.add('gptx-mod-texts');
+  return node;
 }
 
 /** The end of a run's log, read while it is open. */
