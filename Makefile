@@ -4,17 +4,19 @@
 PYTHON ?= python3
 TORCH ?= 2.13.0
 TESTERS ?= 2
+LAB ?= 4.4.9
 BIN := .venv/bin
 READY := .venv/ready
 BUILT := .venv/built
+OTHER := build/lab-$(LAB)
 NODE := $(BIN)/python extension/node.py
 CHECKS := extension/node_modules/.checks
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo lab dev test lint fix bench lock clean
+.PHONY: help .venv demo lab dev test test-lab lint fix bench lock clean
 
 help: ## show this list
-	@sed -n 's/^\([.a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s%s\n", $$1, $$2}'
+	@sed -n 's/^\([-.a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-17s%s\n", $$1, $$2}'
 
 .venv: $(BUILT) ## install everything into .venv, in the versions of requirements.lock
 
@@ -57,6 +59,17 @@ test: lint ## check style and types, then run the tests
 	@tests/chromium.sh
 	$(NODE) npm test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile
+
+# Its environment has that JupyterLab with all it needs, and the rest from .venv.
+$(OTHER)/ready: $(BUILT)
+	$(PYTHON) -m venv $(OTHER)
+	$(OTHER)/bin/python -m pip install --disable-pip-version-check --quiet jupyterlab==$(LAB)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	    > $$($(OTHER)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_rest.pth
+	@touch $@
+
+test-lab: $(OTHER)/ready ## run the journeys in another JupyterLab, by default in Binder's: make test-lab LAB=4.4.9
+	GPTX_LAB_PYTHON=$(CURDIR)/$(OTHER)/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_lab_browser.py
 
 lint: $(BUILT) $(CHECKS) ## check style and types
 	$(BIN)/ruff check

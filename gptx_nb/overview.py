@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptx_nb import fields, files, inference, metrics, pretraining_words, progress, samples
+from gptx_nb import fields, files, inference, metrics, pretraining_words, progress, samples, writing_words
 from gptx_nb.errors import RunNotFound
 from gptx_nb.pretraining import PretrainRecipe
 from gptx_nb.progress import Progress
@@ -32,7 +32,7 @@ SMALL = 32_768  # bytes of a metrics file that is read whole for one
 PLACE = 2048  # bytes that are read at each place of a larger one
 MOST_STEPS = 4000  # in the history of one run
 SETTLED = 2.0  # seconds after which the time of a file tells it from its next state
-SCORES = ("accuracy", "bits_per_byte", "macro_f1", "loss")  # the first that there is, is shown
+LESS_IS_BETTER = {"bits_per_byte", "loss"}
 STEP_KEYS = ("kind", "step", "epoch", "loss", "learning_rate", "gradient_norm", "tokens", "seconds", "time", "memory")
 
 
@@ -150,10 +150,16 @@ def _marks(seen: _Seen) -> tuple[int, ...]:
 # ---- one run --------------------------------------------------------------------------------------------------------
 
 
+def identity(run: Run) -> str:
+    """Return what a run is called in addresses: NAME/VERSION."""
+    return f"{run.name}/{run.version}"
+
+
 def summary(run: Run, followed: Progress | None = None) -> tuple[dict[str, Any], Progress | None]:
     """Return a run in short, and its Progress while it goes on, for the next time.
 
-    share: how much of the training is done, 0 to 1; score as `score_name` says, or None; times in seconds.
+    share: how much of the training is done, 0 to 1; score as `score_name` says, or None, and whether more is better;
+    times in seconds.
     """
     request = run.request()
     recipe = request.get("recipe") or {}
@@ -163,11 +169,10 @@ def summary(run: Run, followed: Progress | None = None) -> tuple[dict[str, Any],
         seen = (seen or Progress(run)).refresh()
         state = seen.state
     plan, scores = run.plan() or {}, run.scores() or {}
-    validation = scores.get("validation") or {}
-    score_name = next((name for name in SCORES if isinstance(validation.get(name), int | float)), None)
+    score = _score(scores)
     device = plan.get("device") or {}
     found = {
-        "id": f"{run.name}/{run.version}",
+        "id": identity(run),
         "name": run.name,
         "version": run.version,
         "kind": request.get("kind", "finetune"),
@@ -178,8 +183,9 @@ def summary(run: Run, followed: Progress | None = None) -> tuple[dict[str, Any],
         "attempts": run.attempts(),
         "device": device.get("choice"),
         "device_name": device.get("name"),
-        "score": validation.get(score_name) if score_name else None,
-        "score_name": score_name,
+        "score": score[1] if score else None,
+        "score_name": score[0] if score else None,
+        "score_rises": score[2] if score else True,
         "created": request.get("created"),
         "seconds": scores.get("seconds"),
     }
@@ -213,7 +219,7 @@ def summary(run: Run, followed: Progress | None = None) -> tuple[dict[str, Any],
 
 def details(run: Run) -> dict[str, Any]:
     """Return a run in full: its summary, recipe, choices with their reasons, scores, and what went wrong."""
-    request = run.request()
+    request, scores = run.request(), run.scores()
     short, _ = summary(run)
     found: dict[str, Any] = _json(
         {
@@ -226,11 +232,13 @@ def details(run: Run) -> dict[str, Any]:
             "preflight": _told(progress.preflight_lines, run),
             "warnings": _told(progress.warnings, run),
             "score_rows": _told(progress.score_rows, run),
+            "score_table": _told(_table, run),
+            "answers": _told(_answers, run),
             "verdict": _verdict(run),
             "writes": inference.writes(run),
             "samples": _told(_samples, run),
             "trouble": progress.trouble(run) if short["state"] not in ACTIVE else "",
-            "scores": run.scores(),
+            "scores": scores,
             "log": str(run.log_file(max(1, run.attempts()))),
         }
     )
@@ -336,6 +344,38 @@ def _first(lines: Sequence[bytes], kind: str) -> Iterator[metrics.Record]:
         if (record := metrics.decode(line)) is not None and record.get("kind") == kind:
             yield record
             return
+
+
+def _score(scores: dict[str, Any]) -> tuple[str, float | None, bool] | None:
+    """Return the name of a run's own score, its value, and whether more is better; None where it has none."""
+    validation = scores.get("validation")
+    if not validation:
+        return None
+    if writing_words.is_writing(scores):
+        with contextlib.suppress(KeyError, TypeError):  # of another version
+            name, found = writing_words.main(validation)
+            return writing_words.called(name), found["value"], found["more_is_better"]
+        return None
+    names = ("micro_f1",) if validation.get("multi_label") else ("accuracy", "bits_per_byte", "macro_f1", "loss")
+    known = next((each for each in names if isinstance(validation.get(each), int | float)), None)
+    return (writing_words.called(known), validation[known], known not in LESS_IS_BETTER) if known else None
+
+
+def _answers(run: Run) -> list[tuple[str, str, str, str]]:
+    """Return (what was asked, what is right, the tuned model's answer, the base model's) of a few held-out rows."""
+    scores = run.scores()
+    return writing_words.samples(scores) if scores and writing_words.is_writing(scores) else []
+
+
+def _table(run: Run) -> list[list[str]]:
+    """Return a head and rows: what the held-out rows gave, beside baselines or the untuned model; empty without any."""
+    scores = run.scores()
+    if writing_words.is_writing(scores):
+        head, rows = writing_words.table(scores or {}, progress.model_name(run))
+    else:
+        head = ["on the held-out rows", "accuracy", "macro F1"]
+        rows = [[who, f"{accuracy:.2f}", progress.share(f1)] for who, accuracy, f1 in progress.score_rows(run)]
+    return [head, *rows] if rows else []
 
 
 def _verdict(run: Run) -> str:

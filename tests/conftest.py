@@ -65,8 +65,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JupyterServer]:
-    """A JupyterLab that serves, one for all journeys of a file."""
-    found = browsers.make_lab(tmp_path_factory.mktemp("lab"))
+    """A JupyterLab that serves, one for all journeys of a file; under a prefix, as behind a proxy or a hub."""
+    found = browsers.make_lab(tmp_path_factory.mktemp("lab"), base="/some/prefix/")
     found.start()
     yield found
     found.end()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -114,7 +115,7 @@ def test_a_model_that_writes_and_a_pretrained_one_are_asked_too(
     rows = [{"prompt": f"{number} and one are", "completion": f" {number + 1}.\n{SCRIPT}"} for number in range(12)]
     (lab.root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (lab.root / "rivers.txt").write_text("\n\n".join(hex(7**n) for n in range(60, 90)))
-    settings = {"task": "text-generation", "model": str(tiny_model), "epochs": 1, "validation": 0, "device": "cpu"}
+    settings = {"task": "text-generation", "model": str(tiny_model), "epochs": 1, "device": "cpu"}
     launch.train("sums", make_recipe({**settings, "data": str(lab.root / "rows.jsonl")}))
     page = open_lab(context, lab, "writing")
     page.get_by_label("New run", exact=True).first.click()
@@ -135,6 +136,11 @@ def test_a_model_that_writes_and_a_pretrained_one_are_asked_too(
         expected = inference.generate(RunStore(lab.home).find(name), prompt)[0].text
         assert written.text_content() == (expected or "(It wrote nothing.)")
         shoot(page, f"ask-{name}")
+    card(page, "sums/1").get_by_text("ROUGE-1 0.").wait_for()
+    card(page, "sums/1").locator(".gptx-Card-name").click()
+    dashboard = page.locator("#gptx-nb-dashboard-sums\\/1")
+    assert "ROUGE-L" in dashboard.locator(".gptx-Table").first.inner_text()
+    assert SCRIPT in dashboard.locator(".gptx-Section", has_text="What it answers").inner_text()
     assert page.evaluate("window.hacked") is None
 
 
@@ -175,18 +181,31 @@ def latest_step(run: Any) -> int:
     return max((record["step"] for record in run.history() if record.get("kind") == "step"), default=0)
 
 
-def test_two_tabs_and_a_terminal_follow_one_run_and_agree(context: Any, lab: JupyterServer, tiny_model: Path) -> None:
+def test_two_tabs_a_notebook_and_a_terminal_follow_one_run_and_agree(
+    context: Any, lab: JupyterServer, tiny_model: Path
+) -> None:
     first, second = open_lab(context, lab, "one"), open_lab(context, lab, "two")
     table(lab, "short.jsonl")
+    write_notebook(lab, "watch.ipynb", ["%load_ext gptx_nb", "%gpt_watch short"])
+    open_notebook(second, "watch.ipynb")
     environment = {**os.environ, "GPTX_HOME": str(lab.home), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "gptx_nb.views.cli", "train", "short", "--data", str(lab.root / "short.jsonl")]
+    train = [sys.executable, "-m", "gptx_nb.views.cli", "train", "short", "--data", str(lab.root / "short.jsonl")]
     flags = ["--model", str(tiny_model), "--epochs", "60", "--baselines", "false"]
-    done = subprocess.run([*command, *flags], env=environment, capture_output=True, text=True, check=True)
-    assert "short v1" in done.stdout
+    with subprocess.Popen([*train, *flags], env=environment, stdout=subprocess.PIPE, text=True) as terminal:
+        card(second, "short/1").wait_for()
+        command(second, "notebook:run-all-cells")
+        printed, _ = terminal.communicate()
     for page in (first, second):
         card(page, "short/1").get_by_text("finished").wait_for()
     told = [card(page, "short/1").inner_text() for page in (first, second)]
     assert told[0] == told[1]
+    output = second.locator(".jp-Notebook .jp-OutputArea-output")
+    output.get_by_text("Ask it:").wait_for()
+    score = re.search(r"accuracy \d\.\d+", told[0])
+    assert score is not None
+    assert "short v1" in printed
+    assert f"{score[0]} on" in printed
+    assert f"{score[0]} on" in output.inner_text()
 
 
 def test_eight_tabs_load_and_follow(context: Any, lab: JupyterServer) -> None:
@@ -383,7 +402,7 @@ def test_everything_in_the_list_is_reached_by_keyboard(context: Any, lab: Jupyte
         "Choose reviews v1 to compare it",
         "Open reviews v1",
         "Open reviews v1",
-        "New run from reviews v1",
+        "Ask reviews v1",
     ]
     assert "Delete reviews v1" in reached
 

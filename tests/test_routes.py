@@ -1,5 +1,6 @@
 """The server extension, asked over HTTP as JupyterLab asks: a real Jupyter Server in a process of its own."""
 
+import asyncio
 import base64
 import http.client
 import itertools
@@ -9,9 +10,11 @@ import secrets
 import shutil
 import socket
 import string
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import made_runs
@@ -19,9 +22,12 @@ import pytest
 from servers import JupyterServer
 
 from gptx_nb import fields, files, inference, launch
+from gptx_nb.errors import DataError
+from gptx_nb.overview import Overview
 from gptx_nb.pretraining import KINDS
 from gptx_nb.recipe import make_recipe
 from gptx_nb.runs import RunStore
+from gptx_nb.views import routes
 from gptx_nb.views.routes import ROUTES
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -212,6 +218,50 @@ def test_a_mistake_in_a_recipe_names_the_setting(runs: Server) -> None:
     assert runs.ask("POST", "runs", b"[]")[1]["message"] == "The request is no JSON object."
     assert runs.ask("POST", "runs", b"{")[1]["message"] == "The request is not JSON."
     assert RunStore().names() == []
+
+
+class Answered:
+    """A request whose answer is kept."""
+
+    def __init__(self, home: Path) -> None:
+        self.room = routes.Room(SimpleNamespace(event_logger=None), Overview(home))  # type: ignore[arg-type]
+        self.told: list[tuple[int, dict[str, Any]]] = []
+
+    def answer(self, value: dict[str, Any], status: int = 200) -> None:
+        self.told.append((status, value))
+
+
+def test_the_list_tells_what_came_of_a_launch_that_took_longer_than_an_answer_may(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routes, "ANSWER_WITHIN", 0.01)
+    run = made_runs.make("slow", phase="training")
+    decision = threading.Event()
+
+    def start() -> launch.Launched:
+        decision.wait()
+        return launch.Launched(run, "new")
+
+    def refuse() -> launch.Launched:
+        decision.wait()
+        raise DataError("data: there is no file 'x.csv'")
+
+    async def ask() -> tuple[list[tuple[int, dict[str, Any]]], dict[str, list[dict[str, Any]]]]:
+        request = Answered(home)
+        for name, call in (("slow", start), ("bad", refuse)):
+            await routes.begin(request, name, call)  # type: ignore[arg-type]
+        assert request.room.decided() == {"refused": [], "begun": []}
+        decision.set()
+        await asyncio.gather(*request.room._tasks, return_exceptions=True)
+        return request.told, request.room.decided()
+
+    told, decided = asyncio.run(ask())
+    (first, second) = (value["launch"] for _, value in told)
+    assert told == [(202, {"launch": first, "name": "slow"}), (202, {"launch": second, "name": "bad"})]
+    assert decided == {
+        "refused": [{"launch": second, "name": "bad", "message": "data: there is no file 'x.csv'", "field": "data"}],
+        "begun": [{"launch": first, "id": "slow/1"}],
+    }
 
 
 def test_a_request_of_more_than_a_mebibyte_is_refused(runs: Server) -> None:

@@ -101,7 +101,7 @@ function activate(
     });
   }
   for (const command of Object.values(COMMANDS)) {
-    palette?.addItem({ command, category: 'GPT runs' });
+    palette?.addItem({ command, category: 'GPT runs', args: { isPalette: true } });
   }
   launcher?.add({ command: COMMANDS.form, category: 'Other', rank: 5 });
 

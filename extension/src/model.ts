@@ -26,6 +26,8 @@ export interface Run {
   device_name: string | null;
   score: number | null;
   score_name: string | null;
+  /** Whether more is better. */
+  score_rises: boolean;
   created: number | null;
   seconds: number | null;
   step: number;
@@ -49,6 +51,10 @@ export interface Details extends Run {
   preflight: string[];
   warnings: string[];
   score_rows: [string, number, number | null][];
+  /** A head and rows; empty where there are none. */
+  score_table: string[][];
+  /** What was asked, what is right, and what the tuned and the untuned model answered. */
+  answers: [string, string, string, string][];
   verdict: string;
   /** Whether the model writes texts, and gives no labels. */
   writes: boolean;
@@ -83,12 +89,19 @@ export interface Refusal {
   field: string | null;
 }
 
+/** A run that has begun after the answer to its launch had been sent. */
+export interface Begun {
+  launch: number;
+  id: string;
+}
+
 export interface Update {
   revision: string;
   whole: boolean;
   runs: Run[];
   gone: string[];
   refused: Refusal[];
+  begun: Begun[];
   history?: Record<string, Increment>;
 }
 
@@ -143,6 +156,7 @@ export type Connection = 'waiting' | 'live' | 'polling' | 'offline';
 export const POLL = 2000; // milliseconds
 export const LONGEST = 30_000;
 const RETRY = 10_000; // until a WebSocket is tried again
+const KEPT = 16; // histories that nobody follows: who looks again sees them at once, with no server too
 
 /** The metrics of one run, in the order of steps. A resumed attempt takes back what it repeats. */
 export class History {
@@ -181,6 +195,7 @@ export class RunsModel {
   readonly histories = new Map<string, History>();
   connection: Connection = 'waiting';
   refused: Refusal[] = [];
+  begun: Begun[] = [];
   /** Whether the list has arrived at least once. */
   ready = false;
 
@@ -228,7 +243,8 @@ export class RunsModel {
         this.followed.set(id, left);
       } else {
         this.followed.delete(id);
-        this.histories.delete(id);
+        const idle = [...this.histories.keys()].filter(each => !this.followed.has(each));
+        idle.slice(0, -KEPT).forEach(each => this.histories.delete(each));
       }
       this.askHistory();
     };
@@ -346,13 +362,17 @@ export class RunsModel {
     }
     for (const id of update.gone) {
       this.runs.delete(id);
+      if (!this.followed.has(id)) {
+        this.histories.delete(id); // another run may get its name
+      }
     }
-    const refused = JSON.stringify(update.refused) !== JSON.stringify(this.refused);
+    const decided = JSON.stringify([update.refused, update.begun]) !== JSON.stringify([this.refused, this.begun]);
     this.refused = update.refused;
+    this.begun = update.begun;
     this.revision = update.revision;
     const first = !this.ready;
     this.ready = true;
-    if (first || refused || update.whole || update.runs.length > 0 || update.gone.length > 0) {
+    if (first || decided || update.whole || update.runs.length > 0 || update.gone.length > 0) {
       this.changed.emit(undefined);
     }
     for (const [id, increment] of Object.entries(update.history ?? {})) {
@@ -375,6 +395,11 @@ export class RunsModel {
 export type Order = 'newest' | 'name' | 'state' | 'score';
 export type Show = 'all' | 'active' | 'finished' | 'unfinished';
 
+/** What a higher place is due to: a better score; those of which less is better come after the others. */
+function rank(run: Run): number {
+  return run.score === null ? -Number.MAX_VALUE : run.score_rises ? run.score : -run.score - 1e9;
+}
+
 /** Return the runs that fit the filter, in order. `words` are looked for in name, model, task and state. */
 export function listed(runs: Iterable<Run>, words: string, show: Show, order: Order): Run[] {
   const wanted = words.toLowerCase().split(/\s+/).filter(Boolean);
@@ -392,7 +417,7 @@ export function listed(runs: Iterable<Run>, words: string, show: Show, order: Or
     newest,
     name: (a, b) => a.name.localeCompare(b.name) || b.version - a.version,
     state: (a, b) => Number(b.active) - Number(a.active) || a.state.localeCompare(b.state) || newest(a, b),
-    score: (a, b) => (b.score ?? -1) - (a.score ?? -1) || newest(a, b)
+    score: (a, b) => rank(b) - rank(a) || newest(a, b)
   };
   return [...runs].filter(fits).sort(orders[order]);
 }

@@ -43,3 +43,4 @@ globalThis.IntersectionObserver = class {
     drawn.push('disconnect');
   }
 } as unknown as typeof IntersectionObserver;
+globalThis.DragEvent = class extends MouseEvent {} as unknown as typeof DragEvent;

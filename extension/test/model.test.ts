@@ -30,6 +30,7 @@ function run(id: string, rest: Partial<Run> = {}): Run {
     device_name: null,
     score: null,
     score_name: null,
+    score_rises: true,
     created: 0,
     seconds: null,
     step: 0,
@@ -45,7 +46,7 @@ function run(id: string, rest: Partial<Run> = {}): Run {
 }
 
 function update(runs: Run[], rest: Partial<Update> = {}): Update {
-  return { revision: 'a-1', whole: false, runs, gone: [], refused: [], ...rest };
+  return { revision: 'a-1', whole: false, runs, gone: [], refused: [], begun: [], ...rest };
 }
 
 /** A server that can be taken away. */
@@ -191,14 +192,16 @@ test('runs are filtered by words and state, and ordered', () => {
     run('a/1', { created: 3, score: 0.5 }),
     run('b/1', { created: 2, score: 0.9, model: 'gpt2' }),
     run('c/1', { created: 1, active: true, state: 'running', doing: 'training' }),
-    run('d/1', { created: 0, state: 'failed', doing: 'failed' })
+    run('d/1', { created: 0, state: 'failed', doing: 'failed' }),
+    run('e/1', { created: -1, score: 1.2, score_name: 'bits a byte', score_rises: false }),
+    run('f/1', { created: -2, score: 0.8, score_name: 'bits a byte', score_rises: false })
   ];
   const ids = (...rest: Parameters<typeof listed> extends [unknown, ...infer R] ? R : never) =>
     listed(runs, ...rest)
       .map(each => each.name)
       .join('');
-  expect(ids('', 'all', 'newest')).toBe('abcd');
-  expect(ids('', 'all', 'score')).toBe('bacd');
+  expect(ids('', 'all', 'newest')).toBe('abcdef');
+  expect(ids('', 'all', 'score')).toBe('bafecd');
   expect(ids('', 'all', 'state')[0]).toBe('c');
   expect(ids('GPT2 b', 'all', 'newest')).toBe('b');
   expect(ids('', 'unfinished', 'newest')).toBe('d');

@@ -66,7 +66,7 @@ for (const [kind, all] of Object.entries(SETTINGS)) {
   test(`a form holds every value of every setting to ${kind} a run`, () => {
     for (const { setting, values } of all) {
       for (const given of values) {
-        const controls = new Controls('form', kind, [setting], { [setting.name]: given });
+        const controls = new Controls('form', kind, [setting], '', { [setting.name]: given });
         expect(controls.values).toEqual({ [setting.name]: given });
       }
     }
@@ -75,7 +75,7 @@ for (const [kind, all] of Object.entries(SETTINGS)) {
 
 test('a form shows what means something for the task, and what is set though it does not', () => {
   const settings = (SETTINGS['finetune'] ?? []).map(each => each.setting);
-  const controls = new Controls('form', 'finetune', settings, { label: 'stars' });
+  const controls = new Controls('form', 'finetune', settings, 'reviews', { label: 'stars' });
   document.body.append(controls.node);
   const hidden = (name: string) => controls.node.querySelector<HTMLElement>(`[data-setting="${name}"]`)?.hidden;
   expect([hidden('label'), hidden('labels'), hidden('columns')]).toEqual([false, false, false]);
@@ -87,7 +87,7 @@ test('a form shows what means something for the task, and what is set though it 
 
 test('what is wrong is said beside its control, which is unfolded and gets the focus', () => {
   const settings = (SETTINGS['finetune'] ?? []).map(each => each.setting);
-  const controls = new Controls('form', 'finetune', settings, {});
+  const controls = new Controls('form', 'finetune', settings, 'reviews', {});
   document.body.append(controls.node);
   expect(controls.refuse("warmup: '2' <b>does not fit</b>", 'warmup')).toBe(true);
   expect(document.activeElement?.id).toBe('form-warmup');

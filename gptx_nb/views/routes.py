@@ -64,7 +64,7 @@ MOST_TEXTS = 1000
 LOOK = 1.0  # seconds between looks at the disk while somebody watches
 IDLE_LOOK = 3.0  # else
 ANSWER_WITHIN = 20.0  # seconds: proxies give up on a slow answer; a launch that takes longer goes on by itself
-REFUSAL_KEPT = 600.0  # seconds
+DECISION_KEPT = 600.0  # seconds
 
 EVENT_SCHEMA: dict[str, Any] = {
     "$id": EVENT,
@@ -87,20 +87,26 @@ EVENT_SCHEMA: dict[str, Any] = {
 
 @dataclass
 class Launch:
-    """A request to start or resume a run that was answered before it was decided. `message`: why it was refused."""
+    """A request to start or resume a run that was answered before it was decided: `run` began, or `message` says why
+    it was refused."""
 
     name: str
     since: float
+    run: str = ""
     message: str = ""
     field: str | None = None
     over: bool = False
 
-    def settle(self, task: asyncio.Future[Any]) -> None:
+    def settle(self, task: asyncio.Future[launch.Launched]) -> None:
         """Keep what came of it."""
         self.over = True
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled():
+            return
+        if (error := task.exception()) is not None:
             self.message = str(error) if isinstance(error, GptxError) else f"{type(error).__name__}: {error}"
             self.field = setting_of(self.message)
+        else:
+            self.run = overview.identity(task.result().run)
 
 
 @dataclass
@@ -162,17 +168,18 @@ class Room:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def refusals(self) -> list[dict[str, Any]]:
-        """Return the launches that were refused after their answer had been sent."""
-        old = time.monotonic() - REFUSAL_KEPT
-        self.launches = {
-            key: each for key, each in self.launches.items() if not each.over or (each.message and each.since > old)
+    def decided(self) -> dict[str, list[dict[str, Any]]]:
+        """Return the launches that were refused, and those that have begun, after their answer had been sent."""
+        old = time.monotonic() - DECISION_KEPT
+        self.launches = {key: each for key, each in self.launches.items() if not each.over or each.since > old}
+        return {
+            "refused": [
+                {"launch": key, "name": each.name, "message": each.message, "field": each.field}
+                for key, each in self.launches.items()
+                if each.message
+            ],
+            "begun": [{"launch": key, "id": each.run} for key, each in self.launches.items() if each.run],
         }
-        return [
-            {"launch": key, "name": each.name, "message": each.message, "field": each.field}
-            for key, each in self.launches.items()
-            if each.message
-        ]
 
 
 class Refused(web.HTTPError):
@@ -307,7 +314,7 @@ class RunsHandler(Handler):
         self.answer(
             {
                 **seen.since(self.get_query_argument("since", "")),
-                "refused": self.room.refusals(),
+                **self.room.decided(),
                 "home": str(seen.home),
             }
         )
@@ -471,7 +478,7 @@ def told(found: Predictions | Generations) -> dict[str, Any]:
 
 
 async def begin(handler: Handler, name: str, start: Callable[[], launch.Launched]) -> None:
-    """Start a run in a thread and answer with it; 202 where it takes long, and a refusal then waits in the list."""
+    """Start a run in a thread and answer with it; 202 where it takes long, and the list then tells what came of it."""
     room = handler.room
     task = asyncio.ensure_future(room.run(start, slow=True))
     room.keep(task)
@@ -486,7 +493,7 @@ async def begin(handler: Handler, name: str, start: Callable[[], launch.Launched
         return
     launched = task.result()
     handler.answer(
-        {"id": f"{launched.run.name}/{launched.run.version}", "action": launched.action, "note": launched.note},
+        {"id": overview.identity(launched.run), "action": launched.action, "note": launched.note},
         status=201 if launched.action == "new" else 200,
     )
 
@@ -501,7 +508,7 @@ class RestoreHandler(Handler):
     async def post(self, identity: str) -> None:
         run = await self.room.run(Trash(self.room.overview.home).restore, identity)
         await self.room.look(0)
-        self.answer({"id": f"{run.name}/{run.version}"})
+        self.answer({"id": overview.identity(run)})
 
 
 class FormHandler(Handler):
@@ -620,14 +627,13 @@ class LiveHandler(WebSocketMixin, WebSocketHandler, JupyterHandler):
 
     async def _tell(self) -> None:
         with contextlib.suppress(WebSocketClosedError):
-            first = True
+            told: dict[str, Any] | None = None
             while True:
                 changed = (await self.room.look()).since(self.revision)
-                grown = await self._grown()
-                if first or changed["runs"] or changed["gone"] or grown:
-                    said = {**changed, "refused": self.room.refusals(), "history": grown}
-                    await self.write_message(encoded(said))
-                self.revision, first = changed["revision"], False
+                grown, decided = await self._grown(), self.room.decided()
+                if decided != told or changed["runs"] or changed["gone"] or grown:
+                    await self.write_message(encoded({**changed, **decided, "history": grown}))
+                self.revision, told = changed["revision"], decided
                 self._awake.clear()
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._awake.wait(), LOOK)

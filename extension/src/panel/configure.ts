@@ -1,8 +1,7 @@
 /** Configure: the form of a recipe, its data with the choice of columns, and what the engine would make of both. */
 
-import { KINDS } from '../recipe';
 import type { Setting } from '../model';
-import { Controls, fieldOf, type Control } from '../views/controls';
+import { Controls, kindButtons, type Control } from '../views/controls';
 import { fill, h } from '../views/dom';
 import { Refused, type Channel } from './channel';
 import type { Tab } from './desk';
@@ -63,7 +62,6 @@ export class Configure implements Tab {
   private readonly message = h('div', { class: 'gptx-Form-message', role: 'alert' });
   private readonly said = h('div', { class: 'said', role: 'status' });
   private readonly written = h('pre', { class: 'written', tabindex: 0, hidden: true });
-  private readonly name: HTMLInputElement;
   private readonly start_: HTMLButtonElement;
   private readonly look_: HTMLButtonElement;
   private controls: Controls | null = null;
@@ -77,7 +75,6 @@ export class Configure implements Tab {
     private readonly id: string,
     private readonly started: () => void
   ) {
-    this.name = h('input', { type: 'text', class: 'gptx-Input', id: `${id}-name`, spellcheck: 'false' });
     this.start_ = button('Start', () => void this.start(), 'first');
     this.look_ = button('Look at data and cost', () => void this.look());
     this.look_.title = 'Reads the table, loads the base model and tries one step. Starts no run';
@@ -101,7 +98,7 @@ export class Configure implements Tab {
   private keep(): void {
     clearTimeout(this.typed);
     this.typed = window.setTimeout(() => {
-      const draft = { kind: this.kind, name: this.name.value, recipe: this.controls?.values ?? {} };
+      const draft = { kind: this.kind, name: this.name, recipe: this.controls?.values ?? {} };
       this.channel.tell('draft', { draft });
     }, TYPED);
   }
@@ -124,22 +121,14 @@ export class Configure implements Tab {
     }
     const { kind, name, recipe } = this.opened.opened;
     this.kind = kind;
-    this.name.value = name;
-    this.draw(recipe);
+    this.draw(name, recipe);
   }
 
-  private draw(given: Record<string, unknown>): void {
+  private draw(name: string, given: Record<string, unknown>): void {
     const kinds: Record<string, Setting[]> = this.opened?.kinds ?? {};
     const cells = this.opened?.cells ?? [];
-    this.controls = new Controls(this.id, this.kind, kinds[this.kind] ?? [], given, (setting, control) =>
+    this.controls = new Controls(this.id, this.kind, kinds[this.kind] ?? [], name, given, (setting, control) =>
       setting.name === 'data' ? this.tableChoice(control) : null
-    );
-    const kindButtons = Object.keys(kinds).map(kind =>
-      h(
-        'button',
-        { type: 'button', 'aria-pressed': String(kind === this.kind), onclick: () => this.become(kind) },
-        KINDS[kind] ?? kind
-      )
     );
     const form = h(
       'form',
@@ -151,9 +140,8 @@ export class Configure implements Tab {
           void this.start();
         }
       },
-      h('div', { class: 'buttons', role: 'group', 'aria-label': 'Kind of run' }, ...kindButtons),
+      kindButtons(Object.keys(kinds), this.kind, kind => this.become(kind)),
       this.fromCell(cells),
-      fieldOf('name', 'Name', this.name, 'What the run is called: letters, digits, - _ .'),
       this.controls.node,
       this.pasting(),
       this.message,
@@ -176,7 +164,7 @@ export class Configure implements Tab {
 
   private become(kind: string): void {
     this.kind = kind;
-    this.draw({});
+    this.draw(this.name, {});
     this.keep();
   }
 
@@ -260,6 +248,10 @@ export class Configure implements Tab {
 
   // ---- what is done with it -----------------------------------------------------------------------------------------
 
+  private get name(): string {
+    return this.controls?.name ?? '';
+  }
+
   private wanted(name: string): Record<string, unknown> {
     return { run_kind: this.kind, name, recipe: this.controls?.values ?? {} };
   }
@@ -276,8 +268,7 @@ export class Configure implements Tab {
     this.start_.disabled = true;
     this.say('Reading the data, and starting …');
     try {
-      const name = this.name.value.trim();
-      const { note } = await this.channel.ask<{ note: string }>('start', this.wanted(name)).answer;
+      const { note } = await this.channel.ask<{ note: string }>('start', this.wanted(this.name)).answer;
       this.say(note || 'It has begun.');
       this.started();
     } catch (error) {
@@ -293,8 +284,7 @@ export class Configure implements Tab {
     this.clear();
     let text: string;
     try {
-      const told = await this.channel.ask<Record<string, string>>('cell', this.wanted(this.name.value || UNNAMED))
-        .answer;
+      const told = await this.channel.ask<Record<string, string>>('cell', this.wanted(this.name || UNNAMED)).answer;
       text = told[what] ?? '';
     } catch (error) {
       this.refuse(error);
@@ -328,14 +318,10 @@ export class Configure implements Tab {
     fill(this.data, h('p', { class: 'muted' }, 'Reading the table …'));
     const top = h('div', {});
     const below = h('div', { class: 'muted' }, 'Loading the base model, and trying a step …');
-    const asked = this.channel.ask<Rehearsed>(
-      'rehearse',
-      this.wanted(this.name.value.trim() || UNNAMED),
-      (table: Table) => {
-        fill(top, ...this.tableParts(table));
-        fill(this.data, top, below);
-      }
-    );
+    const asked = this.channel.ask<Rehearsed>('rehearse', this.wanted(this.name || UNNAMED), (table: Table) => {
+      fill(top, ...this.tableParts(table));
+      fill(this.data, top, below);
+    });
     this.withdraw = asked.withdraw;
     try {
       const found = await asked.answer;
@@ -419,22 +405,13 @@ export class Configure implements Tab {
   private clear(): void {
     fill(this.message);
     this.controls?.clear();
-    const field = this.name.closest('.gptx-Form-field');
-    field?.classList.remove('gptx-mod-wrong');
-    field?.querySelector('.gptx-Form-error')?.replaceChildren();
   }
 
   /** Show what is wrong beside the control that it is about. */
   private refuse(error: unknown): void {
     const setting = error instanceof Refused ? error.field : null;
-    const message = words(error);
-    if (setting === 'name') {
-      const field = this.name.closest('.gptx-Form-field');
-      field?.classList.add('gptx-mod-wrong');
-      field?.querySelector('.gptx-Form-error')?.replaceChildren(message);
-      this.name.focus();
-    } else if (!this.controls?.refuse(message, setting)) {
-      fill(this.message, message);
+    if (!this.controls?.refuse(words(error), setting)) {
+      fill(this.message, words(error));
     }
   }
 }

@@ -105,6 +105,11 @@ export function stateMark(run: Run): HTMLSpanElement {
   return h('span', { class: 'gptx-State', 'data-state': run.state, 'aria-hidden': 'true' });
 }
 
+/** A run's score with its name; empty where it has none. */
+export function scored(run: Run): string {
+  return run.score === null ? '' : `${run.score_name ?? 'score'} ${number(run.score)}`;
+}
+
 /** How far a run is, as a bar. */
 export function bar(run: Run): HTMLElement {
   const percent = Math.round(100 * run.share);
@@ -138,7 +143,7 @@ function facts(run: Run): HTMLElement {
     }
   } else {
     if (run.score !== null) {
-      found.push(`${(run.score_name ?? 'score').replace(/_/g, ' ')} ${number(run.score)}`);
+      found.push(scored(run));
     } else if (run.loss !== null) {
       found.push(`loss ${number(run.loss)}`);
     }

@@ -4,7 +4,7 @@
  */
 
 import type { Setting } from '../model';
-import { FIRST, placeholder, text, value } from '../recipe';
+import { FIRST, KINDS, placeholder, text, value } from '../recipe';
 import { h } from './dom';
 
 export type Control = HTMLInputElement | HTMLSelectElement | HTMLTextAreaElement;
@@ -14,17 +14,30 @@ export type Beside = (setting: Setting, control: Control) => HTMLElement | null;
 
 export class Controls {
   readonly node = h('div', {});
+  private readonly name_: HTMLInputElement;
   private readonly rows = new Map<string, { control: Control; setting: Setting; field: HTMLElement }>();
+  private readonly places = new Map<string, { control: Control; field: HTMLElement }>(); // of a mistake
   private task = ''; // that was found where none is typed
 
-  /** `id` begins the ids of all controls; `given` are the values of a recipe. */
+  /** `id` begins the ids of all controls; `name` is what the run is called, `given` are the values of its recipe. */
   constructor(
     private readonly id: string,
     kind: string,
     settings: readonly Setting[],
+    name: string,
     given: Record<string, unknown>,
     private readonly beside: Beside = () => null
   ) {
+    this.name_ = h('input', {
+      type: 'text',
+      class: 'gptx-Input',
+      id: `${id}-name`,
+      required: true,
+      spellcheck: 'false'
+    });
+    this.name_.value = name;
+    const called = fieldOf('name', 'Name', this.name_, 'What the run is called: letters, digits, - _ .');
+    this.places.set('name', { control: this.name_, field: called });
     const wanted = FIRST[kind] ?? [];
     const first = wanted
       .map(each => settings.find(setting => setting.name === each))
@@ -35,9 +48,18 @@ export class Controls {
     more.open = rest.some(
       setting => text(setting, given[setting.name]) !== '' && given[setting.name] !== setting.default
     );
-    this.node.append(...first.map(row), more);
+    this.node.append(called, ...first.map(row), more);
     this.node.addEventListener('input', () => this.fit());
     this.fit();
+  }
+
+  /** What the run shall be called. */
+  get name(): string {
+    return this.name_.value.trim();
+  }
+
+  focus(): void {
+    this.name_.focus();
   }
 
   /** What is typed, by setting; what is left empty is left out. */
@@ -67,7 +89,7 @@ export class Controls {
   }
 
   clear(): void {
-    for (const { control, field } of this.rows.values()) {
+    for (const { control, field } of this.places.values()) {
       field.classList.remove('gptx-mod-wrong');
       field.querySelector('.gptx-Form-error')?.replaceChildren();
       control.removeAttribute('aria-invalid');
@@ -76,19 +98,20 @@ export class Controls {
 
   /** Show what is wrong beside the control that it is about; false where there is none. */
   refuse(message: string, setting: string | null): boolean {
-    const row = setting === null ? undefined : this.rows.get(setting);
-    if (!row) {
+    const place = setting === null ? undefined : this.places.get(setting);
+    if (!place) {
       return false;
     }
-    const folded = row.field.closest('details');
+    const { control, field } = place;
+    const folded = field.closest('details');
     if (folded) {
       folded.open = true;
     }
-    row.field.hidden = false;
-    row.field.classList.add('gptx-mod-wrong');
-    row.field.querySelector('.gptx-Form-error')?.replaceChildren(message);
-    row.control.setAttribute('aria-invalid', 'true');
-    row.control.focus();
+    field.hidden = false;
+    field.classList.add('gptx-mod-wrong');
+    field.querySelector('.gptx-Form-error')?.replaceChildren(message);
+    control.setAttribute('aria-invalid', 'true');
+    control.focus();
     return true;
   }
 
@@ -110,6 +133,7 @@ export class Controls {
       field.append(h('datalist', { id: `${control.id}-list` }, ...known));
     }
     this.rows.set(setting.name, { control, setting, field });
+    this.places.set(setting.name, { control, field });
     return field;
   }
 
@@ -150,8 +174,20 @@ export class Controls {
   }
 }
 
+/** The kinds of runs, as buttons of which one is pressed. */
+export function kindButtons(kinds: readonly string[], pressed: string, choose: (kind: string) => void): HTMLElement {
+  const buttons = kinds.map(kind =>
+    h(
+      'button',
+      { type: 'button', class: 'gptx-Button', 'aria-pressed': String(kind === pressed), onclick: () => choose(kind) },
+      KINDS[kind] ?? kind
+    )
+  );
+  return h('div', { class: 'gptx-Form-kinds', role: 'group', 'aria-label': 'Kind of run' }, ...buttons);
+}
+
 /** A control with its label, its help, and the place where a mistake is told. */
-export function fieldOf(
+function fieldOf(
   name: string,
   label: string,
   control: Control,

@@ -8,9 +8,9 @@ import { createChart, type Chart, type Line, type Options } from '../chart';
 import { lossLines, scoreLines } from '../curves';
 import { gptxIcon } from '../icon';
 import { History, type Details, type Run } from '../model';
-import { duration, number, size } from '../words';
+import { duration, size } from '../words';
 import { AskBox } from './ask';
-import { bar, stateMark } from './card';
+import { bar, scored, stateMark } from './card';
 import { fill, h, iconButton, section } from './dom';
 
 /** What is looked for in a dashboard. */
@@ -163,10 +163,7 @@ export class Dashboard extends Widget {
     const called = `${run.name} v${run.version}`;
     const facts = run.active
       ? run.facts
-      : [
-          run.score === null ? '' : `${(run.score_name ?? 'score').replace(/_/g, ' ')} ${number(run.score)}`,
-          run.seconds === null ? '' : `trained in ${duration(run.seconds)}`
-        ];
+      : [scored(run), run.seconds === null ? '' : `trained in ${duration(run.seconds)}`];
     const able = this.head.querySelector<HTMLElement>('.gptx-Dashboard-tools');
     const kind = `${run.active} ${run.state}`;
     // The same buttons stay: they must not vanish under the pointer, or lose the focus.
@@ -249,7 +246,7 @@ export class Dashboard extends Widget {
     );
     const rows: [string, ...string[]][] = [
       ['state', ...all.map(each => each.doing)],
-      ['score', ...all.map(each => (each.score === null ? '' : number(each.score)))],
+      ['score', ...all.map(scored)],
       ['trained in', ...all.map(each => (each.seconds === null ? '' : duration(each.seconds)))],
       ...differing.map((name): [string, ...string[]] => [
         name,
@@ -269,11 +266,14 @@ export class Dashboard extends Widget {
 /** A chart that is there once it has something to show. */
 class Curve {
   private chart: Chart | null = null;
+  private readonly host = h('div', { class: 'gptx-Dashboard-chart' }); // its place, whichever comes first
 
   constructor(
-    private readonly host: HTMLElement,
+    place: HTMLElement,
     private readonly options: Options
-  ) {}
+  ) {
+    place.append(this.host);
+  }
 
   update(lines: readonly Line[]): void {
     if (lines.some(line => line.x.length > 0)) {
@@ -304,12 +304,18 @@ function sections(run: Details): HTMLElement[] {
   if (run.verdict) {
     found.push(h('p', { class: 'gptx-Verdict' }, run.verdict));
   }
-  if (run.score_rows.length > 0) {
-    const rows = run.score_rows.map(([who, accuracy, f1]) => [who, accuracy.toFixed(2), f1?.toFixed(2) ?? '']);
-    found.push(table(['', 'accuracy', 'macro F1'], rows, 1));
+  const [head, ...rows] = run.score_table;
+  if (head) {
+    found.push(table(head, rows, 1));
   }
   if (run.samples.length > 0) {
-    found.push(section('What it writes', table(['', ''], run.samples), true));
+    found.push(section('What it writes', texts(['', ''], run.samples), true));
+  }
+  if (run.answers.length > 0) {
+    const based = run.answers.some(each => each[3] !== '');
+    const columns = ['asked', 'right', 'tuned', ...(based ? ['base'] : [])];
+    const answers = run.answers.map(each => each.slice(0, columns.length));
+    found.push(section('What it answers', texts(columns, answers), true));
   }
   for (const warning of run.warnings) {
     found.push(h('p', { class: 'gptx-Warning' }, warning));
@@ -338,6 +344,13 @@ function table(head: readonly string[], rows: readonly (readonly string[])[], nu
     )
   );
   return h('div', { class: 'gptx-Table' }, h('table', {}, headRow, h('tbody', {}, ...body)));
+}
+
+/** A table of texts, which may be long and have lines of their own. */
+function texts(head: readonly string[], rows: readonly (readonly string[])[]): HTMLElement {
+  const node = table(head, rows);
+  node.classList.add('gptx-mod-texts');
+  return node;
 }
 
 /** The end of a run's log, read while it is open. */

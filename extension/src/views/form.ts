@@ -7,8 +7,7 @@ import { words, type Actions } from '../actions';
 import { Refused } from '../api';
 import { gptxIcon } from '../icon';
 import type { Setting } from '../model';
-import { KINDS } from '../recipe';
-import { Controls, fieldOf, type Control } from './controls';
+import { Controls, kindButtons, type Control } from './controls';
 import { fill, h } from './dom';
 
 /** Let the user pick a file that the server sees; null if none was picked. */
@@ -16,7 +15,6 @@ export type Pick = () => Promise<string | null>;
 
 export class RecipeForm extends Widget {
   private controls: Controls | null = null;
-  private readonly name_: HTMLInputElement;
   private readonly message = h('div', { class: 'gptx-Form-message', role: 'alert' });
   private readonly submit: HTMLButtonElement;
   private kind = 'finetune';
@@ -32,20 +30,13 @@ export class RecipeForm extends Widget {
     this.title.icon = gptxIcon;
     this.title.closable = true;
     this.addClass('gptx-Form');
-    this.name_ = h('input', {
-      type: 'text',
-      class: 'gptx-Input',
-      id: `${this.id}-name`,
-      required: true,
-      spellcheck: 'false'
-    });
     this.submit = h('button', { type: 'submit', class: 'gptx-Button gptx-mod-first' }, 'Start');
     fill(this.node, h('p', { class: 'gptx-Nothing' }, 'Loading the settings …'));
     void this.load();
   }
 
   protected override onActivateRequest(): void {
-    this.name_.focus();
+    this.controls?.focus();
   }
 
   private async load(): Promise<void> {
@@ -55,9 +46,8 @@ export class RecipeForm extends Widget {
         this.from ? this.actions.api.details(this.from) : null
       ]);
       this.kind = origin?.kind ?? this.kind;
-      this.name_.value = origin?.name ?? '';
-      this.draw(kinds, origin?.recipe ?? {});
-      this.name_.focus();
+      this.draw(kinds, origin?.name ?? '', origin?.recipe ?? {});
+      this.controls?.focus();
     } catch (error) {
       fill(
         this.node,
@@ -67,13 +57,17 @@ export class RecipeForm extends Widget {
     }
   }
 
-  private draw(kinds: Record<string, Setting[]>, given: Record<string, unknown>): void {
-    const controls = new Controls(this.id, this.kind, kinds[this.kind] ?? [], given, (setting, control) =>
+  private draw(kinds: Record<string, Setting[]>, name: string, given: Record<string, unknown>): void {
+    const controls = new Controls(this.id, this.kind, kinds[this.kind] ?? [], name, given, (setting, control) =>
       setting.name === 'data' || setting.name === 'validation'
         ? h('button', { type: 'button', class: 'gptx-Button', onclick: () => void this.browse(control) }, 'Browse …')
         : null
     );
     this.controls = controls;
+    const become = (kind: string) => {
+      this.kind = kind;
+      this.draw(kinds, controls.name, {});
+    };
     const form = h(
       'form',
       {
@@ -84,8 +78,7 @@ export class RecipeForm extends Widget {
         }
       },
       h('h2', {}, this.title.label),
-      this.from === null && this.chooseKind(kinds),
-      fieldOf('name', 'Name', this.name_, 'What the run is called: letters, digits, - _ .'),
+      this.from === null && kindButtons(Object.keys(kinds), this.kind, become),
       controls.node,
       this.message,
       h('div', { class: 'gptx-Form-end' }, this.submit)
@@ -93,24 +86,28 @@ export class RecipeForm extends Widget {
     fill(this.node, form);
   }
 
-  /** The kinds of runs, as buttons of which one is pressed. */
-  private chooseKind(kinds: Record<string, Setting[]>): HTMLElement {
-    const buttons = Object.keys(kinds).map(kind =>
-      h(
-        'button',
-        {
-          type: 'button',
-          class: 'gptx-Button',
-          'aria-pressed': String(kind === this.kind),
-          onclick: () => {
-            this.kind = kind;
-            this.draw(kinds, {});
-          }
-        },
-        KINDS[kind] ?? kind
-      )
-    );
-    return h('div', { class: 'gptx-Form-kinds', role: 'group', 'aria-label': 'Kind of run' }, ...buttons);
+  /** Wait for a run whose launch takes long, and return its id; what it was refused with is thrown. */
+  private begun(launch: number | undefined): Promise<string> {
+    const { model } = this.actions;
+    return new Promise((begin, refuse) => {
+      const look = () => {
+        const begun = model.begun.find(each => each.launch === launch);
+        const refused = model.refused.find(each => each.launch === launch);
+        if (!begun && !refused && !this.isDisposed) {
+          return;
+        }
+        model.changed.disconnect(look);
+        model.watch(look, false);
+        if (begun) {
+          begin(begun.id);
+        } else if (refused) {
+          refuse(new Refused(400, refused.message, refused.field));
+        }
+      };
+      model.changed.connect(look);
+      model.watch(look, true);
+      look();
+    });
   }
 
   private async browse(control: Control): Promise<void> {
@@ -122,45 +119,27 @@ export class RecipeForm extends Widget {
   }
 
   private async start(): Promise<void> {
-    const recipe = this.controls?.values ?? {};
-    this.clear();
+    const { name, values } = this.controls ?? { name: '', values: {} };
+    fill(this.message);
+    this.controls?.clear();
     this.submit.disabled = true;
     this.submit.textContent = 'Reading the data …';
     try {
-      const started = await this.actions.api.start(this.kind, this.name_.value.trim(), recipe, this.from);
+      const started = await this.actions.api.start(this.kind, name, values, this.from);
       await this.actions.model.refresh();
       if (started.note) {
         Notification.info(started.note, { autoClose: 10_000 });
       }
-      if (started.id !== undefined) {
-        this.actions.shell.open([started.id]);
-      }
+      this.actions.shell.open([started.id ?? (await this.begun(started.launch))]);
       this.dispose();
     } catch (error) {
-      this.refuse(words(error), error instanceof Refused ? error.field : null);
+      const setting = error instanceof Refused ? error.field : null;
+      if (!this.controls?.refuse(words(error), setting)) {
+        fill(this.message, words(error));
+      }
     } finally {
       this.submit.disabled = false;
       this.submit.textContent = 'Start';
-    }
-  }
-
-  private clear(): void {
-    fill(this.message);
-    this.controls?.clear();
-    const field = this.name_.closest('.gptx-Form-field');
-    field?.classList.remove('gptx-mod-wrong');
-    field?.querySelector('.gptx-Form-error')?.replaceChildren();
-  }
-
-  /** Show what is wrong beside the control that it is about. */
-  private refuse(message: string, setting: string | null): void {
-    if (setting === 'name') {
-      const field = this.name_.closest('.gptx-Form-field');
-      field?.classList.add('gptx-mod-wrong');
-      field?.querySelector('.gptx-Form-error')?.replaceChildren(message);
-      this.name_.focus();
-    } else if (!this.controls?.refuse(message, setting)) {
-      fill(this.message, message);
     }
   }
 }

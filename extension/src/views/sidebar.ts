@@ -62,7 +62,7 @@ export class Sidebar extends Widget {
       ['newest', 'newest first'],
       ['name', 'by name'],
       ['state', 'by state'],
-      ['score', 'best score first']
+      ['score', 'by score']
     ]);
     this.compare = h(
       'button',
