@@ -86,7 +86,11 @@ def learning_rate_at(step: int, settings: Settings) -> float:
 
 def make_optimizer(model: torch.nn.Module, settings: Settings) -> Optimizer:
     """Return the optimiser of `settings` for the float32 parameters of `model` that are trained."""
-    make = {"adamw": optimizers.adamw, "adamw-8bit": optimizers.adamw_8bit, "muon": optimizers.muon}
+    make: dict[str, Callable[..., Optimizer]] = {
+        "adamw": optimizers.adamw,
+        "adamw-8bit": optimizers.adamw_8bit,
+        "muon": optimizers.muon,
+    }
     return make[settings.optimizer](model, settings.learning_rate, settings.weight_decay, settings.betas)
 
 
