@@ -10,7 +10,8 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from servers import JupyterServer
 
-from gptx_nb import inference
+from gptx_nb import inference, launch
+from gptx_nb.runs import RunStore
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -69,6 +70,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JupyterServer]:
     found.start()
     yield found
     found.end()
+    for run in RunStore(found.home).runs():  # of a journey that failed on its way
+        if run.active:
+            launch.kill(run)
     inference.free(found.home)
 
 

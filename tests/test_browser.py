@@ -17,6 +17,7 @@ from servers import JupyterServer
 
 from gptx_nb import files
 from gptx_nb.metrics import MetricsWriter
+from gptx_nb.progress import Progress
 from gptx_nb.runs import RunStore
 
 pytestmark = browsers.MARKS
@@ -179,6 +180,26 @@ def test_a_live_view_survives_a_reload_and_a_restart_and_its_buttons_work_while_
     live.locator("canvas").first.wait_for()
     print(f"redrawn {redrawn:.1f} s after the notebook was open again")
 
+    # While a cell runs the kernel hears nobody: the page's view waits, the run and its numbers do not.
+    page.evaluate(
+        """() => {
+            const {content} = window.jupyterapp.shell.currentWidget;
+            content.model.sharedModel.insertCell(2, {cell_type: 'code', source: 'import time; time.sleep(6)'});
+            content.activeCellIndex = 2;
+            window.jupyterapp.commands.execute('notebook:run-cell-and-select-next');
+        }"""
+    )
+    run = RunStore(lab.home).find("long")
+    begun, before_it = time.monotonic(), Progress(run).refresh().step
+    page.reload()
+    ready(page)
+    browsers.open_notebook(page, "long.ipynb")
+    meanwhile = Progress(run).refresh().step
+    assert run.state() == "running"
+    assert meanwhile > before_it
+    wait_for_step(page, 1, meanwhile)
+    print(f"redrawn {time.monotonic() - begun:.1f} s after a cell of 6 s had begun")
+
     page.evaluate(
         """async () => {
             const panel = window.jupyterapp.shell.currentWidget;
@@ -190,14 +211,22 @@ def test_a_live_view_survives_a_reload_and_a_restart_and_its_buttons_work_while_
             panel.content.activeCellIndex = 2;
         }"""
     )
-    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-below'); }")
+    page.wait_for_function("() => document.querySelectorAll('.jp-Notebook .jp-CodeCell').length === 4")
+    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-cell-and-select-next'); }")
+    page.wait_for_function("() => document.querySelectorAll('.jp-InputPrompt')[2].innerText.includes('[1]')")
+    begun = time.monotonic()
+    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-cell-and-select-next'); }")
     wait_for_step(page, 3, 42)
+    live = page.locator(".jp-Notebook .jp-CodeCell").nth(3)
+    live.locator("canvas").first.wait_for()
+    print(f"redrawn {time.monotonic() - begun:.1f} s after %gpt_watch in a kernel that was restarted")
+
     page.locator(".jp-Notebook .jp-CodeCell").nth(3).get_by_role("button", name="Save and stop").click()
     again = page.locator(".jp-Notebook .jp-CodeCell").nth(3).locator(".jp-OutputArea-output")
     again.get_by_text("It was stopped and saved").first.wait_for()
     shoot(page, "stopped")
     assert again.locator("canvas, button").count() == 0
-    assert RunStore(lab.home).find("long").state() == "stopped"
+    assert run.state() == "stopped"
     assert page.evaluate("window.hacked") is None
 
 
