@@ -60,10 +60,13 @@ export class Card {
       ' ',
       h('span', { class: 'gptx-Card-version' }, `v${run.version}`)
     );
-    // The name keeps the focus while the rest of its card changes.
-    const focused = this.head.contains(document.activeElement) && document.activeElement !== this.chosen;
+    // What has the focus keeps it while the rest of its card changes.
+    const chooses = document.activeElement === this.chosen;
+    const focused = this.head.contains(document.activeElement) && !chooses;
     fill(this.head, this.chosen, stateMark(run), name, h('span', { class: 'gptx-Card-state' }, run.doing));
-    if (focused) {
+    if (chooses) {
+      this.chosen.focus();
+    } else if (focused) {
       name.focus();
     }
     fill(
