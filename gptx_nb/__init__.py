@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from gptx_nb.api import device, evaluate, finetune, free, load, predict, pretrain, runs, stop, watch
+    from gptx_nb.api import compare, device, evaluate, finetune, free, load, predict, pretrain, runs, stop, watch
+    from gptx_nb.comparison import Comparison
     from gptx_nb.errors import (
         DataError,
         DeviceError,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __version__ = "0.3.0"
 
 __all__ = [
+    "Comparison",
     "DataError",
     "DeviceError",
     "Evaluation",
@@ -52,6 +54,7 @@ __all__ = [
     "RunNotFound",
     "UsageError",
     "__version__",
+    "compare",
     "device",
     "evaluate",
     "finetune",
@@ -68,7 +71,10 @@ __all__ = [
 
 _HOMES = {
     **dict.fromkeys(
-        ("device", "evaluate", "finetune", "free", "load", "predict", "pretrain", "runs", "stop", "watch"),
+        (
+            *("compare", "device", "evaluate", "finetune", "free", "load"),
+            *("predict", "pretrain", "runs", "stop", "watch"),
+        ),
         "gptx_nb.api",
     ),
     **dict.fromkeys(
@@ -78,6 +84,7 @@ _HOMES = {
         ),
         "gptx_nb.errors",
     ),
+    "Comparison": "gptx_nb.comparison",
     "Evaluation": "gptx_nb.evaluations",
     **dict.fromkeys(("Generation", "Generations"), "gptx_nb.generations"),
     **dict.fromkeys(("Prediction", "Predictions"), "gptx_nb.predictions"),

@@ -1,4 +1,5 @@
-"""The Python twins of the magics: finetune, pretrain, predict, evaluate, watch, stop, runs, load, device, free.
+"""The Python twins of the magics: finetune, pretrain, predict, evaluate, watch, stop, compare, runs, load,
+device, free.
 
 Each returns a plain object, so that a script reads like a notebook, and shows at most a line of progress. Only `load`
 imports an ML library here; training and prediction run in processes of their own.
@@ -11,8 +12,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from gptx_nb import errands, evaluations, inference, launch
+from gptx_nb import comparison, errands, evaluations, inference, launch
 from gptx_nb.catalog import CATALOG
+from gptx_nb.comparison import Comparison
 from gptx_nb.errors import DeviceError, RecipeError, RunFailed, RunNotFound, UsageError, nearest
 from gptx_nb.evaluations import Evaluation
 from gptx_nb.generations import Generations
@@ -289,6 +291,14 @@ def stop(name: str, version: int | None = None) -> str:
         return launch.stop(RunStore().find(name, version), progress=line)
     finally:
         line.close()
+
+
+def compare(*names: str) -> Comparison:
+    """Return scores, and what differs in the recipes, of two to eight runs side by side; NAME/2 is version 2.
+
+    Its `to_frame` gives a pandas DataFrame. Raises RunNotFound, and UsageError for another number of runs.
+    """
+    return comparison.of([RunStore().find(name) for name in dict.fromkeys(names)])
 
 
 def runs() -> list[Run]:

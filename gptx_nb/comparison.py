@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from gptx_nb import progress, writing_words
 from gptx_nb.curves import SCORES, score_name
+from gptx_nb.errors import UsageError
 from gptx_nb.overview import details
 from gptx_nb.progress import Progress
 from gptx_nb.runs import Run
@@ -15,6 +17,46 @@ from gptx_nb.runs import Run
 Json = dict[str, Any]
 MOST = 8  # runs that can be told apart on one chart
 LONGEST = 200  # characters of a value
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `gptx_nb.compare` returns: runs, and rows of [name, a value a run] of their scores and their settings."""
+
+    runs: list[Run]
+    scores: list[list[str]]
+    settings: list[list[str]]  # those that differ
+    verdicts: list[tuple[str, str]]  # run, and what is to be said of its scores
+
+    @property
+    def head(self) -> list[str]:
+        return ["", *map(progress.called, self.runs)]
+
+    def to_frame(self) -> Any:
+        """Return scores and settings as a pandas DataFrame: a row a name, a column a run."""
+        import pandas
+
+        rows = [*self.scores, *self.settings]
+        return pandas.DataFrame([row[1:] for row in rows], index=[row[0] for row in rows], columns=self.head[1:])
+
+    def __repr__(self) -> str:
+        lines = progress.text_table(self.head, self.scores).splitlines()
+        if self.settings:
+            shown = [[progress.one_line(cell, 40) for cell in row] for row in self.settings]
+            lines += ["", "what differs in the recipes", *progress.text_table(self.head, shown).splitlines()]
+        return "\n".join([*lines, "", *(f"{who}: {said}" for who, said in self.verdicts)]).rstrip()
+
+
+def of(runs: Sequence[Run]) -> Comparison:
+    """Compare several runs. Raises UsageError for fewer than two or more than can be told apart."""
+    if not 2 <= len(runs) <= MOST:
+        raise UsageError(
+            f"{progress.counted(len(runs), 'run')}: name 2 to {MOST}, as in `%gpt_compare reviews/1 reviews/2`. "
+            "`%gpt_runs` lists them"
+        )
+    told = compare(runs)
+    said = [(each["called"], text) for each in told["runs"] for text in (each["verdict"], each["transfer"]) if text]
+    return Comparison(list(runs), told["scores"], told["settings"], said)
 
 
 def compare(runs: Sequence[Run]) -> Json:

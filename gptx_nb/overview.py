@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptx_nb import fields, files, metrics, pretraining_words, progress, samples
+from gptx_nb import fields, files, inference, metrics, pretraining_words, progress, samples
 from gptx_nb.errors import RunNotFound
 from gptx_nb.pretraining import PretrainRecipe
 from gptx_nb.progress import Progress
@@ -227,6 +227,7 @@ def details(run: Run) -> dict[str, Any]:
             "warnings": _told(progress.warnings, run),
             "score_rows": _told(progress.score_rows, run),
             "verdict": _verdict(run),
+            "writes": inference.writes(run),
             "samples": _told(_samples, run),
             "trouble": progress.trouble(run) if short["state"] not in ACTIVE else "",
             "scores": run.scores(),

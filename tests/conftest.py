@@ -3,9 +3,15 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import browsers
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
+from servers import JupyterServer
+
+from gptx_nb import inference, launch
+from gptx_nb.runs import RunStore
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -55,3 +61,23 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     GPT2LMHeadModel(config).save_pretrained(folder)
     wrapped.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JupyterServer]:
+    """A JupyterLab that serves, one for all journeys of a file."""
+    found = browsers.make_lab(tmp_path_factory.mktemp("lab"))
+    found.start()
+    yield found
+    found.end()
+    for run in RunStore(found.home).runs():  # of a journey that failed on its way
+        if run.active:
+            launch.kill(run)
+    inference.free(found.home)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A Chromium. Not of the whole session: it holds an event loop, which other tests start themselves."""
+    with browsers.chromium() as found:
+        yield found

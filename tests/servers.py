@@ -13,6 +13,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 BUNDLE = ROOT / "extension" / "dist"
+# Whose Jupyter serves: of another environment, to try this one's extension with another release of JupyterLab.
+PYTHON = os.environ.get("GPTX_LAB_PYTHON", sys.executable)
 
 
 class JupyterServer:
@@ -26,7 +28,7 @@ class JupyterServer:
         self.folder, self.home, self.root, self.log = folder, folder / "home", folder / "root", folder / "server.log"
         self.base = base
         self._command = [
-            *(sys.executable, "-m", module, "--no-browser", "--allow-root"),
+            *(PYTHON, "-m", module, "--no-browser", "--allow-root"),
             *(f"--port={self.port}", "--ServerApp.port_retries=0", f"--ServerApp.base_url={base}"),
             *(f"--IdentityProvider.token={self.token}", f"--ServerApp.root_dir={self.root}"),
             *flags,
@@ -51,7 +53,8 @@ class JupyterServer:
             "JUPYTER_CONFIG_DIR": str(folder / "config"),
             "JUPYTER_CONFIG_PATH": str(folder / "etc"),
             "JUPYTER_DATA_DIR": str(folder / "data"),
-            "JUPYTER_PATH": str(folder / "share"),
+            # Its widgets' part is in this environment, whatever environment Jupyter is of.
+            "JUPYTER_PATH": os.pathsep.join((str(folder / "share"), f"{sys.prefix}/share/jupyter")),
             "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
             "PYTHONPATH": str(ROOT),
         }

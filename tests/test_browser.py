@@ -1,51 +1,26 @@
-"""A whole journey in a real JupyterLab in a real Chromium. Screenshots go to $GPTX_SCREENSHOTS, if that is set."""
+"""Whole journeys through a notebook, in a real JupyterLab in a real Chromium."""
 
 import json
-import os
-import secrets
-import shutil
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import browsers
 import made_runs
 import nbformat
 import pytest
+from browsers import ready, shoot, visit, write_notebook
 from made_runs import SCRIPT
 from payloads import PAYLOADS
+from servers import JupyterServer
 
-from gptx_nb import files, inference
+from gptx_nb import files
 from gptx_nb.metrics import MetricsWriter
+from gptx_nb.progress import Progress
 from gptx_nb.runs import RunStore
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-ROOT = Path(__file__).parent.parent
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        CHROMIUM is None and os.environ.get("CI") != "true",
-        reason="there is no chromium, chromium-browser or google-chrome on PATH",
-    ),
-]
-
-SETTINGS = {"@jupyterlab/apputils-extension/notification.jupyterlab-settings": '{"fetchNews": "false"}'}
-
-OPEN = """async path => {
-    const app = window.jupyterapp;
-    await app.restored;
-    const widget = await app.commands.execute('docmanager:open', {path});
-    await widget.context.ready;
-    await widget.context.sessionContext.ready;
-    if (app.shell.leftCollapsed === false) {
-        app.shell.collapseLeft();
-    }
-}"""
+pytestmark = browsers.MARKS
 
 THEMES = """async () => {
     const inks = [];
@@ -74,71 +49,6 @@ examples:
 """
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[tuple[str, Path]]:
-    """A JupyterLab on a folder of its own: its address with token, and the folder."""
-    folder = tmp_path_factory.mktemp("lab")
-    home = folder / "home"
-    notebooks = folder / "notebooks"
-    notebooks.mkdir()
-    for name, text in SETTINGS.items():
-        path = folder / "settings" / name
-        path.parent.mkdir(parents=True)
-        path.write_text(text, encoding="utf-8")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    token = secrets.token_hex(16)
-    own = {
-        "GPTX_HOME": str(home),
-        "HOME": str(folder),
-        "IPYTHONDIR": str(folder / "ipython"),
-        "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
-        "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
-        "JUPYTER_CONFIG_DIR": str(folder / "config"),
-        "JUPYTER_DATA_DIR": str(folder / "data"),
-        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
-        "PYTHONPATH": str(ROOT),
-    }
-    with open(folder / "lab.log", "wb") as log:
-        server = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
-                *(f"--port={port}", "--ServerApp.port_retries=0", "--LabApp.expose_app_in_browser=True"),
-                *(f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={notebooks}"),
-                "--ServerApp.jpserver_extensions={'gptx_nb.views.routes': True}",
-            ],
-            env={**os.environ, **own},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-        )
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token={token}", timeout=5).close()
-            break
-        except OSError:
-            assert server.poll() is None, (folder / "lab.log").read_text()
-            assert time.monotonic() < deadline, (folder / "lab.log").read_text()
-            time.sleep(0.2)
-    yield f"http://127.0.0.1:{port}/lab?token={token}", notebooks
-    server.terminate()
-    server.wait(30)
-    inference.free(home)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    assert CHROMIUM is not None, "CI=true, and there is no chromium on PATH"
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def page(browser: Any) -> Iterator[Any]:
     context = browser.new_context(viewport={"width": 1100, "height": 1500})
@@ -147,37 +57,17 @@ def page(browser: Any) -> Iterator[Any]:
     context.close()
 
 
-def open_notebook(page: Any, lab: tuple[str, Path], name: str) -> None:
-    # A workspace of its own: otherwise the notebooks of other tests are open in it too.
-    page.goto(lab[0].replace("/lab?", f"/lab/workspaces/{Path(name).stem}?"))
-    page.wait_for_function("window.jupyterapp")
-    page.evaluate(OPEN, name)
-
-
-def write_notebook(folder: Path, name: str, cells: list[str]) -> None:
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, folder / name)
-
-
-def shoot(page: Any, name: str) -> None:
-    if folder := os.environ.get("GPTX_SCREENSHOTS"):
-        for theme in ("Light", "Dark"):
-            page.evaluate(
-                "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", f"JupyterLab {theme}"
-            )
-            page.wait_for_function(
-                "dark => (document.body.dataset.jpThemeLight === 'false') === dark", arg=theme == "Dark"
-            )
-            page.wait_for_timeout(300)
-            page.screenshot(path=str(Path(folder) / f"{name}-{theme.lower()}.png"))
+def open_notebook(page: Any, lab: JupyterServer, name: str) -> None:
+    visit(page, lab, Path(name).stem)
+    browsers.open_notebook(page, name)
+    page.evaluate("() => window.jupyterapp.shell.collapseLeft()")
 
 
 def test_a_live_output_becomes_a_static_one_that_survives_a_reload(
-    page: Any, lab: tuple[str, Path], tiny_model: Path
+    page: Any, lab: JupyterServer, tiny_model: Path
 ) -> None:
     write_notebook(
-        lab[1],
+        lab,
         "journey.ipynb",
         [
             "%load_ext gptx_nb",
@@ -211,20 +101,20 @@ def test_a_live_output_becomes_a_static_one_that_survives_a_reload(
 
     page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
     page.reload()
-    page.wait_for_function("window.jupyterapp")
-    page.evaluate(OPEN, "journey.ipynb")
+    ready(page)
+    browsers.open_notebook(page, "journey.ipynb")
     trained.get_by_text("Ask it:").wait_for()
     assert "demo v1 · finished" in trained.inner_text()
     assert page.evaluate("window.hacked") is None
-    saved = nbformat.read(lab[1] / "journey.ipynb", as_version=4).cells[1].outputs
+    saved = nbformat.read(lab.root / "journey.ipynb", as_version=4).cells[1].outputs
     assert [output.output_type for output in saved] == ["display_data"]
     assert set(saved[0].data) == {"text/plain", "text/html", "image/png"}
-    assert (lab[1] / "journey.ipynb").stat().st_size < 200_000
+    assert (lab.root / "journey.ipynb").stat().st_size < 200_000
 
     # As it comes from somebody else: Jupyter trusts no notebook that it has not seen run.
-    copy = nbformat.read(lab[1] / "journey.ipynb", as_version=4)
+    copy = nbformat.read(lab.root / "journey.ipynb", as_version=4)
     copy.cells.append(nbformat.v4.new_markdown_cell("Sent by mail."))
-    nbformat.write(copy, lab[1] / "received.ipynb")
+    nbformat.write(copy, lab.root / "received.ipynb")
     open_notebook(page, lab, "received.ipynb")
     page.get_by_role("paragraph").get_by_text("Sent by mail.").wait_for()
     assert not page.evaluate("window.jupyterapp.shell.currentWidget.content.model.cells.get(1).trusted")
@@ -258,10 +148,10 @@ def wait_for_step(page: Any, cell: int, step: int) -> None:
 
 
 def test_a_live_view_survives_a_reload_and_a_restart_and_its_buttons_work_while_a_cell_runs(
-    page: Any, lab: tuple[str, Path], tiny_model: Path
+    page: Any, lab: JupyterServer, tiny_model: Path
 ) -> None:
     wish = f"%%gpt_finetune long --model {tiny_model} --epochs 1000 --batch-size 4 --max-length 32\ndata: rows"
-    write_notebook(lab[1], "long.ipynb", ["%load_ext gptx_nb\n" + LONG, wish])
+    write_notebook(lab, "long.ipynb", ["%load_ext gptx_nb\n" + LONG, wish])
     open_notebook(page, lab, "long.ipynb")
     page.evaluate(RUN)
     wait_for_step(page, 1, 40)
@@ -282,13 +172,33 @@ def test_a_live_view_survives_a_reload_and_a_restart_and_its_buttons_work_while_
     page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
     page.wait_for_timeout(500)
     page.reload()
-    page.wait_for_function("window.jupyterapp")
-    page.evaluate(OPEN, "long.ipynb")
+    ready(page)
+    browsers.open_notebook(page, "long.ipynb")
     begun = time.monotonic()
     wait_for_step(page, 1, 41)
     redrawn = time.monotonic() - begun
     live.locator("canvas").first.wait_for()
     print(f"redrawn {redrawn:.1f} s after the notebook was open again")
+
+    # While a cell runs the kernel hears nobody: the page's view waits, the run and its numbers do not.
+    page.evaluate(
+        """() => {
+            const {content} = window.jupyterapp.shell.currentWidget;
+            content.model.sharedModel.insertCell(2, {cell_type: 'code', source: 'import time; time.sleep(6)'});
+            content.activeCellIndex = 2;
+            window.jupyterapp.commands.execute('notebook:run-cell-and-select-next');
+        }"""
+    )
+    run = RunStore(lab.home).find("long")
+    begun, before_it = time.monotonic(), Progress(run).refresh().step
+    page.reload()
+    ready(page)
+    browsers.open_notebook(page, "long.ipynb")
+    meanwhile = Progress(run).refresh().step
+    assert run.state() == "running"
+    assert meanwhile > before_it
+    wait_for_step(page, 1, meanwhile)
+    print(f"redrawn {time.monotonic() - begun:.1f} s after a cell of 6 s had begun")
 
     page.evaluate(
         """async () => {
@@ -301,20 +211,28 @@ def test_a_live_view_survives_a_reload_and_a_restart_and_its_buttons_work_while_
             panel.content.activeCellIndex = 2;
         }"""
     )
-    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-below'); }")
+    page.wait_for_function("() => document.querySelectorAll('.jp-Notebook .jp-CodeCell').length === 4")
+    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-cell-and-select-next'); }")
+    page.wait_for_function("() => document.querySelectorAll('.jp-InputPrompt')[2].innerText.includes('[1]')")
+    begun = time.monotonic()
+    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-cell-and-select-next'); }")
     wait_for_step(page, 3, 42)
+    live = page.locator(".jp-Notebook .jp-CodeCell").nth(3)
+    live.locator("canvas").first.wait_for()
+    print(f"redrawn {time.monotonic() - begun:.1f} s after %gpt_watch in a kernel that was restarted")
+
     page.locator(".jp-Notebook .jp-CodeCell").nth(3).get_by_role("button", name="Save and stop").click()
     again = page.locator(".jp-Notebook .jp-CodeCell").nth(3).locator(".jp-OutputArea-output")
     again.get_by_text("It was stopped and saved").first.wait_for()
     shoot(page, "stopped")
     assert again.locator("canvas, button").count() == 0
-    assert RunStore(lab[1].parent / "home").find("long").state() == "stopped"
+    assert run.state() == "stopped"
     assert page.evaluate("window.hacked") is None
 
 
-def test_mistakes_and_lists_read_well(page: Any, lab: tuple[str, Path], tiny_model: Path) -> None:
+def test_mistakes_and_lists_read_well(page: Any, lab: JupyterServer, tiny_model: Path) -> None:
     write_notebook(
-        lab[1],
+        lab,
         "mistakes.ipynb",
         [
             "%load_ext gptx_nb",
@@ -330,7 +248,7 @@ def test_mistakes_and_lists_read_well(page: Any, lab: tuple[str, Path], tiny_mod
     assert "Traceback" not in cells.nth(2).inner_text()
     assert "not started" in cells.nth(2).inner_text()
     shoot(page, "mistake")
-    store = RunStore(lab[1].parent / "home")
+    store = RunStore(lab.home)
     assert "reviews" not in store.names()
 
 
@@ -379,12 +297,12 @@ def hostile_runs() -> None:
 
 
 def test_scripts_in_any_text_of_a_run_execute_nowhere(
-    page: Any, lab: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+    page: Any, lab: JupyterServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GPTX_HOME", str(lab[1].parent / "home"))
+    monkeypatch.setenv("GPTX_HOME", str(lab.home))
     hostile_runs()
     write_notebook(
-        lab[1],
+        lab,
         "hostile.ipynb",
         [
             "%load_ext gptx_nb",

@@ -1,4 +1,4 @@
-"""Whole journeys through the JupyterLab extension, in a real Chromium. Screenshots go to $GPTX_SCREENSHOTS, if set."""
+"""Whole journeys through the JupyterLab extension, in a real Chromium."""
 
 import json
 import os
@@ -12,51 +12,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import browsers
 import made_runs
-import nbformat
 import pytest
+from browsers import command, open_notebook, ready, shoot, use_theme, visit, write_notebook
 from made_runs import SCRIPT
-from servers import BUNDLE, ROOT, JupyterServer
+from servers import ROOT, JupyterServer
 
-from gptx_nb import inference
+from gptx_nb import inference, launch
+from gptx_nb.recipe import make_recipe
 from gptx_nb.runs import RunStore
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        CHROMIUM is None and os.environ.get("CI") != "true",
-        reason="there is no chromium, chromium-browser or google-chrome on PATH",
-    ),
-]
-
-SETTINGS = {"@jupyterlab/apputils-extension/notification.jupyterlab-settings": '{"fetchNews": "false"}'}
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JupyterServer]:
-    assert (BUNDLE / "package.json").is_file(), "the extension is not built: make .venv builds it"
-    found = JupyterServer(tmp_path_factory.mktemp("lab"), "jupyterlab", "--LabApp.expose_app_in_browser=True")
-    for name, text in SETTINGS.items():
-        path = found.folder / "settings" / name
-        path.parent.mkdir(parents=True)
-        path.write_text(text, encoding="utf-8")
-    found.start()
-    yield found
-    found.end()
-    inference.free(found.home)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    assert CHROMIUM is not None, "CI=true, and there is no chromium on PATH"
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+pytestmark = browsers.MARKS
 
 
 @pytest.fixture
@@ -73,42 +40,15 @@ def context(browser: Any, lab: JupyterServer, monkeypatch: pytest.MonkeyPatch) -
 
 def open_lab(context: Any, lab: JupyterServer, workspace: str, *, sidebar: bool = True) -> Any:
     page = context.new_page()
-    page.goto(f"{lab.address}lab/workspaces/{workspace}?token={lab.token}")
-    ready(page)
+    visit(page, lab, workspace)
     if sidebar:
         command(page, "gptx-nb:show-runs")
         page.locator(".gptx-Sidebar").wait_for()
     return page
 
 
-def ready(page: Any) -> None:
-    page.wait_for_function("window.jupyterapp")
-    page.evaluate("() => window.jupyterapp.restored.then(() => true)")
-
-
-def command(page: Any, name: str, arguments: dict[str, Any] | None = None) -> None:
-    page.evaluate(
-        "([name, arguments]) => { void window.jupyterapp.commands.execute(name, arguments); }", [name, arguments or {}]
-    )
-
-
 def card(page: Any, identity: str) -> Any:
     return page.locator(f'.gptx-Card[data-run="{identity}"]')
-
-
-def shoot(page: Any, name: str) -> None:
-    if folder := os.environ.get("GPTX_SCREENSHOTS"):
-        for theme in ("Light", "Dark"):
-            use_theme(page, theme)
-            page.screenshot(path=str(Path(folder) / f"{name}-{theme.lower()}.png"))
-
-
-def use_theme(page: Any, theme: str) -> None:
-    page.evaluate(
-        "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", f"JupyterLab {theme}"
-    )
-    page.wait_for_function("dark => (document.body.dataset.jpThemeLight === 'false') === dark", arg=theme == "Dark")
-    page.wait_for_timeout(300)
 
 
 def table(lab: JupyterServer, name: str) -> None:
@@ -120,8 +60,9 @@ def table(lab: JupyterServer, name: str) -> None:
 
 
 def start(page: Any, name: str, settings: dict[str, str]) -> None:
-    page.get_by_label("New run", exact=True).first.click()
     form = page.locator(".gptx-Form")
+    if form.count() == 0:
+        page.get_by_label("New run", exact=True).first.click()
     form.get_by_label("Name").fill(name)
     for setting, typed in settings.items():
         field = form.locator(f'[data-setting="{setting}"]')
@@ -165,6 +106,36 @@ def test_a_run_is_started_followed_and_asked_with_no_notebook_open(
     assert page.evaluate("window.hacked") is None
     with urllib.request.urlopen(f"{lab.address}api/kernels?token={lab.token}") as answer:
         assert json.load(answer) == []
+
+
+def test_a_model_that_writes_and_a_pretrained_one_are_asked_too(
+    context: Any, lab: JupyterServer, tiny_model: Path
+) -> None:
+    rows = [{"prompt": f"{number} and one are", "completion": f" {number + 1}.\n{SCRIPT}"} for number in range(12)]
+    (lab.root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (lab.root / "rivers.txt").write_text("\n\n".join(hex(7**n) for n in range(60, 90)))
+    settings = {"task": "text-generation", "model": str(tiny_model), "epochs": 1, "validation": 0, "device": "cpu"}
+    launch.train("sums", make_recipe({**settings, "data": str(lab.root / "rows.jsonl")}))
+    page = open_lab(context, lab, "writing")
+    page.get_by_label("New run", exact=True).first.click()
+    page.get_by_role("button", name="Pretrain").click()
+    start(page, "rivers", {"data": "rivers.txt", "from": str(tiny_model), "tokens": "600", "device": "cpu"})
+    for name in ("sums", "rivers"):
+        card(page, f"{name}/1").get_by_text("finished").wait_for()
+    for name, prompt in (("sums", "2 and one are"), ("rivers", "0x")):
+        card(page, f"{name}/1").hover()
+        card(page, f"{name}/1").get_by_label(f"Ask {name} v1").click()
+        dashboard = page.locator(f"#gptx-nb-dashboard-{name}\\/1")
+        texts = dashboard.get_by_label("Texts to ask the model about")
+        page.wait_for_function("text => text === document.activeElement", arg=texts.element_handle())
+        page.keyboard.insert_text(prompt)
+        page.keyboard.press("Control+Enter")
+        written = dashboard.locator(".gptx-Ask-written")
+        written.wait_for()
+        expected = inference.generate(RunStore(lab.home).find(name), prompt)[0].text
+        assert written.text_content() == (expected or "(It wrote nothing.)")
+        shoot(page, f"ask-{name}")
+    assert page.evaluate("window.hacked") is None
 
 
 def test_a_run_goes_on_when_the_server_is_killed_and_is_there_again_with_the_next(
@@ -273,17 +244,9 @@ def test_a_deleted_run_is_taken_back_and_the_layout_comes_back_with_its_dashboar
 
 def test_a_run_becomes_a_cell_and_a_variable_too_and_both_read_as_yaml(context: Any, lab: JupyterServer) -> None:
     made_runs.make("reviews", steps=60, phase="training", outcome=made_runs.FINISHED)
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("my_table = 1")])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, lab.root / "cells.ipynb")
+    write_notebook(lab, "cells.ipynb", ["my_table = 1"])
     page = open_lab(context, lab, "cells")
-    page.evaluate(
-        """async () => {
-            const widget = await window.jupyterapp.commands.execute('docmanager:open', {path: 'cells.ipynb'});
-            await widget.context.ready;
-            await widget.context.sessionContext.ready;
-        }"""
-    )
+    open_notebook(page, "cells.ipynb")
     card(page, "reviews/1").hover()
     card(page, "reviews/1").get_by_label("Insert reviews v1 as a cell").click()
     cells = page.locator(".jp-Notebook .jp-CodeCell")
@@ -293,13 +256,8 @@ def test_a_run_becomes_a_cell_and_a_variable_too_and_both_read_as_yaml(context: 
         "() => window.jupyterapp.shell.currentWidget.content.widgets[1].model.mimeType === 'text/x-yaml'"
     )
 
-    page.evaluate(
-        """() => {
-            const notebook = window.jupyterapp.shell.currentWidget.content;
-            notebook.activeCellIndex = 0;
-            notebook.activeCell.editor.setSelection({start: {line: 0, column: 0}, end: {line: 0, column: 8}});
-        }"""
-    )
+    # As a hand does it: an index that is set here, the focus of the cell that was just inserted may take back.
+    cells.nth(0).locator(".cm-line").dblclick(position={"x": 20, "y": 8})
     page.locator('.jp-NotebookPanel-toolbar [data-jp-item-name="gptx-cell-from-variable"] jp-button').click()
     cells.nth(2).wait_for()
     assert source(page, 1) == "%%gpt_finetune my-table\nmodel: tiny\ndata: my_table\n"
@@ -316,17 +274,9 @@ def test_the_panel_configures_starts_watches_asks_and_compares_in_a_notebook(
     made_runs.make("older", steps=60, phase="training", scores=made_runs.SCORES, outcome=made_runs.FINISHED)
     table(lab, "rows.jsonl")
     code = ["%load_ext gptx_nb\nimport pandas\ndf = pandas.read_json('rows.jsonl', lines=True)", "%gpt_panel"]
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(each) for each in code])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, lab.root / "panel.ipynb")
+    write_notebook(lab, "panel.ipynb", code)
     page = open_lab(context, lab, "panel", sidebar=False)
-    page.evaluate(
-        """async () => {
-            const widget = await window.jupyterapp.commands.execute('docmanager:open', {path: 'panel.ipynb'});
-            await widget.context.ready;
-            await widget.context.sessionContext.ready;
-        }"""
-    )
+    open_notebook(page, "panel.ipynb")
     command(page, "notebook:run-all-cells")
     desk = page.locator(".desk")
     desk.get_by_label("Name").fill("reviews")

@@ -190,6 +190,8 @@ def message(shell: InteractiveShell, capsys: pytest.CaptureFixture[str], cell: s
         ("%gpt_predict r {{nothing}}", "UsageError: {{nothing}}: NameError: name 'nothing' is not defined"),
         ("%gpt_watch", "UsageError: %gpt_watch takes the name of one run"),
         ("%gpt_stop r", "UsageError: no run is called 'r'."),
+        ("%gpt_compare", "UsageError: 0 runs: name 2 to 8, as in `%gpt_compare reviews/1 reviews/2`"),
+        ("%gpt_compare r q", "UsageError: no run is called 'r'."),
         ("%gpt_runs r", "UsageError: no run is called 'r'."),
         ("%gpt_runs ../x", "UsageError: '../x' cannot name a run"),
         ("%gpt_device now", "UsageError: %gpt_device takes nothing after it, and got 'now'"),

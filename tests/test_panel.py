@@ -70,7 +70,15 @@ def test_the_form_opens_with_settings_tables_and_cells_of_the_notebook(
     assert told["kinds"]["pretrain"]
     assert {"name": "df", "kind": "list", "rows": 1, "columns": ["body", "stars"]} in told["tables"]
     assert told["cells"] == ["%%gpt_finetune a\ndata: df"]
-    assert told["opened"] == {"kind": "finetune", "name": "", "recipe": {}}
+    assert told["opened"] == {"kind": "finetune", "name": "", "recipe": {"data": "df"}}  # the only table
+
+
+def test_what_was_typed_is_found_again_by_a_page_that_is_loaded_again(page: Page) -> None:
+    draft = {"kind": "finetune", "name": "half", "recipe": {"data": "df", "epochs": "thr"}}
+    page.widget._hear(None, {"kind": "draft", "draft": draft}, [])
+    assert page.ask("open")["value"]["opened"] == draft
+    cell = page.ask("open", cell="%%gpt_finetune other\ndata: df")["value"]["opened"]
+    assert cell == {"kind": "finetune", "name": "other", "recipe": {"data": "df"}}
 
 
 def test_a_cell_opens_in_the_form_with_its_expressions_as_they_stand(page: Page) -> None:

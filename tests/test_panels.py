@@ -3,6 +3,7 @@
 import base64
 import copy
 import html.parser
+import random
 import re
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from made_runs import FAILED, FINISHED, KILLED, PLAN, REPORT, SCORES, SCRIPT, STOPPED, make
 
 from gptx_nb import files, metrics, progress
+from gptx_nb.recipe import make_recipe
 from gptx_nb.runs import Run, RunStore
 from gptx_nb.views import panels
 
@@ -181,6 +183,38 @@ def test_many_labels_are_cut_and_their_confusion_is_a_list_of_mistakes(home: Pat
     assert "Most frequent mistakes" in text
     assert "… 138 more labels" in text
     assert len(shown["text/html"]) < 200_000
+
+
+def test_a_finished_run_stays_small_in_a_notebook_whatever_is_in_it(home: Path) -> None:
+    long = "A very long sentence, with <marks> in it. " * 400
+    labels = [f"{number} {long}" for number in range(90)]
+    scores = copy.deepcopy(SCORES)
+    scores["validation"] |= {
+        "labels": labels,
+        "confusion": [[7] * 90] * 90,
+        "per_class": [{"label": each, "precision": 0.5, "recall": 0.5, "f1": 0.5, "rows": 3} for each in labels],
+    }
+    texts = dict.fromkeys(("source", "why", "validation_note"), long)
+    report = {**REPORT, **texts, "labels": dict.fromkeys(labels, 9), "warnings": [f"{at} {long}" for at in range(200)]}
+    plan = {**PLAN, "rendered": [{"text": long, "label": long, "tokens": 9}] * 3}
+    plan |= {"device": {"choice": "cpu", "reason": long, "name": long}, "notes": [f"{at} {long}" for at in range(200)]}
+    run = make(steps=60, phase="saving", outcome=FINISHED, scores=scores, report=report, plan=plan)
+    writer = metrics.MetricsWriter(run.metrics_file(1))
+    for step in range(61, 4_000):
+        writer.append(made_runs.step_record(step) | {"loss": random.Random(step).random()})
+        writer.append({"kind": "note", "text": f"{step} {long}", "time": 1.0})
+    writer.close()
+    request = files.read_json(run.folder / "request.json") or {}
+    recipe = make_recipe({"data": "df", "label_words": {f"{at}": long for at in range(40)}})
+    files.write_json(run.folder / "request.json", {**request, "recipe": recipe.model_dump(mode="json")})
+    shown = panels.bundle_of(run)
+    assert sum(len(part) for part in shown.values()) < 200_000
+    text = Words(shown["text/html"]).text
+    assert "Most frequent mistakes" in text
+    assert "more notes" in text
+    assert "Too long for a notebook, and left out; see" in text
+    assert str(run.folder) in text
+    assert "more lines" in shown["text/plain"]
 
 
 def test_a_long_run_stays_small(home: Path) -> None:

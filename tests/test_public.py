@@ -22,6 +22,7 @@ ROWS = [("This movie is amazing!", "positive"), ("I hate this product.", "negati
 
 def test_the_public_names_are_these() -> None:
     assert gptx_nb.__all__ == [
+        "Comparison",
         "DataError",
         "DeviceError",
         "Evaluation",
@@ -39,6 +40,7 @@ def test_the_public_names_are_these() -> None:
         "RunNotFound",
         "UsageError",
         "__version__",
+        "compare",
         "device",
         "evaluate",
         "finetune",

@@ -9,6 +9,7 @@ import type { Run, RunsModel } from './model';
 export interface Shell {
   open(ids: string[]): void;
   log(id: string): void;
+  ask(id: string): void;
   form(from: string | null): void;
   insert(text: string): void;
   reveal(path: string | null, folder: string): void;

@@ -67,7 +67,8 @@ function activate(
   const dashboards = new WidgetTracker<MainAreaWidget<Dashboard>>({ namespace: 'gptx-nb-dashboard' });
   const shell: Shell = {
     open: ids => void commands.execute(COMMANDS.open, { ids }),
-    log: id => void commands.execute(COMMANDS.open, { ids: [id], log: true }),
+    log: id => void commands.execute(COMMANDS.open, { ids: [id], at: 'log' }),
+    ask: id => void commands.execute(COMMANDS.open, { ids: [id], at: 'ask' }),
     form: from => void commands.execute(COMMANDS.form, { from }),
     insert: text => insertOrCopy(notebooks, text),
     reveal: (path, folder) => void reveal(app, path, folder, browser !== null)
@@ -183,7 +184,7 @@ function addCommands(
     describedBy: {
       args: {
         type: 'object',
-        properties: { ids: { type: 'array', items: { type: 'string' } }, log: { type: 'boolean' } }
+        properties: { ids: { type: 'array', items: { type: 'string' } }, at: { enum: ['log', 'ask'] } }
       }
     },
     label: 'Open GPT Run …',
@@ -204,8 +205,9 @@ function addCommands(
         void dashboards.add(widget);
       }
       app.shell.activateById(id);
-      if (args['log']) {
-        widget.content.openLog();
+      const { at } = args;
+      if (at === 'log' || at === 'ask') {
+        widget.content.lookAt(at);
       }
     }
   });

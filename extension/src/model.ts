@@ -50,6 +50,8 @@ export interface Details extends Run {
   warnings: string[];
   score_rows: [string, number, number | null][];
   verdict: string;
+  /** Whether the model writes texts, and gives no labels. */
+  writes: boolean;
   /** What a pretrained model wrote last: beginning and continuation. */
   samples: [string, string][];
   trouble: string;

@@ -45,3 +45,8 @@ export function ago(then: number, now: number = Date.now() / 1000): string {
   const year = date.getFullYear() === new Date(now * 1000).getFullYear() ? {} : { year: 'numeric' as const };
   return date.toLocaleDateString('en', { month: 'short', day: 'numeric', ...year });
 }
+
+/** A message with a capital in front, unless that is a setting's name or a command. */
+export function sentence(message: string): string {
+  return /^[a-z]+ /.test(message) ? message.charAt(0).toUpperCase() + message.slice(1) : message;
+}

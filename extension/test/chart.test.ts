@@ -2,6 +2,7 @@ import { expect, test } from 'vitest';
 
 import { bounds, createChart, short, shortest, valueAt, type Line } from '../src/chart';
 import { aligned } from '../src/chart/align';
+import { drawn } from './browser';
 
 const line = (label: string, x: number[], y: (number | null)[]): Line => ({ label, x, y, style: 'solid', color: 0 });
 
@@ -16,6 +17,22 @@ test('a chart tells its last values in words, and shows labels as text', () => {
   expect(host.querySelector('.gptx-Chart-legend')?.textContent).toBe('<b>a</b>0.13');
   chart.dispose();
   expect(host.childElementCount).toBe(0);
+});
+
+test('a line of one point is drawn as a point', async () => {
+  const host = document.createElement('div');
+  const chart = createChart(host, { title: 'loss', xLabel: 'step', fromZero: true });
+  const arcs = async () => {
+    await new Promise(later => setTimeout(later, 20)); // it draws a moment later
+    return drawn.filter(each => each === 'path.arc').length;
+  };
+  const before = await arcs();
+  chart.update([line('a', [1], [5])]);
+  const once = await arcs();
+  expect(once).toBeGreaterThan(before);
+  chart.update([line('a', [1, 2], [5, 4])]);
+  expect(await arcs()).toBe(once);
+  chart.dispose();
 });
 
 test('lines over other steps share one axis, without gaps where they have no value', () => {

@@ -123,6 +123,20 @@ test('the form opens with a recipe, and says what is wrong beside its control', 
   expect(page.el.childElementCount).toBe(0);
 });
 
+test('what is typed is told to the kernel a moment later, once', async () => {
+  const page = await form();
+  const name = page.el.querySelector<HTMLInputElement>('[data-setting="name"] input');
+  const drafts = () => page.model.sent.filter(each => (each as Asked).kind === 'draft');
+  for (const typed of ['h', 'ha', 'half']) {
+    if (name) {
+      name.value = typed;
+      name.dispatchEvent(new Event('input', { bubbles: true }));
+    }
+  }
+  await vi.waitFor(() => expect(drafts()).toHaveLength(1));
+  expect(drafts()[0]).toMatchObject({ draft: { kind: 'finetune', name: 'half', recipe: { data: 'df', epochs: 3 } } });
+});
+
 test('what the model sees is shown in parts, and another column is chosen', async () => {
   const page = await form();
   page.button('Look at data and cost').click();
@@ -193,7 +207,7 @@ test('a question goes to the tuned and to the base model, and what is written co
     ['base', 'reviews/1', 'Great']
   ]);
   page.model.tell('msg:custom', { kind: 'part', id: puts[1]?.id, value: { text: HACK } }, []);
-  expect(page.el.querySelector('[aria-label="Base model"] .answer')?.textContent).toBe(HACK);
+  expect(page.el.querySelector('[aria-label="Base model"] .gptx-Ask-written')?.textContent).toBe(HACK);
   const labels = [['yes', 0.75], [HACK, 0.25]]; // prettier-ignore
   page.model.tell(
     'msg:custom',

@@ -56,6 +56,26 @@ test('a feed asks for everything where an increment is missing, and goes on from
   expect(feed.head.doing).toBe('scoring');
 });
 
+test('a run that trains is drawn once a second, and what changes its state at once', async () => {
+  const model = new FakeModel({ view: 'run', head: head(), about: [], history: packed([step(1)]), number: 0 });
+  const el = document.createElement('div');
+  document.body.append(el);
+  const widget = panel();
+  widget.initialize({ model });
+  const undo = widget.render({ model, el });
+  const shown = () => el.querySelector('.numbers td')?.textContent;
+  await vi.waitFor(() => expect(shown()).toBe('2 of 60'));
+  const more = (number: number, changed: Partial<Head>) =>
+    model.tell('msg:custom', { kind: 'more', number, head: changed, after: null }, []);
+  more(1, { numbers: [['step', '3 of 60']] });
+  await new Promise(later => setTimeout(later, 200));
+  expect(shown()).toBe('2 of 60');
+  await vi.waitFor(() => expect(shown()).toBe('3 of 60'), { timeout: 2000 });
+  more(2, { numbers: [['step', '4 of 60']], doing: 'scoring' });
+  await vi.waitFor(() => expect(shown()).toBe('4 of 60'), { timeout: 500 });
+  undo?.();
+});
+
 test('the live view shows names as text, follows its model, and asks the kernel where there is no server', async () => {
   const model = new FakeModel({
     view: 'run',

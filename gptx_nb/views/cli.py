@@ -120,6 +120,10 @@ def parser() -> Parser:
         one.add_argument(option, type=int, metavar="N")
     one.add_argument("--json", action="store_true", help="print JSON")
 
+    one = add("compare", compare, "show runs side by side: their scores, and what differs in their recipes")
+    one.add_argument("names", nargs="+", metavar="NAME", help="two to eight runs; NAME/2 is version 2")
+    one.add_argument("--json", action="store_true", help="print JSON")
+
     one = add("runs", runs, "list all runs, newest first")
     one.add_argument("--json", action="store_true", help="print JSON")
     for name, command, words in (
@@ -255,6 +259,17 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
             except ValueError:
                 raise UsageError(f"{path}, line {number} is no JSON. Write an object a line, by role") from None
     return rows
+
+
+def compare(given: argparse.Namespace) -> None:
+    from gptx_nb import api
+
+    found = api.compare(*given.names)
+    if given.json:
+        told = {"runs": found.head[1:], "scores": found.scores, "settings": found.settings}
+        print(json.dumps(told, ensure_ascii=False, indent=2))
+    else:
+        print(found)
 
 
 def runs(given: argparse.Namespace) -> None:

@@ -17,11 +17,12 @@ from matplotlib.ticker import MaxNLocator
 
 from gptx_nb.curves import SCORES, Point, score_name, thinned
 from gptx_nb.metrics import Record
-from gptx_nb.progress import NAMES, Progress
+from gptx_nb.progress import NAMES, Progress, called
 from gptx_nb.runs import Run
 
 # As in extension/src/chart/index.ts.
 GREY, BLUE, ORANGE, GREEN, PURPLE, TEAL = "#808080", "#2e86de", "#e67e22", "#27a567", "#b368d9", "#1aa3a3"
+PALETTE = (BLUE, ORANGE, GREEN, PURPLE, "#d9534f", "#8a8f2a", TEAL, "#a0764c")
 POINTS = 300
 FROM_ZERO_TO_ONE = ("accuracy", "exact_match", "rouge_l", "f1", "macro_f1")
 
@@ -56,9 +57,43 @@ def small(seen: Progress, scores: dict[str, Any] | None) -> bytes | None:
         return None
     drawn = Figure(figsize=(7, 2.3), dpi=144, layout="constrained")
     _losses_and_score(drawn, seen, scores)
+    return _png(drawn)
+
+
+def _png(drawn: Figure) -> bytes:
     content = io.BytesIO()
     _on_clear_ground(drawn).savefig(content, format="png")
     return content.getvalue()
+
+
+def compared(runs: Sequence[Run]) -> bytes:
+    """Return the losses and scores of several runs over each other, as a PNG for a cell's output."""
+    seen = [Progress(run).refresh() for run in runs]
+    names = dict.fromkeys(name for each in seen if (name := score_name(each.evaluations)))
+    drawn = Figure(figsize=(9, 2.6), dpi=120, layout="constrained")
+    loss, held_out, *scores = drawn.subplots(1, 2 + len(names), squeeze=False)[0]
+    last = max(_last_step(each) for each in seen)
+    for run, each, colour in zip(runs, seen, PALETTE, strict=False):
+        label = called(run)
+        _line(loss, _smoothed(_points(each.steps, "loss")), colour, label)
+        _dots(held_out, _points(each.evaluations, "validation_loss"), label, colour)
+        for axes, name in zip(scores, names, strict=True):
+            _dots(axes, _points(each.evaluations, name), label, colour)
+    for axes, title in zip((loss, held_out), ("loss, smoothed", "held-out loss"), strict=True):
+        axes.set_ylim(bottom=0)
+        _dress(axes, title, last)
+    for axes, name in zip(scores, names, strict=True):
+        _dress(axes, f"{SCORES[name]} on what was held out", last)
+    return _png(drawn)
+
+
+def _smoothed(points: Sequence[Point], weight: float = 0.9) -> list[Point]:
+    """Return exponential means, corrected for their beginning, as the live chart draws them."""
+    mean, found = 0.0, []
+    for count, (step, value) in enumerate(points, 1):
+        mean = weight * mean + (1 - weight) * value
+        found.append((step, mean / (1 - weight**count)))
+    return found
 
 
 def _losses_and_score(drawn: Any, seen: Progress, scores: dict[str, Any] | None) -> None:
@@ -103,11 +138,11 @@ def _line(axes: Axes, points: Sequence[Point], colour: str, label: str = "") -> 
     axes.plot([step for step, _ in kept], [value for _, value in kept], color=colour, linewidth=1.4, label=label)
 
 
-def _dots(axes: Axes, points: Sequence[Point], label: str) -> None:
+def _dots(axes: Axes, points: Sequence[Point], label: str, colour: str = ORANGE) -> None:
     if points:
         kept = thinned(points, POINTS)
         x, y = [step for step, _ in kept], [value for _, value in kept]
-        axes.plot(x, y, "o-", color=ORANGE, linewidth=1.2, markersize=4, label=label)
+        axes.plot(x, y, "o-", color=colour, linewidth=1.2, markersize=4, label=label)
 
 
 def _dress(axes: Axes, title: str, last: float) -> None:

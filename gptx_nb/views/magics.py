@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from gptx_nb.evaluations import Evaluation
     from gptx_nb.generations import Generations
     from gptx_nb.predictions import Predictions
+    from gptx_nb.views.comparisons import ComparisonView
     from gptx_nb.views.panel import PanelView
     from gptx_nb.views.panels import DeviceView, LiveView, RunTable, RunView
 
@@ -290,6 +291,17 @@ class GptxMagics(_Configured):  # type: ignore[misc]
         from gptx_nb.views.panel import PanelView
 
         return PanelView(_Notebook(self), run)
+
+    @no_var_expand
+    @line_magic
+    @briefly
+    def gpt_compare(self, line: str) -> ComparisonView:
+        """Show runs side by side: %gpt_compare NAME NAME ...; NAME/2 is version 2, of a name alone the latest."""
+        names = self._words(line).split()
+        from gptx_nb import api
+        from gptx_nb.views.comparisons import ComparisonView
+
+        return ComparisonView(api.compare(*names))
 
     @no_var_expand
     @line_magic
@@ -695,7 +707,7 @@ def _refuse_secrets(text: str, *, names: bool = True) -> None:
 # ---- completion -----------------------------------------------------------------------------------------------------
 
 MAKE_A_RUN: dict[str, type[AnyRecipe]] = {kind.magic: kind for kind in (Recipe, PretrainRecipe)}
-TAKE_A_RUN = (*MAKE_A_RUN, "gpt_predict", "gpt_eval", "gpt_watch", "gpt_stop", "gpt_runs", "gpt_panel")
+TAKE_A_RUN = (*MAKE_A_RUN, "gpt_predict", "gpt_eval", "gpt_watch", "gpt_stop", "gpt_compare", "gpt_runs", "gpt_panel")
 CALL = re.compile(r"^\s*(?:\w+\s*=\s*)?(%%?)(gpt_[a-z]+)\s(.*)$", re.DOTALL)
 A_RUNS_CELL = re.compile(r"\s*%%(gpt_finetune|gpt_pretrain)\b")
 PLAIN = re.compile(r"[^\W\d][\w.-]*")  # a column that needs no quotes
@@ -728,7 +740,7 @@ def offers(text: str, line: int, column: int, user_ns: Mapping[str, Any]) -> tup
         return None
     words = call[3].split(" ")
     fragment = words[-1]
-    if len([word for word in words[:-1] if word]) == 0:
+    if call[2] == "gpt_compare" or len([word for word in words[:-1] if word]) == 0:
         return [name for name in RunStore().names() if name.startswith(fragment)], fragment
     if call[2] == "gpt_predict" and fragment.startswith("--"):
         return [flag for flag in WISHES if flag.startswith(fragment)], fragment

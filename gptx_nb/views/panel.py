@@ -47,6 +47,7 @@ class PanelWidget(live.RunWidget):
         self.view = "panel"
         self.run = run
         self._opened = run
+        self._draft: Json | None = None  # what stands in the form, if that was changed
         self._notebook = notebook
         self._withdrawn: set[str] = set()
         self._context = contextvars.copy_context()
@@ -89,6 +90,8 @@ class PanelWidget(live.RunWidget):
         identity = str(content.get("id"))
         if content.get("kind") == "withdraw":
             self._withdrawn.add(identity)
+        elif content.get("kind") == "draft":
+            self._draft = content.get("draft")
         elif content.get("kind") == "ask":
             self._answer(identity, content)
 
@@ -155,12 +158,19 @@ class PanelWidget(live.RunWidget):
         )
 
     def _open(self, asked: Json) -> Work:
-        """Return the form's settings, and what it is opened with: a cell, a run, or what the panel was shown with."""
+        """Return the form's settings, and what it is opened with.
+
+        That is a cell or a run, if one is named; else what was typed last, the run that the panel was shown with, or
+        the only table of the notebook.
+        """
         tables, cells = self._notebook.tables(), self._notebook.cells()
-        opened: Json = {"kind": "finetune", "name": "", "recipe": {}}
+        only = {"data": tables[0]["name"]} if len(tables) == 1 else {}
+        opened: Json = {"kind": "finetune", "name": "", "recipe": only}
         if isinstance(cell := asked.get("cell"), str):
             kind, name, settings = self._notebook.read(cell)
             opened = {"kind": kind.kind, "name": name, "recipe": settings}
+        elif self._draft is not None and not asked.get("run"):
+            opened = self._draft
         elif run := (_run(asked) if asked.get("run") else self._opened):
             request = run.request()
             opened = {"kind": run.kind.kind, "name": run.name, "recipe": request["recipe"]}
@@ -169,7 +179,7 @@ class PanelWidget(live.RunWidget):
 
     def _start(self, name: str, recipe: AnyRecipe, objects: Json) -> Json:
         launched = launch.train(name, recipe, **objects)
-        self._opened = launched.run  # what a page that is loaded again finds in its form
+        self._opened, self._draft = launched.run, None  # what a page that is loaded again finds in its form
         self.watch(launched.run)
         return {"id": _id(launched.run), "action": launched.action, "note": launched.note}
 

@@ -39,6 +39,10 @@ EVERY = 0.3  # seconds between updates of a live view
 SHOWN_LABELS = 12
 SHOWN_PAIRS = 10
 CURVE_POINTS = 120
+SHOWN_NOTES = 20
+LINES, LINE = 80, 600  # of the plain text, and characters of one
+SHOWN_RECIPE = 6_000  # characters
+MOST = 60_000  # characters of tables and words: with the image, twice in it, a notebook stays under 200 kB
 
 _BORDER = "var(--jp-border-color2,rgba(128,128,128,.35))"
 _ACCENT = "var(--jp-brand-color1,#1976d2)"
@@ -325,7 +329,10 @@ def ended(run: Run, note: str = "") -> Bundle:
         rows = [(_escaped(who), f"{acc:.2f}", progress.share(f1)) for who, acc, f1 in progress.score_rows(run)]
         if rows:
             parts.append(_table(("on the held-out rows", "accuracy", "macro F1"), rows, right=(1, 2)))
-    bundle: Bundle = {"text/plain": "\n".join(progress.result_lines(run))}
+    lines = [line if len(line) <= LINE else f"{line[:LINE]}…" for line in progress.result_lines(run)]
+    if len(lines) > LINES:
+        lines[LINES:] = [f"… {counted(len(lines) - LINES, 'more line')}"]
+    bundle: Bundle = {"text/plain": "\n".join(lines)}
     from gptx_nb.views import figures  # matplotlib takes its time, and is needed at the end only
 
     image = figures.small(seen, scores)
@@ -346,16 +353,32 @@ def ended(run: Run, note: str = "") -> Bundle:
             parts += [_line(html.escape(line)) for line in multi_label_words.lines(validation)]
         else:
             parts.append(_confusion(validation))
-    parts += [_line(f"⚠ {_prose(one_line(each, 400))}") for each in dict.fromkeys(seen.notes)]
+    notes = list(dict.fromkeys(seen.notes))
+    parts += [_line(f"⚠ {_prose(one_line(each, 400))}") for each in notes[:SHOWN_NOTES]]
+    parts.append(_more(len(notes), SHOWN_NOTES, "note"))
     if scores is not None and not pretrained:
         name = html.escape(run.name)
         parts.append(
             _line(f'Ask it: <code>%gpt_predict {name} "…"</code> or <code>gptx_nb.predict("{name}", texts)</code>')
         )
-    parts.append(_folded("Texts" if pretrained else "Data", preflight(run)))
-    parts.append(_folded("Recipe, and what was chosen", _choices(run) + _recipe(run)))
-    bundle["text/html"] = f'<div style="{_FRAME}">{"".join(parts)}</div>'
+    folded = [
+        _folded("Texts" if pretrained else "Data", preflight(run)),
+        _folded("Recipe, and what was chosen", _choices(run) + _recipe(run)),
+    ]
+    bundle["text/html"] = f'<div style="{_FRAME}">{"".join(parts)}{_small(folded, run)}</div>'
     return bundle
+
+
+def _small(folded: Sequence[str], run: Run) -> str:
+    """Leave out what would make the notebook large, and say where it is."""
+    kept, left = [], MOST
+    for part in folded:
+        left -= len(part)
+        if left < 0:
+            where = f"Too long for a notebook, and left out; see <code>{html.escape(str(run.folder))}</code>"
+            part = _line(where, _MUTED)
+        kept.append(part)
+    return "".join(kept)
 
 
 def _trouble(why: str) -> str:
@@ -413,6 +436,8 @@ def _recipe(run: Run) -> str:
     recipe = run.recipe()
     lines = (recipe.model_copy(update={"examples": None}) if isinstance(recipe, Recipe) else recipe).to_yaml()
     shown = "\n".join(line for line in lines.splitlines() if not line.endswith(": null"))
+    if len(shown) > SHOWN_RECIPE:
+        shown = f"{shown[:SHOWN_RECIPE]}\n… (the whole of it: {run.recipe_file})"
     where = _line(f"Files: <code>{html.escape(str(run.folder))}</code>; the model: <code>model</code> in it")
     return (
         f'<pre style="white-space:pre-wrap;overflow-wrap:anywhere;color:inherit;background:none;font-size:90%;'

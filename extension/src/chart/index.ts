@@ -186,7 +186,7 @@ class UplotChart implements Chart {
           },
           { ...axis, ticks: { show: false }, size: LEFT, gap: 4, values: (_plot, values) => shortest(values) }
         ],
-        series: [{}, ...this.lines.map(seriesOf)],
+        series: [{}, ...this.lines.map((line, at) => seriesOf(line, () => this.lines[at]?.x.length === 1))],
         cursor: {
           drag: { x: true, y: false, setScale: false },
           points: { size: 6 },
@@ -327,14 +327,15 @@ function colorOf(line: Line): string {
   return PALETTE[line.color % PALETTE.length] ?? GREY;
 }
 
-function seriesOf(line: Line): uPlot.Series {
+/** `alone` says whether there is one point yet, through which no line goes. */
+function seriesOf(line: Line, alone: () => boolean): uPlot.Series {
   const color = colorOf(line);
   return {
     label: line.label,
     stroke: color,
     width: 1.5,
     dash: DASHES[line.style],
-    points: line.style === 'points' ? { show: true, size: 6, fill: color, width: 0 } : { show: false }
+    points: { show: line.style === 'points' || alone, size: 6, fill: color, width: 0 }
   };
 }
 

@@ -1,5 +1,6 @@
 /** Ask: a text to a run's model and to its base model, side by side. */
 
+import { labelBars, written } from '../views/answers';
 import { fill, h } from '../views/dom';
 import type { Channel } from './channel';
 import { button, words } from './configure';
@@ -122,7 +123,7 @@ export class Ask implements Tab {
     if (!place) {
       return;
     }
-    const words_ = h('div', { class: 'answer', dir: 'auto' });
+    const words_ = written();
     const waits = h('div', { class: 'muted' }, 'Asking …');
     fill(place, h('h3', {}, TITLES[who]), words_, waits);
     const asked = this.channel.ask<Said>('put', { run, text: this.text.value, who }, ({ text }: { text: string }) =>
@@ -142,18 +143,7 @@ export class Ask implements Tab {
 }
 
 function answer(said: Said): HTMLElement[] {
-  const bars = (said.labels ?? []).map(([label, share]) => {
-    const filled = h('div', { class: 'gptx-Bar-filled' });
-    filled.style.width = `${Math.round(100 * share)}%`;
-    return h(
-      'div',
-      { class: 'gptx-Ask-label' },
-      h('span', { dir: 'auto', title: label }, label),
-      h('div', { class: 'gptx-Bar' }, filled),
-      h('span', { class: 'right' }, share.toFixed(3))
-    );
-  });
-  const text = said.text === undefined ? null : h('div', { class: 'answer', dir: 'auto' }, said.text);
+  const text = said.text === undefined ? [] : [written(said.text)];
   const notes = said.notes.map(note => h('div', { class: 'muted' }, note));
-  return [...bars, ...(text ? [text] : []), ...notes];
+  return [...labelBars(said.labels ?? []), ...text, ...notes];
 }

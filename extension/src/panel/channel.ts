@@ -74,6 +74,11 @@ export class Channel {
     };
   }
 
+  /** Tell what wants no answer. */
+  tell(kind: string, more: Record<string, unknown>): void {
+    this.model.send({ kind, ...more });
+  }
+
   dispose(): void {
     this.model.off('msg:custom', this.hear);
     for (const id of this.waiting.keys()) {

@@ -54,6 +54,7 @@ interface Rehearsed {
 
 const UNNAMED = 'my-run';
 const SHOWN_LABELS = 12;
+const TYPED = 500; // milliseconds after the last key, when the kernel is told what stands in the form
 
 export class Configure implements Tab {
   readonly node = h('div', { class: 'configure' });
@@ -69,6 +70,7 @@ export class Configure implements Tab {
   private opened: Opened | null = null;
   private kind = 'finetune';
   private withdraw: () => void = () => undefined;
+  private typed = 0;
 
   constructor(
     private readonly channel: Channel,
@@ -91,7 +93,17 @@ export class Configure implements Tab {
   }
 
   dispose(): void {
+    clearTimeout(this.typed);
     this.withdraw();
+  }
+
+  /** Have the kernel keep what is typed: a page that is loaded again finds it in the form. */
+  private keep(): void {
+    clearTimeout(this.typed);
+    this.typed = window.setTimeout(() => {
+      const draft = { kind: this.kind, name: this.name.value, recipe: this.controls?.values ?? {} };
+      this.channel.tell('draft', { draft });
+    }, TYPED);
   }
 
   /** Fill the form with a run's recipe, a cell, or what the panel was shown with. */
@@ -133,6 +145,7 @@ export class Configure implements Tab {
       'form',
       {
         novalidate: true,
+        oninput: () => this.keep(),
         onsubmit: event => {
           event.preventDefault();
           void this.start();
@@ -164,6 +177,7 @@ export class Configure implements Tab {
   private become(kind: string): void {
     this.kind = kind;
     this.draw({});
+    this.keep();
   }
 
   /** A cell of this notebook opens in the form, and so does one that is pasted. */
@@ -195,8 +209,7 @@ export class Configure implements Tab {
       'aria-label': 'Tables of this notebook',
       onchange: () => {
         if (list.value) {
-          this.controls?.set('data', list.value);
-          void this.look();
+          this.set('data', list.value);
         }
       }
     });
@@ -211,10 +224,7 @@ export class Configure implements Tab {
       const rows = each.rows === null ? '' : `, ${each.rows.toLocaleString('en')} rows`;
       return h('option', { value: each.name }, `${each.name} (${each.kind}${rows})`);
     });
-    list.replaceChildren(
-      h('option', { value: '' }, tables.length > 0 ? 'this notebook’s tables' : 'no tables in this notebook'),
-      ...named
-    );
+    list.replaceChildren(h('option', { value: '' }, tables.length > 0 ? 'choose a table' : 'no tables here'), ...named);
     list.disabled = tables.length === 0;
   }
 
@@ -238,9 +248,8 @@ export class Configure implements Tab {
       this.channel
         .ask<{ path: string }>('paste', { text: area.value })
         .answer.then(({ path }) => {
-          this.controls?.set('data', path);
           details.open = false;
-          return this.look();
+          this.set('data', path);
         })
         .catch((error: unknown) => this.refuse(error));
     });
@@ -253,6 +262,13 @@ export class Configure implements Tab {
 
   private wanted(name: string): Record<string, unknown> {
     return { run_kind: this.kind, name, recipe: this.controls?.values ?? {} };
+  }
+
+  /** Put a value into a control, and look at what comes of it. */
+  private set(name: string, given: unknown): void {
+    this.controls?.set(name, given);
+    this.keep();
+    void this.look();
   }
 
   private async start(): Promise<void> {
@@ -380,8 +396,11 @@ export class Configure implements Tab {
           'aria-label': `Column of ${role}`,
           onchange: () => {
             const chosen = { ...found, [role]: list.value };
-            this.controls?.set(...((byRole ? ['columns', chosen] : [role, list.value]) as [string, unknown]));
-            void this.look();
+            if (byRole) {
+              this.set('columns', chosen);
+            } else {
+              this.set(role, list.value);
+            }
           }
         },
         column === undefined && h('option', { value: '' }, 'choose'),

@@ -1,17 +1,18 @@
 /** One run in the sidebar: its state, how far it is, and what can be done with it. */
 
 import {
+  addBelowIcon,
   copyIcon,
   deleteIcon,
   fileIcon,
   folderIcon,
   launchIcon,
-  notebookIcon,
   runIcon,
   stopIcon
 } from '@jupyterlab/ui-components';
 
 import type { Actions } from '../actions';
+import { askIcon } from '../icon';
 import type { Run } from '../model';
 import { ago, duration, number } from '../words';
 import { fill, h, iconButton, sparkline } from './dom';
@@ -77,7 +78,7 @@ export class Card {
   /** Draw the buttons anew only where other ones fit: they must not vanish under the pointer. */
   private tool(run: Run, called: string): void {
     const resumable = !run.active && run.state !== 'finished';
-    const able = `${called} ${run.active} ${resumable}`;
+    const able = `${called} ${run.state}`;
     if (able === this.able) {
       return;
     }
@@ -89,8 +90,9 @@ export class Card {
       iconButton(launchIcon, `Open ${called}`, () => this.actions.shell.open([run.id])),
       run.active && iconButton(stopIcon, `Save and stop ${called}`, () => void this.actions.stop(now())),
       resumable && iconButton(runIcon, `Go on with ${called}`, () => void this.actions.resume(now())),
+      run.state === 'finished' && iconButton(askIcon, `Ask ${called}`, () => this.actions.shell.ask(run.id)),
       iconButton(copyIcon, `New run from ${called}`, () => this.actions.shell.form(run.id)),
-      iconButton(notebookIcon, `Insert ${called} as a cell`, () => void this.actions.insert(now())),
+      iconButton(addBelowIcon, `Insert ${called} as a cell`, () => void this.actions.insert(now())),
       iconButton(fileIcon, `Log of ${called}`, () => this.actions.shell.log(run.id)),
       iconButton(folderIcon, `Folder of ${called}`, () => void this.actions.reveal(now())),
       !run.active && iconButton(deleteIcon, `Delete ${called}`, () => void this.actions.remove(now()))

@@ -1,16 +1,20 @@
 /** One run, or several beside each other, in the main area: curves, scores, choices, recipe, log, and a question to it. */
 
-import { copyIcon, deleteIcon, folderIcon, notebookIcon, runIcon, stopIcon } from '@jupyterlab/ui-components';
+import { addBelowIcon, copyIcon, deleteIcon, folderIcon, runIcon, stopIcon } from '@jupyterlab/ui-components';
 import { Widget } from '@lumino/widgets';
 
 import { words, type Actions } from '../actions';
 import { createChart, type Chart, type Line, type Options } from '../chart';
 import { lossLines, scoreLines } from '../curves';
 import { gptxIcon } from '../icon';
-import { History, type Answer, type Details, type Run } from '../model';
+import { History, type Details, type Run } from '../model';
 import { duration, number, size } from '../words';
+import { AskBox } from './ask';
 import { bar, stateMark } from './card';
-import { fill, h, iconButton } from './dom';
+import { fill, h, iconButton, section } from './dom';
+
+/** What is looked for in a dashboard. */
+export type Place = 'log' | 'ask';
 
 export class Dashboard extends Widget {
   private readonly head = h('header', { class: 'gptx-Dashboard-head' });
@@ -25,6 +29,7 @@ export class Dashboard extends Widget {
   private readonly details = new Map<string, Details>();
   private readonly trouble = new Map<string, string>();
   private stamp = '';
+  private place: Place | null = null; // where to look when there is something to see
 
   constructor(
     private readonly actions: Actions,
@@ -52,9 +57,17 @@ export class Dashboard extends Widget {
     actions.model.grown.connect(this.drawCharts, this);
   }
 
-  /** Open the log, and read it. */
-  openLog(): void {
-    this.log?.open();
+  /** Bring the log or the question to the model into sight, once what stands above them has its place. */
+  lookAt(place: Place): void {
+    this.place = place;
+    this.goThere();
+  }
+
+  private goThere(): void {
+    if (this.place && this.details.size > 0) {
+      (this.place === 'log' ? this.log : this.ask)?.open();
+      this.place = null;
+    }
   }
 
   override dispose(): void {
@@ -124,7 +137,7 @@ export class Dashboard extends Widget {
       this.stamp = stamp;
       void this.read();
     }
-    this.ask?.update(only ?? null);
+    this.ask?.update(only ?? null, this.details.get(only?.id ?? '') ?? null);
     this.log?.update(only ?? null);
     this.drawCharts();
   }
@@ -181,7 +194,7 @@ export class Dashboard extends Widget {
       run.active && iconButton(stopIcon, 'Save and stop', () => void this.actions.stop(now())),
       resumable && iconButton(runIcon, 'Go on', () => void this.actions.resume(now())),
       iconButton(copyIcon, 'New run from this', () => this.actions.shell.form(run.id)),
-      iconButton(notebookIcon, 'Insert as a cell', () => void this.actions.insert(now())),
+      iconButton(addBelowIcon, 'Insert as a cell', () => void this.actions.insert(now())),
       iconButton(folderIcon, 'Show its folder', () => void this.actions.reveal(now())),
       !run.active && iconButton(deleteIcon, 'Delete', () => void this.actions.remove(now()))
     );
@@ -221,10 +234,12 @@ export class Dashboard extends Widget {
       fill(this.told, this.comparison());
     } else if (one) {
       fill(this.told, ...sections(one));
+      this.ask?.update(this.actions.model.runs.get(first) ?? null, one);
     } else {
       fill(this.told, h('p', { class: 'gptx-Notice-line', 'data-kind': 'error' }, this.trouble.get(first)));
     }
     this.drawCharts();
+    this.goThere();
   }
 
   private comparison(): HTMLElement {
@@ -310,12 +325,6 @@ function sections(run: Details): HTMLElement[] {
   return found;
 }
 
-function section(title: string, content: Node, open: boolean): HTMLElement {
-  const node = h('details', { class: 'gptx-Section' }, h('summary', {}, title), content);
-  node.open = open;
-  return node;
-}
-
 function table(head: readonly string[], rows: readonly (readonly string[])[], numbersFrom = 99): HTMLElement {
   const place = (at: number) => (at >= numbersFrom ? 'gptx-mod-number' : null);
   const headRow = head.some(Boolean)
@@ -331,92 +340,6 @@ function table(head: readonly string[], rows: readonly (readonly string[])[], nu
   return h('div', { class: 'gptx-Table' }, h('table', {}, headRow, h('tbody', {}, ...body)));
 }
 
-/** A question to a run's model. */
-class AskBox {
-  readonly node: HTMLElement;
-  private readonly texts: HTMLTextAreaElement;
-  private readonly button: HTMLButtonElement;
-  private readonly answer = h('div', { class: 'gptx-Ask-answer', 'aria-live': 'polite' });
-  private readonly hint = h('span', { class: 'gptx-Form-help' });
-  private asking = false;
-  private finished = false;
-
-  constructor(
-    private readonly actions: Actions,
-    private readonly id: string
-  ) {
-    this.texts = h('textarea', {
-      class: 'gptx-Input',
-      rows: 2,
-      placeholder: 'A text a line',
-      'aria-label': 'Texts to ask the model about',
-      onkeydown: event => {
-        const key = event as KeyboardEvent;
-        if (key.key === 'Enter' && (key.ctrlKey || key.metaKey)) {
-          void this.send();
-        }
-      }
-    });
-    this.button = h(
-      'button',
-      { type: 'button', class: 'gptx-Button gptx-mod-first', onclick: () => void this.send() },
-      'Ask'
-    );
-    this.node = section(
-      'Ask the model',
-      h('div', {}, this.texts, h('div', { class: 'gptx-Ask-row' }, this.button, this.hint), this.answer),
-      true
-    );
-  }
-
-  update(run: Run | null): void {
-    this.finished = run?.state === 'finished';
-    this.node.hidden = (!this.finished && run?.active !== true) || run?.kind !== 'finetune';
-    this.button.disabled = this.asking || !this.finished;
-    this.hint.textContent = this.finished ? 'Ctrl Enter' : 'It answers once it has finished.';
-  }
-
-  private async send(): Promise<void> {
-    const texts = this.texts.value.split('\n').filter(text => text.trim());
-    if (texts.length === 0 || this.asking || !this.finished) {
-      return;
-    }
-    this.asking = true;
-    this.button.disabled = true;
-    fill(this.answer, h('p', {}, 'Asking …'));
-    try {
-      fill(this.answer, ...answers(await this.actions.api.predict(this.id, texts)));
-    } catch (error) {
-      fill(this.answer, h('p', { class: 'gptx-Notice-line', 'data-kind': 'error' }, words(error)));
-    } finally {
-      this.asking = false;
-      this.button.disabled = !this.finished;
-    }
-  }
-}
-
-function answers(answer: Answer): HTMLElement[] {
-  const rows = answer.rows.map(row =>
-    h(
-      'div',
-      { class: 'gptx-Ask-one' },
-      answer.rows.length > 1 && h('div', { class: 'gptx-Ask-text', dir: 'auto' }, row.text),
-      ...row.probabilities.slice(0, answer.rows.length > 1 ? 2 : 10).map(([label, share]) => {
-        const filled = h('div', { class: 'gptx-Bar-filled' });
-        filled.style.width = `${Math.round(100 * share)}%`;
-        return h(
-          'div',
-          { class: 'gptx-Ask-label' },
-          h('span', { dir: 'auto' }, label),
-          h('div', { class: 'gptx-Bar' }, filled),
-          h('span', { class: 'gptx-mod-number' }, share.toFixed(3))
-        );
-      })
-    )
-  );
-  return [...rows, ...answer.notes.map(note => h('p', {}, note))];
-}
-
 /** The end of a run's log, read while it is open. */
 class LogBox {
   readonly node: HTMLDetailsElement;
@@ -428,7 +351,7 @@ class LogBox {
     private readonly id: string
   ) {
     const again = h('button', { type: 'button', class: 'gptx-Button', onclick: () => void this.read() }, 'Read again');
-    this.node = section('Log', h('div', {}, this.text, again), false) as HTMLDetailsElement;
+    this.node = section('Log', h('div', {}, this.text, again), false);
     this.node.addEventListener('toggle', () => {
       if (this.node.open) {
         void this.read();

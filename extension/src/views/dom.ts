@@ -37,6 +37,13 @@ function append(node: Element, children: Child[]): void {
   }
 }
 
+/** A part that folds. */
+export function section(title: string, content: Node, open: boolean): HTMLDetailsElement {
+  const node = h('details', { class: 'gptx-Section' }, h('summary', {}, title), content);
+  node.open = open;
+  return node;
+}
+
 /** A button with an icon and a name that is heard, and seen as a tooltip. */
 export function iconButton(icon: LabIcon, name: string, action: () => void, className = ''): HTMLButtonElement {
   const button = h('button', {

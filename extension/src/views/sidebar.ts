@@ -6,6 +6,7 @@ import { Widget } from '@lumino/widgets';
 import type { Actions } from '../actions';
 import { gptxIcon } from '../icon';
 import { listed, type Order, type Refusal, type Show } from '../model';
+import { sentence } from '../words';
 import { Card } from './card';
 import { fill, h, iconButton } from './dom';
 
@@ -202,7 +203,7 @@ export class Sidebar extends Widget {
     return h(
       'div',
       { class: 'gptx-Notice-line', 'data-kind': 'error' },
-      h('span', {}, `${refused.name} was not started. ${refused.message}`),
+      h('span', {}, `${refused.name} was not started. ${sentence(refused.message)}`),
       h(
         'button',
         {
