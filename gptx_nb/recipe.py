@@ -197,7 +197,7 @@ class Recipe(Settings):
     head: Literal["auto", "words", "plain"] = setting(
         "auto",
         "What a classifier begins with: the words of its labels behind a prompt, or a new head on the plain text.",
-        reason="the words where labels are words, unless a new head is better in cross-validation on the examples",
+        reason="the words where they are ahead by more than chance, in cross-validation on the examples",
     )
     prompt: str | None = setting(
         None,
