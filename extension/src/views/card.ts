@@ -88,6 +88,7 @@ export class Card {
     this.able = able;
     this.tools.setAttribute('aria-label', `What to do with ${called}`);
     const now = () => this.shown ?? run;
+    const focused = this.tools.contains(document.activeElement) ? document.activeElement?.getAttribute('title') : null;
     fill(
       this.tools,
       iconButton(launchIcon, `Open ${called}`, () => this.actions.shell.open([run.id])),
@@ -100,6 +101,10 @@ export class Card {
       iconButton(folderIcon, `Folder of ${called}`, () => void this.actions.reveal(now())),
       !run.active && iconButton(deleteIcon, `Delete ${called}`, () => void this.actions.remove(now()))
     );
+    if (focused !== null) {
+      const buttons = [...this.tools.querySelectorAll('button')];
+      (buttons.find(each => each.title === focused) ?? buttons[0])?.focus(); // who types is not sent back to the top
+    }
   }
 }
 
