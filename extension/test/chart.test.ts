@@ -50,9 +50,10 @@ test('an axis has room, begins at zero where it should, and its numbers are told
   expect(bounds(0.2, 1, { ...options, top: 1 })).toEqual([0, 1]);
   expect(bounds(0.5, 0.5, { ...options, fromZero: false })[0]).toBeLessThan(0.5);
   expect(bounds(null, null, options)).toEqual([0, 1]);
-  expect(shortest([0, 0.25, 0.5])).toEqual(
-    ['0.0', '0.3', '0.5'].map((each, at) => (at === 1 ? (0.25).toFixed(1) : each))
-  );
+  expect(shortest([0, 0.25, 0.5])).toEqual(['0.00', '0.25', '0.50']);
+  expect(shortest([0, 0.1, 0.2])).toEqual(['0.0', '0.1', '0.2']);
+  expect(shortest([0, 2.5, 5])).toEqual(['0.0', '2.5', '5.0']);
+  expect(shortest([0, 5, 10])).toEqual(['0', '5', '10']);
   expect(shortest([0, 0.0002, 0.0004])).toEqual(['0', '2e-4', '4e-4']);
   expect(shortest([0, 20_000])).toEqual(['0', '20k']);
   expect([short(1234.5), short(0.5), short(0.00123), short(0)]).toEqual(['1,235', '0.50', '0.0012', '0.00']);

@@ -374,10 +374,12 @@ export function valueAt(line: Line, step: number): number | null {
   return line.y[low - 1] ?? null;
 }
 
-/** Numbers of an axis, in as many digits as tell them apart. */
+/** Numbers of an axis, in as many digits as say what they are: between 0 and 0.5 stands 0.25, and not 0.3. */
 export function shortest(values: readonly number[]): string[] {
   const step = Math.abs((values[1] ?? 1) - (values[0] ?? 0)) || 1;
-  const digits = Math.min(100, Math.max(0, -Math.floor(Math.log10(step) + 1e-9)));
+  const first = -Math.floor(Math.log10(step) + 1e-9); // digit behind the point that is not zero
+  const leading = step * 10 ** first;
+  const digits = Math.min(100, Math.max(0, Math.abs(leading - Math.round(leading)) < 1e-6 ? first : first + 1));
   return values.map(value =>
     Math.abs(value) >= 10_000
       ? `${Number((value / 1000).toPrecision(4))}k`
