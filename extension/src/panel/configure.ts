@@ -201,16 +201,19 @@ export class Configure implements Tab {
         }
       }
     });
-    this.fillTables(list);
-    control.addEventListener('change', () => void this.look());
+    this.fillTables(list, control.value);
+    control.addEventListener('change', () => {
+      list.value = control.value; // none of them, where it names a file
+      void this.look();
+    });
     return list;
   }
 
-  private fillTables(list: HTMLSelectElement): void {
+  private fillTables(list: HTMLSelectElement, chosen = list.value): void {
     const tables = this.opened?.tables ?? [];
     const named = tables.map(each => {
       const rows = each.rows === null ? '' : `, ${each.rows.toLocaleString('en')} rows`;
-      return h('option', { value: each.name }, `${each.name} (${each.kind}${rows})`);
+      return h('option', { value: each.name, selected: each.name === chosen }, `${each.name} (${each.kind}${rows})`);
     });
     list.replaceChildren(h('option', { value: '' }, tables.length > 0 ? 'choose a table' : 'no tables here'), ...named);
     list.disabled = tables.length === 0;
