@@ -145,7 +145,7 @@ def test_two_processes_train_what_one_trains(home: Path, still_model: Path) -> N
     which a model of GPT-2's size gets, none.
     """
     for batch_size in (5, 12):
-        asked = recipe(still_model, batch_size=batch_size, learning_rate=1e-4)
+        asked = recipe(still_model, batch_size=batch_size, learning_rate=1e-4, head="words")
         one = launch.train("one", asked, data=REVIEWS, wait=True).run
         two = launch.train("two", asked.model_copy(update={"devices": 2}), data=REVIEWS, wait=True).run
         assert two.state() == "finished"

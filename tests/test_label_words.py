@@ -19,7 +19,7 @@ from gptx_nb.engine import models, setup
 from gptx_nb.engine.data import Examples, Table
 from gptx_nb.engine.jobs import Classification
 from gptx_nb.engine.predict import Classifier
-from gptx_nb.engine.tasks import label_words, reading
+from gptx_nb.engine.tasks import head_start, label_words, reading
 from gptx_nb.engine.tasks.head_start import Base, choose
 from gptx_nb.engine.tasks.label_words import PROMPT_FILE, Wording, wording
 from gptx_nb.engine.tasks.reading import Reading
@@ -210,7 +210,10 @@ def test_one_text_alone_does_not_calibrate_itself_away() -> None:
 # ---- the choice -----------------------------------------------------------------------------------------------------
 
 
-def test_a_few_examples_begin_at_the_words_and_the_reason_is_shown() -> None:
+def test_a_few_examples_of_a_model_that_knows_words_begin_at_them_and_the_reason_is_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(head_start, "KNOWING", 1_000_000)
     job, made = prepared([(GOOD[0], "positive"), (BAD[0], "negative")], ["negative", "positive"])
     assert job.start.wording == SENTIMENT
     head: Any = made.model.get_submodule("score")
@@ -220,6 +223,16 @@ def test_a_few_examples_begin_at_the_words_and_the_reason_is_shown() -> None:
     assert reason.endswith("Prompt 'Review: {text}\\nSentiment:', words ' negative', ' positive'")
     assert made.decided["rendered"][0]["text"] == f"Review: {GOOD[0]}\nSentiment:"
     assert [note for note in made.decided["notes"] if "A transformers pipeline has to be given them so" in note]
+
+
+def test_a_few_examples_of_a_small_model_begin_with_a_new_head_and_the_reason_is_shown() -> None:
+    job, made = prepared([(GOOD[0], "positive"), (BAD[0], "negative")], ["negative", "positive"])
+    assert job.start.wording is None
+    assert made.decided["head"]["choice"] == "plain"
+    assert made.decided["head"]["reason"].startswith(
+        "2 examples cannot tell which is better, and a model of 7.5 million"
+    )
+    assert made.decided["rendered"][0]["text"] == GOOD[0]
 
 
 def test_numbers_begin_with_a_new_head_and_that_is_said() -> None:
@@ -283,7 +296,8 @@ def test_words_have_to_be_ahead_by_more_than_chance(tiny: Any, told: float, chos
     assert f"{start.tried['ahead']:+.2f} for the words" in start.reason
 
 
-def test_a_resumed_recipe_begins_in_the_same_way() -> None:
+def test_a_resumed_recipe_begins_in_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head_start, "KNOWING", 1_000_000)
     rows = [(GOOD[0], "pos"), (BAD[0], "neg")]
     job, made = prepared(rows, ["neg", "pos"])
     asked = {name: getattr(made.resolved, name) for name in ("head", "prompt", "label_words")}
@@ -356,7 +370,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def run(served: None) -> Run:
     """A finished run on ten sentences."""
     frame = pd.DataFrame({"review": GOOD + BAD, "mood": ["positive"] * 5 + ["negative"] * 5})
-    return api.finetune("moods", frame, validation=0.0, tune="head", epochs=2, device="cpu")
+    return api.finetune("moods", frame, validation=0.0, head="words", tune="head", epochs=2, device="cpu")
 
 
 def test_the_saved_model_is_a_plain_one_and_brings_its_prompt(run: Run) -> None:

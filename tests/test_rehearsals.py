@@ -17,7 +17,7 @@ def test_a_rehearsal_tells_of_the_table_first_then_of_tokens_memory_and_time_and
     home: Path, tiny_model: Path
 ) -> None:
     tables: list[dict[str, Any]] = []
-    recipe = make_recipe({"model": str(tiny_model), "epochs": 2, "validation": 0.25})
+    recipe = make_recipe({"model": str(tiny_model), "head": "words", "epochs": 2, "validation": 0.25})
     found = rehearsals.rehearse(recipe, ROWS, on_table=tables.append)
     (table,) = tables
     assert table["columns"] == ["text", "label"]

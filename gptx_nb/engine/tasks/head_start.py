@@ -30,6 +30,9 @@ LEAST_SHOTS, MOST_SHOTS = 4, 8  # shown to the base model as it is; one of each 
 MOST_ZERO, MOST_FEW = 400, 100  # rows held back that it is scored on
 LOOK = 200  # texts that tell whether they are questions
 ENOUGH = 32  # examples from which on cross-validation is trusted; of fewer, the words know more
+# Parameters from which on a model knows what words mean. smollm2-135m does (0.84 of SST-2 without an example); tiny, of
+# 7.5 million, does not: over five sets at 100 examples its words are no better than a new head (docs/scores.md).
+KNOWING = 50_000_000
 MOST_TEXTS, A_LABEL = 128, 4  # texts that calibration and choice look at: so many, or so many a label
 SHRINK = 30.0  # of what is learnt; best of 3 to 300 on SST-2 and TREC with smollm2-135m, taken together
 
@@ -210,6 +213,10 @@ def choose(base: Base, table: Table, recipe: Recipe) -> Start:
     usable = np.bincount(truth)[truth] >= FOLDS
     count = "1 example" if len(truth) == 1 else f"{len(truth):,} examples"
     if usable.sum() < ENOUGH or len(set(truth[usable])) < 2:
+        size = sum(each.numel() for each in base.model.parameters())
+        if size < KNOWING:
+            little = f"{count} cannot tell which is better, and a model of {size / 1e6:.1f} million parameters knows"
+            return Start(None, None, f"{little} little of what labels' words mean")
         few = f"{count} teach less than the labels' words, which get {right.mean():.2f} of them right"
         return Start(wording, head, few, rows)
     known = torch.from_numpy(usable)
