@@ -203,7 +203,8 @@ export class Configure implements Tab {
     });
     this.fillTables(list, control.value);
     control.addEventListener('change', () => {
-      list.value = control.value; // none of them, where it names a file
+      const known = this.opened?.tables.some(each => each.name === control.value);
+      list.value = known ? control.value : ''; // it may name a file
       void this.look();
     });
     return list;
