@@ -9,6 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -445,17 +446,15 @@ def test_only_the_user_can_reach_it(shared_run: Run) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == mode, path
 
 
-def test_a_folder_that_others_can_enter_is_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tempfile
-
-    open_to_all = tmp_path / f"gptx_nb-{os.getuid()}"
-    open_to_all.mkdir()
-    open_to_all.chmod(0o777)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    if Place.of().folder.parent != open_to_all:
-        pytest.skip("the temporary folder's name is too long for a socket")
-    with pytest.raises(UsageError, match="is not a folder of yours alone"):
-        inference.predict(run, "x")
+def test_a_folder_that_others_can_enter_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # pytest's own can be too long for the name of a socket
+        open_to_all = Path(folder) / f"gptx_nb-{os.getuid()}"
+        open_to_all.mkdir()
+        open_to_all.chmod(0o777)
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        assert Place.of().folder.parent == open_to_all
+        with pytest.raises(UsageError, match="is not a folder of yours alone"):
+            inference.predict(run, "x")
 
 
 def test_every_route_asks_for_the_token(shared_run: Run) -> None:
