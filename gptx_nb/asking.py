@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from gptx_nb import inference, unfinished
 from gptx_nb.catalog import RUN
-from gptx_nb.errors import RunFailed, RunNotFound, UsageError
+from gptx_nb.errors import GptxError, RunFailed, RunNotFound, UsageError
 from gptx_nb.generations import Generations
 from gptx_nb.pretraining import PretrainRecipe
 from gptx_nb.progress import called
@@ -37,7 +37,7 @@ def ask(run: Run, text: str, who: Who = "tuned", on_text: Callable[[str], None] 
         step = _latest(run)
         try:
             return _ask_tuned(run, text, step, on_text)
-        except RunNotFound:
+        except GptxError:  # of any kind: it may go before, while or after its files are read
             if step is None or run.unfinished(step).is_dir():
                 raise
         # It has finished meanwhile, or another question made a model of newer weights.

@@ -1,6 +1,8 @@
 """A run that still trains is asked: the weights that it saved last become a plain model beside it."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,13 +11,14 @@ from gptx_nb.errors import RunNotFound
 from gptx_nb.recipe import make_recipe
 from gptx_nb.runs import Run
 
-ROWS = [("Great, I love it", "yes"), ("Awful, it broke", "no")] * 8
+# So many that no machine is done with their passes before the run is asked.
+ROWS = [("Great, I love it", "yes"), ("Awful, it broke", "no")] * 100
 
 
 def test_a_run_that_trains_is_asked_and_answers_as_its_model_does_once_it_is_made(
     home: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"model": str(tiny_model), "epochs": 900, "baselines": False, "validation": 0.25, "keep": "last"}
+    settings = {"model": str(tiny_model), "epochs": 1000, "baselines": False, "validation": 0.25, "keep": "last"}
     run = launch.train("reviews", make_recipe({**settings, "checkpoint_every": 0.2}), data=ROWS).run
     try:
         with pytest.raises(RunNotFound, match="has saved no weights"):
@@ -40,6 +43,25 @@ def test_a_run_that_trains_is_asked_and_answers_as_its_model_does_once_it_is_mad
             return step + 1  # put away before it could be asked
 
         monkeypatch.setattr(unfinished, "latest", finishes_meanwhile)
+        assert asking.ask(run, "Great")["who"] == "reviews v1"
+
+        # And one whose files go while the inference process is about to load them.
+        aside = run.model.rename(home / "aside")
+        shutil.copytree(run.unfinished(step), run.unfinished(step + 1))
+        monkeypatch.setattr(unfinished, "latest", lambda asked: step + 1)
+        send = inference._Client.ask
+
+        def loads_too_late(self: inference._Client, path: str, body: Any, *told: Any, **how: Any) -> dict[str, Any]:
+            if body.get("step") is None:
+                return send(self, path, body, *told, **how)
+            (run.unfinished(step + 1) / "config.json").unlink()
+            try:
+                return send(self, path, body, *told, **how)
+            finally:
+                shutil.rmtree(run.asked)
+                aside.rename(run.model)
+
+        monkeypatch.setattr(inference._Client, "ask", loads_too_late)
         assert asking.ask(run, "Great")["who"] == "reviews v1"
     finally:
         run.request_stop()
