@@ -231,6 +231,9 @@ def test_llama_muon_wsd_and_counted_embeddings_go_together(home: Path) -> None:
     vectors = load_file(run.data / "embeddings.safetensors")["embeddings"]
     assert vectors.shape == (300, 32)
     assert torch.isfinite(vectors).all()
+    plan = run.plan()
+    assert plan is not None
+    assert plan["memory"]["parts"]["optimiser"] > 0, plan["memory"]
 
 
 def wait_for(condition: Any, seconds: float = 60.0) -> None:
