@@ -38,9 +38,10 @@ class Page {
   readonly el = document.createElement('div');
   readonly undo: (() => void) | undefined;
 
-  constructor() {
+  /** `load` is the module that anywidget calls. */
+  constructor(load = panel) {
     document.body.append(this.el);
-    const widget = panel();
+    const widget = load();
     widget.initialize({ model: this.model });
     this.undo = widget.render({ model: this.model, el: this.el });
   }
@@ -258,6 +259,20 @@ test('tabs are moved between by arrows, and each says what it controls', () => {
   const parts = [...page.el.querySelectorAll<HTMLElement>('[role="tabpanel"]')];
   expect(parts.map(each => each.hidden)).toEqual([true, true, true, false]);
   expect(parts[3]?.getAttribute('aria-labelledby')).toBe(document.activeElement?.id);
+});
+
+test('two panels of a page share no id, and a label of the second leads to its own control', async () => {
+  for (let count = 0; count < 2; count++) {
+    vi.resetModules(); // as anywidget does, which loads the module anew for each widget
+    const page = new Page((await import('../src/panel')).default);
+    await page.tell('answer', 'open', { value: opened });
+  }
+  const ids = [...document.querySelectorAll('[id]')].map(each => each.id);
+  expect(ids.length).toBeGreaterThan(60);
+  expect(ids.filter((id, at) => ids.indexOf(id) !== at)).toEqual([]);
+  for (const label of document.querySelectorAll('label')) {
+    expect(label.control?.closest('.desk')).toBe(label.closest('.desk'));
+  }
 });
 
 test('tokens that are not predicted are greyed, and lengths are told in words too', () => {

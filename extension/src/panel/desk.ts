@@ -18,8 +18,6 @@ export interface Tab {
   dispose(): void;
 }
 
-let made = 0;
-
 export class Desk {
   readonly node = h('div', { class: 'desk' });
   private readonly tabs = new Map<string, { button: HTMLButtonElement; part: HTMLElement; tab: Tab }>();
@@ -29,7 +27,8 @@ export class Desk {
   private front = '';
 
   constructor(model: Model, feed: Feed) {
-    const id = `gptx-desk-${++made}`;
+    // anywidget loads this module once for each widget, so counting would begin anew with every panel of a page.
+    const id = `gptx-desk-${Math.random().toString(36).slice(2)}`;
     this.channel = new Channel(model, so => (this.busy.textContent = so ? BUSY : ''));
     this.watch = new Watch(feed, message => model.send(message));
     const bar = h('div', {

@@ -23,8 +23,6 @@ const HEARD = 3000; // milliseconds in which a kernel that is free answers
 // second took 5 % of it, and one takes a third of that. What changes its state is drawn at once.
 const PACE = 1000;
 
-let made = 0;
-
 export class Watch {
   readonly node = h('section', { class: 'watch' });
   private readonly title = h('div', { class: 'title' });
@@ -51,7 +49,7 @@ export class Watch {
     private readonly feed: Feed,
     private readonly send: (message: unknown) => void
   ) {
-    const group = `gptx-watch-${++made}`;
+    const group = `gptx-watch-${Math.random()}`; // charts of one view share a cursor, and those of two views do not
     const plots = h('div', { class: 'plots' });
     const curves = () => feed.curves;
     const plot = (
