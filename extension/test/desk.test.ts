@@ -33,7 +33,9 @@ class Page {
   readonly model = new FakeModel({
     view: 'panel',
     head: { name: '', state: 'starting', active: true, can: [] },
-    about: []
+    about: [],
+    history: undefined,
+    number: 0
   });
   readonly el = document.createElement('div');
   readonly undo: (() => void) | undefined;
@@ -259,6 +261,38 @@ test('tabs are moved between by arrows, and each says what it controls', () => {
   const parts = [...page.el.querySelectorAll<HTMLElement>('[role="tabpanel"]')];
   expect(parts.map(each => each.hidden)).toEqual([true, true, true, false]);
   expect(parts[3]?.getAttribute('aria-labelledby')).toBe(document.activeElement?.id);
+});
+
+test('a run that cannot be watched is refused in words, and the list names the one that is still shown', async () => {
+  const page = new Page();
+  const shown = { name: 'reviews', version: 1, state: 'running', doing: 'training', active: true, can: ['stop'] };
+  page.model.state['head'] = shown;
+  page.model.tell('change');
+  page.tab('Watch');
+  await page.tell('answer', 'runs', { value: { runs } });
+  const list = page.el.querySelector<HTMLSelectElement>('.choice select');
+  const choose = (run: string) => {
+    if (list) {
+      list.value = run;
+      list.dispatchEvent(new Event('change'));
+    }
+  };
+  choose('reviews/2');
+  await page.tell('answer', 'watch', { error: `run 'reviews' has no version 2 ${HACK}` });
+  expect(page.el.querySelector('[role="alert"]:not([hidden]).error')?.textContent).toContain(HACK);
+  expect(list?.value).toBe('reviews/1');
+  await page.tell('answer', 'runs', { value: { runs: runs.slice(0, 1) } });
+  expect(list?.textContent).not.toContain('v2');
+  page.model.tell(
+    'msg:custom',
+    { kind: 'more', number: 1, head: { state: 'deleted', doing: 'deleted', active: false, can: [] }, after: null },
+    []
+  );
+  await vi.waitFor(() => expect(page.el.querySelector('.title')?.textContent).toBe('reviews v1 · deleted'));
+  expect([...page.el.querySelectorAll<HTMLElement>('.watch header button')].filter(each => !each.hidden)).toEqual([]);
+  expect(page.el.querySelector<HTMLElement>('.progress')?.hidden).toBe(true);
+  await page.tell('answer', 'runs', { value: { runs: [] } }); // it has asked again
+  expect(list?.value).toBe('');
 });
 
 test('two panels of a page share no id, and a label of the second leads to its own control', async () => {

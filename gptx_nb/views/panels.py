@@ -24,6 +24,7 @@ from IPython.display import DisplayHandle, display
 
 from gptx_nb import multi_label_words, pretraining_words, progress, samples, writing_words
 from gptx_nb.curves import thinned
+from gptx_nb.errors import RunNotFound
 from gptx_nb.pretraining import PretrainRecipe
 from gptx_nb.progress import Progress, counted, one_line
 from gptx_nb.recipe import Recipe
@@ -496,7 +497,7 @@ class LiveView(RunView):
         try:
             with self._lock:
                 self._context.run(self.refresh, self.run)
-        except FileNotFoundError:  # removed from disk
+        except (FileNotFoundError, RunNotFound):  # removed from disk
             self._context.run(self.say, "was removed")
             self.done = True
         except Exception:
@@ -512,7 +513,7 @@ class LiveView(RunView):
                 if self.run.outcome() is None and self.run.folder.is_dir():
                     return False
                 self.done = True  # nothing is left for the thread
-                with contextlib.suppress(FileNotFoundError):  # removed from disk
+                with contextlib.suppress(FileNotFoundError, RunNotFound):  # removed from disk
                     self._put(ended(self.run, self.note))
             if self._handle is not None:
                 self._handle.update(self._bundle, raw=True)  # type: ignore[no-untyped-call]

@@ -18,6 +18,8 @@ const NUMBERS = [
   ...['step', 'time left', 'loss', 'held-out loss', 'score'],
   ...['learning rate', 'gradient norm', 'tokens/s', 'device use', 'memory']
 ];
+/** What the kernel calls the state of a run that is not on the disk any more. */
+export const DELETED = 'deleted';
 const HEARD = 3000; // milliseconds in which a kernel that is free answers
 // Milliseconds between two drawings of a run that trains: where it trains on the processor that also draws, three a
 // second took 5 % of it, and one takes a third of that. What changes its state is drawn at once.
@@ -199,7 +201,8 @@ export class Watch {
     this.drawHead(head);
     const steps = this.feed.curves.steps.length;
     this.empty.hidden = steps > 0;
-    this.empty.textContent = head.active ? `Curves appear with the first steps: ${head.doing} …` : 'It took no step.';
+    const none = head.state === DELETED ? 'No step of it was seen.' : 'It took no step.';
+    this.empty.textContent = head.active ? `Curves appear with the first steps: ${head.doing} …` : none;
     for (const { chart, lines } of this.charts) {
       chart.update(lines());
     }
@@ -227,6 +230,7 @@ export class Watch {
       // Those that come and go with a state keep their place while the run goes on.
       button.hidden = action === 'stop' || action === 'kill' ? !head.active : !can;
     }
+    this.bar.hidden = head.state === DELETED;
     const share = Math.round(1000 * (head.share ?? 0)) / 10;
     this.bar.style.setProperty('--share', String(head.share ?? 0));
     this.bar.setAttribute('aria-valuenow', String(Math.round(share)));
