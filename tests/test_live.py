@@ -256,7 +256,7 @@ def test_a_run_that_is_deleted_while_it_is_watched_is_told_as_such_and_its_butto
     widget = Sent("reviews")
     widget.step(run)
     RunStore().remove(run)
-    with pytest.raises(RunNotFound, match="^run reviews version 1 was deleted: it is not in .*reviews/1 any more$"):
+    with pytest.raises(RunNotFound, match=r"^run reviews version 1 was deleted: it is not in .*reviews/1 any more$"):
         widget.step(run)
     told = widget.messages[-1]["head"]
     assert (told["state"], told["doing"], told["active"], told["can"]) == ("deleted", "deleted", False, [])
@@ -280,10 +280,8 @@ def test_what_is_taken_back_from_the_trash_or_made_anew_in_its_place_is_shown_ag
         widget.step(run)
     Trash().restore(thrown)
     widget.step(run)
-    assert (widget.messages[-1]["head"]["state"], widget.messages[-1]["head"]["can"]) == (
-        "stopped",
-        ["resume", "clone"],
-    )
+    told = widget.messages[-1]["head"]
+    assert (told["state"], told["can"]) == ("stopped", ["resume", "clone"])
     RunStore().remove(run)
     assert make(steps=2, phase="training") == run
     widget.step(run)
@@ -333,6 +331,13 @@ def test_held_out_rows_show_what_is_said_of_them_now_and_the_course_of_it() -> N
     assert samples.latest([{"step": 1}]) == samples.Samples()
     long = samples.latest([{"samples": [said(at / 100)]} for at in range(100)])
     assert (len(long.courses[0]), long.courses[0][-1]) == (25, 0.99)
+
+
+def test_the_probability_of_a_held_out_row_stands_right_as_numbers_do(home: Path) -> None:
+    run = make(steps=5, phase="training")
+    add(run, 1, {"kind": "evaluation", "step": 5, "samples": [said(0.25)]})
+    told = live.sample_table(progress.Progress(run).refresh()) or {}
+    assert [told["head"][at] for at in told["right"]] == ["probability of its label"]
 
 
 def test_held_out_rows_of_a_model_that_writes_show_its_answers(home: Path) -> None:

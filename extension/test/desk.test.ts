@@ -250,6 +250,42 @@ test('chosen runs are compared: what differs, scores, who was taken for whom', a
   expect(page.el.querySelector('img')).toBeNull();
 });
 
+test('as many runs are compared as can be told apart, and that is said where there are more', async () => {
+  const page = new Page();
+  page.tab('Compare');
+  const many = Array.from({ length: 10 }, (_, at) => ({ ...runs[1], id: `reviews/${at}`, version: at }));
+  await page.tell('answer', 'runs', { value: { runs: many } });
+  const boxes = [...page.el.querySelectorAll<HTMLInputElement>('.runs input')];
+  const full = () => page.el.querySelector('.compare [role="status"]')?.textContent;
+  boxes.slice(0, 8).forEach(box => box.click());
+  expect(full()).toBe('8 runs are chosen, as many as one chart can tell apart. Take one away to choose another.');
+  expect(boxes.map(box => box.disabled)).toEqual([...Array(8).fill(false), true, true]);
+  boxes[0]?.click();
+  expect([full(), boxes.some(box => box.disabled)]).toEqual(['', false]);
+  boxes[9]?.click();
+  expect(page.asked('compare')).toMatchObject({ runs: [1, 2, 3, 4, 5, 6, 7, 9].map(at => `reviews/${at}`) });
+  const curves = { steps: [], loss: [], scored: [], held_out: [], score: [], score_name: '' };
+  const labels = Array.from({ length: 13 }, (_, at) => `label ${at}`);
+  const one = { id: 'reviews/1', called: 'reviews v1', verdict: '', transfer: '', samples: [], scored: false, curves };
+  const wrong = { labels, confusion: labels.map(() => [1]), mistakes: [['a', HACK, '1,234']], more_mistakes: 3 };
+  const none = { ...wrong, mistakes: [], more_mistakes: 0 };
+  await page.tell('answer', 'compare', {
+    value: {
+      runs: [
+        { ...one, ...wrong },
+        { ...one, ...none }
+      ],
+      scores: [['accuracy', '0.9', '0.85']],
+      settings: []
+    }
+  });
+  const told = page.el.querySelector('.compare')?.textContent;
+  expect(told).toContain(`Most frequent mistakes, of 13 labelslabeltaken forrowsa${HACK}1,234… 3 more`);
+  expect(told).toContain('Most frequent mistakes, of 13 labels: none');
+  const numbers = [...page.el.querySelectorAll('.compare td.right')].map(each => each.textContent);
+  expect(numbers.slice(0, 2)).toEqual(['0.9', '0.85']);
+});
+
 test('tabs are moved between by arrows, and each says what it controls', () => {
   const page = new Page();
   const bar = page.el.querySelector('[role="tablist"]');

@@ -136,8 +136,10 @@ def sample_table(seen: Progress) -> Json | None:
     if not found.rows:
         return None
     rows = [[progress.one_line(cell, 240) for cell in row] for row in found.rows]
-    told = {"title": found.title, **_table(list(found.head), rows)}
-    return told | {"courses": found.courses} if found.courses else told
+    if found.courses:  # their last column is a probability
+        right = [len(found.head) - 1]
+        return {"title": found.title, **_table(list(found.head), rows, right), "courses": found.courses}
+    return {"title": found.title, **_table(list(found.head), rows)}
 
 
 def about(run: Run) -> list[Json]:

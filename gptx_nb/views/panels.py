@@ -358,18 +358,10 @@ def confusion(validation: dict[str, Any]) -> str:
     """Show which label was taken for which: all of them, or of many labels the most frequent mistakes."""
     labels, counts = validation["labels"], validation["confusion"]
     if len(labels) > SHOWN_LABELS:
-        wrong = sorted(
-            (
-                (count, labels[true], labels[said])
-                for true, row in enumerate(counts)
-                for said, count in enumerate(row)
-                if true != said and count
-            ),
-            key=lambda each: -each[0],
-        )
+        wrong = progress.mistakes(validation)
         rows = [
             (markup.escaped(true, 60), markup.escaped(said, 60), str(count))
-            for count, true, said in wrong[:SHOWN_PAIRS]
+            for true, said, count in wrong[:SHOWN_PAIRS]
         ]
         table = markup.table(("label", "taken for", "rows"), rows, right=(2,)) if rows else markup.line("None.")
         return markup.heading("Most frequent mistakes") + table + _more(len(wrong), SHOWN_PAIRS, "pair")
