@@ -69,8 +69,8 @@ def test_of_runs_of_two_kinds_what_was_asked_for_is_told_and_not_every_default(h
     assert gptx_nb.compare("reviews", "story").settings == [
         ["kind of run", "fine-tuning", "pretraining"],
         ["data", "df", "tales.txt"],
-        ["seed", "0", "1"],
         ["context", "", "64"],
+        ["seed", "0", "1"],
     ]
 
 

@@ -23,6 +23,7 @@ from servers import ROOT, JupyterServer
 from gptx_nb import inference, launch
 from gptx_nb.recipe import make_recipe
 from gptx_nb.runs import RunStore
+from gptx_nb.trash import Trash
 
 pytestmark = browsers.MARKS
 
@@ -341,6 +342,10 @@ def test_the_panel_configures_starts_watches_asks_and_compares_in_a_notebook(
     desk.get_by_text("Best and worst held-out rows").first.click()  # of the run that was just trained
     desk.get_by_text("held-out rows.").first.wait_for()
     shoot(page, "panel-compare")
+    Trash(lab.home).put(RunStore(lab.home).find("reviews"))  # as the sidebar does, while the panel watches it
+    desk.get_by_role("tab", name="Watch").click()
+    desk.locator(".watch .title").get_by_text("deleted").wait_for()
+    assert desk.locator(".watch header button:visible").count() == 0
     assert page.evaluate("window.hacked") is None
 
 
