@@ -505,6 +505,8 @@ def trouble(run: Run) -> str:
     except GptxError as error:
         return str(error)
     if run.state() == "stopped":
+        if launch.nothing_saved(run):
+            return f"It was stopped before anything was saved. Run the cell `{run.cell}` again to begin anew."
         return f"It was stopped and saved. Run the cell `{run.cell}` again to go on from there."
     return ""
 

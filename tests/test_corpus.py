@@ -31,7 +31,7 @@ from gptx_nb.engine.shards import Shards
 from gptx_nb.errors import DataError, ModelError
 from gptx_nb.pretraining import PretrainRecipe
 from gptx_nb.recipe import make_recipe
-from gptx_nb.sources import stage
+from gptx_nb.sources import check_unchanged, stage
 
 WORDS = ("the", "river", "stone", "light", "of", "and", "under", "moves", "slowly", "bright", "old", "house", "wind")
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "corpus"
@@ -277,8 +277,12 @@ def test_a_data_set_of_the_hub_is_streamed_and_what_goes_wrong_there_is_one_line
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=True)
     whole, broken, absent = done.stdout.splitlines()
     assert whole == "200 texts"
-    assert re.match(r"data: me/broken .* from the Hugging Face Hub: .+", broken)
-    assert re.match(r"data: me/nothing is no file or folder here, and could not be had from the Hugging Face", absent)
+    assert re.match(r"data: 'me/broken' .* from the Hugging Face Hub: .+", broken)
+    assert re.match(
+        r"data: 'me/nothing' is no variable, file or folder here, and could not be had from the Hugging Face Hub: .*\. "
+        r"Check the name, or give texts of yours, as in `data: books/`",
+        absent,
+    )
 
 
 # ---- mistakes -------------------------------------------------------------------------------------------------------
@@ -296,6 +300,36 @@ def test_a_byte_that_is_not_utf8_is_named_with_its_place(packed: bool, tmp_path:
     with pytest.raises(DataError, match=r"a\.txt\S* is not UTF-8 at byte 53 \(0xe9, line 6\)"):
         prepare(tmp_path, str(path))
     assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [
+        ("caf\xe9 au lait".encode("windows-1252"), "iconv -f WINDOWS-1252 -t UTF-8` for a text of one byte a letter"),
+        (
+            "a text of two bytes a letter".encode("utf-16"),
+            "It begins like UTF-16: save it as UTF-8, as with `iconv -f U",
+        ),
+        ("a text of four".encode("utf-32"), "It begins like UTF-32: save it as UTF-8, as with `iconv -f UTF-32 -t UTF"),
+        (np.random.default_rng(0).bytes(5_000), "It looks like no text at all: give a file of plain text"),
+    ],
+)
+def test_what_is_not_utf8_is_told_how_it_becomes_it(content: bytes, advice: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        prepare(tmp_path, str(tmp_path / "a.txt"))
+    assert advice in str(caught.value)
+    assert ("WINDOWS-1252" in str(caught.value)) == ("one byte" in advice)
+
+
+def test_a_file_that_has_gone_is_not_called_forbidden(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("\n".join(TEXTS))
+    sources = stage(make_recipe({"data": str(path)}, "", PretrainRecipe), None, None, tmp_path)
+    path.unlink()
+    assert sources["train"] is not None
+    with pytest.raises(DataError, match=r"a\.txt is not there any more: it was moved or deleted\. Check the path"):
+        check_unchanged(sources["train"], "data", tmp_path)
 
 
 def latin1_parquet() -> bytes:
@@ -351,7 +385,13 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
 def test_too_little_text_for_a_row_is_told_with_the_context_that_fits(tmp_path: Path) -> None:
     made = prepare(tmp_path, TEXTS[:3])
     with pytest.raises(DataError, match=r"fewer than two rows of 4,096\. Give more text, or type `context: \d+`"):
-        made.train.require_rows(4096)
+        made.train.require_rows(4096, made.report["dropped"])
+    equal = prepare(tmp_path / "equal", [TEXTS[0]] * 500)
+    with pytest.raises(DataError, match=r"tokens once documents are left out \(499 duplicates\), fewer than two rows"):
+        equal.train.require_rows(4096, equal.report["dropped"])
+    assert equal.report["validation_note"].endswith("a share of 0.01 holds no whole one back")
+    none_held = prepare(tmp_path / "none", TEXTS, validation=0)
+    assert none_held.report["validation_note"].endswith("`validation: 0` holds no whole one back")
 
 
 def test_a_tokenizer_without_an_end_token_is_refused() -> None:

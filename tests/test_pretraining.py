@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import made_runs
 import pandas as pd
 import pytest
 import torch
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import gptx_nb
-from gptx_nb import fields, launch, metrics, progress
+from gptx_nb import fields, files, launch, metrics, progress
 from gptx_nb.engine import pretrain
 from gptx_nb.errors import DataError, ModelError, RecipeError
 from gptx_nb.pretraining import SIZES, PretrainRecipe
@@ -275,6 +276,23 @@ def test_a_run_is_stopped_and_goes_on(home: Path) -> None:
     launch.stop(run)
 
 
+def test_a_run_that_is_stopped_before_its_texts_are_ready_does_not_claim_to_have_saved(home: Path) -> None:
+    run = made_runs.make("base", phase="corpus", report=None, plan=None)
+    asked = {"kind": "pretrain", "recipe": recipe().model_dump(mode="json", by_alias=True)}
+    files.write_json(run.request_file, {**run.request(), **asked})
+
+    def answer(asked: Run) -> None:
+        if asked.stop_file.exists():
+            files.write_json(asked.outcome_file(1), {"exit_status": 3, "signal": None, "reason": "stopped"})
+
+    assert launch.stop(run, progress=answer) == (
+        "run base version 1 has stopped; nothing was saved yet. Run its cell again to begin anew: `%%gpt_pretrain base`"
+    )
+    assert progress.trouble(run) == (
+        "It was stopped before anything was saved. Run the cell `%%gpt_pretrain base` again to begin anew."
+    )
+
+
 def test_two_processes_learn_what_one_does(home: Path) -> None:
     settings = {"dropout": 0.0, "tokens": 256 * 4}
     one, two = (pretrained(name, devices=number, **settings) for name, number in (("one", 1), ("two", 2)))
@@ -290,11 +308,20 @@ def test_two_processes_learn_what_one_does(home: Path) -> None:
         ({}, None, DataError, "there is nothing to learn from. Name texts, as in `data: books/`"),
         ({"context": 16384}, TEXTS, DataError, "fewer than two rows of 16,384"),
         ({"tokenizer": "/nowhere/at/all"}, TEXTS, ModelError, "tokenizer: there is no folder /nowhere/at/all"),
+        ({"tokenizer": "bare"}, TEXTS, ModelError, r"the folder .*/bare holds no tokenizer .*type `tokenizer: tiny`"),
     ],
 )
 def test_a_mistake_leaves_nothing_behind(
-    settings: dict[str, Any], data: object, kind: type[Exception], message: str, home: Path
+    settings: dict[str, Any],
+    data: object,
+    kind: type[Exception],
+    message: str,
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    (tmp_path / "bare").mkdir()
+    monkeypatch.chdir(tmp_path)
     asked = {
         key: value for key, value in {**SMALL, **settings}.items() if "tokenizer" not in settings or key != "vocabulary"
     }
@@ -302,6 +329,16 @@ def test_a_mistake_leaves_nothing_behind(
         launch.train("bad", make_recipe(asked, "", PretrainRecipe), data=data, wait=True)
     assert RunStore().runs() == []
     assert not list((home / "runs").glob("*/*"))
+
+
+def test_more_context_than_the_base_model_sees_is_refused_before_texts_are_read(run: Run) -> None:
+    asked = make_recipe({"data": "x", "from": "run:base", "context": 4096}, "", PretrainRecipe)
+    with pytest.raises(ModelError, match=r"context: 4,096 tokens are asked for, and run:base sees 32 at once\. Type "):
+        pretrain.tokenizer_for(asked, lambda text: None)
+    fits = make_recipe({"data": "x", "from": "run:base", "context": 16}, "", PretrainRecipe)
+    assert pretrain.tokenizer_for(fits, lambda text: None) is not None
+    with pytest.raises(ModelError, match=r"^from: there is no folder \./nothing.* or `from: tiny`"):
+        pretrain.tokenizer_for(fits.model_copy(update={"from_": "./nothing"}), lambda text: None)
 
 
 def test_a_tokenizer_is_reused_and_one_that_does_not_fit_is_refused(run: Run, tmp_path: Path) -> None:

@@ -183,7 +183,10 @@ def _clean(
     assert source is not None
     note = f"all of {own.shown}" if own else f"{share:.1%} of the documents, chosen by their content"
     if not counts["validation"]["documents"]:
-        note = _hold_back_an_end(spools, counts)
+        _hold_back_an_end(spools, counts)
+        note = "the end of the last document, as " + (
+            f"a share of {share:g} holds no whole one back" if share else "`validation: 0` holds no whole one back"
+        )
     return {
         "source": source.shown,
         "documents": sum(each["documents"] for each in counts.values()),
@@ -202,8 +205,8 @@ def _held_back(text: str, share: float) -> bool:
     return int.from_bytes(digest, "big") < share * 2**64
 
 
-def _hold_back_an_end(spools: dict[str, Path], counts: dict[str, dict[str, int]]) -> str:
-    """Hold back the end of the last document where no whole one is: a hundredth of all text, and say so."""
+def _hold_back_an_end(spools: dict[str, Path], counts: dict[str, dict[str, int]]) -> None:
+    """Hold back the end of the last document where no whole one is: a hundredth of all text."""
     everything = list(_spooled(spools["train"]))
     *whole, last = everything
     size = max(200, sum(len(text) for text in everything) // 100)
@@ -213,7 +216,6 @@ def _hold_back_an_end(spools: dict[str, Path], counts: dict[str, dict[str, int]]
     for part, kept in parts.items():
         with spools[part].open("wb") as file:
             counts[part].update(documents=len(kept), bytes=sum(_put(file, text) for text in kept))
-    return "the end of the last document, as there are too few to hold a whole one back"
 
 
 def _put(file: IO[bytes], text: str) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -281,6 +282,14 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+def asked_as(setting: str, error: ModelError) -> str:
+    """Return what `error` says of a base model, for a recipe that calls it by the name of `setting`."""
+    return re.sub(r"(^|`)model: ", rf"\1{setting}: ", str(error))
+
+
 def find_tokenizer(name: str, note: Callable[[str], None]) -> PreTrainedTokenizerBase:
     """Load the tokenizer of the base model `name`, or the one that a folder holds without a model."""
     folder = Path(name).expanduser()
@@ -288,7 +297,12 @@ def find_tokenizer(name: str, note: Callable[[str], None]) -> PreTrainedTokenize
         try:
             return load_tokenizer(find(name, None, note))
         except ModelError as error:
-            raise ModelError(f"tokenizer{str(error).removeprefix('model')}") from None
+            raise ModelError(asked_as("tokenizer", error)) from None
+    if not any((folder / each).is_file() for each in TOKENIZER_FILES):
+        raise ModelError(
+            f"tokenizer: the folder {name} holds no tokenizer (there is no tokenizer.json). Give the folder of one, type "
+            "`tokenizer: tiny`, or leave it out: one is trained"
+        )
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:

@@ -160,8 +160,17 @@ def tokenizer_for(recipe: PretrainRecipe, note: Callable[[str], None]) -> PreTra
     Raises ModelError where it is not there or does not fit its model.
     """
     if recipe.base is not None:
-        base = models.find(recipe.base, recipe.revision, note)
-        tokenizer = models.load_tokenizer(base)
+        try:
+            base = models.find(recipe.base, recipe.revision, note)
+            tokenizer = models.load_tokenizer(base)
+        except ModelError as error:
+            raise ModelError(models.asked_as("from", error)) from None
+        sees = models.context(base.config)
+        if sees < recipe.context != PretrainRecipe.model_fields["context"].default:
+            raise ModelError(
+                f"context: {recipe.context:,} tokens are asked for, and {base.name} sees {sees:,} at once. Type "
+                f"`context: {sees}`, or leave it out"
+            )
         if len(tokenizer) > base.config.vocab_size:
             raise ModelError(
                 f"from: the tokenizer of {base.name} has {len(tokenizer):,} tokens, and the model knows "
@@ -203,7 +212,7 @@ def prepare(
         context = models.context(base.config)
         length = min(recipe.context, context)
         where, name, licence, chain = base.where, base.name, base.licence, models.chain(recipe.base)
-    train.require_rows(length)
+    train.require_rows(length, corpus.report["dropped"])
     parameters = sum(parameter.numel() for parameter in model.parameters())
 
     total = recipe.tokens or round((recipe.epochs or 1.0) * train.tokens)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +101,15 @@ class Shards:
         """Return how many rows of `length` tokens an epoch has: every token stands in one, a few in two."""
         return -(-self.tokens // length)
 
-    def require_rows(self, length: int) -> None:
-        """Raise DataError where there is less text than two rows of `length` tokens."""
+    def require_rows(self, length: int, dropped: Mapping[str, int]) -> None:
+        """Raise DataError where there is less text than two rows of `length` tokens.
+
+        `dropped`: how many documents were left out, by why; part of the explanation.
+        """
         if self.tokens < 2 * length:
+            without = ", ".join(f"{count:,} {why}" for why, count in dropped.items() if count)
             raise DataError(
-                f"the texts have {self.tokens:,} tokens, fewer than two rows of {length:,}. Give more text, or type "
-                f"`context: {max(16, self.tokens // 2)}`"
+                f"the texts have {self.tokens:,} tokens"
+                + (f" once documents are left out ({without})" if without else "")
+                + f", fewer than two rows of {length:,}. Give more text, or type `context: {max(16, self.tokens // 2)}`"
             )

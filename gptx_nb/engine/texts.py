@@ -7,6 +7,7 @@ names on the Hugging Face Hub. Text must be UTF-8: a wrong byte is named with it
 from __future__ import annotations
 
 import bz2
+import codecs
 import csv
 import gzip
 import io
@@ -171,10 +172,30 @@ def _lines(file: IO[bytes], shown: str, setting: str) -> Iterator[str]:
         except UnicodeDecodeError as error:
             raise DataError(
                 f"{setting}: {shown} is not UTF-8 at byte {place + error.start:,} (0x{line[error.start]:02x}, line "
-                f"{number + 1:,}). Save it as UTF-8, as with `iconv -f WINDOWS-1252 -t UTF-8`"
+                f"{number + 1:,}). {_what_it_may_be(line, file.read(4096), place)}"
             ) from None
         place += len(line)
         yield text
+
+
+_WIDE = {  # what a file begins with -> its encoding; the longest first, as one begins like another
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+# Bytes that stand for no letter in any of the usual encodings of one byte a letter.
+_NO_LETTERS = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
+
+
+def _what_it_may_be(line: bytes, following: bytes, place: int) -> str:
+    """Say how `line`, which begins at byte `place` and is not UTF-8, becomes it, or that this is no text."""
+    wide = None if place else next((name for mark, name in _WIDE.items() if line.startswith(mark)), None)
+    if wide is None and _NO_LETTERS.search(line + following):
+        return "It looks like no text at all: give a file of plain text"
+    if wide:
+        return f"It begins like {wide}: save it as UTF-8, as with `iconv -f {wide} -t UTF-8`"
+    return "Save it as UTF-8, as with `iconv -f WINDOWS-1252 -t UTF-8` for a text of one byte a letter"
 
 
 def _of_plain(file: IO[bytes], shown: str, setting: str, document: Document) -> Iterator[str]:
@@ -291,7 +312,8 @@ def _of_hub(source: Source, setting: str, column: str | None, subset: str | None
     name, split = source.shown, source.options.get("split") or "train"
     found = 0
     try:
-        stream = datasets.load_dataset(name, subset, split=split, streaming=True)
+        with hub.only_cached_without_answer():
+            stream = datasets.load_dataset(name, subset, split=split, streaming=True)
         head = list(stream.column_names or next(iter(stream)))
         wanted = column or _column(head, name, setting, None)
         if wanted not in head:
@@ -304,10 +326,14 @@ def _of_hub(source: Source, setting: str, column: str | None, subset: str | None
     except Exception as error:  # of datasets, its readers and the Hub's client, which differ between versions
         reason = "HF_HUB_OFFLINE is set and it is not in the Hub cache" if hub.offline() else hub.trouble()
         first = str(error).strip().splitlines()
-        where = f"broke off after {found:,} texts" if found else "could not be had"
+        why = reason or (first[0][:200] if first else type(error).__name__)
+        if found:
+            raise DataError(
+                f"{setting}: {name} broke off after {found:,} texts from the Hugging Face Hub: {why}"
+            ) from None
         raise DataError(
-            f"{setting}: {name} is no file or folder here, and {where} from the Hugging Face Hub: "
-            f"{reason or (first[0][:200] if first else type(error).__name__)}"
+            f"{setting}: {name!r} is no variable, file or folder here, and could not be had from the Hugging Face Hub: "
+            f"{why}. Check the name, or give texts of yours, as in `{setting}: books/`"
         ) from None
 
 
