@@ -135,10 +135,10 @@ def test_the_column_with_the_text_is_found_or_asked_for(tmp_path: Path) -> None:
 def test_what_nobody_sees_goes_and_is_counted() -> None:
     counts: Counter[str] = Counter()
     dirty = "\ufeffCafe\u0301 \r\nnext\x00 line  \r\n\r\n\r\n\r\nlast\x0bend \u200b"
-    assert texts.clean(dirty, counts) == "Café\nnext line\n\nlast\nend \u200b"
+    assert "".join(texts.clean([dirty], counts)) == "Café\nnext line\n\nlast\nend \u200b"
     assert set(counts.values()) == {1}
     assert len(counts) == 4
-    assert texts.clean("plain\n\ttext", counts) == "plain\n\ttext"
+    assert "".join(texts.clean(["plain\n\ttext"], counts)) == "plain\n\ttext"
     assert set(counts.values()) == {1}
 
 
@@ -207,7 +207,7 @@ def test_long_documents_are_tokenised_in_pieces_as_they_would_be_whole(monkeypat
     text = "\n\n".join(f"{part}  two  blanks\tand a tab " + part for part in TEXTS[:20])
     tokenizer = corpus.train_tokenizer(iter(TEXTS), 400)
     monkeypatch.setattr(corpus, "PIECE", 37)
-    pieces = list(corpus._pieces(text))
+    pieces = list(corpus._pieces([text]))
     assert len(pieces) > 100
     assert "".join(pieces) == text
     rows = tokenizer(pieces, add_special_tokens=False)["input_ids"]
@@ -221,7 +221,7 @@ def test_shards_give_back_every_token_whatever_their_size(
     monkeypatch.setattr(shards, "SHARD", 1000)
     numbers = np.random.default_rng(0)
     rows = [numbers.integers(1, vocabulary, size).tolist() for size in numbers.integers(0, 700, 60)]
-    shards.write(tmp_path / "s", ((row, len(row)) for row in rows), end=0, vocabulary=vocabulary)
+    shards.write(tmp_path / "s", ((True, row, len(row)) for row in rows), end=0, vocabulary=vocabulary)
     read = Shards(tmp_path / "s")
     expected = [token for row in rows for token in [0, *row]] + [0]
     assert read.read(0, read.tokens).tolist() == expected
@@ -232,7 +232,7 @@ def test_shards_give_back_every_token_whatever_their_size(
 
 
 def test_shards_that_were_cut_short_are_refused(tmp_path: Path) -> None:
-    shards.write(tmp_path / "s", [([1, 2, 3], 3)], end=0, vocabulary=10)
+    shards.write(tmp_path / "s", [(True, [1, 2, 3], 3)], end=0, vocabulary=10)
     file = tmp_path / "s" / "tokens-000.bin"
     file.write_bytes(file.read_bytes()[:-2])
     with pytest.raises(DataError, match=r"tokens-000.bin has 8 bytes, and 10 were written"):
@@ -242,7 +242,7 @@ def test_shards_that_were_cut_short_are_refused(tmp_path: Path) -> None:
 def test_a_sample_for_the_tokenizer_is_from_the_whole_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus, "TOKENIZER_BYTES", 2_000)
     with (tmp_path / "spool").open("wb") as file:
-        size = sum(corpus._put(file, text) for text in TEXTS)
+        size = sum(corpus._put(file, True, text) for text in TEXTS)
     sample = list(corpus._sample(tmp_path / "spool", size))
     assert 1_500 < sum(map(len, sample)) < 2_500
     assert TEXTS.index(sample[-1]) > 150
@@ -419,6 +419,94 @@ def test_preparing_that_is_broken_off_leaves_nothing_and_begins_anew(
     assert left_behind(tmp_path) == ["data"]
 
 
+# ---- long documents -------------------------------------------------------------------------------------------------
+
+AWKWARD = (" ", "  ", "\n", "\r\n", "\r", "\n \n\n", "\t\n", "\u3000", "\x00", "\x0b", "e\u0301", "\u1112\u1161\u11ab",
+           "\u0338", "word", "。", "<", "A", "\u2028", "\ufeff", "é", "1")  # fmt: skip
+
+
+def in_one_piece(text: str) -> tuple[str, Counter[str]]:
+    counts = Counter[str]()
+    return "".join(texts.clean([text], counts)), counts
+
+
+def test_a_text_in_pieces_is_cleaned_as_it_would_be_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts, "PIECE", 3)
+    cut = 0
+    for number in range(2_000):
+        chosen = random.Random(number)
+        text = "".join(chosen.choice(AWKWARD) for _ in range(20))
+        pieces = [piece for _, piece in texts.in_pieces([text[:20], text[20:]])]
+        assert "".join(pieces) == text
+        counts = Counter[str]()
+        assert ("".join(texts.clean(pieces, counts)), counts) == in_one_piece(text), repr(text)
+        cut += len(pieces)
+    assert cut > 10_000
+
+
+def test_a_long_file_is_read_cleaned_and_tokenised_in_pieces_with_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [f"{writing(number)}  \r\n" for number in range(300)]
+    (tmp_path / "lines").mkdir()
+    (tmp_path / "lines" / "a.txt").write_text("".join(lines), newline="")
+    (tmp_path / "lines" / "b.txt").write_text(" ".join(lines).replace("\r\n", ""))  # one line, and the same letters
+    (tmp_path / "lines" / "c.txt").write_text("Caf\u00e9, " + " ".join(writing(number) for number in range(300, 400)))
+    whole = prepare(tmp_path / "whole", str(tmp_path / "lines"))
+    largest = Counter[str]()
+
+    def watch(where: Any, name: str, size_of: Callable[..., int]) -> None:
+        known = getattr(where, name)
+
+        def watched(*given: Any, **named: Any) -> Any:
+            largest[name] = max(largest[name], size_of(*given))
+            return known(*given, **named)
+
+        monkeypatch.setattr(where, name, watched)
+
+    watch(corpus, "_put", lambda file, begins, text: len(text))
+    watch(duplicates.Letters, "add", lambda self, text: len(text))
+    watch(corpus, "_cut", lambda text, start: len(text))
+    watch(corpus, "_content", lambda file, place, size: size)
+    monkeypatch.setattr(texts, "PIECE", 700)
+    monkeypatch.setattr(corpus, "PIECE", 500)
+    # A sample of pieces trains another tokenizer than one of whole documents.
+    monkeypatch.setattr(corpus, "train_tokenizer", lambda sample, vocabulary: whole.tokenizer)
+    pieces = prepare(tmp_path / "pieces", str(tmp_path / "lines"))
+    assert pieces.report == whole.report
+    assert whole.report["dropped"] == {"duplicates": 1}
+    for one, other in ((pieces.train, whole.train), (pieces.validation, whole.validation)):
+        assert one.read(0, one.tokens).tolist() == other.read(0, other.tokens).tolist()
+    assert set(largest) == {"_put", "add", "_cut", "_content"}
+    assert max(largest.values()) < 2_000, largest
+
+
+def test_the_end_that_is_held_back_of_a_long_text_goes_over_several_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "\n".join(f"{writing(number)} \u00e9\u00e8" for number in range(400))
+    monkeypatch.setattr(texts, "PIECE", 100)
+    for name, content in (("lines", text), ("one-line", text.replace("\n", " "))):
+        (tmp_path / f"{name}.txt").write_text(content)
+        made = prepare(tmp_path / name, str(tmp_path / f"{name}.txt"))
+        kept, held = (documents_of(each, made.tokenizer)[0] for each in (made.train, made.validation))
+        assert [kept, held] == [content[: len(kept)], content[-len(held) :]]
+        assert len(kept) + len(held) >= len(content) - 1
+        assert 0.01 <= len(held) / len(content) < 0.012 + 400 / len(content)
+        assert made.report["validation"]["bytes"] == len(held.encode())
+        assert made.report["train"]["bytes"] == len(kept.encode())
+
+
+def test_a_wrong_byte_in_a_long_line_is_named_with_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts, "PIECE", 64)
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfline\n" + "é".encode() * 5_000 + b"\xe9 au lait")
+    with pytest.raises(DataError, match=r"is not UTF-8 at byte 10,008 \(0xe9, line 2\)"):
+        prepare(tmp_path, str(tmp_path / "a.txt"))
+    (tmp_path / "b.txt").write_bytes("é".encode() * 5_000 + b"\xc3")  # ends within a character
+    with pytest.raises(DataError, match=r"is not UTF-8 at byte 10,000 \(0xc3, line 1\)"):
+        prepare(tmp_path, str(tmp_path / "b.txt"))
+
+
 # ---- size -----------------------------------------------------------------------------------------------------------
 
 CHILD = """
@@ -457,6 +545,6 @@ def test_a_real_corpus_comes_through(tmp_path: Path) -> None:
     made = prepare(tmp_path, str(SHARED / "validation.jsonl.xz"), vocabulary=2048, validation=0.05)
     assert made.report["documents"] == len(expected)
     assert made.report["bytes"] > 0.99 * sum(len(text.encode()) for text in expected)
-    cleaned = {texts.clean(text, Counter()) for text in expected}
+    cleaned = {"".join(texts.clean([text], Counter())) for text in expected}
     assert set(documents_of(made.train, made.tokenizer)) | set(documents_of(made.validation, made.tokenizer)) == cleaned
     assert len(made.beginnings(2, 60)) == 2

@@ -24,6 +24,26 @@ _BASE = 0x9E3779B97F4A7C15
 _INVERSE = pow(_BASE, -1, 2**64)
 
 
+class Letters:
+    """What is looked at of a document, which may come in pieces: its letters, whatever their case and the blanks."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.blake2b(digest_size=8)
+        self._beginning = bytearray()
+
+    def add(self, text: str) -> None:
+        letters = "".join(text.casefold().split()).encode("utf-8")
+        self._digest.update(letters)
+        self._beginning += letters[: MOST - len(self._beginning)]
+
+    def digest(self) -> bytes:
+        return self._digest.digest()
+
+    def beginning(self) -> bytes:
+        """The first MOST bytes."""
+        return bytes(self._beginning)
+
+
 class Seen:
     """The documents that were seen; `near`: whether nearly equal ones are looked for as well."""
 
@@ -33,10 +53,9 @@ class Seen:
         self._bands: list[dict[int, int]] = [{} for _ in range(BANDS)]
         self._signatures: list[np.ndarray] = []
 
-    def why(self, text: str) -> str | None:
-        """Say what `text` is to those that were seen, "duplicates" or "near duplicates"; else None, and it is seen."""
-        letters = "".join(text.casefold().split()).encode("utf-8")
-        digest = hashlib.blake2b(letters, digest_size=8).digest()
+    def why(self, document: Letters) -> str | None:
+        """Say what it is to those that were seen, "duplicates" or "near duplicates"; else None, and it is seen."""
+        letters, digest = document.beginning(), document.digest()
         if digest in self._equal:
             return "duplicates"
         self._equal.add(digest)

@@ -300,8 +300,8 @@ def find_tokenizer(name: str, note: Callable[[str], None]) -> PreTrainedTokenize
             raise ModelError(asked_as("tokenizer", error)) from None
     if not any((folder / each).is_file() for each in TOKENIZER_FILES):
         raise ModelError(
-            f"tokenizer: the folder {name} holds no tokenizer (there is no tokenizer.json). Give the folder of one, type "
-            "`tokenizer: tiny`, or leave it out: one is trained"
+            f"tokenizer: the folder {name} holds no tokenizer (there is no tokenizer.json). Give the folder of one, "
+            "type `tokenizer: tiny`, or leave it out: one is trained"
         )
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
