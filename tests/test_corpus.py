@@ -152,6 +152,41 @@ def test_equal_and_nearly_equal_documents_are_dropped(tmp_path: Path) -> None:
     assert made.report["dropped"] == {"duplicates": 3}
 
 
+def letters_of(text: str) -> duplicates.Letters:
+    made = duplicates.Letters()
+    made.add(text)
+    return made
+
+
+def test_what_is_kept_of_a_document_is_some_hundred_bytes_and_finds_what_was_seen() -> None:
+    rows, known = duplicates._Rows(3), np.random.default_rng(0).integers(0, 2**64, (5_000, 3), dtype=np.uint64)
+    known[100:200, 1] = known[:100, 1]  # the first row with a key stays
+    for row in known:
+        rows.add(row)
+    for number, row in enumerate(known):
+        assert rows.find(row) == ({number - 100, number} if 100 <= number < 200 else {number})
+    assert rows.find(known[0] + np.uint64(1)) == set()
+    seen = duplicates.Seen(near=True)
+    for number in range(2_100):
+        assert seen.why(letters_of(writing(number, 30))) is None
+    assert (seen._equal.bytes + seen._bands.bytes) / 2_100 <= 300
+    assert seen.why(letters_of(writing(17, 30).upper())) == "duplicates"
+    assert seen.why(letters_of(writing(2_000, 30) + "!")) == "near duplicates"
+
+
+def test_beyond_what_memory_is_for_only_equal_documents_are_found_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in (duplicates, corpus):
+        monkeypatch.setattr(place, "MOST_NEAR", 150)
+    made = prepare(tmp_path, [*TEXTS, TEXTS[3] + "!", TEXTS[190] + "!", TEXTS[191]])
+    assert made.report["dropped"] == {"near duplicates": 1, "duplicates": 1}
+    assert made.report["warnings"] == [
+        "documents that nearly equal another one were looked for among the first 150 only: to know more takes more "
+        "than a gigabyte of memory"
+    ]
+
+
 def test_a_signature_estimates_how_alike_two_texts_are() -> None:
     random_bytes = np.random.default_rng(0)
     for length in (400, 6_000, 60_000):
@@ -492,7 +527,7 @@ def test_the_end_that_is_held_back_of_a_long_text_goes_over_several_pieces(
         kept, held = (documents_of(each, made.tokenizer)[0] for each in (made.train, made.validation))
         assert [kept, held] == [content[: len(kept)], content[-len(held) :]]
         assert len(kept) + len(held) >= len(content) - 1
-        assert 0.01 <= len(held) / len(content) < 0.012 + 400 / len(content)
+        assert len(content.encode()) // 100 - 3 <= len(held.encode()) <= len(content.encode()) // 100 + 200
         assert made.report["validation"]["bytes"] == len(held.encode())
         assert made.report["train"]["bytes"] == len(kept.encode())
 

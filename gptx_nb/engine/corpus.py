@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 
 from gptx_nb import files, pretraining_words
 from gptx_nb.engine import shards, texts
-from gptx_nb.engine.duplicates import Letters, Seen
+from gptx_nb.engine.duplicates import MOST_NEAR, Letters, Seen
 from gptx_nb.engine.shards import Shards
 from gptx_nb.errors import DataError, ModelError
 from gptx_nb.pretraining import PretrainRecipe
@@ -211,7 +211,12 @@ def _clean(
         "cleaned": dict(cleaned),
         **counts,
         "validation_note": note,
-        "warnings": [],
+        "warnings": []
+        if seen.complete
+        else [
+            f"documents that nearly equal another one were looked for among the first {MOST_NEAR:,} only: to know more "
+            "takes more than a gigabyte of memory"
+        ],
     }
 
 
