@@ -27,7 +27,7 @@ from typing import Any, Literal
 import gptx_nb
 from gptx_nb import digests, files, line, memory_words, metrics
 from gptx_nb.catalog import CATALOG, RUN
-from gptx_nb.errors import BY_NAME, ModelError, RunFailed, RunNotFound, UsageError
+from gptx_nb.errors import BY_NAME, DISK_FULL, ModelError, RunFailed, RunNotFound, UsageError
 from gptx_nb.pretraining import AnyRecipe, PretrainRecipe
 from gptx_nb.recipe import SOURCES, Recipe, Settings, check_name, matters
 from gptx_nb.run_files import RunFiles
@@ -190,13 +190,14 @@ def raise_if_bad(run: Run) -> None:
         return
     if outcome["reason"] == "mistake":
         raise _mistake(outcome)
-    log = run.log_file(run.attempts())
-    tail = run.log_tail()
-    shown = f"\nIts last lines:\n{tail}" if tail else " (it is empty)"
     saved = run.checkpoints.is_dir() and any(path.name.isdigit() for path in run.checkpoints.iterdir())
     again = "to resume it from its last checkpoint" if saved else "to try once more; nothing was saved yet"
+    shown = ""
+    if outcome.get("error") != DISK_FULL:  # of which the log says no more
+        tail = run.log_tail()
+        shown = f"\nLog: {run.log_file(run.attempts())}" + (f"\nIts last lines:\n{tail}" if tail else " (it is empty)")
     raise RunFailed(
-        f"{_called(run)} broke off: {_cause(run, outcome)}\nLog: {log}{shown}\nRun the cell `{run.cell}` again {again}."
+        f"{_called(run)} broke off: {_cause(run, outcome)}{shown}\nRun the cell `{run.cell}` again {again}."
     )
 
 
@@ -542,6 +543,8 @@ def _mistake(outcome: dict[str, Any]) -> Exception:
 
 
 def _cause(run: Run, outcome: dict[str, Any]) -> str:
+    if outcome.get("error") == DISK_FULL:
+        return f"{outcome['message']}."
     said = f"{outcome['error'] or 'error'}: {outcome['message']}" if outcome["message"] else ""
     if outcome["reason"] == "out of memory":
         attempt = run.attempts()

@@ -1,6 +1,7 @@
 """From texts to shards: nothing is lost that should stay, nothing stays that should not, and mistakes are named."""
 
 import bz2
+import errno
 import gzip
 import io
 import itertools
@@ -414,6 +415,28 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=10_000))
     with pytest.raises(DataError, match=r"the cleaned texts need about [0-9]+ kB, and 10 kB are free on the disk"):
         prepare(tmp_path, str(tmp_path / "a.jsonl"))
+    assert left_behind(tmp_path) == []
+
+
+def test_a_disk_that_fills_meanwhile_is_told_with_what_is_free_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.jsonl.xz").write_bytes(lzma.compress(lines_of().encode()))  # nobody knows how much it unpacks to
+    put, usage = corpus._put, shutil.disk_usage(tmp_path)
+
+    def fills(file: Any, begins: bool, text: str) -> int:
+        if file.tell() > 20_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return put(file, begins, text)
+
+    monkeypatch.setattr(corpus, "_put", fills)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=24_000_000))
+    with pytest.raises(
+        DataError,
+        match=r"data: the texts of .*a\.jsonl\.xz, cleaned and as tokens, need more than the 24 MB that are free on "
+        r"the disk of .*/run\. Free some, or set GPTX_HOME",
+    ):
+        prepare(tmp_path, str(tmp_path / "a.jsonl.xz"))
     assert left_behind(tmp_path) == []
 
 

@@ -1,11 +1,14 @@
 """Pretraining as a run: from a cell to a base model that is fine-tuned, and back from every way of breaking off."""
 
+import errno
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import made_runs
@@ -18,11 +21,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import gptx_nb
 from gptx_nb import fields, files, launch, metrics, progress
 from gptx_nb.engine import pretrain
-from gptx_nb.errors import DataError, ModelError, RecipeError
+from gptx_nb.errors import DataError, ModelError, RecipeError, RunFailed
 from gptx_nb.pretraining import SIZES, PretrainRecipe
 from gptx_nb.recipe import Recipe, make_recipe, parse_yaml
 from gptx_nb.runs import Run, RunStore
 from gptx_nb.views import panels
+from gptx_nb.worker import pretraining as worker
+from gptx_nb.worker.__main__ import _last_words
 
 WORDS = ("the", "river", "stone", "light", "of", "and", "under", "moves", "slowly", "bright", "old", "house", "wind")
 NAMES = ["from" if name == "from_" else name for name in PretrainRecipe.model_fields]
@@ -290,6 +295,42 @@ def test_a_run_that_is_stopped_before_its_texts_are_ready_does_not_claim_to_have
     )
     assert progress.trouble(run) == (
         "It was stopped before anything was saved. Run the cell `%%gpt_pretrain base` again to begin anew."
+    )
+
+
+def test_room_for_model_and_checkpoints_is_asked_for_before_training(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = made_runs.make("base")
+    made: Any = SimpleNamespace(model=torch.nn.Linear(1000, 1000, bias=False))  # 4 MB
+    usage = shutil.disk_usage(home)
+
+    def said(free: int) -> list[str]:
+        monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=free))
+        return worker._require_room(run, made)
+
+    with pytest.raises(
+        DataError, match=r"the model and a checkpoint of it need about 18 MB, and 15 MB are free on the"
+    ):
+        said(15_000_000)
+    assert "three checkpoints and the model need 40 MB" in said(39_000_000)[0]
+    assert said(41_000_000) == []
+    (run.checkpoints / "000010").mkdir(parents=True)  # one that is there needs no more
+    assert said(29_000_000) == []
+
+
+def test_a_full_disk_is_told_without_a_traceback(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = made_runs.make("base", log="Traceback (most recent call last):\n")
+    usage = shutil.disk_usage(home)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=2_000_000))
+    levers: Any = None
+    words = _last_words(OSError(errno.ENOSPC, "No space left on device"), run, levers)
+    files.write_json(run.outcome_file(1), {"exit_status": 1, "signal": None, **words})
+    with pytest.raises(RunFailed) as caught:
+        launch.raise_if_bad(run)
+    assert str(caught.value) == (
+        f"run base version 1 broke off: no room is left on the disk of {run.folder}: 2 MB are free, and more is "
+        "needed. Free some first.\nRun the cell `%%gpt_finetune base` again to try once more; nothing was saved yet."
     )
 
 

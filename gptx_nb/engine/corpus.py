@@ -99,7 +99,7 @@ def prepare(
         shutil.rmtree(left, ignore_errors=True)
     train = sources["train"]
     assert train is not None
-    _require_room(folder.parent, texts.size_of(train, run_folder, "data"), "the cleaned texts")
+    require_room(folder.parent, texts.size_of(train, run_folder, "data"), "the cleaned texts")
 
     def fill(beside: Path) -> None:
         spools = {part: beside / f"{SPOOL}-{part}" for part in ("train", "validation")}
@@ -109,7 +109,7 @@ def prepare(
         end = end_of(tokenizer)
         if recipe.base is None:
             tokenizer.model_max_length = recipe.context
-        _require_room(
+        require_room(
             folder.parent,
             report["bytes"] // 3 * shards.token_type(len(tokenizer)).itemsize,  # a token spells some 3 to 4 bytes
             "the token shards",
@@ -128,7 +128,16 @@ def prepare(
         report["tokenizer"] = f"{len(tokenizer):,} tokens, {kind}; {per_token:.2f} bytes a token"
         files.write_json(beside / "report.json", report)
 
-    files.write_folder(folder, fill)
+    try:
+        files.write_folder(folder, fill)
+    except Exception as error:  # safetensors has an error class of its own
+        if not files.disk_is_full(error):
+            raise
+        free = pretraining_words.size(shutil.disk_usage(folder.parent).free)
+        raise DataError(
+            f"data: the texts of {train.shown}, cleaned and as tokens, need more than the {free} that are free on the "
+            f"disk of {folder.parent}. Free some, or set GPTX_HOME to a folder on another disk"
+        ) from None
 
 
 # ---- first pass -----------------------------------------------------------------------------------------------------
@@ -425,7 +434,8 @@ def _cut(text: str, start: int) -> int | None:
 _BLANK = re.compile(r"(?<=\S)\s")
 
 
-def _require_room(place: Path, size: int | None, what: str) -> None:
+def require_room(place: Path, size: int | None, what: str) -> None:
+    """Raise DataError where `what`, of `size` bytes, does not fit on the disk of `place`; None: nobody knows."""
     free = shutil.disk_usage(place).free
     if size is not None and size * 1.1 > free:
         raise DataError(

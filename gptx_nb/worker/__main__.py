@@ -30,8 +30,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from gptx_nb import files, memory_words
-from gptx_nb.errors import RunFailed, UsageError
+from gptx_nb import files, memory_words, pretraining_words
+from gptx_nb.errors import DISK_FULL, RunFailed, UsageError
 from gptx_nb.line import LIMIT, Demand, Line, limit
 from gptx_nb.main_memory import out_of_memory_kills
 from gptx_nb.metrics import MetricsWriter
@@ -106,7 +106,8 @@ def main(arguments: list[str]) -> int:
         status = MISTAKE
         words = {"reason": "mistake", "error": type(error).__name__, "message": str(error)}
     except Exception as error:
-        traceback.print_exc()
+        if not files.disk_is_full(error):  # that is no bug, and its words say all there is
+            traceback.print_exc()
         status = FAILED
         words = _last_words(error, run, carried.levers)
     metrics.close()
@@ -140,8 +141,9 @@ def _last_words(error: Exception, run: Run, levers: Levers) -> dict[str, Any]:
         message = f"the device has too little memory: {memory_words.advice(run.recipe(), levers.state)}"
         return {"reason": "out of memory", "error": type(error).__name__, "message": message}
     if files.disk_is_full(error):
-        message = f"no room is left on the disk of {run.folder}. Free some first"
-        return {"reason": "failed", "error": "OSError", "message": message}
+        free = pretraining_words.size(shutil.disk_usage(run.folder).free)
+        message = f"no room is left on the disk of {run.folder}: {free} are free, and more is needed. Free some first"
+        return {"reason": "failed", "error": DISK_FULL, "message": message}
     return {"reason": "failed", "error": type(error).__name__, "message": str(error) or type(error).__name__}
 
 

@@ -10,12 +10,13 @@ data/report.json       documents, bytes and tokens; what was cleaned, dropped an
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptx_nb import files
+from gptx_nb import files, pretraining_words
 from gptx_nb.pretraining import PretrainRecipe
 from gptx_nb.sources import check_unchanged
 
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gptx_nb.engine.corpus import Corpus
+    from gptx_nb.engine.pretrain import Pretraining
     from gptx_nb.engine.train import Batch
+    from gptx_nb.runs import Run
     from gptx_nb.worker.__main__ import Attempt
 
 SAMPLE_TOKENS = 48
@@ -56,6 +59,7 @@ def carry_out(attempt: Attempt, recipe: PretrainRecipe) -> bool:
     )
     model, learner, settings, device = made.model, made.learner, made.settings, made.device
     if rank == 0:
+        made.decided["notes"] += _require_room(run, made)
         # A later attempt may have another device; all else was decided by the first that began to train.
         before = run.plan() if run.recipe_file.exists() else None
         files.write_json(run.plan_file, {**made.decided, **(before or {}), **plan.machine(device, attempt.count)})
@@ -202,6 +206,26 @@ def _embeddings(folder: Path) -> Tensor | None:
 
     file = folder / EMBEDDINGS
     return load_file(file)["embeddings"] if file.exists() else None
+
+
+def _require_room(run: Run, made: Pretraining) -> list[str]:
+    """Return what is to be said of the room for checkpoints; raises DataError where not one and the model fit.
+
+    Two are kept, and there are three while the next is written. What is on the disk already needs no more room.
+    """
+    from gptx_nb.engine import checkpoints, corpus
+
+    weights = 4 * sum(parameter.numel() for parameter in made.model.parameters())
+    checkpoint = 3 * weights  # as AdamW's two moments have their sizes; Muon's one is less
+    there = len(checkpoints.every(run.checkpoints))
+    corpus.require_room(run.folder, weights + checkpoint * max(0, 1 - there), "the model and a checkpoint of it")
+    needed, free = weights + checkpoint * max(0, 3 - there), shutil.disk_usage(run.folder).free
+    if needed <= free:
+        return []
+    return [
+        f"three checkpoints and the model need {pretraining_words.size(needed)} on the disk of {run.folder}, and "
+        f"{pretraining_words.size(free)} are free: training that takes long breaks off there unless some are freed"
+    ]
 
 
 def _write_scores(
