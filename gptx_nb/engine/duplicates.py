@@ -97,7 +97,8 @@ class _Rows:
         return self._keys.nbytes + self._tables.nbytes
 
     def row(self, number: int) -> np.ndarray:
-        return self._keys[number]
+        found: np.ndarray = self._keys[number]
+        return found
 
     def find(self, keys: np.ndarray) -> set[int]:
         """Return the first row with the same key, for each column that has one."""
@@ -122,7 +123,7 @@ class _Rows:
         """Return the slot of the first row with `key`, or else the empty one where it would be."""
         table, keys = self._tables[column], self._keys[:, column]
         mask = len(table) - 1
-        slot = _mixed(key) & mask
+        slot: int = _mixed(key) & mask
         while (number := int(table[slot])) and int(keys[number - 1]) != key:
             slot = (slot + 1) & mask
         return slot
