@@ -238,9 +238,9 @@ function addCommands(
 async function pickFile(manager: IDocumentManager): Promise<string | null> {
   const picked = await FileDialog.getOpenFiles({
     manager,
-    title: 'A table of examples',
+    title: 'Data',
     filter: file =>
-      file.type === 'directory' || /\.(csv|tsv|jsonl|ndjson|parquet|json|txt)(\.gz)?$/i.test(file.name)
+      file.type === 'directory' || /\.(csv|tsv|jsonl|ndjson|parquet|json|txt|md)(\.(gz|xz|bz2|zst))?$/i.test(file.name)
         ? { score: 1 }
         : null
   });

@@ -73,7 +73,8 @@ export class Card {
       this.body,
       run.active ? bar(run) : null,
       facts(run),
-      h('div', { class: 'gptx-Card-curve' }, sparkline(run.sparkline, 68))
+      made(run),
+      h('div', { class: 'gptx-Card-curve' }, sparkline(run.sparkline, 68, 18))
     );
     this.tool(run, called);
   }
@@ -162,11 +163,11 @@ function facts(run: Run): HTMLElement {
       found.push(ago(run.created));
     }
   }
-  const made = [run.model, run.device].filter(Boolean).join(' · ');
-  return h(
-    'div',
-    { class: 'gptx-Card-facts' },
-    h('div', {}, found.join(' · ') || '\u00a0'),
-    h('div', { class: 'gptx-Card-made', title: run.device_name ?? '' }, made)
-  );
+  const told = found.join(' · ');
+  return h('div', { class: 'gptx-Card-facts', title: told }, told || '\u00a0');
+}
+
+function made(run: Run): HTMLElement {
+  const told = [run.model, run.device].filter(Boolean).join(' · ');
+  return h('div', { class: 'gptx-Card-made', title: run.device_name ?? '' }, told);
 }

@@ -56,7 +56,7 @@ export class Sidebar extends Widget {
       ['all', 'all'],
       ['active', 'training'],
       ['finished', 'finished'],
-      ['unfinished', 'stopped or failed']
+      ['unfinished', 'unfinished']
     ]);
     this.order = select('Order', changed, [
       ['newest', 'newest first'],
@@ -153,7 +153,7 @@ export class Sidebar extends Widget {
     this.count.textContent = all === 0 ? '' : runs.length === all ? String(all) : `${runs.length} of ${all}`;
     this.compare.hidden = this.chosen.size < 2;
     this.compare.textContent = `Compare ${this.chosen.size}`;
-    this.list.classList.toggle('gptx-mod-offline', model.connection === 'offline');
+    this.list.classList.toggle('gptx-mod-offline', model.away);
     this.drawNotice();
     this.drawNothing(runs.length);
   }
@@ -188,11 +188,11 @@ export class Sidebar extends Widget {
     const refused = model.refused.filter(each => !this.dismissed.has(each.launch));
     fill(
       this.notice,
-      model.connection === 'offline' &&
+      model.away &&
         h(
           'div',
-          { class: 'gptx-Notice-line', 'data-kind': 'offline' },
-          h('span', {}, 'The Jupyter server does not answer. Runs go on without it.'),
+          { class: 'gptx-Notice-line', 'data-kind': model.trouble ? 'error' : 'offline' },
+          h('span', {}, model.trouble || 'The Jupyter server does not answer. Runs go on without it.'),
           h('button', { type: 'button', class: 'gptx-Button', onclick: () => void model.refresh() }, 'Try now')
         ),
       ...refused.map(each => this.refusal(each))
@@ -224,7 +224,7 @@ export class Sidebar extends Widget {
     if (shown > 0) {
       fill(this.nothing);
     } else if (!model.ready) {
-      fill(this.nothing, model.connection === 'offline' ? '' : 'Looking for runs …');
+      fill(this.nothing, model.away ? '' : 'Looking for runs …');
     } else if (model.runs.size > 0) {
       fill(this.nothing, h('p', {}, 'No run fits this filter.'));
     } else {
