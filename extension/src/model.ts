@@ -374,11 +374,14 @@ export class RunsModel {
   }
 
   private take(update: Update): void {
+    const before = new Map(this.runs);
     if (update.whole) {
       this.runs.clear();
     }
     for (const run of update.runs) {
-      this.runs.set(run.id, run);
+      // What is as it was stays the same object: views draw only what differs from the last one.
+      const known = before.get(run.id);
+      this.runs.set(run.id, known && JSON.stringify(known) === JSON.stringify(run) ? known : run);
     }
     for (const id of update.gone) {
       this.runs.delete(id);
