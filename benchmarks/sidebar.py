@@ -8,6 +8,7 @@ step every half second meanwhile. Prints:
 - milliseconds until the list stands in the first tab, and in each of eight tabs, in sight one after the other;
 - the time between frames while the mouse wheel turns over the list: median, 99 of 100, and the longest;
 - tasks that kept the page from drawing for more than 50 ms meanwhile, in all and by scripts of this extension;
+- processor time that the page's main thread takes for a frame, which other load of the machine does not change;
 - the same while nothing scrolls, and while the filter is typed.
 
 It ends with an error where a script of this extension held up a frame for more than 50 ms.
@@ -127,11 +128,21 @@ def measure(lab: Any, runs: int, seconds: float) -> dict[str, Any]:
         for page_ in pages[1:]:
             page_.close()
         page.wait_for_timeout(2000)
+        tools = context.new_cdp_session(page)
+        tools.send("Performance.enable", {"timeDomain": "threadTicks"})
         for what, act in (("scrolling", scroll), ("at rest", rest), ("filtering", type_filter)):
             page.evaluate(WATCH)
+            before = processor_ms(tools)
             act(page, seconds)
-            found |= told(what, page.evaluate(SEEN))
+            took = processor_ms(tools) - before
+            found |= told(what, page.evaluate(SEEN), took)
     return found
+
+
+def processor_ms(tools: Any) -> float:
+    """Return the processor time of the page's main thread so far."""
+    metrics = {each["name"]: each["value"] for each in tools.send("Performance.getMetrics")["metrics"]}
+    return 1000 * float(metrics["TaskDuration"])
 
 
 def opened(page: Any, lab: Any, workspace: str, runs: int) -> float:
@@ -166,7 +177,7 @@ def type_filter(page: Any, seconds: float) -> None:
         page.wait_for_timeout(150)
 
 
-def told(what: str, seen: dict[str, Any]) -> dict[str, Any]:
+def told(what: str, seen: dict[str, Any], took: float) -> dict[str, Any]:
     frames = sorted(seen["frames"])
     own = [took for source, took in seen["scripts"] if "gptx-nb" in source]
     return {
@@ -175,6 +186,7 @@ def told(what: str, seen: dict[str, Any]) -> dict[str, Any]:
         f"{what}: frame, 99 of 100, ms": frames[int(0.99 * len(frames))],
         f"{what}: frame, longest, ms": frames[-1],
         f"{what}: frames over {LIMIT:.0f} ms": sum(each > LIMIT for each in frames),
+        f"{what}: main thread for a frame, processor ms": took / len(frames),
         f"{what}: tasks over 50 ms": len(seen["tasks"]),
         f"{what}: task, longest, ms": max(seen["tasks"], default=0.0),
         f"{what}: own scripts, longest, ms": max(own, default=0.0),
