@@ -329,6 +329,8 @@ def test_tab_completes_flags_and_settings_in_a_cell_that_reads_as_yaml(context: 
         cell.locator(".cm-content").click()
         page.keyboard.press("Control+End")
         page.keyboard.press("Tab")
+        page.locator(".jp-Completer .jp-mod-active").get_by_text(offered, exact=True).wait_for()
+        page.keyboard.press("Enter")
         page.wait_for_function(
             "text => window.jupyterapp.shell.currentWidget.content.widgets[1].model.sharedModel.getSource() === text",
             arg=text[: max(text.rfind(" "), text.rfind("\n")) + 1] + offered,
