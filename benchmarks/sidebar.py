@@ -33,7 +33,7 @@ LIMIT = 50.0  # milliseconds: a frame that takes longer is seen as a jerk
 TABS = 8
 WHEEL = 100  # pixels, as one notch of a mouse
 
-# Watches frames and what delays them, until it is asked for them. `scripts` are those that ran for long in a late frame.
+# Watches frames and what delays them, until it is asked. `scripts` are those that ran for long in a late frame.
 WATCH = """() => {
     const seen = {frames: [], tasks: [], scripts: []};
     window.seen = seen;

@@ -756,9 +756,7 @@ def offers(text: str, line: int, column: int, user_ns: Mapping[str, Any]) -> tup
     return fields.completions(fragment or "--", kind), fragment
 
 
-def _asking(
-    magic: str, typed: list[str], fragment: str, user_ns: Mapping[str, Any]
-) -> tuple[list[str], str] | None:
+def _asking(magic: str, typed: list[str], fragment: str, user_ns: Mapping[str, Any]) -> tuple[list[str], str] | None:
     """Offer what can follow the model's name: flags, their values and, to score it on, a table."""
     option, separator, start = fragment.partition("=") if fragment.startswith("--") else (typed[-1], " ", fragment)
     if not separator:
