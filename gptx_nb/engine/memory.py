@@ -21,7 +21,7 @@ import contextlib
 import platform
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,51 @@ class Estimate:
         return f"{_size(self.total)} at the peak: {words}"
 
 
+@dataclass(frozen=True)
+class Shards:
+    """What `sharding.Sharded` does with a model, in bytes: `held` by this process all the time, `gathered` in a pass.
+
+    `count` processes have the model. All but the layers stays gathered for a pass, with its gradients; of the layers
+    one is, with its gradients and the float32 copy in which they are summed. `rest`: what the last of these, all but
+    the layers, takes once the activations are gone.
+    """
+
+    count: int
+    held: int
+    gathered: int
+    rest: int
+
+    @classmethod
+    def of(
+        cls,
+        model: torch.nn.Module,
+        layers: torch.nn.ModuleList,
+        dtype: torch.dtype,
+        count: int,
+        device: torch.device,
+    ) -> Shards:
+        size = 2 if dtype is torch.bfloat16 else 4
+        numbers = [_numbers(layer.parameters()) for layer in layers]
+        inside = {id(each) for layer in layers for each in layer.parameters()}
+        rest, trained = _numbers(each for each in model.parameters() if id(each) not in inside)
+        layer, layer_trained = max(numbers)
+        everything, _ = _numbers(model.parameters())
+        # The first process has the plain model beside its shards, in main memory.
+        plain = everything if device.type == "cpu" else 0
+        return cls(
+            count,
+            held=4 * (everything // count + plain),
+            gathered=size * (rest + trained + layer + layer_trained) + 4 * layer_trained,
+            rest=size * (rest + trained) + 4 * trained,
+        )
+
+
+def _numbers(parameters: Iterable[torch.Tensor]) -> tuple[int, int]:
+    """Return how many values `parameters` have, and how many of them are trained."""
+    both = [(each.numel(), each.numel() * each.requires_grad) for each in parameters]
+    return sum(all_of for all_of, _ in both), sum(trained for _, trained in both)
+
+
 def estimate(
     model: torch.nn.Module,
     micro: Tensors,
@@ -89,6 +134,7 @@ def estimate(
     streams: int = 1,
     process: int | None = None,
     summed: int = 0,
+    shards: Shards | None = None,
 ) -> Estimate:
     """Estimate a run of `engine.train` whose largest micro-batch is `micro`.
 
@@ -97,11 +143,16 @@ def estimate(
     `several`: a stream has more than one micro-batch, so that gradients stand while the next one is computed.
     `streams`: so many are computed at once, each in a thread, which has a heap of its own. The weights of `model` may
     be on the meta device: they are not looked at. `process`: see `held`; None: measured now. `summed`: bytes of
-    gradients that several processes add up at once, of which there is a copy before each update.
+    gradients that several processes add up at once, of which there is a copy before each update. `shards`: the process
+    has a part of the model alone.
     """
     log, compute, update = _fake_step(model, micro, loss_of, make_optimizer, device, dtype)
     passes = [compute, *([list(_accumulating(compute, log))] if several else [])]
     weights = sum(size for key, size in log.sizes.items() if log.part[key] == "weights")
+    gathered, rest = 0, 0
+    if shards is not None:
+        weights, gathered, rest = shards.held, shards.gathered, shards.rest
+        _cut(log, shards.count, next(model.parameters()).element_size(), {event.key for event in update})
     begun = {event.key for events in [*passes, update] for event in events if event.begins}
     standing = {key: size for key, size in log.sizes.items() if log.part[key] == "optimiser" and key not in begun}
     if process is None:
@@ -117,6 +168,8 @@ def estimate(
         if events is update and live.total() + summed > most:
             at_most, most = live + Counter(working=summed), live.total() + summed
             resident = max(resident, own.resident + summed)
+        beside = 0 if events is update else gathered
+        live["working"] += beside
         for event in events:
             alike = 1 if events is update and log.part[event.key] != "gradients" else streams
             size = log.sizes[event.key]
@@ -127,7 +180,12 @@ def estimate(
                 heap = heaps[alike > 1]
                 remembered = log.part[event.key] == "activations"
                 heap.take(event.key, size, remembered) if event.begins else heap.give(event.key)
-                resident = max(resident, own.resident if streams == 1 else own.resident + streams * heaps[1].resident)
+                in_heaps = own.resident if streams == 1 else own.resident + streams * heaps[1].resident
+                resident = max(resident, in_heaps + beside)
+        live["working"] -= beside
+        if events is not update and live.total() + rest > most:  # the last gradients are summed
+            at_most, most = live + Counter(working=rest), live.total() + rest
+            resident = max(resident, own.resident + rest)
         for heap in heaps:
             heap.pass_ended()
     resident += sum(standing.values())
@@ -140,6 +198,18 @@ def estimate(
         allocator=max(0, resident - most),
         process=process,
     )
+
+
+def _cut(log: _Log, count: int, size: int, updating: set[int]) -> None:
+    """Let the log tell of one of `count` processes that share a model of `size` bytes a value.
+
+    Gradients are summed in float32.
+    """
+    for key, part in log.part.items():
+        if part == "gradients":
+            log.sizes[key] = log.sizes[key] * 4 // size // count
+        elif part == "optimiser" or key in updating:
+            log.sizes[key] //= count
 
 
 def held(model: torch.nn.Module, device: torch.device) -> int:
