@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import ctypes
 import platform
 import weakref
 from collections import Counter
@@ -98,19 +99,18 @@ class Shards:
         layers: torch.nn.ModuleList,
         dtype: torch.dtype,
         count: int,
-        device: torch.device,
+        plain: bool,
     ) -> Shards:
+        """`plain`: this process has the plain model beside its shards, on the same device."""
         size = 2 if dtype is torch.bfloat16 else 4
         numbers = [_numbers(layer.parameters()) for layer in layers]
         inside = {id(each) for layer in layers for each in layer.parameters()}
         rest, trained = _numbers(each for each in model.parameters() if id(each) not in inside)
         layer, layer_trained = max(numbers)
         everything, _ = _numbers(model.parameters())
-        # The first process has the plain model beside its shards, in main memory.
-        plain = everything if device.type == "cpu" else 0
         return cls(
             count,
-            held=4 * (everything // count + plain),
+            held=4 * (everything // count + everything * plain),
             gathered=size * (rest + trained + layer + layer_trained) + 4 * layer_trained,
             rest=size * (rest + trained) + 4 * trained,
         )
@@ -238,6 +238,12 @@ def checkpoint_activations(model: torch.nn.Module) -> None:
     # The second name is that of older versions of transformers.
     enable = getattr(known, "activation_checkpointing_enable", None) or known.gradient_checkpointing_enable
     enable({"use_reentrant": False})
+
+
+def give_back() -> None:
+    """Let the C library give back to the system what was freed; glibc keeps it in its heap else."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def available(device: torch.device) -> int | None:

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from gptx_nb.engine import device as devices
-from gptx_nb.engine import dropout, memory, models, plan, precision, sharding, streams, tuning
+from gptx_nb.engine import dropout, memory, models, plan, precision, sharding, streams
 from gptx_nb.engine.corpus import Corpus
 from gptx_nb.engine.device import Device
 from gptx_nb.engine.distributed import ALONE, BUCKET, Alone, Ranks
@@ -379,11 +379,11 @@ def _with_estimate(
     decided, estimate, sharded = dict(made.decided), None, False
     ranks.meet("loaded")  # what is free tells something only once all of them hold their weights
     try:
-        estimate = _estimate(made, held, ranks.count)
+        estimate = _estimate(made, held, ranks)
         sharded = sharding.chosen(recipe, ranks, device, place == device, estimate)
         if sharded:
             made.learner.streams = 1  # the passes of all ranks have to meet
-            estimate = _estimate(made, held, ranks.count, sharded=True)
+            estimate = _estimate(made, held, ranks, sharded=True)
         decided["memory"], warnings = plan.memory(
             estimate,
             memory.available(device),
@@ -440,8 +440,8 @@ def _called(recipe: PretrainRecipe) -> str:
     return f"new {recipe.architecture}, {layers} layers of {width} with {heads} heads"
 
 
-def _estimate(made: Pretraining, held: int, ranks: int, *, sharded: bool = False) -> memory.Estimate:
-    """Estimate the peak of one of `ranks` processes; `held`: what it holds beside the weights, in bytes."""
+def _estimate(made: Pretraining, held: int, ranks: Ranks | Alone, *, sharded: bool = False) -> memory.Estimate:
+    """Estimate the peak of this process; `held`: what it holds beside the weights, in bytes."""
     model, learner, settings = made.model, made.learner, made.settings
     device, dtype = made.device.device, made.device.dtype
     step = learner.trial()
@@ -460,9 +460,9 @@ def _estimate(made: Pretraining, held: int, ranks: int, *, sharded: bool = False
         make_optimizer=make,
         device=device,
         dtype=dtype,
-        several=len(learner.step(0, 0, ranks).micro) > len(step.micro),
+        several=len(learner.step(0, 0, ranks.count).micro) > len(step.micro),
         streams=len(step.micro),
         process=held,
-        summed=BUCKET * 4 if ranks > 1 and not sharded else 0,
-        shards=memory.Shards.of(model, tuning.layers_of(model), dtype, ranks, device) if sharded else None,
+        summed=BUCKET * 4 if ranks.count > 1 and not sharded else 0,
+        shards=sharding.memory_of(model, dtype, device, ranks.rank, ranks.count) if sharded else None,
     )

@@ -342,7 +342,15 @@ def _with_estimate(
 
     def estimate_of(model: PreTrainedModel, learner: Learner) -> memory.Estimate:
         return estimate_memory(
-            model, learner, made.settings, made.device.dtype, device, held, ranks.count, sharded=sharded
+            model,
+            learner,
+            made.settings,
+            made.device.dtype,
+            device,
+            held,
+            ranks.count,
+            sharded=sharded,
+            rank=ranks.rank,
         )
 
     def advice(free: int) -> str:
@@ -404,6 +412,7 @@ def estimate_memory(
     ranks: int = 1,
     *,
     sharded: bool = False,
+    rank: int = 0,
 ) -> memory.Estimate:
     """Estimate the peak of the run, in one of `ranks` processes that share every step's rows; `sharded`: the model too.
 
@@ -432,5 +441,5 @@ def estimate_memory(
         streams=together,
         process=held_before,
         summed=distributed.BUCKET * 4 if ranks > 1 and not sharded else 0,
-        shards=memory.Shards.of(model, tuning.layers_of(model), dtype, ranks, device) if sharded else None,
+        shards=sharding.memory_of(model, dtype, device, rank, ranks) if sharded else None,
     )

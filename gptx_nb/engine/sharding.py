@@ -71,6 +71,12 @@ def chosen(
     return any(ranks.gather("sharding", recipe.sharding == "on" or not fits))
 
 
+def memory_of(model: PreTrainedModel, dtype: torch.dtype, device: torch.device, rank: int, count: int) -> memory.Shards:
+    """Return what process `rank` of `count` holds of a model that they share."""
+    plain = rank == 0 and device.type == "cpu"  # it is in main memory always
+    return memory.Shards.of(model, tuning.layers_of(model), dtype, count, plain)
+
+
 def told(recipe: AnyRecipe, ranks: int, sharded: bool) -> dict[str, Any]:
     """Return what the plan says of how the processes hold the model; nothing where there is one."""
     if ranks == 1:
@@ -160,6 +166,7 @@ class Sharded:
         shards = copy.deepcopy(model) if ranks.rank == 0 else model
         self._part = _Part(shards)
         _shard(self._part, init_device_mesh(device.type, (ranks.count,)), lowered)
+        memory.give_back()  # what was cut
         self.model: torch.nn.Module = shards
         self.optimizer: ShardedOptimizer = ShardedOptimizer(shards, settings)
 
