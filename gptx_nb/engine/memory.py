@@ -41,6 +41,7 @@ Tensors = dict[str, torch.Tensor]
 
 TUNABLE = "glibc.malloc.tcache_count=0"  # small objects that were freed no longer keep large blocks apart
 BUDGETS = tuple(2**power for power in range(15, 7, -1))  # tokens in a micro-batch: 32,768 down to 256
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 MARGIN = 0.15  # of what is to come, kept free: the error that an estimate may have
 
 
@@ -158,7 +159,8 @@ def estimate(
     if process is None:
         process = held(model, device)
 
-    has_heap = device.type == "cpu" and platform.libc_ver()[0] == "glibc"
+    # Shards do without: see `without_holes`.
+    has_heap = shards is None and device.type == "cpu" and platform.libc_ver()[0] == "glibc"
     live: Counter[str] = Counter(optimiser=sum(standing.values()))
     at_most, most, resident = Counter[str](), 0, 0
     own = Heap()
@@ -188,7 +190,7 @@ def estimate(
             resident = max(resident, own.resident + rest)
         for heap in heaps:
             heap.pass_ended()
-    resident += sum(standing.values())
+    resident = resident + sum(standing.values()) if has_heap else 0
     return Estimate(
         weights=weights,
         gradients=at_most["gradients"],
@@ -240,10 +242,12 @@ def checkpoint_activations(model: torch.nn.Module) -> None:
     enable({"use_reentrant": False})
 
 
-def give_back() -> None:
-    """Let the C library give back to the system what was freed; glibc keeps it in its heap else."""
+def without_holes() -> None:
+    """Let glibc map every block from 128 kB on by itself from here on: what is freed goes back, at a cost of time."""
     if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 128 * 2**10)
+        libc.malloc_trim(0)
 
 
 def available(device: torch.device) -> int | None:

@@ -163,10 +163,10 @@ class Sharded:
         self._scoring_dtype = lowered or torch.float32
         if checkpoint is not None:
             checkpoints.load_weights(checkpoint / checkpoints.MODEL, model)
+        memory.without_holes()  # gathering leaves more of them than it gains
         shards = copy.deepcopy(model) if ranks.rank == 0 else model
         self._part = _Part(shards)
         _shard(self._part, init_device_mesh(device.type, (ranks.count,)), lowered)
-        memory.give_back()  # what was cut
         self.model: torch.nn.Module = shards
         self.optimizer: ShardedOptimizer = ShardedOptimizer(shards, settings)
 

@@ -3,6 +3,7 @@
     python -m gptx_nb.worker RUN_DIR ATTEMPT
     python -m gptx_nb.worker --rank RUN_DIR ATTEMPT   one of several that train together; the first one starts them
     python -m gptx_nb.worker --evaluate FOLDER        scores a model on a table (gptx_nb/evaluations.py)
+    python -m gptx_nb.worker --merge FOLDER TARGET    makes a plain model of an adapter
     python -m gptx_nb.worker --unfinished RUN_DIR     makes a model of the weights that it saved last
     python -m gptx_nb.worker --rehearse FOLDER        says what a recipe would take (gptx_nb/rehearsals.py)
     python -m gptx_nb.worker --device                 prints what this machine computes on, as JSON
@@ -72,6 +73,10 @@ def main(arguments: list[str]) -> int:
         from gptx_nb.worker import evaluation
 
         return evaluation.carry_out(Path(arguments[1]))
+    if arguments[0] == "--merge":
+        from gptx_nb.worker import merging
+
+        return merging.carry_out(Path(arguments[1]), Path(arguments[2]))
     if arguments[0] == "--unfinished":
         from gptx_nb.worker import unfinished
 
