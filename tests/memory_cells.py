@@ -38,9 +38,12 @@ class Cell:
     streams: int
     processes: int = 1
     sharded: bool = False
+    bits: int = 32
 
     def __str__(self) -> str:
-        return " ".join(map(str, [*vars(self).values()][: 12 if self.processes > 1 else 10]))
+        words = [str(value) for value in [*vars(self).values()][:10]]
+        more = [f"{self.processes} processes"] * (self.processes > 1) + ["shards"] * self.sharded
+        return " ".join([*words, *more, *([f"{self.bits} bits"] if self.bits != 32 else [])])
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def measure(cell: Cell, ranks: Any = None) -> Measured:
     """Estimate, and train two steps; `ranks`: the processes that do so together."""
     import torch
 
-    from gptx_nb.engine import dropout, memory, packing, precision, setup
+    from gptx_nb.engine import dropout, memory, packing, precision, quantized, setup
     from gptx_nb.engine.sharding import Sharded, Whole
     from gptx_nb.engine.train import Settings, make_optimizer, train
 
@@ -117,6 +120,9 @@ def measure(cell: Cell, ranks: Any = None) -> Measured:
         packing.PACKABLE = ()
     cpu, dtype, settings = torch.device("cpu"), getattr(torch, cell.dtype), Settings(steps=2, learning_rate=1e-4)
     model = model_of(cell.model, cell.width, cell.layers)
+    if cell.bits == 4:
+        quantized.to_4bit(model, dtype)
+        model.to(cpu)  # which quantises
     learner = learner_of(model, cell.tune, cell.longest, cell.texts, cell.at_once, cell.streams)
     dropout.use(model)
     held = memory.held(model, cpu)

@@ -430,16 +430,17 @@ def estimate_memory(
         masters = [torch.empty_like(parameter, dtype=torch.float32) for parameter in trained]
         return MasterAdamW(trained, masters, settings.learning_rate, settings.weight_decay, settings.betas)
 
-    return memory.estimate(
-        model,
-        max(step.micro, key=lambda tensors: tensors["input_ids"].numel()),
-        loss_of=learner.whole_loss,
-        make_optimizer=make,
-        device=device,
-        dtype=dtype,
-        several=len(step.micro) > together,
-        streams=together,
-        process=held_before,
-        summed=distributed.BUCKET * 4 if ranks > 1 and not sharded else 0,
-        shards=sharding.memory_of(model, dtype, device, rank, ranks) if sharded else None,
-    )
+    with quantized.without_values(model):
+        return memory.estimate(
+            model,
+            max(step.micro, key=lambda tensors: tensors["input_ids"].numel()),
+            loss_of=learner.whole_loss,
+            make_optimizer=make,
+            device=device,
+            dtype=dtype,
+            several=len(step.micro) > together,
+            streams=together,
+            process=held_before,
+            summed=distributed.BUCKET * 4 if ranks > 1 and not sharded else 0,
+            shards=sharding.memory_of(model, dtype, device, rank, ranks) if sharded else None,
+        )
