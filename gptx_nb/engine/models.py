@@ -405,6 +405,8 @@ def merge(folder: Path, target: Path) -> None:
     kind = AutoModelForSequenceClassification if gives_labels else AutoModelForCausalLM
     try:
         model, _ = from_folder(kind, folder)
+    except ModelError:
+        raise
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"model: the adapter in {folder} cannot be merged: {_short(error)}") from error
 
