@@ -20,7 +20,7 @@ from gptx_nb.errors import GptxError, RunNotFound, UsageError
 from gptx_nb.pretraining import KINDS, AnyRecipe
 from gptx_nb.recipe import check_name, make_recipe
 from gptx_nb.runs import ACTIVE, Run, RunStore
-from gptx_nb.views import live, panels
+from gptx_nb.views import live, markup, panels
 
 Json = dict[str, Any]
 Tell = Callable[[Json], None]
@@ -251,6 +251,6 @@ class PanelView:
         words = "The panel is drawn by a notebook with widgets. Here are the runs; `%gpt_watch NAME` shows one."
         plain = {
             "text/plain": f"{words}\n{table!r}",
-            "text/html": f"<div>{panels._prose(words)}</div>{table._repr_html_()}",
+            "text/html": f"<div>{markup.prose(words)}</div>{table._repr_html_()}",
         }
         return {**plain, **(self._widget.bundle if self._widget else {})}

@@ -443,7 +443,7 @@ function planParts({ plan, lengths: bins, examples }: Rehearsed): HTMLElement[] 
     h('h3', {}, 'How long the rows are'),
     lengths(bins),
     h('h3', {}, 'What it takes, and why'),
-    tableOf({ head: ['', '', ''], rows, right: [] }),
+    h('div', { class: 'choices' }, tableOf({ head: ['', '', ''], rows, right: [] })),
     ...plan.notes.map(each => h('div', { class: 'warning' }, `⚠ ${each}`))
   ];
 }

@@ -255,7 +255,7 @@ export class Watch {
       head.note ? h('div', { class: 'muted' }, head.note) : null,
       ...(head.notes ?? []).map(note => h('div', { class: 'warning' }, `⚠ ${note}`)),
       ranks.length ? tableOf({ head: ['rank', 'device', 'tokens/s', 'memory'], rows: ranks, right: [2, 3] }) : null,
-      head.samples ? h('div', { class: 'name' }, 'What it says of held-out rows now') : null,
+      head.samples ? h('div', { class: 'name' }, head.samples.title) : null,
       head.samples ? tableOf(head.samples) : null
     );
   }
