@@ -176,7 +176,7 @@ def test_a_run_goes_on_from_one_that_is_kept_as_an_adapter(
     monkeypatch.setenv("GPTX_CACHE", str(tmp_path / "cache"))
     frame = pd.DataFrame({"text": TEXTS * 3, "label": ["good", "bad", "good", "bad"] * 3})
     launch.train("first", recipe(base), data=frame, wait=True)
-    second = launch.train("second", recipe(base, model="run:first", tune="full", save="merged"), data=frame, wait=True)
+    second = launch.train("second", recipe(Path("run:first"), tune="full", save="merged"), data=frame, wait=True)
     assert second.run.state() == "finished"
     plan = second.run.plan() or {}
     assert plan["model"]["where"].startswith("run first version 1 <- ")

@@ -79,7 +79,7 @@ def without_values(model: torch.nn.Module) -> Iterator[None]:
 
 def _shapes_of(module: Any, kept: torch.dtype, states: torch.Tensor) -> torch.Tensor:
     shape = (module.out_features, module.in_features)
-    product: torch.Tensor = _Product.apply(states.to(module.compute_dtype), shape, kept)  # type: ignore[no-untyped-call]
+    product: torch.Tensor = _Product.apply(states.to(module.compute_dtype), shape, kept)
     return (product if module.bias is None else product + module.bias.to(product.dtype)).to(states.dtype)
 
 
