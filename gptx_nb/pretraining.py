@@ -167,6 +167,7 @@ class PretrainRecipe(Settings):
     seed: int = _same("seed")
     device: str = _same("device")
     devices: Annotated[int, Field(ge=1, le=64)] | str = _same("devices")
+    sharding: Literal["auto", "on", "off"] = _same("sharding")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _same("dtype")
     tokens_at_once: int | None = _same("tokens_at_once")
     checkpoint_every: float = _same("checkpoint_every")

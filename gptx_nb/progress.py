@@ -319,6 +319,7 @@ def choices(run: Run) -> list[tuple[str, str, str]]:
     found = [("model", str(model["name"]), ", ".join(facts)), ("device", named, device["reason"])]
     for name in (
         "devices",
+        "sharding",
         "dtype",
         "tune",
         "proposal",

@@ -277,10 +277,14 @@ def test_a_run_is_stopped_and_goes_on(home: Path) -> None:
 
 def test_two_processes_learn_what_one_does(home: Path) -> None:
     settings = {"dropout": 0.0, "tokens": 256 * 4}
-    one, two = (pretrained(name, devices=number, **settings) for name, number in (("one", 1), ("two", 2)))
-    assert losses(two) == pytest.approx(losses(one), abs=1e-5)
-    ours, theirs = (load_file(each.model / "model.safetensors") for each in (two, one))
-    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
+    one = pretrained("one", **settings)
+    theirs = load_file(one.model / "model.safetensors")
+    for name, more in (("two", {}), ("shared", {"sharding": "on"})):
+        two = pretrained(name, devices=2, **settings, **more)
+        assert losses(two) == pytest.approx(losses(one), abs=1e-5)
+        ours = load_file(two.model / "model.safetensors")
+        assert set(ours) == set(theirs)
+        assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
 
 
 @pytest.mark.parametrize(
