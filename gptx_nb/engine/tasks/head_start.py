@@ -193,13 +193,17 @@ def choose(base: Base, table: Table, recipe: Recipe) -> Start:
     """
     if recipe.head == "plain":
         return Start(None, None, "asked for in the recipe")
+    settings = {"head": recipe.head == "words", "prompt": recipe.prompt, "label_words": recipe.label_words}
+    asked = [name for name, given in settings.items() if given not in (None, False)]
     several = "a text may have several labels, and a prompt asks for one"
     wording = several if table.multi_label else _wording(table, recipe)
-    asked = recipe.head == "words" or recipe.prompt is not None or recipe.label_words is not None
     if isinstance(wording, str):
         if asked:
             if table.multi_label:
-                raise DataError(f"head: {wording}. Type `head: plain`")
+                raise DataError(
+                    f"{asked[0]}: {wording}. A multi-label classifier begins with a new head on the plain text: leave "
+                    f"{' and '.join(asked)} out"
+                )
             raise DataError(
                 f"head: {wording}. Say what the labels mean, as in `label_words: {{{table.labels[0]}: good, "
                 f"{table.labels[1]}: bad}}`, or type `head: plain`"
