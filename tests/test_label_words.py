@@ -266,8 +266,15 @@ def test_many_examples_decide_by_cross_validation() -> None:
     assert again.start.reason == job.start.reason
 
 
-@pytest.mark.parametrize(("told", "chosen"), [(0.5, False), (0.58, False), (0.95, True)])
-def test_words_have_to_be_ahead_by_more_than_chance(tiny: Any, told: float, chosen: bool) -> None:
+@pytest.mark.parametrize(
+    ("told", "knowing", "chosen"),
+    [(0.5, False, False), (0.64, False, False), (0.95, False, True), (0.58, True, False), (0.64, True, True)],
+)
+def test_words_have_to_be_ahead_by_more_than_chance_or_not_behind_in_a_large_model(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch, told: float, knowing: bool, chosen: bool
+) -> None:
+    if knowing:
+        monkeypatch.setattr(head_start, "KNOWING", 1_000_000)
     labels = ["negative", "positive"]
     truth = torch.tensor([0, 1] * 50)
     rng = torch.Generator().manual_seed(0)
@@ -292,8 +299,11 @@ def test_words_have_to_be_ahead_by_more_than_chance(tiny: Any, told: float, chos
     start = choose(known, table(rows, labels), Recipe(data="here"))
     assert start.tried is not None
     assert (start.wording is not None) is chosen
-    assert (start.tried["ahead"] > start.tried["spread"]) is chosen
+    within_chance = abs(start.tried["ahead"]) <= start.tried["spread"]
+    assert (start.tried["ahead"] >= 0 if knowing else start.tried["ahead"] > start.tried["spread"]) is chosen
     assert f"{start.tried['ahead']:+.2f} for the words" in start.reason
+    left = "which is left to a model of 7.5 million parameters as it knows what words mean"
+    assert (left in start.reason) is (knowing and chosen and within_chance)
 
 
 def test_a_resumed_recipe_begins_in_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,9 @@
 
 Where the recipe leaves it open, both are tried on some of the examples, with the base model as it is: how many are
 right by the labels' words alone, and how many by a head that is learnt, cross-validated, from the states within the
-prompt and without it. The words have to be ahead by more than the standard error of the difference: a model that knows
-little of them learns better from the plain text (benchmarks/head_starts.py). Trains no model; label_words.py has the
-arithmetic.
+prompt and without it. Where they are not ahead by more than the standard error of the difference, a large model begins
+at the words, if these are not behind; a small one knows little of them and learns better from the plain text
+(benchmarks/head_starts.py). Trains no model; label_words.py has the arithmetic.
 """
 
 from __future__ import annotations
@@ -227,8 +227,8 @@ def choose(base: Base, table: Table, recipe: Recipe) -> Start:
     right = given.argmax(dim=1).numpy() == truth
     usable = _usable(truth)
     count = "1 example" if len(truth) == 1 else f"{len(truth):,} examples"
+    size = sum(each.numel() for each in base.model.parameters())
     if usable.sum() < ENOUGH or len(set(truth[usable])) < 2:
-        size = sum(each.numel() for each in base.model.parameters())
         if size < KNOWING:
             little = f"{count} cannot tell which is better, and a model of {size / 1e6:.1f} million parameters knows"
             return Start(None, None, f"{little} little of what labels' words mean")
@@ -246,6 +246,9 @@ def choose(base: Base, table: Table, recipe: Recipe) -> Start:
         f"by a head learnt within the prompt, {plain.mean():.2f} by one learnt on the plain text ({FOLDS}-fold "
         f"cross-validation): {better:+.2f} for the words, with a standard error of {spread:.2f}"
     )
+    if 0 <= better <= spread and size >= KNOWING:
+        said = f"{said}, which is left to a model of {size / 1e6:.1f} million parameters as it knows what words mean"
+        return Start(wording, head, said, rows, tried, pull)
     if better > spread:
         return Start(wording, head, said, rows, tried, pull)
     return Start(None, None, said, tried=tried)
