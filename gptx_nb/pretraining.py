@@ -126,7 +126,7 @@ class PretrainRecipe(Settings):
     tokens_per_step: int | None = setting(
         None,
         "Tokens a step.",
-        reason="a thousandth of all, from 8,192 to 524,288: larger steps keep the device busier",
+        reason="a thousandth of all, from 1,024 to 524,288: larger steps keep the device busier",
         unit="tokens",
         ge=16,
         le=67_108_864,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from gptx_nb.metrics import Record
 
+OF_ROWS = "What it says of held-out rows now"
 MOST_POINTS = 30  # of a row's course
 
 
@@ -18,6 +19,7 @@ MOST_POINTS = 30  # of a row's course
 class Samples:
     """A table: names of its columns, a row a text; of labels also the course of the right one's probability."""
 
+    title: str = ""
     head: tuple[str, ...] = ()
     rows: Sequence[tuple[str, ...]] = field(default_factory=list)
     courses: list[list[float]] = field(default_factory=list)
@@ -30,14 +32,14 @@ def latest(evaluations: Sequence[Record]) -> Samples:
         return Samples()
     last = told[-1]
     if "prompt" in last[0]:
-        return Samples(("beginning", "goes on"), [(each["prompt"], each["text"]) for each in last])
+        texts = [(each["prompt"], each["text"]) for each in last]
+        return Samples("How it goes on now", ("beginning", "goes on"), texts)
     if "asked" in last[0]:
-        return Samples(
-            ("asked", "right", "answered"), [(each["asked"], each["right"], each["answer"]) for each in last]
-        )
-    rows = [(each["text"], each["label"], each["said"], f"{each['share']:.2f}") for each in last]
+        rows = [(each["asked"], each["right"], each["answer"]) for each in last]
+        return Samples(OF_ROWS, ("asked", "right", "answered"), rows)
+    said = [(each["text"], each["label"], each["said"], f"{each['share']:.2f}") for each in last]
     same = [each for each in told if len(each) == len(last)]
     stride = -(-len(same) // MOST_POINTS)
     kept = same[::-1][::stride][::-1]  # the latest is always among them
     courses = [[float(each[at]["share"]) for each in kept] for at in range(len(last))]
-    return Samples(("held-out row", "label", "says", "probability of its label"), rows, courses)
+    return Samples(OF_ROWS, ("held-out row", "label", "says", "probability of its label"), said, courses)

@@ -298,10 +298,16 @@ def test_held_out_rows_of_a_model_that_writes_show_its_answers(home: Path) -> No
     answer = {"asked": SCRIPT, "right": "4", "answer": "5"}
     add(run, 1, {"kind": "evaluation", "step": 5, "samples": [answer]})
     assert live.sample_table(progress.Progress(run).refresh()) == {
+        "title": "What it says of held-out rows now",
         "head": ["asked", "right", "answered"],
         "rows": [[SCRIPT, "4", "5"]],
         "right": [],
     }
+
+
+def test_beginnings_that_a_pretrained_model_goes_on_with_are_not_called_held_out_rows() -> None:
+    told = samples.latest([{"samples": [{"prompt": "The cell is", "text": "small"}]}])
+    assert (told.title, list(told.rows)) == ("How it goes on now", [("The cell is", "small")])
 
 
 # ---- figures --------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from gptx_nb.engine.device import cores
 
@@ -37,9 +38,10 @@ def number_for(device: torch.device, processes: int = 1) -> int:
 def each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """Call `function` with each of `items`, all at once, this thread's cores shared among them; return all in order.
 
-    Autograd modes and autocast belong to a thread: `function` has to set its own.
+    Autograd modes and autocast belong to a thread: `function` has to set its own. So do the modes that watch operations
+    or only pretend to carry them out (memory.py): under such a one, items come one after another, in this thread.
     """
-    if len(items) <= 1:
+    if len(items) <= 1 or is_in_torch_dispatch_mode():
         return [function(item) for item in items]
     before = torch.get_num_threads()
     threads = max(1, before // len(items))

@@ -10,7 +10,7 @@ from gptx_nb import progress, writing_words
 from gptx_nb.comparison import Comparison
 from gptx_nb.progress import Progress
 from gptx_nb.runs import Run
-from gptx_nb.views import panels
+from gptx_nb.views import markup, panels
 
 Bundle = dict[str, Any]
 
@@ -27,7 +27,7 @@ class ComparisonView:
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> Bundle:
         found = self.comparison
         bundle: Bundle = {"text/plain": repr(found)}
-        parts = [panels._table(found.head, [_cells(row) for row in found.scores])]
+        parts = [markup.table(found.head, [_cells(row) for row in found.scores])]
         if any(Progress(run).refresh().steps for run in found.runs):
             from gptx_nb.views import figures  # matplotlib takes its time
 
@@ -36,25 +36,25 @@ class ComparisonView:
                 '<img alt="Losses and scores by step" style="max-width:100%;width:900px" '
                 f'src="data:image/png;base64,{bundle["image/png"]}">'
             )
-        parts.append(panels._heading("What differs in the recipes"))
-        differ = panels._table(found.head, [_cells(row) for row in found.settings])
-        parts.append(differ if found.settings else panels._line("Nothing: their recipes are the same."))
+        parts.append(markup.heading("What differs in the recipes"))
+        differ = markup.table(found.head, [_cells(row) for row in found.settings])
+        parts.append(differ if found.settings else markup.line("Nothing: their recipes are the same."))
         for run in found.runs:
             inside = self._one(run)
-            parts.append(panels._folded(progress.called(run), inside))
-        bundle["text/html"] = f'<div style="{panels._FRAME}">{"".join(parts)}</div>'
+            parts.append(markup.folded(progress.called(run), inside))
+        bundle["text/html"] = f'<div style="{markup.FRAME}">{"".join(parts)}</div>'
         return bundle
 
     def _one(self, run: Run) -> str:
         """Show what one run came to: in words, whom it took for whom or what it answered."""
         said = [text for who, text in self.comparison.verdicts if who == progress.called(run)]
-        parts = [panels._line(html.escape(text)) for text in said]
+        parts = [markup.line(html.escape(text)) for text in said]
         scores = run.scores() or {}
         validation = scores.get("validation") or {}
         if writing_words.is_writing(scores):
-            parts.append(panels._answers(scores))
+            parts.append(panels.answers(scores))
         elif validation.get("confusion"):
-            parts.append(panels._confusion(validation))
+            parts.append(panels.confusion(validation))
         return "".join(parts)
 
 

@@ -126,7 +126,8 @@ def sample_table(seen: Progress) -> Json | None:
     if not found.rows:
         return None
     rows = [[progress.one_line(cell, 240) for cell in row] for row in found.rows]
-    return _table(list(found.head), rows) | ({"courses": found.courses} if found.courses else {})
+    told = {"title": found.title, **_table(list(found.head), rows)}
+    return told | {"courses": found.courses} if found.courses else told
 
 
 def about(run: Run) -> list[Json]:

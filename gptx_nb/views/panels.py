@@ -13,11 +13,10 @@ import base64
 import contextlib
 import contextvars
 import html
-import re
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.getipython import get_ipython
@@ -29,6 +28,7 @@ from gptx_nb.pretraining import PretrainRecipe
 from gptx_nb.progress import Progress, counted, one_line
 from gptx_nb.recipe import Recipe
 from gptx_nb.runs import ACTIVE, Run
+from gptx_nb.views import markup
 
 if TYPE_CHECKING:
     from gptx_nb.views.live import RunWidget
@@ -44,22 +44,6 @@ LINES, LINE = 80, 600  # of the plain text, and characters of one
 SHOWN_RECIPE = 6_000  # characters
 MOST = 60_000  # characters of tables and words: with the image, twice in it, a notebook stays under 200 kB
 
-_BORDER = "var(--jp-border-color2,rgba(128,128,128,.35))"
-_ACCENT = "var(--jp-brand-color1,#1976d2)"
-_DOT = "var(--jp-warn-color1,#f57c00)"
-_FRAME = (
-    "color:var(--jp-ui-font-color1,inherit);font-family:var(--jp-ui-font-family,inherit);"
-    "font-size:var(--jp-ui-font-size1,inherit);line-height:1.5;max-width:60em;padding:2px 0"
-)
-_CELL = (
-    "text-align:left;vertical-align:top;padding:2px 14px 2px 0;background:none;color:inherit;border:0;"
-    f"border-bottom:1px solid {_BORDER};max-width:34em;overflow-wrap:anywhere;white-space:normal"
-)
-_RIGHT = (
-    "text-align:right;vertical-align:top;padding:2px 14px 2px 0;background:none;color:inherit;border:0;"
-    f"border-bottom:1px solid {_BORDER};white-space:nowrap;font-variant-numeric:tabular-nums"
-)
-_MUTED = "opacity:.75"
 _BADGES = {
     "finished": "var(--jp-success-color1,#388e3c)",
     "failed": "var(--jp-error-color1,#d32f2f)",
@@ -68,62 +52,11 @@ _BADGES = {
 }
 
 
-# ---- parts ----------------------------------------------------------------------------------------------------------
-
-
-def _escaped(text: object, limit: int = 300) -> str:
-    return html.escape(one_line(str(text), limit))
-
-
-def _prose(text: str) -> str:
-    """Escape a sentence of ours; what stands in backticks is code."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
-
-
-def _line(text: str, style: str = "") -> str:
-    return f'<div style="{style}">{text}</div>' if style else f"<div>{text}</div>"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """Lay out cells of HTML; columns whose place is in `right` hold numbers."""
-
-    def cells(row: Sequence[str], tag: str, weight: str) -> str:
-        style = [(_RIGHT if at in right else _CELL) + weight for at in range(len(row))]
-        # dir=auto: Arabic and Hebrew texts start at the right.
-        return "".join(f'<{tag} dir="auto" style="{style[at]}">{cell}</{tag}>' for at, cell in enumerate(row))
-
-    lines = [f'<tr style="background:none">{cells(row, "td", "")}</tr>' for row in rows]
-    if any(head):
-        lines.insert(0, f'<tr style="background:none">{cells(head, "th", ";font-weight:600")}</tr>')
-    style = "border-collapse:collapse;margin:4px 0 10px 0;color:inherit;font-size:inherit"
-    return f'<table style="{style}">{"".join(lines)}</table>'
-
-
-def _bar(share: float, width: str = "120px", height: int = 8, colour: str = _ACCENT) -> str:
-    return (
-        f'<span style="display:inline-block;width:{width};max-width:100%;height:{height}px;vertical-align:middle;'
-        f'background:{_BORDER}"><span style="display:block;width:{100 * min(max(share, 0.0), 1.0):.1f}%;'
-        f'height:{height}px;background:{colour}"></span></span>'
-    )
-
-
-def _heading(text: str) -> str:
-    return _line(html.escape(text), "font-weight:600;margin-top:8px")
-
-
-def _folded(title: str, inside: str, *, unfolded: bool = False) -> str:
-    if not inside:
-        return ""
-    opened = " open" if unfolded else ""
-    summary = f'<summary style="cursor:pointer;font-weight:600">{html.escape(title)}</summary>'
-    return f'<details{opened} style="margin-top:6px">{summary}<div style="margin-top:4px">{inside}</div></details>'
-
-
 def _title(run: Run, state: str, rest: str = "") -> str:
-    colour = _BADGES.get(state, _ACCENT)
+    colour = _BADGES.get(state, markup.ACCENT)
     mark = f'<span style="color:{colour}">●</span>'
-    extra = f' <span style="{_MUTED}">· {html.escape(rest)}</span>' if rest else ""
-    return _line(f"{mark} <b>{html.escape(run.name)}</b> v{run.version} · {html.escape(state)}{extra}")
+    extra = f' <span style="{markup.MUTED}">· {html.escape(rest)}</span>' if rest else ""
+    return markup.line(f"{mark} <b>{html.escape(run.name)}</b> v{run.version} · {html.escape(state)}{extra}")
 
 
 # ---- before training ------------------------------------------------------------------------------------------------
@@ -137,93 +70,104 @@ def preflight(run: Run) -> str:
     parts = []
     if report is not None:
         shown = report.get("source") or "examples"
-        parts.append(_line(f"{_escaped(shown)}: {html.escape(progress.rows_used(report))}"))
-        parts.append(_line(f"Columns: {_escaped(progress.mapping(report), 600)}"))
-        parts.append(_line(f"Split: {_escaped(progress.split_sizes(report), 600)}"))
+        parts.append(markup.line(f"{markup.escaped(shown)}: {html.escape(progress.rows_used(report))}"))
+        parts.append(markup.line(f"Columns: {markup.escaped(progress.mapping(report), 600)}"))
+        parts.append(markup.line(f"Split: {markup.escaped(progress.split_sizes(report), 600)}"))
         if plan is None and not writing_words.is_writing(report):
             parts.append(
-                _table(("text", "label"), [(_escaped(e["text"]), _escaped(e["label"])) for e in report["examples"]])
+                markup.table(
+                    ("text", "label"),
+                    [(markup.escaped(e["text"]), markup.escaped(e["label"])) for e in report["examples"]],
+                )
             )
     if writing_words.is_writing(report):
         return "".join([*parts, _written(run, report or {}, plan)])
     if plan is not None:
-        parts.append(_line(f"Length: {html.escape(progress.lengths(plan))}"))
+        parts.append(markup.line(f"Length: {html.escape(progress.lengths(plan))}"))
         parts.append(
-            _table(
+            markup.table(
                 ("text, as the model reads it", "label", "tokens"),
-                [(_escaped(each["text"]), _escaped(each["label"]), f"{each['tokens']:,}") for each in plan["rendered"]],
+                [
+                    (markup.escaped(each["text"]), markup.escaped(each["label"]), f"{each['tokens']:,}")
+                    for each in plan["rendered"]
+                ],
                 right=(2,),
             )
         )
     if report is not None:
         parts.append(_class_counts(report["labels"]))
-    parts += [_line(f"⚠ {_prose(one_line(note, 400))}") for note in progress.warnings(run)]
+    parts += [markup.note(note) for note in progress.warnings(run)]
     return "".join(parts)
 
 
 def _written(run: Run, report: dict[str, Any], plan: dict[str, Any] | None) -> str:
     """Show the task and why, and three examples as the model sees them: what carries no loss is greyed."""
-    parts = [_line(f"Task: {_escaped(report['task'])} ({_escaped(report['task_why'], 400)})")]
+    parts = [markup.line(f"Task: {markup.escaped(report['task'])} ({markup.escaped(report['task_why'], 400)})")]
     if plan is not None:
         said = f"{progress.lengths(plan)}; {writing_words.targets(plan)}"
-        parts.append(_line(f"Length: {html.escape(said)}"))
+        parts.append(markup.line(f"Length: {html.escape(said)}"))
         rows = [(_pieces(each["pieces"]), f"{each['tokens']:,}") for each in plan["rendered"]]
-        parts.append(_table(("first rows as the model sees them: it learns what is bold", "tokens"), rows, right=(1,)))
-    parts += [_line(f"⚠ {_prose(one_line(note, 400))}") for note in progress.warnings(run)]
+        parts.append(
+            markup.table(("first rows as the model sees them: it learns what is bold", "tokens"), rows, right=(1,))
+        )
+    parts += [markup.note(note) for note in progress.warnings(run)]
     return "".join(parts)
 
 
 def _pieces(pieces: Sequence[Sequence[Any]]) -> str:
     shown = []
     for text, target in pieces:
-        style = "font-weight:600" if target else _MUTED
+        style = "font-weight:600" if target else markup.MUTED
         kept = text if len(text) <= 240 else f"{text[:150]} … {text[-80:]}"
         lines = "<br>".join(html.escape("".join(c if c.isprintable() else " " for c in x)) for x in kept.split("\n"))
         shown.append(f'<span style="{style}">{lines}</span>')
     return "".join(shown)
 
 
-def _answers(scores: dict[str, Any]) -> str:
+def answers(scores: dict[str, Any]) -> str:
     """Show what the tuned model and the base model answered, beside what is right."""
-    rows = [tuple(_escaped(text, 240) for text in each) for each in writing_words.samples(scores)]
+    rows = [tuple(markup.escaped(text, 240) for text in each) for each in writing_words.samples(scores)]
     if not any(each[3] for each in rows):
         rows = [each[:3] for each in rows]
-    return _table(("asked", "right", "tuned", "base")[: len(rows[0])], rows) if rows else ""
+    return markup.table(("asked", "right", "tuned", "base")[: len(rows[0])], rows) if rows else ""
 
 
 def _corpus(run: Run, report: dict[str, Any] | None) -> str:
     """Show what was found out about the texts that a run is pretrained on."""
     rows = (
-        [(_escaped(what), _escaped(words, 600)) for what, words in pretraining_words.corpus_lines(report)]
+        [(markup.escaped(what), markup.escaped(words, 600)) for what, words in pretraining_words.corpus_lines(report)]
         if report
         else []
     )
-    notes = [_line(f"⚠ {_prose(one_line(note, 400))}") for note in progress.warnings(run)]
-    return (_table(("", ""), rows) if rows else "") + "".join(notes)
+    notes = [markup.note(note) for note in progress.warnings(run)]
+    return (markup.table(("", ""), rows) if rows else "") + "".join(notes)
 
 
 def _samples(seen: Progress) -> str:
     """Show what the model says of a few fixed held-out rows, as of its latest score."""
     found = samples.latest(seen.evaluations)
-    rows = [tuple(_escaped(cell, 240) for cell in row) for row in found.rows]
-    return _table(found.head, rows, right=(3,)) if rows else ""
+    rows = [tuple(markup.escaped(cell, 240) for cell in row) for row in found.rows]
+    return markup.table(found.head, rows, right=(3,)) if rows else ""
 
 
 def _class_counts(counts: dict[str, int]) -> str:
     most = max(counts.values(), default=1) or 1
     ranked = sorted(counts.items(), key=lambda pair: -pair[1])
-    rows = [(_escaped(name, 60), f"{count:,}", _bar(count / most)) for name, count in ranked[:SHOWN_LABELS]]
-    return _table(("label", "rows", ""), rows, right=(1,)) + _more(len(ranked), SHOWN_LABELS, "label")
+    rows = [(markup.escaped(name, 60), f"{count:,}", markup.bar(count / most)) for name, count in ranked[:SHOWN_LABELS]]
+    return markup.table(("label", "rows", ""), rows, right=(1,)) + _more(len(ranked), SHOWN_LABELS, "label")
 
 
 def _more(count: int, shown: int, thing: str) -> str:
-    return _line(f"… {counted(count - shown, f'more {thing}')}", _MUTED) if count > shown else ""
+    return markup.line(f"… {counted(count - shown, f'more {thing}')}", markup.MUTED) if count > shown else ""
 
 
 def _choices(run: Run) -> str:
-    return _table(
+    return markup.table(
         ("setting", "value", "why"),
-        [(_escaped(name), _escaped(value), _escaped(why)) for name, value, why in progress.choices(run)],
+        [
+            (markup.escaped(name), markup.escaped(value), markup.escaped(why))
+            for name, value, why in progress.choices(run)
+        ],
     )
 
 
@@ -234,34 +178,34 @@ def live(run: Run, seen: Progress, note: str = "", *, briefly: bool = False) -> 
     """Return the view of a run that goes on; `briefly`: without data and choices, for who waits for something else."""
     parts = [_title(run, seen.doing)]
     if note:
-        parts.append(_line(_prose(note), _MUTED))
-    parts.append(f'<div style="margin:4px 0">{_bar(seen.share, "min(420px,100%)", 10)}</div>')
+        parts.append(markup.line(markup.prose(note), markup.MUTED))
+    parts.append(f'<div style="margin:4px 0">{markup.bar(seen.share, "min(420px,100%)", 10)}</div>')
     if facts := seen.facts():
-        parts.append(_line(html.escape(" · ".join(facts)), "font-variant-numeric:tabular-nums"))
+        parts.append(markup.line(html.escape(" · ".join(facts)), "font-variant-numeric:tabular-nums"))
     if rows := seen.rank_rows():
         cells = [tuple(map(html.escape, row)) for row in rows]
-        parts.append(_table(("rank", "device", "tokens/s", "memory"), cells, right=(2, 3)))
+        parts.append(markup.table(("rank", "device", "tokens/s", "memory"), cells, right=(2, 3)))
     parts.append(_curve(seen))
     parts.append(_samples(seen))
-    parts += [_line(f"⚠ {_prose(one_line(each, 400))}") for each in seen.notes[-3:]]
+    parts += [markup.note(each) for each in seen.notes[-3:]]
     name = html.escape(run.name)
     parts.append(
-        _line(
+        markup.line(
             f"It goes on without this notebook. <code>%gpt_stop {name}</code> saves and stops it; "
             f"<code>%gpt_watch {name}</code> shows it anywhere.",
-            _MUTED,
+            markup.MUTED,
         )
     )
     if not briefly:
-        parts.append(_folded("Texts" if run.kind is PretrainRecipe else "Data", preflight(run), unfolded=True))
-        parts.append(_folded("What was chosen, and why", _choices(run)))
-    return {"text/plain": seen.line(), "text/html": f'<div style="{_FRAME}">{"".join(parts)}</div>'}
+        parts.append(markup.folded("Texts" if run.kind is PretrainRecipe else "Data", preflight(run), unfolded=True))
+        parts.append(markup.folded("What was chosen, and why", _choices(run)))
+    return {"text/plain": seen.line(), "text/html": f'<div style="{markup.FRAME}">{"".join(parts)}</div>'}
 
 
 def waiting(name: str, doing: str) -> Bundle:
     """Return the view of a run that is not there yet."""
-    words = f"<b>{html.escape(name)}</b> · {_prose(doing)}"
-    return {"text/plain": f"{name}  {doing}", "text/html": f'<div style="{_FRAME}">{words}</div>'}
+    words = f"<b>{html.escape(name)}</b> · {markup.prose(doing)}"
+    return {"text/plain": f"{name}  {doing}", "text/html": f'<div style="{markup.FRAME}">{words}</div>'}
 
 
 def _curve(seen: Progress) -> str:
@@ -283,19 +227,18 @@ def _curve(seen: Progress) -> str:
 
     line = " ".join(at(*point) for point in points)
     circles = "".join(
-        '<circle cx="{}" cy="{}" r="3" fill="{}"/>'.format(*at(*dot).split(","), _DOT)
+        '<circle cx="{}" cy="{}" r="3" fill="{}"/>'.format(*at(*dot).split(","), markup.DOT)
         for dot in thinned(dots, CURVE_POINTS)
     )
     legend = f"Loss, from {progress.number(points[0][1])} to {progress.number(points[-1][1])}"
     if dots:
-        legend += (
-            f': <span style="color:{_ACCENT}">—</span> learning, <span style="color:{_DOT}">●</span> held-out rows'
-        )
+        learning = f'<span style="color:{markup.ACCENT}">—</span> learning'
+        legend += f': {learning}, <span style="color:{markup.DOT}">●</span> held-out rows'
     return (
         f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" aria-label="loss by step" '
-        f'style="max-width:100%;border-bottom:1px solid {_BORDER};display:block;margin-top:4px">'
-        f'<polyline fill="none" stroke="{_ACCENT}" stroke-width="1.5" points="{line}"/>{circles}</svg>'
-        + _line(legend, f"{_MUTED};font-size:90%")
+        f'style="max-width:100%;border-bottom:1px solid {markup.BORDER};display:block;margin-top:4px">'
+        f'<polyline fill="none" stroke="{markup.ACCENT}" stroke-width="1.5" points="{line}"/>{circles}</svg>'
+        + markup.line(legend, f"{markup.MUTED};font-size:90%")
     )
 
 
@@ -309,26 +252,26 @@ def ended(run: Run, note: str = "") -> Bundle:
     rest = progress.headline(run).split("  ")[2:]
     parts = [_title(run, seen.state, " · ".join(rest))]
     if note:
-        parts.append(_line(_prose(note), _MUTED))
+        parts.append(markup.line(markup.prose(note), markup.MUTED))
     if why := progress.trouble(run):
         parts.append(_trouble(why))
         if seen.steps:
-            parts.append(_line(html.escape(" · ".join(seen.facts())), _MUTED))
+            parts.append(markup.line(html.escape(" · ".join(seen.facts())), markup.MUTED))
     pretrained = run.kind is PretrainRecipe
     if scores is not None:
         said = pretraining_words.verdict(scores, run.name) if pretrained else progress.verdict(scores)
-        parts.append(_line(_prose(said), "font-weight:600;margin:4px 0"))
+        parts.append(markup.line(markup.prose(said), "font-weight:600;margin:4px 0"))
         head, cells = (
             writing_words.table(scores, progress.model_name(run)) if writing_words.is_writing(scores) else ([], [])
         )
         if cells:
-            shown = [tuple(map(_escaped, each)) for each in cells]
-            parts.append(_table(head, shown, right=range(1, len(head))))
+            shown = [tuple(map(markup.escaped, each)) for each in cells]
+            parts.append(markup.table(head, shown, right=range(1, len(head))))
         if scores.get("transfer"):
-            parts.append(_line(html.escape(progress.transfer_gain(scores["transfer"])), "margin:4px 0"))
-        rows = [(_escaped(who), f"{acc:.2f}", progress.share(f1)) for who, acc, f1 in progress.score_rows(run)]
+            parts.append(markup.line(html.escape(progress.transfer_gain(scores["transfer"])), "margin:4px 0"))
+        rows = [(markup.escaped(who), f"{acc:.2f}", progress.share(f1)) for who, acc, f1 in progress.score_rows(run)]
         if rows:
-            parts.append(_table(("on the held-out rows", "accuracy", "macro F1"), rows, right=(1, 2)))
+            parts.append(markup.table(("on the held-out rows", "accuracy", "macro F1"), rows, right=(1, 2)))
     lines = [line if len(line) <= LINE else f"{line[:LINE]}…" for line in progress.result_lines(run)]
     if len(lines) > LINES:
         lines[LINES:] = [f"… {counted(len(lines) - LINES, 'more line')}"]
@@ -345,27 +288,29 @@ def ended(run: Run, note: str = "") -> Bundle:
     if pretrained:
         parts.append(_samples(seen))
     elif writing_words.is_writing(scores):
-        parts.append(_answers(scores or {}))
+        parts.append(answers(scores or {}))
     elif scores is not None and scores.get("validation"):
         validation = scores["validation"]
         parts.append(_per_class(validation))
         if validation.get("multi_label"):
-            parts += [_line(html.escape(line)) for line in multi_label_words.lines(validation)]
+            parts += [markup.line(html.escape(line)) for line in multi_label_words.lines(validation)]
         else:
-            parts.append(_confusion(validation))
+            parts.append(confusion(validation))
     notes = list(dict.fromkeys(seen.notes))
-    parts += [_line(f"⚠ {_prose(one_line(each, 400))}") for each in notes[:SHOWN_NOTES]]
+    parts += [markup.note(each) for each in notes[:SHOWN_NOTES]]
     parts.append(_more(len(notes), SHOWN_NOTES, "note"))
     if scores is not None and not pretrained:
         name = html.escape(run.name)
         parts.append(
-            _line(f'Ask it: <code>%gpt_predict {name} "…"</code> or <code>gptx_nb.predict("{name}", texts)</code>')
+            markup.line(
+                f'Ask it: <code>%gpt_predict {name} "…"</code> or <code>gptx_nb.predict("{name}", texts)</code>'
+            )
         )
     folded = [
-        _folded("Texts" if pretrained else "Data", preflight(run)),
-        _folded("Recipe, and what was chosen", _choices(run) + _recipe(run)),
+        markup.folded("Texts" if pretrained else "Data", preflight(run)),
+        markup.folded("Recipe, and what was chosen", _choices(run) + _recipe(run)),
     ]
-    bundle["text/html"] = f'<div style="{_FRAME}">{"".join(parts)}{_small(folded, run)}</div>'
+    bundle["text/html"] = f'<div style="{markup.FRAME}">{"".join(parts)}{_small(folded, run)}</div>'
     return bundle
 
 
@@ -376,39 +321,39 @@ def _small(folded: Sequence[str], run: Run) -> str:
         left -= len(part)
         if left < 0:
             where = f"Too long for a notebook, and left out; see <code>{html.escape(str(run.folder))}</code>"
-            part = _line(where, _MUTED)
+            part = markup.line(where, markup.MUTED)
         kept.append(part)
     return "".join(kept)
 
 
 def _trouble(why: str) -> str:
     first, *rest = why.splitlines()
-    parts = [_line(_prose(first[0].upper() + first[1:]), "margin:4px 0")]
+    parts = [markup.line(markup.prose(first[0].upper() + first[1:]), "margin:4px 0")]
     if len(rest) > 1:
         shown = "\n".join(one_line(line, 400) for line in rest[:-1])
         parts.append(
             f'<pre style="white-space:pre-wrap;overflow-wrap:anywhere;color:inherit;background:none;font-size:90%;'
-            f'border-left:3px solid {_BORDER};padding:0 0 0 8px;margin:4px 0">{html.escape(shown)}</pre>'
+            f'border-left:3px solid {markup.BORDER};padding:0 0 0 8px;margin:4px 0">{html.escape(shown)}</pre>'
         )
     if rest:
-        parts.append(_line(_prose(rest[-1])))
+        parts.append(markup.line(markup.prose(rest[-1])))
     return "".join(parts)
 
 
 def _per_class(validation: dict[str, Any]) -> str:
     rows = [
         (
-            _escaped(each["label"], 60),
+            markup.escaped(each["label"], 60),
             *(f"{each[name]:.2f}" for name in ("precision", "recall", "f1")),
             str(each["rows"]),
         )
         for each in validation["per_class"][:SHOWN_LABELS]
     ]
-    table = _table(("label", "precision", "recall", "F1", "rows"), rows, right=(1, 2, 3, 4))
-    return _heading("By label") + table + _more(len(validation["per_class"]), SHOWN_LABELS, "label")
+    table = markup.table(("label", "precision", "recall", "F1", "rows"), rows, right=(1, 2, 3, 4))
+    return markup.heading("By label") + table + _more(len(validation["per_class"]), SHOWN_LABELS, "label")
 
 
-def _confusion(validation: dict[str, Any]) -> str:
+def confusion(validation: dict[str, Any]) -> str:
     """Show which label was taken for which: all of them, or of many labels the most frequent mistakes."""
     labels, counts = validation["labels"], validation["confusion"]
     if len(labels) > SHOWN_LABELS:
@@ -421,15 +366,18 @@ def _confusion(validation: dict[str, Any]) -> str:
             ),
             key=lambda each: -each[0],
         )
-        rows = [(_escaped(true, 60), _escaped(said, 60), str(count)) for count, true, said in wrong[:SHOWN_PAIRS]]
-        table = _table(("label", "taken for", "rows"), rows, right=(2,)) if rows else _line("None.")
-        return _heading("Most frequent mistakes") + table + _more(len(wrong), SHOWN_PAIRS, "pair")
-    head = ["label ↓ taken for →", *(_escaped(label, 24) for label in labels)]
+        rows = [
+            (markup.escaped(true, 60), markup.escaped(said, 60), str(count))
+            for count, true, said in wrong[:SHOWN_PAIRS]
+        ]
+        table = markup.table(("label", "taken for", "rows"), rows, right=(2,)) if rows else markup.line("None.")
+        return markup.heading("Most frequent mistakes") + table + _more(len(wrong), SHOWN_PAIRS, "pair")
+    head = ["label ↓ taken for →", *(markup.escaped(label, 24) for label in labels)]
     lines = []
     for true, row in enumerate(counts):
         cells = [f"<b>{count}</b>" if said == true else str(count) for said, count in enumerate(row)]
-        lines.append([_escaped(labels[true], 40), *cells])
-    return _heading("Confusion matrix") + _table(head, lines, right=range(1, len(labels) + 1))
+        lines.append([markup.escaped(labels[true], 40), *cells])
+    return markup.heading("Confusion matrix") + markup.table(head, lines, right=range(1, len(labels) + 1))
 
 
 def _recipe(run: Run) -> str:
@@ -438,7 +386,7 @@ def _recipe(run: Run) -> str:
     shown = "\n".join(line for line in lines.splitlines() if not line.endswith(": null"))
     if len(shown) > SHOWN_RECIPE:
         shown = f"{shown[:SHOWN_RECIPE]}\n… (the whole of it: {run.recipe_file})"
-    where = _line(f"Files: <code>{html.escape(str(run.folder))}</code>; the model: <code>model</code> in it")
+    where = markup.line(f"Files: <code>{html.escape(str(run.folder))}</code>; the model: <code>model</code> in it")
     return (
         f'<pre style="white-space:pre-wrap;overflow-wrap:anywhere;color:inherit;background:none;font-size:90%;'
         f'margin:4px 0">{html.escape(shown)}</pre>{where}'
@@ -666,10 +614,10 @@ class RunTable(Sequence[dict[str, Any]]):
 
     def _repr_html_(self) -> str:
         if not self._rows:
-            return f'<div style="{_FRAME}">{_prose(progress.NO_RUNS)}</div>'
+            return f'<div style="{markup.FRAME}">{markup.prose(progress.NO_RUNS)}</div>'
         rows = [[html.escape(cell) for cell in progress.run_cells(row)] for row in self._rows]
         right = [progress.COLUMNS.index(name) for name in progress.NUMERIC]
-        return f'<div style="{_FRAME}">{_table(progress.COLUMNS, rows, right)}</div>'
+        return f'<div style="{markup.FRAME}">{markup.table(progress.COLUMNS, rows, right)}</div>'
 
 
 class DeviceView:
@@ -685,4 +633,4 @@ class DeviceView:
         rows = [
             (f"<b>{html.escape(what)}</b>", html.escape(words)) for what, words in progress.device_lines(self.facts)
         ]
-        return f'<div style="{_FRAME}">{_table(("", ""), rows)}</div>'
+        return f'<div style="{markup.FRAME}">{markup.table(("", ""), rows)}</div>'

@@ -33,7 +33,7 @@ export interface Head {
   note?: string;
   notes?: string[];
   ranks?: string[][];
-  samples?: Table | null;
+  samples?: (Table & { title: string }) | null;
   score_name?: string;
   can: string[];
 }
