@@ -137,6 +137,16 @@ def test_the_list_tells_state_progress_score_and_device_of_runs_from_anywhere(ru
     assert found["finished/1"]["sparkline"][0] > found["finished/1"]["sparkline"][-1]
 
 
+def test_a_damaged_run_hides_itself_and_no_other(runs: Server) -> None:
+    for number, damage in enumerate(("[]", "3", '{"recipe": []}', "{")):
+        made_runs.make(f"request-{number}", outcome=made_runs.FINISHED).request_file.write_text(damage)
+        made_runs.make(f"plan-{number}", outcome=made_runs.FINISHED).plan_file.write_text(damage)
+    made_runs.make("good", outcome=made_runs.FINISHED)
+    status, told, _ = runs.ask("GET", "runs")
+    assert status == 200
+    assert "good/1" in [each["id"] for each in told["runs"]]
+
+
 def test_the_list_tells_only_what_has_changed_since_a_revision(runs: Server) -> None:
     made_runs.make("one", steps=60, phase="training", outcome=made_runs.FINISHED)
     before = runs.ask("GET", "runs")[1]

@@ -68,18 +68,17 @@ def carry_out(attempt: Attempt, recipe: PretrainRecipe) -> bool:
         files.write_text(run.recipe_file, made.resolved.model_copy(update={"device": recipe.device}).to_yaml())
     if ranks is not None:
         attempt.join(ranks, device.device)
-    optimizer = made.optimizer
+    checkpoint = checkpoints.latest(run.checkpoints)
+    held = made.hold(ranks, checkpoint)
     scaler = make_scaler(device.device, device.dtype)
-    first_step = 0
-    if checkpoint := checkpoints.latest(run.checkpoints):
-        first_step = checkpoints.load(checkpoint, model, optimizer, scaler)["step"]
+    first_step = held.load(checkpoint, scaler)["step"] if checkpoint is not None else 0
 
     here = 0  # tokens of the latest step that this process has computed
     use = Use(device.device)
 
     def batch_at(step: int) -> Batch:
         nonlocal here
-        batch = learner.step(step, rank, attempt.count)
+        batch = held.even(learner.step(step, rank, attempt.count))
         here = batch.here
         return batch
 
@@ -97,7 +96,7 @@ def carry_out(attempt: Attempt, recipe: PretrainRecipe) -> bool:
         )
 
     def score(most_rows: int | None) -> dict[str, Any]:
-        with arithmetic(model, device.device, device.dtype):
+        with held.scored(), arithmetic(model, device.device, device.dtype):
             return task.score(
                 model,
                 corpus.validation,
@@ -109,49 +108,51 @@ def carry_out(attempt: Attempt, recipe: PretrainRecipe) -> bool:
     prompts = recipe.samples or corpus.beginnings(2, MOST_BEGINNING)
 
     def evaluate_at(step: int) -> None:
+        held.collect()
         if rank:
             return
         found = score(made.evaluation_rows)
-        with arithmetic(model, device.device, device.dtype):
+        with held.scored(), arithmetic(model, device.device, device.dtype):
             texts = task.samples(model, made.tokenizer, prompts, SAMPLE_TOKENS)
         shown = [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
         attempt.metrics.append({"kind": "evaluation", "step": step, **found, "samples": shown, "time": time.time()})
 
     def save(step: int) -> None:
-        if rank:
-            return
-        checkpoints.save(run.checkpoints, model, optimizer, {"step": step}, scaler)
-        checkpoints.prune(run.checkpoints, keep=2)
+        if held.save(run.checkpoints, {"step": step}, scaler):
+            checkpoints.prune(run.checkpoints, keep=2)
 
     def with_less_memory(step: int, error: BaseException) -> Batch | None:
-        if not attempt.levers.pull(step):
+        if made.sharded or not attempt.levers.pull(step):  # of shards, the others are in the midst of the pass
             return None
         return learner.step(step, rank, attempt.count) if step >= 0 else learner.trial()
 
     attempt.phase("preflight")
-    trial = made.preflight(with_less_memory)
+    trial = made.preflight(with_less_memory, held)
     if rank == 0:
         files.write_json(run.plan_file, {**(run.plan() or {}), **trial})
     start = {"step": first_step, "steps": settings.steps, "device": str(device.device)}
     attempt.metrics.append({"kind": "start", **start, "time": time.time()})
     attempt.phase("training")
     end = train(
-        model,
-        optimizer,
+        held.model,
+        held.optimizer,
         replace(settings, seed=settings.seed + 7919 * rank),  # dropout differs from rank to rank
         device=device.device,
-        dtype=device.dtype,
+        dtype=held.dtype,
         batch_at=batch_at,
-        loss_of=learner.loss,
+        loss_of=held.loss(learner.loss),
         first_step=first_step,
         record=record,
         evaluate=evaluate_at,
         save=save,
         should_stop=attempt.all_should_stop,
         scaler=scaler,
-        reduce=ranks.sum_gradients if ranks else None,
+        reduce=held.reduce,
         with_less_memory=with_less_memory,
+        due=held.due,
     )
+    held.collect()
+    held.end()
     if ranks is not None:
         ranks.leave()
         if rank:

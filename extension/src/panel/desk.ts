@@ -3,7 +3,7 @@
 import form from '../../style/form.css';
 import { h } from '../views/dom';
 import { Ask } from './ask';
-import { BUSY, Channel } from './channel';
+import { BUSY, Channel, send } from './channel';
 import { Compare } from './compare';
 import { Configure } from './configure';
 import css from './desk.css';
@@ -31,7 +31,7 @@ export class Desk {
   constructor(model: Model, feed: Feed) {
     const id = `gptx-desk-${++made}`;
     this.channel = new Channel(model, so => (this.busy.textContent = so ? BUSY : ''));
-    this.watch = new Watch(feed, message => model.send(message));
+    this.watch = new Watch(feed, message => send(model, message));
     const bar = h('div', {
       class: 'tabs',
       role: 'tablist',
