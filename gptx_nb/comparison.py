@@ -7,16 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gptx_nb import progress, writing_words
+from gptx_nb import fields, progress, writing_words
 from gptx_nb.curves import SCORES, score_name
 from gptx_nb.errors import UsageError
 from gptx_nb.overview import details
+from gptx_nb.pretraining import KINDS
 from gptx_nb.progress import Progress
 from gptx_nb.runs import Run
 
 Json = dict[str, Any]
 MOST = 8  # runs that can be told apart on one chart
 LONGEST = 200  # characters of a value
+MISTAKES = 10  # of those that a model makes most frequently
+CALLED = {"finetune": "fine-tuning", "pretrain": "pretraining"}
 
 
 @dataclass(frozen=True)
@@ -62,14 +65,14 @@ def of(runs: Sequence[Run]) -> Comparison:
 def compare(runs: Sequence[Run]) -> Json:
     """Return {"runs": [one each], "scores": rows, "settings": rows}; a row is [name, a value a run].
 
-    One run is {"id", "called", "state", "verdict", "transfer", "labels", "confusion", "rows": held-out rows that were
-    answered}. Of the recipes only what differs is told.
+    One run is {"id", "called", "state", "verdict", "transfer", "labels", "confusion", "mistakes": the most frequent as
+    [label, taken for, rows], "more_mistakes": how many pairs more, ...}. Of the recipes only what differs is told.
     """
     told = [details(run) for run in runs]
     return {
         "runs": [_one(run, each) for run, each in zip(runs, told, strict=True)],
         "scores": _scores(told),
-        "settings": _settings([each["recipe"] for each in told]),
+        "settings": _settings(told),
     }
 
 
@@ -91,6 +94,7 @@ def _one(run: Run, told: Json) -> Json:
     scores = told["scores"] or {}
     validation = scores.get("validation") or {}
     transfer = scores.get("transfer")
+    wrong = progress.mistakes(validation) if validation.get("confusion") else []
     return {
         "id": told["id"],
         "called": progress.called(run),
@@ -101,6 +105,8 @@ def _one(run: Run, told: Json) -> Json:
         "transfer": progress.transfer_gain(transfer) if transfer else "",
         "labels": validation.get("labels") or [],
         "confusion": validation.get("confusion") or [],
+        "mistakes": [[label, said, f"{count:,}"] for label, said, count in wrong[:MISTAKES]],
+        "more_mistakes": max(0, len(wrong) - MISTAKES),
         "samples": [list(each) for each in writing_words.samples(scores)] if writing_words.is_writing(scores) else [],
         "curves": curves(run),
     }
@@ -130,16 +136,36 @@ def _scores_of(told: Json) -> dict[str, str]:
     if isinstance(validation.get("rows"), int):
         found["held-out rows"] = f"{validation['rows']:,}"
     if transfer := scores.get("transfer"):
-        found["transfer gain"] = progress.transfer_gain(transfer)
+        found["transfer gain"] = _gain(transfer)
     if told["seconds"] is not None:
         found["trained in"] = progress.duration(told["seconds"])
     return found
 
 
-def _settings(recipes: Sequence[Json]) -> list[list[str]]:
+def _gain(transfer: Json) -> str:
+    """Return a transfer gain for a cell of a table, with its 95 % interval; the verdict says it as a sentence."""
+    points = f"{100 * transfer['gain']:+.1f} points"
+    if transfer["low"] is None:
+        return points
+    return f"{points} ({100 * transfer['low']:+.1f} to {100 * transfer['high']:+.1f})"
+
+
+def _settings(told: Sequence[Json]) -> list[list[str]]:
+    """Return the settings that differ; between kinds of runs, whose defaults do, those that somebody has asked for."""
+    recipes, kinds = [each["recipe"] for each in told], [each["kind"] for each in told]
     names = list(dict.fromkeys(name for recipe in recipes for name in recipe))
     differ = [name for name in names if len({json.dumps(each.get(name)) for each in recipes}) > 1]
-    return [[name, *(_value(recipe.get(name)) for recipe in recipes)] for name in differ]
+    if len(set(kinds)) < 2:
+        return [[name, *(_value(recipe.get(name)) for recipe in recipes)] for name in differ]
+    asked = set[str]().union(*(_asked(each["recipe"], each["kind"]) for each in told))
+    rows = [[name, *(_value(recipe.get(name)) for recipe in recipes)] for name in differ if name in asked]
+    return [["kind of run", *(CALLED.get(kind, kind) for kind in kinds)], *rows]
+
+
+def _asked(recipe: Json, kind: str) -> set[str]:
+    """Return the names of settings that are not as they are by default; all where this version knows no defaults."""
+    known = {each.name: each.default for each in fields.settings(KINDS[kind])} if kind in KINDS else {}
+    return {name for name, value in recipe.items() if value is not None and (name not in known or value != known[name])}
 
 
 def _value(value: Any) -> str:

@@ -177,6 +177,12 @@ def link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
+def leave_mark(path: Path) -> None:
+    """Make the empty file `path`. Makes no folder: FileNotFoundError where the one that it belongs into is gone."""
+    path.touch()
+    flush_directory(path.parent)
+
+
 def touch(path: Path) -> None:
     """Renew the time of the file `path`, which needs no room on the disk."""
     os.utime(path)

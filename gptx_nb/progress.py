@@ -446,6 +446,18 @@ def transfer_gain(transfer: dict[str, Any]) -> str:
     return f"Transfer gain: {points:+.1f} points over random weights (95 % interval {between}, {seeds}){chance}."
 
 
+def mistakes(validation: dict[str, Any]) -> list[tuple[str, str, int]]:
+    """Return (label, what it was taken for, rows), the most frequent first."""
+    labels = validation["labels"]
+    wrong = [
+        (labels[true], labels[said], count)
+        for true, row in enumerate(validation["confusion"])
+        for said, count in enumerate(row)
+        if true != said and count
+    ]
+    return sorted(wrong, key=lambda each: -each[2])
+
+
 def score_rows(run: Run) -> list[tuple[str, float, float | None]]:
     """Return (who, accuracy, macro F1) of the model and of each baseline; empty where nothing was held back."""
     scores = run.scores()

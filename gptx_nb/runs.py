@@ -237,9 +237,21 @@ class Run(RunFiles):
 
         return figures.figure(self)
 
+    def raise_if_deleted(self) -> None:
+        """Raise RunNotFound where the run is not on the disk any more, or only what a worker has written since."""
+        if not self.request_file.is_file():
+            raise RunNotFound(
+                f"run {self.name} version {self.version} was deleted: it is not in {self.folder} any more"
+            )
+
     def request_stop(self) -> None:
-        """Ask the worker to save and stop. It looks at every step."""
-        files.write_text(self.stop_file, "")
+        """Ask the worker to save and stop. It looks at every step. Raises RunNotFound where the run was deleted."""
+        self.raise_if_deleted()
+        try:
+            files.leave_mark(self.stop_file)
+        except FileNotFoundError:  # at this moment
+            self.raise_if_deleted()
+            raise
 
     def withdraw_stop(self) -> None:
         self.stop_file.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,10 @@ from IPython.core.interactiveshell import InteractiveShell
 from made_runs import FINISHED, SCORES, SCRIPT, STOPPED, make
 
 import gptx_nb
+from gptx_nb import comparison, files
 from gptx_nb.errors import RunNotFound, UsageError
+from gptx_nb.pretraining import PretrainRecipe
+from gptx_nb.recipe import make_recipe
 from gptx_nb.views import cli
 
 
@@ -33,6 +37,7 @@ def test_scores_and_what_differs_stand_side_by_side(two: None) -> None:
 
 def test_in_a_notebook_it_is_plain_html_with_an_image(two: None, plain_shell: InteractiveShell) -> None:
     shown = plain_shell.run_cell("%gpt_compare reviews/1 reviews").result._repr_mimebundle_()
+    assert re.search(r'text-align:right[^<]*">0\.812</td>', shown["text/html"])  # numbers stand under each other
     assert base64.b64decode(shown["image/png"]).startswith(b"\x89PNG")
     assert "<script" not in shown["text/html"]
     assert "Confusion matrix" in shown["text/html"]
@@ -54,6 +59,30 @@ def test_runs_that_have_not_come_far_are_compared_too(home: Path) -> None:
     make(steps=3, phase="training", outcome=STOPPED)
     found = gptx_nb.compare("reviews/1", "reviews/2")
     assert found.scores[0] == ["state", "reading the data", "stopped"]
+
+
+def test_of_runs_of_two_kinds_what_was_asked_for_is_told_and_not_every_default(home: Path) -> None:
+    make(steps=3, phase="training", outcome=STOPPED)
+    other = make("story", steps=3, phase="training", outcome=STOPPED)
+    recipe = make_recipe({"data": "tales.txt", "context": 64, "seed": 1}, "", PretrainRecipe).model_dump(mode="json")
+    files.write_json(other.request_file, {**other.request(), "kind": "pretrain", "recipe": recipe})
+    assert gptx_nb.compare("reviews", "story").settings == [
+        ["kind of run", "fine-tuning", "pretraining"],
+        ["data", "df", "tales.txt"],
+        ["seed", "0", "1"],
+        ["context", "", "64"],
+    ]
+
+
+def test_of_many_labels_the_most_frequent_mistakes_are_told(home: Path) -> None:
+    labels = [f"label {number}" for number in range(13)]
+    taken = [[9 if true == said else int(said == (true + 1) % 13) for said in range(13)] for true in range(13)]
+    taken[4][7] = 1234
+    validation = {**SCORES["validation"], "labels": labels, "confusion": taken}
+    run = make(steps=3, phase="saving", outcome=FINISHED, scores={**SCORES, "validation": validation})
+    (told,) = comparison.compare([run])["runs"]
+    assert told["mistakes"][:2] == [["label 4", "label 7", "1,234"], ["label 0", "label 1", "1"]]
+    assert (len(told["mistakes"]), told["more_mistakes"]) == (10, 4)
 
 
 def test_a_mistake_is_one_message(two: None) -> None:

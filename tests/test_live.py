@@ -15,9 +15,10 @@ import pytest
 from made_runs import FINISHED, PLAN, REPORT, SCRIPT, make
 
 from gptx_nb import curves, files, launch, metrics, progress, samples
-from gptx_nb.errors import UsageError
+from gptx_nb.errors import RunNotFound, UsageError
 from gptx_nb.process import Process
-from gptx_nb.runs import Run
+from gptx_nb.runs import Run, RunStore
+from gptx_nb.trash import Trash
 from gptx_nb.views import live, panels
 
 
@@ -248,6 +249,45 @@ def test_the_clone_button_gets_the_cell_that_asks_for_the_run(home: Path, idle: 
     assert widget.messages[-1]["cell"] == "%%gpt_finetune reviews\ndata: reviews.csv\n"
 
 
+def test_a_run_that_is_deleted_while_it_is_watched_is_told_as_such_and_its_buttons_do_nothing(
+    home: Path, idle: None
+) -> None:
+    run = make(steps=5, phase="training")
+    widget = Sent("reviews")
+    widget.step(run)
+    RunStore().remove(run)
+    with pytest.raises(RunNotFound, match=r"^run reviews version 1 was deleted: it is not in .*reviews/1 any more$"):
+        widget.step(run)
+    told = widget.messages[-1]["head"]
+    assert (told["state"], told["doing"], told["active"], told["can"]) == ("deleted", "deleted", False, [])
+    assert dict(told["numbers"]) | {"step": "5 of 60", "tokens/s": "–", "time left": "–"} == dict(told["numbers"])
+    for action in ("stop", "kill", "resume", "clone"):
+        widget._hear(widget, {"kind": "act", "action": action}, [])
+        assert "version 1 was deleted" in widget.messages[-1]["said"], action
+    assert not run.folder.exists()  # nobody has left a request there
+    state = widget.get_state()  # a page that is loaded again
+    assert state["head"]["state"] == "deleted"
+    assert [part["title"] for part in state["about"]] == ["Data", "What was chosen, and why"]
+    assert len(unpacked(state["history"])[0]) == 5
+
+
+def test_what_is_taken_back_from_the_trash_or_made_anew_in_its_place_is_shown_again(home: Path, idle: None) -> None:
+    run = make(steps=5, phase="training", outcome=made_runs.STOPPED)
+    widget = Sent("reviews")
+    widget.step(run)
+    thrown = Trash().put(run)
+    with pytest.raises(RunNotFound):
+        widget.step(run)
+    Trash().restore(thrown)
+    widget.step(run)
+    told = widget.messages[-1]["head"]
+    assert (told["state"], told["can"]) == ("stopped", ["resume", "clone"])
+    RunStore().remove(run)
+    assert make(steps=2, phase="training") == run
+    widget.step(run)
+    assert [row[0] for row in unpacked(widget.history)[0]] == [1, 2]
+
+
 def test_a_page_that_says_nothing_while_it_could_be_heard_draws_no_widgets(
     home: Path, idle: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,6 +331,13 @@ def test_held_out_rows_show_what_is_said_of_them_now_and_the_course_of_it() -> N
     assert samples.latest([{"step": 1}]) == samples.Samples()
     long = samples.latest([{"samples": [said(at / 100)]} for at in range(100)])
     assert (len(long.courses[0]), long.courses[0][-1]) == (25, 0.99)
+
+
+def test_the_probability_of_a_held_out_row_stands_right_as_numbers_do(home: Path) -> None:
+    run = make(steps=5, phase="training")
+    add(run, 1, {"kind": "evaluation", "step": 5, "samples": [said(0.25)]})
+    told = live.sample_table(progress.Progress(run).refresh()) or {}
+    assert [told["head"][at] for at in told["right"]] == ["probability of its label"]
 
 
 def test_held_out_rows_of_a_model_that_writes_show_its_answers(home: Path) -> None:

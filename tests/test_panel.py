@@ -57,6 +57,14 @@ def page(plain_shell: InteractiveShell) -> Any:
     found.widget.close()
 
 
+def seen_as(page: Page, state: str) -> None:
+    """Wait until the page is told that the watched run has that state."""
+    deadline = time.monotonic() + 20
+    while state not in [page.widget.head.get("state"), *(each.get("head", {}).get("state") for each in page.heard)]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def form(**recipe: Any) -> dict[str, Any]:
     return {"run_kind": "finetune", "name": "reviews", "recipe": recipe}
 
@@ -121,10 +129,7 @@ def test_a_runs_recipe_opens_in_the_form_that_is_shown_with_its_name(plain_shell
     page = Page(plain_shell, "reviews")
     opened = page.ask("open")["value"]["opened"]
     assert (opened["name"], opened["recipe"]["data"]) == ("reviews", "df")
-    deadline = time.monotonic() + 20
-    while page.widget.head.get("state") != "finished":  # and it is watched
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    seen_as(page, "finished")  # and it is watched
     page.widget.close()
 
 
@@ -239,11 +244,19 @@ def test_runs_are_compared_by_scores_and_by_what_differs(page: Page) -> None:
 def test_a_run_of_another_panel_is_watched(page: Page) -> None:
     make(steps=12, phase="training", outcome=FINISHED)
     assert page.ask("watch", run="reviews/1")["value"] == {"id": "reviews/1"}
-    deadline = time.monotonic() + 20
-    while page.widget.head.get("state") != "finished":
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    seen_as(page, "finished")
     assert page.widget.head["name"] == "reviews"
+
+
+def test_a_panel_tells_that_its_run_was_deleted_and_opens_without_it(plain_shell: InteractiveShell) -> None:
+    run = make(steps=12, phase="training", outcome=FINISHED)
+    page = Page(plain_shell, "reviews")
+    seen_as(page, "finished")
+    RunStore().remove(run)
+    seen_as(page, "deleted")
+    assert page.ask("watch", run="reviews/1")["error"].startswith("no run is called 'reviews'")
+    assert page.ask("open")["value"]["opened"] == {"kind": "finetune", "name": "", "recipe": {}}
+    page.widget.close()
 
 
 def test_where_no_widgets_are_drawn_the_panel_is_the_list_of_runs(plain_shell: InteractiveShell) -> None:

@@ -142,6 +142,17 @@ def test_a_run_is_starting_until_its_worker_is_there(run: Run) -> None:
     assert repr(run) == "<Run demo version 1: running>"
 
 
+def test_nobody_leaves_a_request_for_a_run_that_was_deleted(run: Run) -> None:
+    RunStore().remove(run)
+    with pytest.raises(RunNotFound, match=r"^run demo version 1 was deleted: it is not in .*demo/1 any more$"):
+        run.request_stop()
+    assert not run.folder.exists()
+    run.folder.mkdir(parents=True)  # by a worker that goes on
+    with pytest.raises(RunNotFound):
+        run.request_stop()
+    assert not run.stop_file.exists()
+
+
 def test_a_run_goes_on_while_either_process_lives(run: Run) -> None:
     claim(run, gone(), HERE)
     assert run.state() == "running"

@@ -33,14 +33,17 @@ class Page {
   readonly model = new FakeModel({
     view: 'panel',
     head: { name: '', state: 'starting', active: true, can: [] },
-    about: []
+    about: [],
+    history: undefined,
+    number: 0
   });
   readonly el = document.createElement('div');
   readonly undo: (() => void) | undefined;
 
-  constructor() {
+  /** `load` is the module that anywidget calls. */
+  constructor(load = panel) {
     document.body.append(this.el);
-    const widget = panel();
+    const widget = load();
     widget.initialize({ model: this.model });
     this.undo = widget.render({ model: this.model, el: this.el });
   }
@@ -333,6 +336,42 @@ test('chosen runs are compared: what differs, scores, who was taken for whom', a
   expect(page.el.querySelector('img')).toBeNull();
 });
 
+test('as many runs are compared as can be told apart, and that is said where there are more', async () => {
+  const page = new Page();
+  page.tab('Compare');
+  const many = Array.from({ length: 10 }, (_, at) => ({ ...runs[1], id: `reviews/${at}`, version: at }));
+  await page.tell('answer', 'runs', { value: { runs: many } });
+  const boxes = [...page.el.querySelectorAll<HTMLInputElement>('.runs input')];
+  const full = () => page.el.querySelector('.compare [role="status"]')?.textContent;
+  boxes.slice(0, 8).forEach(box => box.click());
+  expect(full()).toBe('8 runs are chosen, as many as one chart can tell apart. Take one away to choose another.');
+  expect(boxes.map(box => box.disabled)).toEqual([...Array(8).fill(false), true, true]);
+  boxes[0]?.click();
+  expect([full(), boxes.some(box => box.disabled)]).toEqual(['', false]);
+  boxes[9]?.click();
+  expect(page.asked('compare')).toMatchObject({ runs: [1, 2, 3, 4, 5, 6, 7, 9].map(at => `reviews/${at}`) });
+  const curves = { steps: [], loss: [], scored: [], held_out: [], score: [], score_name: '' };
+  const labels = Array.from({ length: 13 }, (_, at) => `label ${at}`);
+  const one = { id: 'reviews/1', called: 'reviews v1', verdict: '', transfer: '', samples: [], scored: false, curves };
+  const wrong = { labels, confusion: labels.map(() => [1]), mistakes: [['a', HACK, '1,234']], more_mistakes: 3 };
+  const none = { ...wrong, mistakes: [], more_mistakes: 0 };
+  await page.tell('answer', 'compare', {
+    value: {
+      runs: [
+        { ...one, ...wrong },
+        { ...one, ...none }
+      ],
+      scores: [['accuracy', '0.9', '0.85']],
+      settings: []
+    }
+  });
+  const told = page.el.querySelector('.compare')?.textContent;
+  expect(told).toContain(`Most frequent mistakes, of 13 labelslabeltaken forrowsa${HACK}1,234… 3 more`);
+  expect(told).toContain('Most frequent mistakes, of 13 labels: none');
+  const numbers = [...page.el.querySelectorAll('.compare td.right')].map(each => each.textContent);
+  expect(numbers.slice(0, 2)).toEqual(['0.9', '0.85']);
+});
+
 test('tabs are moved between by arrows, and each says what it controls', () => {
   const page = new Page();
   const bar = page.el.querySelector('[role="tablist"]');
@@ -344,6 +383,52 @@ test('tabs are moved between by arrows, and each says what it controls', () => {
   const parts = [...page.el.querySelectorAll<HTMLElement>('[role="tabpanel"]')];
   expect(parts.map(each => each.hidden)).toEqual([true, true, true, false]);
   expect(parts[3]?.getAttribute('aria-labelledby')).toBe(document.activeElement?.id);
+});
+
+test('a run that cannot be watched is refused in words, and the list names the one that is still shown', async () => {
+  const page = new Page();
+  const shown = { name: 'reviews', version: 1, state: 'running', doing: 'training', active: true, can: ['stop'] };
+  page.model.state['head'] = shown;
+  page.model.tell('change');
+  page.tab('Watch');
+  await page.tell('answer', 'runs', { value: { runs } });
+  const list = page.el.querySelector<HTMLSelectElement>('.choice select');
+  const choose = (run: string) => {
+    if (list) {
+      list.value = run;
+      list.dispatchEvent(new Event('change'));
+    }
+  };
+  choose('reviews/2');
+  await page.tell('answer', 'watch', { error: `run 'reviews' has no version 2 ${HACK}` });
+  expect(page.el.querySelector('[role="alert"]:not([hidden]).error')?.textContent).toContain(HACK);
+  expect(list?.value).toBe('reviews/1');
+  await page.tell('answer', 'runs', { value: { runs: runs.slice(0, 1) } });
+  expect(list?.textContent).not.toContain('v2');
+  page.model.tell(
+    'msg:custom',
+    { kind: 'more', number: 1, head: { state: 'deleted', doing: 'deleted', active: false, can: [] }, after: null },
+    []
+  );
+  await vi.waitFor(() => expect(page.el.querySelector('.title')?.textContent).toBe('reviews v1 · deleted'));
+  expect([...page.el.querySelectorAll<HTMLElement>('.watch header button')].filter(each => !each.hidden)).toEqual([]);
+  expect(page.el.querySelector<HTMLElement>('.progress')?.hidden).toBe(true);
+  await page.tell('answer', 'runs', { value: { runs: [] } }); // it has asked again
+  expect(list?.value).toBe('');
+});
+
+test('two panels of a page share no id, and a label of the second leads to its own control', async () => {
+  for (let count = 0; count < 2; count++) {
+    vi.resetModules(); // as anywidget does, which loads the module anew for each widget
+    const page = new Page((await import('../src/panel')).default);
+    await page.tell('answer', 'open', { value: opened });
+  }
+  const ids = [...document.querySelectorAll('[id]')].map(each => each.id);
+  expect(ids.length).toBeGreaterThan(60);
+  expect(ids.filter((id, at) => ids.indexOf(id) !== at)).toEqual([]);
+  for (const label of document.querySelectorAll('label')) {
+    expect(label.control?.closest('.desk')).toBe(label.closest('.desk'));
+  }
 });
 
 test('tokens that are not predicted are greyed, and lengths are told in words too', () => {

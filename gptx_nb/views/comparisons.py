@@ -27,7 +27,8 @@ class ComparisonView:
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> Bundle:
         found = self.comparison
         bundle: Bundle = {"text/plain": repr(found)}
-        parts = [markup.table(found.head, [_cells(row) for row in found.scores])]
+        numbers = range(1, len(found.head))
+        parts = [markup.table(found.head, [_cells(row) for row in found.scores], numbers)]
         if any(Progress(run).refresh().steps for run in found.runs):
             from gptx_nb.views import figures  # matplotlib takes its time
 

@@ -7,6 +7,7 @@ Buttons act through the run's directory: by the server where the page can reach 
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import sys
 import threading
@@ -21,7 +22,7 @@ from IPython.core.getipython import get_ipython
 
 from gptx_nb import launch, overview, pretraining_words, progress, samples, writing_words
 from gptx_nb.curves import SCORES, Curves, score_name
-from gptx_nb.errors import GptxError, UsageError
+from gptx_nb.errors import GptxError, RunNotFound, UsageError
 from gptx_nb.pretraining import PretrainRecipe
 from gptx_nb.progress import Progress
 from gptx_nb.runs import ACTIVE, Run
@@ -33,6 +34,7 @@ DRAWN = 15.0  # seconds in which a page that draws widgets says so, while the ke
 SHOWN_NOTES = 3
 SHOWN_LABELS = 12
 NOTHING = "–"
+OF_THE_MOMENT = ("time left", "tokens/s", "device use")
 
 Json = dict[str, Any]
 _busy = False  # whether a cell runs
@@ -86,6 +88,14 @@ def head(run: Run, seen: Progress, note: str = "") -> Json:
     }
 
 
+def deleted(told: Json) -> Json:
+    """Return the head of a run that is not on the disk any more: what was seen last, and no buttons."""
+    last = [(name, NOTHING if name in OF_THE_MOMENT else value) for name, value in told["numbers"]]
+    why = "it is not on the disk any more; what stands here was seen before"
+    ended = {"state": "deleted", "active": False, "doing": "deleted", "why": why, "note": "", "can": []}
+    return {**told, **ended, "numbers": last}
+
+
 def can(seen: Progress) -> list[str]:
     """Return which buttons do something."""
     if seen.state in ("running", "starting", "elsewhere"):
@@ -126,8 +136,10 @@ def sample_table(seen: Progress) -> Json | None:
     if not found.rows:
         return None
     rows = [[progress.one_line(cell, 240) for cell in row] for row in found.rows]
-    told = {"title": found.title, **_table(list(found.head), rows)}
-    return told | {"courses": found.courses} if found.courses else told
+    if found.courses:  # their last column is a probability
+        right = [len(found.head) - 1]
+        return {"title": found.title, **_table(list(found.head), rows, right), "courses": found.courses}
+    return {"title": found.title, **_table(list(found.head), rows)}
 
 
 def about(run: Run) -> list[Json]:
@@ -211,26 +223,56 @@ class Feed:
         self.note = note
         self.seen = Progress(run)
         self.curves = Curves(self.seen)
+        self.is_deleted = False
+        self._made = _made(run)
         self._told: Json = {}
+        self._about: list[Json] = []
+
+    def is_of(self, run: Run) -> bool:
+        """Whether this is the feed of `run`, and not of one that was deleted and whose name and version it has."""
+        return self.run == run and _made(run) in (None, self._made)
 
     def look(self) -> Feed:
-        self.seen.refresh()
+        try:
+            self.seen.refresh()
+        except FileNotFoundError:
+            if _made(self.run) is not None:
+                raise
+        self.is_deleted = _made(self.run) is None
         return self
 
     def whole(self) -> tuple[Json, bytes]:
         """Return everything; `news` goes on from there."""
-        self._told = head(self.run, self.seen, self.note)
+        self._told = self._head()
         return self._told, self.curves.whole()
 
     def news(self) -> tuple[Json, list[bytes]] | None:
         """Return a message and its buffers; None where nothing is new."""
-        now, added = head(self.run, self.seen, self.note), self.curves.added()
+        now, added = self._head(), self.curves.added()
         changed = {name: value for name, value in now.items() if name not in self._told or self._told[name] != value}
         if added is None and not changed:
             return None
         self._told = now
         follows, content = added if added else (None, b"")
         return {"kind": "more", "head": changed, "after": follows}, [content] if added else []
+
+    def about(self) -> list[Json]:
+        """Return what was found out before training; of a run that was deleted, what was known of it before."""
+        with contextlib.suppress(FileNotFoundError, RunNotFound):
+            self._about = about(self.run)
+        return self._about
+
+    def _head(self) -> Json:
+        now = head(self.run, self.seen, self.note)
+        return deleted(now) if self.is_deleted else now
+
+
+def _made(run: Run) -> int | None:
+    """Return when the run was made, in nanoseconds, or None where it is not on the disk any more."""
+    try:
+        return run.request_file.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
 
 
 class RunWidget(anywidget.AnyWidget):
@@ -268,20 +310,22 @@ class RunWidget(anywidget.AnyWidget):
         return not (_busy or self._was_heard) and time.monotonic() - max(_idle_since, self._made) > DRAWN
 
     def step(self, run: Run, note: str = "") -> Progress:
-        """Look at `run`, and send what is new to whoever sees it."""
+        """Look at `run`, and send what is new to whoever sees it. Where it was deleted, send that: RunNotFound."""
         with self._lock:
-            if self._feed is None or self._feed.run != run:
+            if self._feed is None or not self._feed.is_of(run):
                 self._feed, self._missed, self._files = Feed(run), True, None
             self._feed.note = note
             seen = self._feed.look().seen
             if not self._is_seen():
                 self._missed = True
-            elif self._missed or self._files != _files(run):
+            elif self._missed or (self._files != _files(run) and not self._feed.is_deleted):
                 self._send_whole(self._feed)
             elif news := self._feed.news():
                 message, buffers = news
                 self._count += 1
                 self.send({**message, "number": self._count}, buffers)
+            if self._feed.is_deleted:
+                run.raise_if_deleted()
             return seen
 
     def get_state(self, key: Any = None, drop_defaults: bool = False) -> Any:
@@ -290,14 +334,14 @@ class RunWidget(anywidget.AnyWidget):
             state = super().get_state(key, drop_defaults)
             if key is None and self._feed is not None:
                 now, history = self._feed.whole()
-                state |= {"head": now, "about": about(self._feed.run), "history": history, "number": self._count}
+                state |= {"head": now, "about": self._feed.about(), "history": history, "number": self._count}
             return state
 
     def _send_whole(self, feed: Feed) -> None:
         self._missed = False
         with self.hold_sync():
             self._files = _files(feed.run)
-            self.about = about(feed.run)
+            self.about = feed.about()
             self.head, self.history = feed.whole()
             self.number = self._count
 
@@ -318,9 +362,19 @@ class RunWidget(anywidget.AnyWidget):
             self._missed = True
         elif kind == "act" and self._feed is not None:
             if content.get("action") == "clone":
-                self.send({"kind": "cell", "cell": overview.cell(self._feed.run)})
+                self._clone(self._feed.run)
             else:
-                act(self._feed.run, str(content.get("action")), lambda said: self.send({"kind": "acted", "said": said}))
+                act(self._feed.run, str(content.get("action")), self._acted)
+
+    def _clone(self, run: Run) -> None:
+        try:
+            run.raise_if_deleted()
+            self.send({"kind": "cell", "cell": overview.cell(run)})
+        except (GptxError, OSError) as error:
+            self._acted(str(error))
+
+    def _acted(self, said: str) -> None:
+        self.send({"kind": "acted", "said": said})
 
 
 def _files(run: Run) -> tuple[bool, bool]:
@@ -331,6 +385,7 @@ def _files(run: Run) -> tuple[bool, bool]:
 def act(run: Run, action: str, answer: Callable[[str], None]) -> None:
     """Do what a button says, and answer in one line once that is known."""
     try:
+        run.raise_if_deleted()
         if action == "stop":
             run.request_stop()
             answer("It saves and stops at its next step.")
@@ -341,7 +396,7 @@ def act(run: Run, action: str, answer: Callable[[str], None]) -> None:
             threading.Thread(target=context.run, args=(_resume, run, answer), name="gptx-resume", daemon=True).start()
         else:
             raise UsageError(f"there is no button {action!r}")
-    except GptxError as error:
+    except (GptxError, OSError) as error:  # without an answer the page would take the kernel for busy
         answer(str(error))
 
 

@@ -28,6 +28,7 @@ Tell = Callable[[Json], None]
 Work = Callable[[Tell], Json]
 
 EVERY = 0.2  # seconds between looks at the run that is watched
+REST = 2.0  # the same once it has ended: it may be deleted, taken back, or go on
 SETTING = re.compile(r"(?:unknown setting ')?(\w+)")
 
 
@@ -73,16 +74,14 @@ class PanelWidget(live.RunWidget):
         super().close()
 
     def _follow(self) -> None:
-        """Keep the watched run up to date; sleep once it has ended, until another one is watched."""
+        """Keep the watched run up to date; look seldom once it has ended, until another one is watched."""
         while not self._is_closed:
             self._changed.clear()
             run, ended = self.run, True
             if run is not None:
-                try:
+                with contextlib.suppress(RunNotFound):  # deleted: the page has been told
                     ended = self._context.run(self.step, run).state not in ACTIVE
-                except (FileNotFoundError, RunNotFound):  # removed from disk
-                    self.run = None
-            self._changed.wait(None if ended and not self._missed else EVERY)
+            self._changed.wait(EVERY if not ended else REST if run else None)
 
     # ---- questions --------------------------------------------------------------------------------------------------
 
@@ -179,11 +178,15 @@ class PanelWidget(live.RunWidget):
             opened = {"kind": kind.kind, "name": name, "recipe": settings}
         elif self._draft is not None and not asked.get("run"):
             opened = self._draft
-        elif run := (_run(asked) if asked.get("run") else self._opened):
+        elif run := (_run(asked) if asked.get("run") else self._opened_run()):
             request = run.request()
             opened = {"kind": run.kind.kind, "name": run.name, "recipe": request["recipe"]}
         kinds = {name: fields.form_spec(kind) for name, kind in KINDS.items()}
         return lambda tell: {"kinds": kinds, "tables": tables, "cells": cells, "opened": opened}
+
+    def _opened_run(self) -> Run | None:
+        """The run that the form opens with, unless it was deleted."""
+        return self._opened if self._opened and self._opened.request_file.is_file() else None
 
     def _start(self, name: str, recipe: AnyRecipe, objects: Json) -> Json:
         launched = launch.train(name, recipe, **objects)

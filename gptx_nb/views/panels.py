@@ -24,6 +24,7 @@ from IPython.display import DisplayHandle, display
 
 from gptx_nb import multi_label_words, pretraining_words, progress, samples, writing_words
 from gptx_nb.curves import thinned
+from gptx_nb.errors import RunNotFound
 from gptx_nb.pretraining import PretrainRecipe
 from gptx_nb.progress import Progress, counted, one_line
 from gptx_nb.recipe import Recipe
@@ -357,18 +358,10 @@ def confusion(validation: dict[str, Any]) -> str:
     """Show which label was taken for which: all of them, or of many labels the most frequent mistakes."""
     labels, counts = validation["labels"], validation["confusion"]
     if len(labels) > SHOWN_LABELS:
-        wrong = sorted(
-            (
-                (count, labels[true], labels[said])
-                for true, row in enumerate(counts)
-                for said, count in enumerate(row)
-                if true != said and count
-            ),
-            key=lambda each: -each[0],
-        )
+        wrong = progress.mistakes(validation)
         rows = [
             (markup.escaped(true, 60), markup.escaped(said, 60), str(count))
-            for count, true, said in wrong[:SHOWN_PAIRS]
+            for true, said, count in wrong[:SHOWN_PAIRS]
         ]
         table = markup.table(("label", "taken for", "rows"), rows, right=(2,)) if rows else markup.line("None.")
         return markup.heading("Most frequent mistakes") + table + _more(len(wrong), SHOWN_PAIRS, "pair")
@@ -496,7 +489,7 @@ class LiveView(RunView):
         try:
             with self._lock:
                 self._context.run(self.refresh, self.run)
-        except FileNotFoundError:  # removed from disk
+        except (FileNotFoundError, RunNotFound):  # removed from disk
             self._context.run(self.say, "was removed")
             self.done = True
         except Exception:
@@ -512,7 +505,7 @@ class LiveView(RunView):
                 if self.run.outcome() is None and self.run.folder.is_dir():
                     return False
                 self.done = True  # nothing is left for the thread
-                with contextlib.suppress(FileNotFoundError):  # removed from disk
+                with contextlib.suppress(FileNotFoundError, RunNotFound):  # removed from disk
                     self._put(ended(self.run, self.note))
             if self._handle is not None:
                 self._handle.update(self._bundle, raw=True)  # type: ignore[no-untyped-call]

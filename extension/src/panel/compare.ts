@@ -17,6 +17,9 @@ interface One {
   transfer: string;
   labels: string[];
   confusion: number[][];
+  /** [label, taken for, rows], the most frequent first, and how many more pairs there are. */
+  mistakes: string[][];
+  more_mistakes: number;
   samples: string[][];
   /** It has a model, and rows were held back. */
   scored: boolean;
@@ -42,12 +45,15 @@ interface Compared {
   settings: string[][];
 }
 
-const MOST = 8;
+const MOST = 8; // runs that can be told apart on one chart
+const FULL = `${MOST} runs are chosen, as many as one chart can tell apart. Take one away to choose another.`;
 const SHOWN_LABELS = 12; // of a confusion matrix
 
 export class Compare implements Tab {
   readonly node: HTMLElement;
   private readonly list = h('div', { class: 'runs', role: 'group', 'aria-label': 'Runs to compare' });
+  private readonly full = h('p', { class: 'muted', role: 'status' });
+  private readonly boxes: HTMLInputElement[] = [];
   private readonly plots = h('div', { class: 'plots two' });
   private readonly told = h('div', {});
   private readonly charts: Chart[];
@@ -60,7 +66,7 @@ export class Compare implements Tab {
       createChart(this.plots, { title, xLabel: 'step', fromZero: title !== 'score on the held-out rows', group })
     );
     this.plots.hidden = true;
-    this.node = h('div', { class: 'compare' }, this.list, this.plots, this.told);
+    this.node = h('div', { class: 'compare' }, this.list, this.full, this.plots, this.told);
   }
 
   show(): void {
@@ -83,23 +89,35 @@ export class Compare implements Tab {
 
   private draw(runs: readonly RunLine[]): void {
     this.chosen = this.chosen.filter(id => runs.some(run => run.id === id));
-    const boxes = runs.map(run => {
+    this.boxes.length = 0;
+    const lines = runs.map(run => {
       const box = h('input', {
         type: 'checkbox',
         checked: this.chosen.includes(run.id),
         onchange: () => {
           this.chosen = box.checked ? [...this.chosen, run.id] : this.chosen.filter(id => id !== run.id);
+          this.limit();
           void this.compare();
         }
       });
+      this.boxes.push(box);
       const label = `${run.name} v${run.version}`;
       return h('label', {}, box, ` ${label} `, h('span', { class: 'muted' }, run.doing));
     });
-    fill(this.list, ...(boxes.length > 0 ? boxes : [h('p', { class: 'muted' }, 'There are no runs yet.')]));
+    fill(this.list, ...(lines.length > 0 ? lines : [h('p', { class: 'muted' }, 'There are no runs yet.')]));
+    this.limit();
+  }
+
+  /** Where as many are chosen as can be shown, say so, and let none be added. */
+  private limit(): void {
+    const full = this.chosen.length >= MOST && this.boxes.length > MOST;
+    this.boxes.forEach(box => (box.disabled = full && !box.checked));
+    this.full.textContent = full ? FULL : '';
+    this.full.hidden = !full;
   }
 
   private async compare(): Promise<void> {
-    const runs = this.chosen.slice(-MOST);
+    const runs = this.chosen;
     if (runs.length === 0) {
       this.plots.hidden = true;
       fill(
@@ -158,7 +176,7 @@ function parts({ runs, scores, settings }: Compared, channel: Channel): HTMLElem
     settings.length > 0 ? tableOf({ head, rows: settings, right: [] }) : runs.length > 1 ? same : h('div', {});
   return [
     h('h3', {}, 'Scores'),
-    tableOf({ head, rows: scores, right: [] }),
+    tableOf({ head, rows: scores, right: runs.map((_, at) => at + 1) }),
     h('h3', {}, runs.length > 1 ? 'What differs in the recipes' : ''),
     differ,
     ...runs.flatMap(each => one(each, channel))
@@ -171,7 +189,9 @@ function one(run: One, channel: Channel): HTMLElement[] {
   if (run.verdict) {
     found.push(h('p', {}, run.verdict));
   }
-  if (run.confusion.length > 0 && run.labels.length <= SHOWN_LABELS) {
+  if (run.confusion.length > 0 && run.labels.length > SHOWN_LABELS) {
+    found.push(...mistakes(run));
+  } else if (run.confusion.length > 0) {
     const rows = run.confusion.map((row, at) => [run.labels[at] ?? '', ...row.map(String)]);
     const right = run.labels.map((_, at) => at + 1);
     found.push(tableOf({ head: ['label ↓ taken for →', ...run.labels], rows, right }));
@@ -184,6 +204,19 @@ function one(run: One, channel: Channel): HTMLElement[] {
     found.push(extremes(run, channel));
   }
   return found.length > 0 ? [h('h3', {}, run.called), ...found] : [];
+}
+
+/** Which label was taken for which, where a matrix of all would be too wide to read. */
+function mistakes(run: One): HTMLElement[] {
+  const title = `Most frequent mistakes, of ${run.labels.length} labels`;
+  if (run.mistakes.length === 0) {
+    return [h('div', {}, `${title}: none`)];
+  }
+  const more = run.more_mistakes > 0 ? { more: `… ${run.more_mistakes.toLocaleString('en')} more` } : {};
+  return [
+    h('div', {}, title),
+    tableOf({ head: ['label', 'taken for', 'rows'], rows: run.mistakes, right: [2], ...more })
+  ];
 }
 
 /** The held-out rows that a model does best and worst on: computed when somebody wants to see them. */

@@ -5,11 +5,11 @@ import { h } from '../views/dom';
 import { Ask } from './ask';
 import { BUSY, Channel, send } from './channel';
 import { Compare } from './compare';
-import { Configure } from './configure';
+import { Configure, words } from './configure';
 import css from './desk.css';
 import type { Feed } from './feed';
 import type { Acted, Model } from './types';
-import { Watch } from './watch';
+import { DELETED, Watch } from './watch';
 
 export interface Tab {
   readonly node: HTMLElement;
@@ -17,8 +17,6 @@ export interface Tab {
   show(): void;
   dispose(): void;
 }
-
-let made = 0;
 
 export class Desk {
   readonly node = h('div', { class: 'desk' });
@@ -29,7 +27,8 @@ export class Desk {
   private front = '';
 
   constructor(model: Model, feed: Feed) {
-    const id = `gptx-desk-${++made}`;
+    // anywidget loads this module once for each widget, so counting would begin anew with every panel of a page.
+    const id = `gptx-desk-${Math.random().toString(36).slice(2)}`;
     this.channel = new Channel(model, so => (this.busy.textContent = so ? BUSY : ''));
     this.watch = new Watch(feed, message => send(model, message));
     const bar = h('div', {
@@ -119,26 +118,50 @@ export class Desk {
 class Watching implements Tab {
   readonly node: HTMLElement;
   private readonly choice: RunChoice;
+  private readonly refused = h('p', { class: 'error', role: 'alert', hidden: true });
   private readonly unfollow: () => void;
+  private state = '';
 
   constructor(
     private readonly watch: Watch,
-    feed: Feed,
-    channel: Channel
+    private readonly feed: Feed,
+    private readonly channel: Channel
   ) {
-    this.choice = new RunChoice(
-      channel,
-      'Run to watch',
-      run => void channel.ask('watch', { run }).answer.catch(() => 0)
-    );
+    this.choice = new RunChoice(channel, 'Run to watch', run => void this.choose(run));
     const none = h('p', { class: 'muted' }, 'No run is watched. Start one under Configure, or choose one.');
-    this.node = h('div', {}, this.choice.node, none, watch.node);
+    this.node = h('div', {}, this.choice.node, this.refused, none, watch.node);
     this.unfollow = feed.follow(() => {
-      const known = feed.head.version !== undefined;
-      none.hidden = known;
-      watch.node.hidden = !known;
-      this.choice.chosen = known ? `${feed.head.name}/${feed.head.version}` : '';
+      none.hidden = this.watched !== '';
+      watch.node.hidden = this.watched === '';
+      this.choice.chosen = this.watched;
+      if (feed.head.state === DELETED && this.state !== DELETED) {
+        void this.choice.read(); // it is in the list no more
+      }
+      this.state = feed.head.state;
     });
+  }
+
+  /** The run that is shown, as the list calls it. */
+  private get watched(): string {
+    const { name, version } = this.feed.head;
+    return version === undefined ? '' : `${name}/${version}`;
+  }
+
+  /** Watch another run. Where that cannot be, say why, and let the list name the one that is still shown. */
+  private async choose(run: string): Promise<void> {
+    this.refused.hidden = true;
+    if (run === '') {
+      this.choice.chosen = this.watched;
+      return;
+    }
+    try {
+      await this.channel.ask('watch', { run }).answer;
+    } catch (error) {
+      this.refused.textContent = words(error);
+      this.refused.hidden = false;
+      this.choice.chosen = this.watched;
+      void this.choice.read();
+    }
   }
 
   show(): void {
@@ -176,6 +199,7 @@ export class RunChoice {
   ) {
     this.list = h('select', { class: 'gptx-Select', onchange: () => this.choose(this.list.value) });
     this.node = h('label', { class: 'choice' }, `${label} `, this.list);
+    this.draw();
   }
 
   get chosen(): string {
@@ -183,8 +207,10 @@ export class RunChoice {
   }
 
   set chosen(id: string) {
-    this.wanted = id;
-    this.draw();
+    if (id !== this.wanted) {
+      this.wanted = id;
+      this.draw(); // no more often than it must be: a list that is drawn anew closes under the hand
+    }
   }
 
   /** Ask which runs there are. */

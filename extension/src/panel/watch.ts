@@ -18,12 +18,12 @@ const NUMBERS = [
   ...['step', 'time left', 'loss', 'held-out loss', 'score'],
   ...['learning rate', 'gradient norm', 'tokens/s', 'device use', 'memory']
 ];
+/** What the kernel calls the state of a run that is not on the disk any more. */
+export const DELETED = 'deleted';
 const HEARD = 3000; // milliseconds in which a kernel that is free answers
 // Milliseconds between two drawings of a run that trains: where it trains on the processor that also draws, three a
 // second took 5 % of it, and one takes a third of that. What changes its state is drawn at once.
 const PACE = 1000;
-
-let made = 0;
 
 export class Watch {
   readonly node = h('section', { class: 'watch' });
@@ -51,7 +51,7 @@ export class Watch {
     private readonly feed: Feed,
     private readonly send: (message: Record<string, unknown>) => boolean
   ) {
-    const group = `gptx-watch-${++made}`;
+    const group = `gptx-watch-${Math.random()}`; // charts of one view share a cursor, and those of two views do not
     const plots = h('div', { class: 'plots' });
     const curves = () => feed.curves;
     const plot = (
@@ -204,7 +204,8 @@ export class Watch {
     this.drawHead(head);
     const steps = this.feed.curves.steps.length;
     this.empty.hidden = steps > 0;
-    this.empty.textContent = head.active ? `Curves appear with the first steps: ${head.doing} …` : 'It took no step.';
+    const none = head.state === DELETED ? 'No step of it was seen.' : 'It took no step.';
+    this.empty.textContent = head.active ? `Curves appear with the first steps: ${head.doing} …` : none;
     for (const { chart, lines } of this.charts) {
       chart.update(lines());
     }
@@ -232,6 +233,7 @@ export class Watch {
       // Those that come and go with a state keep their place while the run goes on.
       button.hidden = action === 'stop' || action === 'kill' ? !head.active : !can;
     }
+    this.bar.hidden = head.state === DELETED;
     const share = Math.round(1000 * (head.share ?? 0)) / 10;
     this.bar.style.setProperty('--share', String(head.share ?? 0));
     this.bar.setAttribute('aria-valuenow', String(Math.round(share)));
