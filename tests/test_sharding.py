@@ -71,7 +71,7 @@ def test_a_run_in_shards_that_was_killed_ends_as_one_run_with_a_plain_model(
     home: Path,
     still_model: Path,  # noqa: F811
 ) -> None:
-    asked = recipe(still_model, learning_rate=1e-4, head="words", keep="last", epochs=6.0)
+    asked = recipe(still_model, learning_rate=1e-4, head="words", keep="last", epochs=4.0)
     one = launch.train("one", asked, data=REVIEWS, wait=True).run
     shared = asked.model_copy(update={"devices": 2, "sharding": "on", "checkpoint_every": 0.01})
     two = launch.train("two", shared, data=REVIEWS).run
@@ -116,7 +116,7 @@ def test_a_model_is_shared_where_the_whole_does_not_fit(tiny_model: Path, monkey
     needs = whole.estimate.to_come
     monkeypatch.setattr(memory, "available", lambda device: 2 * needs)  # for both; each keeps a margin
     shared = prepared(tiny_model, Alone(2))
-    assert shared.sharded
+    assert shared.sharded, shared.decided["memory"]["reason"]
     assert shared.decided["sharding"]["reason"].endswith("(FSDP2): the whole does not fit each of them")
     assert shared.estimate is not None
     assert shared.estimate.gradients < 0.6 * whole.estimate.gradients
