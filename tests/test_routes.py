@@ -291,7 +291,11 @@ def test_a_run_starts_is_stopped_goes_on_and_answers_without_a_kernel(runs: Serv
     assert runs.ask("POST", "runs/reviews/1/stop")[0] == 202
     assert until(runs, "reviews/1", "stopped")
     status, told, _ = runs.ask("POST", "runs/reviews/1/resume")
-    assert (status, told["action"]) == (200, "resumed"), told
+    if status == 202:  # a busy machine: it goes on by itself
+        assert told["name"] == "reviews", told
+        assert until(runs, "reviews/1", "running")
+    else:
+        assert (status, told["action"]) == (200, "resumed"), told
     assert runs.ask("POST", "runs/reviews/1/stop")[0] == 202
     assert until(runs, "reviews/1", "stopped")
     assert RunStore().find("reviews/1").attempts() == 2
