@@ -345,7 +345,7 @@ test('as many runs are compared as can be told apart, and that is said where the
   const full = () => page.el.querySelector('.compare [role="status"]')?.textContent;
   boxes.slice(0, 8).forEach(box => box.click());
   expect(full()).toBe('8 runs are chosen, as many as one chart can tell apart. Take one away to choose another.');
-  expect(boxes.map(box => box.disabled)).toEqual([...Array(8).fill(false), true, true]);
+  expect(boxes.map(box => box.disabled)).toEqual([...Array<boolean>(8).fill(false), true, true]);
   boxes[0]?.click();
   expect([full(), boxes.some(box => box.disabled)]).toEqual(['', false]);
   boxes[9]?.click();
