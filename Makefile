@@ -51,6 +51,7 @@ lab: $(BUILT) ## open the quickstart in JupyterLab, with its outputs if `make de
 	    --LabApp.default_url=/lab/tree/$$(ls quickstart-executed.ipynb 2>/dev/null || echo quickstart.ipynb)
 
 dev: $(BUILT) $(CHECKS) ## build the JupyterLab extension anew whenever a file of it changes; reload the page to see it
+	mkdir -p .venv/share/jupyter/labextensions
 	rm -rf .venv/share/jupyter/labextensions/gptx-nb
 	ln -s "$(CURDIR)/extension/dist" .venv/share/jupyter/labextensions/gptx-nb
 	$(NODE) node build.mjs --watch

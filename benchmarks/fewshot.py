@@ -43,7 +43,7 @@ from gptx_nb.engine import models
 from gptx_nb.engine.data import Examples, Table
 from gptx_nb.engine.predict import use_all_cores
 from gptx_nb.engine.tasks import label_words
-from gptx_nb.engine.tasks.head_start import LOOK, Base, learnt
+from gptx_nb.engine.tasks.head_start import LOOK, Base, learnt, shrinkage
 from gptx_nb.engine.tasks.reading import Reading
 from gptx_nb.engine.transfer import accuracy
 from gptx_nb.recipe import Recipe
@@ -79,7 +79,7 @@ class Set:
             label = int(self.train[1][place])
             seen[label] = seen.get(label, 0) + 1
             turns.append((seen[label], rank, int(place)))
-        return np.array([place for _, _, place in sorted(turns)[:count]])
+        return np.array([place for _, _, place in sorted(turns)[:count]], dtype=int)
 
 
 class States:
@@ -199,7 +199,10 @@ def measure(data: Set, states: States, arguments: argparse.Namespace) -> list[di
                 seen = within[places] if count else within[:0]
                 head = label_words.head(rows, seen, silent)
                 offset = tested @ head.T
-                logits = learnt(seen, labels, seen @ head.T, tested, offset) if count else offset
+                given, logits = seen @ head.T, offset
+                if count:
+                    shrink = shrinkage(seen, truth[places], given, draw)
+                    logits = learnt(seen, labels, given, tested, offset, shrink)
                 add("words", count, draw, logits.argmax(dim=1).numpy())
             if not count:
                 continue

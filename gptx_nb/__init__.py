@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from gptx_nb.api import compare, device, evaluate, finetune, free, load, predict, pretrain, runs, stop, watch
+    from gptx_nb.api import compare, device, evaluate, finetune, free, load, merge, predict, pretrain, runs, stop, watch
     from gptx_nb.comparison import Comparison
     from gptx_nb.errors import (
         DataError,
@@ -61,6 +61,7 @@ __all__ = [
     "free",
     "load",
     "load_ipython_extension",
+    "merge",
     "predict",
     "pretrain",
     "runs",
@@ -73,7 +74,7 @@ _HOMES = {
     **dict.fromkeys(
         (
             *("compare", "device", "evaluate", "finetune", "free", "load"),
-            *("predict", "pretrain", "runs", "stop", "watch"),
+            *("merge", "predict", "pretrain", "runs", "stop", "watch"),
         ),
         "gptx_nb.api",
     ),

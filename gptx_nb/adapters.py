@@ -6,7 +6,7 @@ configuration and tokenizer, and `base.json`, which says what the base was:
     {"name": as it was asked for, "path": folder or name on the Hub, "revision": commit or None,
     "sha256": of a folder's files, or None}
 
-Loads no model: engine/models.py does.
+As a base of another run it is merged first. Loads no model: engine/models.py does.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """The Python twins of the magics: finetune, pretrain, predict, evaluate, watch, stop, compare, runs, load,
-device, free.
+merge, device, free.
 
 Each returns a plain object, so that a script reads like a notebook, and shows at most a line of progress. Only `load`
 imports an ML library here; training and prediction run in processes of their own.
@@ -26,6 +26,7 @@ from gptx_nb.runs import Run, RunStore
 
 Watcher = Callable[[Run], None]
 
+MERGE_SECONDS = 3600.0
 DEVICE_SECONDS = 180.0  # a cold disk takes its time to hand out torch
 
 
@@ -327,6 +328,33 @@ def load(name: str, version: int | None = None) -> tuple[Any, Any]:
     model = kind.from_pretrained(base["path"], config=config, revision=base["revision"] or "main")
     model.load_adapter(str(run.model))
     return model, tokenizer
+
+
+def merge(name: str, folder: str | Path | None = None, version: int | None = None) -> Path:
+    """Write what the run `name` keeps as an adapter, merged with its base, as a plain model; return its folder.
+
+    `folder` must not be there yet; None: `merged` in the run's own. The run keeps its adapter. Raises RunNotFound where
+    there is no model yet, UsageError for a model that is whole or a folder that is taken, ModelError for an adapter
+    whose base is gone or has changed.
+    """
+    run = RunStore().find(name, version)
+    if run.active:
+        raise RunNotFound(f"run {called(run)} has no model yet: it is {run.state()}. See `%gpt_watch {run.name}`")
+    require_model(run)
+    if not (run.model / adapters.BASE_FILE).is_file():
+        raise UsageError(f"run {called(run)} is no adapter: its model is whole already, in {run.model}")
+    target = run.folder / "merged" if folder is None else Path(folder).expanduser().absolute()
+    if target.exists():
+        raise UsageError(f"merge: {target} is there already. Name another folder, or remove it")
+    errands.ask(
+        "--merge",
+        str(run.model),
+        str(target),
+        seconds=MERGE_SECONDS,
+        late=RunFailed(f"merging has taken more than {MERGE_SECONDS / 3600:g} hour, and was ended"),
+        broke_off="the adapter could not be merged",
+    )
+    return target
 
 
 def device() -> dict[str, Any]:

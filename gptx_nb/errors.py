@@ -58,6 +58,9 @@ BY_NAME: dict[str, type[GptxError]] = {
 }
 
 
+DISK_FULL = "DiskFull"  # the error in the last words of a worker that could not write
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` for the known word nearest to `word`, or an empty text if none is near."""
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

@@ -222,8 +222,15 @@ def _differing(given: Mapping[str, Any], kind: type[Settings]) -> dict[str, Any]
     """Return what is not a default, in the order of the recipe."""
     known = {setting.name: setting.default for setting in settings(kind)}
     return {
-        name: given[name] for name, default in known.items() if given.get(name) is not None and given[name] != default
+        name: _short(given[name])
+        for name, default in known.items()
+        if given.get(name) is not None and given[name] != default
     }
+
+
+def _short(value: Any) -> Any:
+    """Return a number as one types it: 3 epochs, not 3.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1e6 else value
 
 
 def _line(name: str, value: Any) -> str:

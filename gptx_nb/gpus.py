@@ -1,5 +1,6 @@
 """NVIDIA GPUs of this machine, asked through NVML: names, memory, load. Opens no CUDA context, needs no ML library.
 
+A GPU that is divided (MIG) counts as its parts: a process of CUDA sees one of them, and only by its UUID.
 NVML is the driver's own library (libnvidia-ml.so.1), called here with ctypes; where it is missing there are no GPUs
 that CUDA could use. Its numbering is by PCI bus and may differ from CUDA's, so a GPU is named by its UUID, which
 CUDA_VISIBLE_DEVICES takes as well.
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 WHY = "GPTX_DEVICE_WHY"  # the variable in which a kernel's provisioner leaves the reason for its choice
+SHARE = 0.1  # of a GPU's memory, that a kernel which was given it counts for
 _OK = 0
 
 
@@ -25,7 +27,10 @@ class NoGpu(Exception):
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU. Memory in bytes; `busy` is the share of the last second in which it computed, 0 to 1, or None."""
+    """One GPU, or a part of one (MIG) under its number.
+
+    Memory in bytes; `busy` is the share of the last second in which it computed, 0 to 1, or None.
+    """
 
     index: int
     uuid: str
@@ -49,19 +54,41 @@ class _Utilization(ctypes.Structure):
 
 
 def found() -> list[Gpu]:
-    """Return the GPUs that NVML knows, in its order. Raises NoGpu, with the reason, where there is none."""
+    """Return the GPUs that NVML knows, in its order. Raises NoGpu, with the reason, where there is none.
+
+    One that does not answer, or that this container may not use, is passed over as long as there are others.
+    """
+    gpus: list[Gpu] = []
+    trouble = NoGpu("the NVIDIA driver finds no GPU")
     with _nvml() as library:
         count = ctypes.c_uint()
         _check(library, library.nvmlDeviceGetCount_v2(ctypes.byref(count)), "counting the GPUs")
-        gpus = [_gpu(library, index) for index in range(count.value)]
+        for index in range(count.value):
+            try:
+                handle = ctypes.c_void_p()
+                opened = library.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle))
+                _check(library, opened, f"opening GPU {index}")
+                gpus += [_gpu(library, index, part) for part in _parts(library, handle)]
+            except NoGpu as error:
+                trouble = error
     if not gpus:
-        raise NoGpu("the NVIDIA driver finds no GPU")
+        raise trouble
     return gpus
 
 
-def least_loaded(gpus: list[Gpu]) -> Gpu:
-    """Return the GPU with the largest free share of memory; of equals the least busy, then the first."""
-    return min(gpus, key=lambda gpu: (round(gpu.load[0], 2), round(gpu.load[1], 1), gpu.index))
+def least_loaded(gpus: list[Gpu], given: Mapping[str, int] | None = None) -> Gpu:
+    """Return the GPU with the largest free share of memory; of equals the least busy, then the first.
+
+    `given` says to how many kernels each was given, by UUID. A kernel counts as SHARE of its memory: one that has just
+    begun, or waits for its user, has taken none yet.
+    """
+    counts = given or {}
+
+    def load(gpu: Gpu) -> tuple[float, float, int]:
+        memory, busy = gpu.load
+        return round(memory + SHARE * counts.get(gpu.uuid, 0), 2), round(busy, 1), gpu.index
+
+    return min(gpus, key=load)
 
 
 def given(variables: Mapping[str, str] = os.environ) -> str:
@@ -87,9 +114,21 @@ def _nvml() -> Iterator[Any]:
         library.nvmlShutdown()
 
 
-def _gpu(library: Any, index: int) -> Gpu:
-    handle = ctypes.c_void_p()
-    _check(library, library.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle)), f"opening GPU {index}")
+def _parts(library: Any, handle: ctypes.c_void_p) -> list[ctypes.c_void_p]:
+    """Return the parts that a GPU is divided into; where it is whole, itself."""
+    divided, later, count = ctypes.c_uint(), ctypes.c_uint(), ctypes.c_uint()
+    if library.nvmlDeviceGetMigMode(handle, ctypes.byref(divided), ctypes.byref(later)) != _OK or not divided.value:
+        return [handle]
+    library.nvmlDeviceGetMaxMigDeviceCount(handle, ctypes.byref(count))
+    parts = []
+    for number in range(count.value):
+        part = ctypes.c_void_p()
+        if library.nvmlDeviceGetMigDeviceHandleByIndex(handle, number, ctypes.byref(part)) == _OK:  # else it is empty
+            parts.append(part)
+    return parts
+
+
+def _gpu(library: Any, index: int, handle: ctypes.c_void_p) -> Gpu:
     memory, utilization = _Memory(), _Utilization()
     _check(library, library.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory)), f"asking GPU {index} for its memory")
     # Not every card, and no part of a card (MIG), tells how busy it is.

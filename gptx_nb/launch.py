@@ -27,8 +27,8 @@ from typing import Any, Literal
 import gptx_nb
 from gptx_nb import digests, files, line, memory_words, metrics
 from gptx_nb.catalog import CATALOG, RUN
-from gptx_nb.errors import BY_NAME, ModelError, RunFailed, RunNotFound, UsageError
-from gptx_nb.pretraining import AnyRecipe
+from gptx_nb.errors import BY_NAME, DISK_FULL, ModelError, RunFailed, RunNotFound, UsageError
+from gptx_nb.pretraining import AnyRecipe, PretrainRecipe
 from gptx_nb.recipe import SOURCES, Recipe, Settings, check_name, matters
 from gptx_nb.run_files import RunFiles
 from gptx_nb.runs import ACTIVE, Run, RunStore, home
@@ -143,7 +143,7 @@ def stop(run: Run, wait_seconds: float = 60, progress: Progress | None = None) -
     """Ask the run to save and stop, wait for that, and say in one line what came of it. Nothing is killed."""
     if not run.active:
         return f"{_called(run)} does not train: it is {run.state()}"
-    did = "left the line" if line.waits(run, run.attempts()) else "saved and stopped"
+    waited = line.waits(run, run.attempts())
     run.request_stop()
     try:
         _until_ended(run, progress, wait_seconds)
@@ -154,8 +154,17 @@ def stop(run: Run, wait_seconds: float = 60, progress: Progress | None = None) -
             f"step, so a long step or scoring delays it; the request stands. Log: {log}"
         )
     if run.state() == "stopped":
-        return f"{_called(run)} has {did}. Run its cell again to go on: `{run.cell}`"
+        if waited:
+            return f"{_called(run)} has left the line. Run its cell again to go on: `{run.cell}`"
+        if nothing_saved(run):
+            return f"{_called(run)} has stopped; nothing was saved yet. Run its cell again to begin anew: `{run.cell}`"
+        return f"{_called(run)} has saved and stopped. Run its cell again to go on: `{run.cell}`"
     return f"{_called(run)} is {run.state()}"
+
+
+def nothing_saved(run: Run) -> bool:
+    """Whether `run` was stopped so early that nothing is left: texts that are being prepared are not kept."""
+    return run.kind is PretrainRecipe and not run.report_file.exists()
 
 
 def kill(run: Run) -> str:
@@ -181,13 +190,14 @@ def raise_if_bad(run: Run) -> None:
         return
     if outcome["reason"] == "mistake":
         raise _mistake(outcome)
-    log = run.log_file(run.attempts())
-    tail = run.log_tail()
-    shown = f"\nIts last lines:\n{tail}" if tail else " (it is empty)"
     saved = run.checkpoints.is_dir() and any(path.name.isdigit() for path in run.checkpoints.iterdir())
     again = "to resume it from its last checkpoint" if saved else "to try once more; nothing was saved yet"
+    shown = ""
+    if outcome.get("error") != DISK_FULL:  # of which the log says no more
+        tail = run.log_tail()
+        shown = f"\nLog: {run.log_file(run.attempts())}" + (f"\nIts last lines:\n{tail}" if tail else " (it is empty)")
     raise RunFailed(
-        f"{_called(run)} broke off: {_cause(run, outcome)}\nLog: {log}{shown}\nRun the cell `{run.cell}` again {again}."
+        f"{_called(run)} broke off: {_cause(run, outcome)}{shown}\nRun the cell `{run.cell}` again {again}."
     )
 
 
@@ -444,15 +454,20 @@ def _with_run(recipe: AnyRecipe, store: RunStore, progress: Progress | None) -> 
 
 
 def _with_whole_path(recipe: AnyRecipe) -> AnyRecipe:
-    """Return `recipe` with a base model's relative path made whole: the worker runs in another folder."""
-    name = recipe.base
-    if name is None or name.startswith(RUN):
-        return recipe
+    """Return `recipe` with the relative path of a base model or tokenizer made whole: the worker runs elsewhere."""
+    if isinstance(recipe, PretrainRecipe) and (tokenizer := _whole_path(recipe.tokenizer)):
+        recipe = recipe.model_copy(update={"tokenizer": tokenizer})
+    path = _whole_path(recipe.base)
+    return recipe.with_base(path) if path else recipe
+
+
+def _whole_path(name: str | None) -> str | None:
+    """Return the whole path that `name` stands for; None: it names no file or folder of this machine."""
+    if name is None or name.startswith(RUN) or name in CATALOG:
+        return None
     path = os.path.abspath(os.path.expanduser(name))
     like_path = name.startswith(("./", "../", "~", "/")) or name.endswith(".gguf")
-    if name not in CATALOG and (like_path or Path(path).exists()):
-        return recipe.with_base(path)
-    return recipe
+    return path if like_path or Path(path).exists() else None
 
 
 def _base_fingerprint(model: str | None) -> str | None:
@@ -528,6 +543,8 @@ def _mistake(outcome: dict[str, Any]) -> Exception:
 
 
 def _cause(run: Run, outcome: dict[str, Any]) -> str:
+    if outcome.get("error") == DISK_FULL:
+        return f"{outcome['message']}."
     said = f"{outcome['error'] or 'error'}: {outcome['message']}" if outcome["message"] else ""
     if outcome["reason"] == "out of memory":
         attempt = run.attempts()

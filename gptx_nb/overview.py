@@ -32,6 +32,8 @@ SMALL = 32_768  # bytes of a metrics file that is read whole for one
 PLACE = 2048  # bytes that are read at each place of a larger one
 MOST_STEPS = 4000  # in the history of one run
 SETTLED = 2.0  # seconds after which the time of a file tells it from its next state
+# A run that is removed or written to at this moment, or was damaged: it is passed over, and the others are told.
+UNREADABLE = (LookupError, OSError, ValueError, TypeError, AttributeError)
 LESS_IS_BETTER = {"bits_per_byte", "loss"}
 STEP_KEYS = ("kind", "step", "epoch", "loss", "learning_rate", "gradient_norm", "tokens", "seconds", "time", "memory")
 
@@ -62,7 +64,7 @@ class Overview:
         with self._lock:
             there = dict(_folders(self.home / "runs"))
             for identity, folder in there.items():
-                with contextlib.suppress(LookupError, OSError, ValueError):  # removed, or written to, at this moment
+                with contextlib.suppress(*UNREADABLE):
                     self._look(identity, folder)
             for identity in self._seen.keys() - there.keys():
                 del self._seen[identity]

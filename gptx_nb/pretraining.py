@@ -126,7 +126,7 @@ class PretrainRecipe(Settings):
     tokens_per_step: int | None = setting(
         None,
         "Tokens a step.",
-        reason="a thousandth of all, from 8,192 to 524,288: larger steps keep the device busier",
+        reason="a thousandth of all, from 1,024 to 524,288: larger steps keep the device busier",
         unit="tokens",
         ge=16,
         le=67_108_864,
@@ -167,6 +167,7 @@ class PretrainRecipe(Settings):
     seed: int = _same("seed")
     device: str = _same("device")
     devices: Annotated[int, Field(ge=1, le=64)] | str = _same("devices")
+    sharding: Literal["auto", "on", "off"] = _same("sharding")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _same("dtype")
     tokens_at_once: int | None = _same("tokens_at_once")
     checkpoint_every: float = _same("checkpoint_every")

@@ -233,6 +233,7 @@ def called(run: Run) -> str:
 
 def number(value: float) -> str:
     """A loss in as many digits as say something."""
+    value += 0.0  # a zero has no sign
     return f"{value:.2f}" if value >= 0.095 or value == 0 else f"{value:.2g}"
 
 
@@ -318,6 +319,7 @@ def choices(run: Run) -> list[tuple[str, str, str]]:
     found = [("model", str(model["name"]), ", ".join(facts)), ("device", named, device["reason"])]
     for name in (
         "devices",
+        "sharding",
         "dtype",
         "tune",
         "proposal",
@@ -517,6 +519,8 @@ def trouble(run: Run) -> str:
     except GptxError as error:
         return str(error)
     if run.state() == "stopped":
+        if launch.nothing_saved(run):
+            return f"It was stopped before anything was saved. Run the cell `{run.cell}` again to begin anew."
         return f"It was stopped and saved. Run the cell `{run.cell}` again to go on from there."
     return ""
 

@@ -107,7 +107,23 @@ class Settings(BaseModel):
                 f"device: {device} is one device, and devices: {devices} are asked for. Type "
                 f"`device: {device.partition(':')[0]}`, or leave devices out"
             )
+        if self.model_dump()["sharding"] == "on":
+            if devices == 1:
+                raise ValueError("sharding: on shares a model among several devices. Type `devices: all` too")
+            if reason := self.why_not_sharded():
+                raise ValueError(f"sharding: on does not go with {reason}")
         return self
+
+    def why_not_sharded(self) -> str | None:
+        """Say which setting keeps several devices from sharing the model, and what to type; None: they may."""
+        asked = self.model_dump()
+        if (optimizer := asked["optimizer"]) != "adamw":
+            return f"optimizer: {optimizer}, which steps whole tensors that no device has then. Type `optimizer: adamw`"
+        if (method := asked.get("tune", "full")) not in ("full", "lora"):
+            return f"tune: {method}, which keeps what the frozen layers give. Type `tune: lora`, or leave sharding out"
+        if asked.get("quantize") == "4bit":
+            return "quantize: 4bit, whose weights cannot be cut. Leave one of them out"
+        return None
 
     @property
     def base(self) -> str | None:
@@ -370,6 +386,12 @@ class Recipe(Settings):
         "a number of processes.",
         reason="one; more give the same model but for rounding, as another device does",
         unit="devices",
+        matters=False,
+    )
+    sharding: Literal["auto", "on", "off"] = setting(
+        "auto",
+        "Whether several devices share the model, each with a part of every tensor (FSDP2), or each holds the whole.",
+        reason="where the whole does not fit one device: gathering layers takes time",
         matters=False,
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(

@@ -168,10 +168,13 @@ def _missing(text: str, path: Path, setting: str) -> str:
 def _fingerprint_file(path: Path, setting: str) -> str:
     try:
         return files.sha256(path)
-    except OSError as error:
+    except FileNotFoundError:
         raise DataError(
-            f"{setting}: {path} cannot be opened: {error.strerror or error}. Check its permissions"
+            f"{setting}: {path} is not there any more: it was moved or deleted. Check the path, and run the cell again"
         ) from None
+    except OSError as error:
+        advice = ". Check its permissions" if isinstance(error, PermissionError) else ""
+        raise DataError(f"{setting}: {path} cannot be opened: {error.strerror or error}{advice}") from None
 
 
 def _fingerprint_folder(folder: Path, setting: str) -> str:

@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,9 +36,14 @@ class Cell:
     texts: int
     at_once: int
     streams: int
+    processes: int = 1
+    sharded: bool = False
+    bits: int = 32
 
     def __str__(self) -> str:
-        return " ".join(map(str, vars(self).values()))
+        words = [str(value) for value in [*vars(self).values()][:10]]
+        more = [f"{self.processes} processes"] * (self.processes > 1) + ["shards"] * self.sharded
+        return " ".join([*words, *more, *([f"{self.bits} bits"] if self.bits != 32 else [])])
 
 
 @dataclass(frozen=True)
@@ -52,8 +58,8 @@ class Measured:
         return self.estimate / self.peak - 1
 
 
-def measured(cell: Cell) -> Measured:
-    """Return estimate and peak of a process of its own, started as a worker is."""
+def measured(cell: Cell) -> list[Measured]:
+    """Return estimate and peak of each of the cell's processes, started as a worker is."""
     from gptx_nb.launch import environment
 
     done = subprocess.run(
@@ -65,7 +71,7 @@ def measured(cell: Cell) -> Measured:
     )
     if done.returncode:
         raise RuntimeError(f"{cell}: {done.stderr}")
-    return Measured(**json.loads(done.stdout.splitlines()[-1]))
+    return [Measured(**each) for each in json.loads(done.stdout.splitlines()[-1])]
 
 
 def model_of(kind: str, width: int, layers: int) -> Any:
@@ -102,34 +108,50 @@ def learner_of(model: Any, method: str, longest: int, texts: int, budget: int, s
     return learner
 
 
-def measure(cell: Cell) -> Measured:
-    """Estimate, and train two steps."""
+def measure(cell: Cell, ranks: Any = None) -> Measured:
+    """Estimate, and train two steps; `ranks`: the processes that do so together."""
     import torch
 
-    from gptx_nb.engine import dropout, memory, packing, precision, setup
+    from gptx_nb.engine import dropout, memory, packing, precision, quantized, setup
+    from gptx_nb.engine.sharding import Sharded, Whole
     from gptx_nb.engine.train import Settings, make_optimizer, train
 
     if cell.rows == "padded":
         packing.PACKABLE = ()
     cpu, dtype, settings = torch.device("cpu"), getattr(torch, cell.dtype), Settings(steps=2, learning_rate=1e-4)
     model = model_of(cell.model, cell.width, cell.layers)
+    if cell.bits == 4:
+        quantized.to_4bit(model, dtype)
+        model.to(cpu)  # which quantises
     learner = learner_of(model, cell.tune, cell.longest, cell.texts, cell.at_once, cell.streams)
     dropout.use(model)
     held = memory.held(model, cpu)
     lowered = precision.Lowered(model, dtype) if dtype is torch.bfloat16 else None
     held += lowered.beside if lowered else 0
-    estimate = setup.estimate_memory(model, learner, settings, dtype, cpu, held)
-    optimizer = lowered.optimizer(1e-4, 0.01, (0.9, 0.999)) if lowered else make_optimizer(model, settings)
+    rank, count = (ranks.rank, ranks.count) if ranks else (0, 1)
+    estimate = setup.estimate_memory(model, learner, settings, dtype, cpu, held, count, sharded=cell.sharded, rank=rank)
+    if ranks:
+        ranks.join(cpu)
+    way: Whole | Sharded
+    if cell.sharded:
+        if lowered:
+            lowered.restore()
+        way = Sharded(model, settings, device=cpu, dtype=dtype, ranks=ranks)
+        del model
+    else:
+        optimizer = lowered.optimizer(1e-4, 0.01, (0.9, 0.999)) if lowered else make_optimizer(model, settings)
+        way = Whole(model, optimizer, dtype, ranks)
     CLEAR.write_text("5", encoding="ascii")  # the peak counts from here
     nothing: Callable[..., Any] = lambda *_: None  # noqa: E731
     train(
-        model,
-        optimizer,
+        way.model,
+        way.optimizer,
         settings,
         device=cpu,
-        dtype=dtype,
-        batch_at=learner.step,
-        loss_of=learner.loss,
+        dtype=way.dtype,
+        batch_at=lambda step: way.even(learner.step(step, rank, count)),
+        loss_of=way.loss(learner.loss),
+        reduce=way.reduce,
         record=nothing,
         evaluate=nothing,
         save=nothing,
@@ -140,6 +162,33 @@ def measure(cell: Cell) -> Measured:
     return Measured(estimate.total, peak)
 
 
-if __name__ == "__main__":
+def main(arguments: list[str]) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
-    print(json.dumps(vars(measure(Cell(*json.loads(sys.argv[1]))))))
+    cell = Cell(*json.loads(arguments[0]))
+    if cell.processes == 1:
+        print(json.dumps([vars(measure(cell))]))
+        return
+    from gptx_nb.engine import distributed
+
+    if len(arguments) > 1:  # one of them
+        import torch
+
+        torch.set_num_threads(1)
+        ranks = distributed.Ranks()
+        found = ranks.gather("measured", vars(measure(cell, ranks)))
+        ranks.leave()
+        if ranks.rank == 0:
+            Path(arguments[1]).write_text(json.dumps(found), encoding="utf-8")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        sys.path.insert(0, str(Path(__file__).parent))
+        os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
+        file = Path(folder) / "measured.json"
+        failures = distributed.launch(cell.processes, "memory_cells", [arguments[0], str(file)])
+        if failures:
+            raise RuntimeError(", ".join(map(str, failures)))
+        print(file.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

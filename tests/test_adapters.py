@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import gptx_nb
 from gptx_nb import adapters, launch
@@ -17,7 +17,7 @@ from gptx_nb.engine.data import Examples, Table
 from gptx_nb.engine.jobs import Classification
 from gptx_nb.engine.predict import Classifier
 from gptx_nb.engine.writer import Writer
-from gptx_nb.errors import ModelError, RecipeError
+from gptx_nb.errors import ModelError, RecipeError, UsageError
 from gptx_nb.recipe import make_recipe
 
 TEXTS = ["a good film", "a bad film, and a long one too", "fine", "poor"]
@@ -88,10 +88,35 @@ def test_a_base_that_is_gone_or_has_changed_is_told(base: Path, tmp_path: Path) 
         Classifier.load(adapter, CPU)
 
 
-def test_an_adapter_is_no_base_model(base: Path, tmp_path: Path) -> None:
+def test_an_adapter_is_a_base_model_like_the_merged_one(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPTX_CACHE", str(tmp_path / "cache"))
+    adapter, merged = kept(base, tmp_path)
+    told: list[str] = []
+    found, whole = models.find(str(adapter), None, told.append), models.find(str(merged))
+    assert told == ["merging the adapter with its base (once)"]
+    assert found.where.startswith(f"{adapter}, merged with its base in {tmp_path / 'cache' / 'merged-'}")
+    weights = [dict(models.load_causal(each).named_parameters()) for each in (found, whole)]
+    before = dict(models.load_causal(models.find(str(base))).named_parameters())
+    assert all(torch.allclose(each, weights[1][name], atol=1e-6) for name, each in weights[0].items())
+    assert max(float((each - before[name]).abs().max()) for name, each in weights[0].items()) > 1e-3
+    heads = [models.load_classifier(each, models.load_tokenizer(each), ["a", "b"], 0) for each in (found, whole)]
+    assert all(map(torch.allclose, heads[0].parameters(), heads[1].parameters()))
+    base.rename(tmp_path / "elsewhere")  # it has been merged, and is needed no more
+    assert models.find(str(adapter), None, told.append).path == found.path
+    assert len(told) == 1
+
+
+def test_an_adapter_whose_base_is_gone_is_no_base_model(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPTX_CACHE", str(tmp_path / "cache"))
     adapter, _ = kept(base, tmp_path)
-    with pytest.raises(ModelError, match="is kept as an adapter, and a base model has to be whole"):
+    base.rename(tmp_path / "elsewhere")
+    with pytest.raises(ModelError, match=r"is an adapter of .*, and the base model's folder .* is gone\. Put it"):
         models.find(str(adapter))
+    assert not (tmp_path / "cache").exists()
 
 
 def test_an_adapter_that_lacks_a_tensor_is_refused(base: Path, tmp_path: Path) -> None:
@@ -110,7 +135,7 @@ def test_only_lora_makes_an_adapter() -> None:
         make_recipe({"data": "df", "save": "adapter"})
 
 
-def test_a_run_is_kept_as_an_adapter_and_written_with(home: Path, base: Path) -> None:
+def test_a_run_is_kept_as_an_adapter_and_written_with(home: Path, base: Path, tmp_path: Path) -> None:
     frame = pd.DataFrame({"prompt": ["say a", "say b", "say c", "say d"] * 3, "answer": ["a", "b", "c", "d"] * 3})
     asked = recipe(base, task="text-generation", head="auto", columns={"prompt": "prompt", "completion": "answer"})
     run = launch.train("adapted", asked, data=frame, wait=True).run
@@ -124,3 +149,37 @@ def test_a_run_is_kept_as_an_adapter_and_written_with(home: Path, base: Path) ->
     with torch.no_grad():
         ours, theirs = (each.eval()(ids, use_cache=False).logits for each in (model, merged))
     assert torch.allclose(ours, theirs, atol=1e-5)
+
+    whole = gptx_nb.merge("adapted")
+    assert whole == run.folder / "merged"
+    assert (run.model / adapters.BASE_FILE).is_file(), "the run keeps its adapter"
+    plain = AutoModelForCausalLM.from_pretrained(whole).eval()
+    with torch.no_grad():
+        assert torch.allclose(plain(ids, use_cache=False).logits, theirs, atol=1e-5)
+    assert {file.name for file in run.model.iterdir()} - {file.name for file in whole.iterdir()} == {
+        adapters.BASE_FILE,
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    shutil.rmtree(base)
+    assert Writer.load(whole, CPU)._model is not None, "it needs no base"
+    with pytest.raises(UsageError, match=r"merge: .*merged is there already\. Name another folder, or remove it"):
+        gptx_nb.merge("adapted")
+    with pytest.raises(ModelError, match=r"and the base model's folder .* is gone"):
+        gptx_nb.merge("adapted", tmp_path / "elsewhere")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_run_goes_on_from_one_that_is_kept_as_an_adapter(
+    home: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPTX_CACHE", str(tmp_path / "cache"))
+    frame = pd.DataFrame({"text": TEXTS * 3, "label": ["good", "bad", "good", "bad"] * 3})
+    launch.train("first", recipe(base), data=frame, wait=True)
+    second = launch.train("second", recipe(Path("run:first"), tune="full", save="merged"), data=frame, wait=True)
+    assert second.run.state() == "finished"
+    plan = second.run.plan() or {}
+    assert plan["model"]["where"].startswith("run first version 1 <- ")
+    assert "merged with its base in " in plan["model"]["where"]
+    with pytest.raises(UsageError, match=r"run second.* is no adapter: its model is whole already, in "):
+        gptx_nb.merge("second")

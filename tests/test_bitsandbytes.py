@@ -112,6 +112,25 @@ def test_what_lora_leaves_is_kept_in_4_bits_and_learns_nearly_the_same(tmp_path:
     assert (logits - held).abs().max() < 0.3 * held.abs().max(), "the base is the one that was not quantised"
 
 
+def test_memory_of_what_is_in_4_bits_is_estimated_and_the_model_left_as_it_was() -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'gptx-nb[bitsandbytes]'")
+    estimates = []
+    for bits in (32, 4):
+        model = small("llama")
+        if bits == 4:
+            quantized.to_4bit(model, torch.float32)
+            torch.nn.Module.to(model, CPU)
+        tuned = tuning.prepare(model, "lora")
+        learner = text_classification.Learner(
+            model, tuned, ROWS, [0, 1, 2, 0, 1, 2], ROWS, pad_id=PAD, device=CPU, batch_size=6, seed=0
+        )
+        before = learner.held_logits()
+        estimates.append(setup.estimate_memory(model, learner, SETTINGS, torch.float32, CPU, 0))
+        assert (learner.held_logits() == before).all()
+    assert estimates[1].weights < 0.75 * estimates[0].weights
+    assert estimates[1].gradients == estimates[0].gradients
+
+
 def test_where_4_bits_do_not_fit_a_message_says_so() -> None:
     with pytest.raises(RecipeError, match="type `tune: lora` and `save: adapter` too"):
         make_recipe({"data": "df", "quantize": "4bit", "tune": "lora"})

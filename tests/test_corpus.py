@@ -1,6 +1,7 @@
 """From texts to shards: nothing is lost that should stay, nothing stays that should not, and mistakes are named."""
 
 import bz2
+import errno
 import gzip
 import io
 import itertools
@@ -31,7 +32,7 @@ from gptx_nb.engine.shards import Shards
 from gptx_nb.errors import DataError, ModelError
 from gptx_nb.pretraining import PretrainRecipe
 from gptx_nb.recipe import make_recipe
-from gptx_nb.sources import stage
+from gptx_nb.sources import check_unchanged, stage
 
 WORDS = ("the", "river", "stone", "light", "of", "and", "under", "moves", "slowly", "bright", "old", "house", "wind")
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "corpus"
@@ -135,10 +136,10 @@ def test_the_column_with_the_text_is_found_or_asked_for(tmp_path: Path) -> None:
 def test_what_nobody_sees_goes_and_is_counted() -> None:
     counts: Counter[str] = Counter()
     dirty = "\ufeffCafe\u0301 \r\nnext\x00 line  \r\n\r\n\r\n\r\nlast\x0bend \u200b"
-    assert texts.clean(dirty, counts) == "Café\nnext line\n\nlast\nend \u200b"
+    assert "".join(texts.clean([dirty], counts)) == "Café\nnext line\n\nlast\nend \u200b"
     assert set(counts.values()) == {1}
     assert len(counts) == 4
-    assert texts.clean("plain\n\ttext", counts) == "plain\n\ttext"
+    assert "".join(texts.clean(["plain\n\ttext"], counts)) == "plain\n\ttext"
     assert set(counts.values()) == {1}
 
 
@@ -150,6 +151,41 @@ def test_equal_and_nearly_equal_documents_are_dropped(tmp_path: Path) -> None:
     assert made.report["dropped"] == {"near duplicates": 5, "duplicates": 3}
     made = prepare(tmp_path / "equal", [*long, *near, *shouted], near_duplicates=False)
     assert made.report["dropped"] == {"duplicates": 3}
+
+
+def letters_of(text: str) -> duplicates.Letters:
+    made = duplicates.Letters()
+    made.add(text)
+    return made
+
+
+def test_what_is_kept_of_a_document_is_some_hundred_bytes_and_finds_what_was_seen() -> None:
+    rows, known = duplicates._Rows(3), np.random.default_rng(0).integers(0, 2**64, (5_000, 3), dtype=np.uint64)
+    known[100:200, 1] = known[:100, 1]  # the first row with a key stays
+    for row in known:
+        rows.add(row)
+    for number, row in enumerate(known):
+        assert rows.find(row) == ({number - 100, number} if 100 <= number < 200 else {number})
+    assert rows.find(known[0] + np.uint64(1)) == set()
+    seen = duplicates.Seen(near=True)
+    for number in range(2_100):
+        assert seen.why(letters_of(writing(number, 30))) is None
+    assert (seen._equal.bytes + seen._bands.bytes) / 2_100 <= 300
+    assert seen.why(letters_of(writing(17, 30).upper())) == "duplicates"
+    assert seen.why(letters_of(writing(2_000, 30) + "!")) == "near duplicates"
+
+
+def test_beyond_what_memory_is_for_only_equal_documents_are_found_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in (duplicates, corpus):
+        monkeypatch.setattr(place, "MOST_NEAR", 150)
+    made = prepare(tmp_path, [*TEXTS, TEXTS[3] + "!", TEXTS[190] + "!", TEXTS[191]])
+    assert made.report["dropped"] == {"near duplicates": 1, "duplicates": 1}
+    assert made.report["warnings"] == [
+        "documents that nearly equal another one were looked for among the first 150 only: to know more takes more "
+        "than a gigabyte of memory"
+    ]
 
 
 def test_a_signature_estimates_how_alike_two_texts_are() -> None:
@@ -207,7 +243,7 @@ def test_long_documents_are_tokenised_in_pieces_as_they_would_be_whole(monkeypat
     text = "\n\n".join(f"{part}  two  blanks\tand a tab " + part for part in TEXTS[:20])
     tokenizer = corpus.train_tokenizer(iter(TEXTS), 400)
     monkeypatch.setattr(corpus, "PIECE", 37)
-    pieces = list(corpus._pieces(text))
+    pieces = list(corpus._pieces([text]))
     assert len(pieces) > 100
     assert "".join(pieces) == text
     rows = tokenizer(pieces, add_special_tokens=False)["input_ids"]
@@ -221,7 +257,7 @@ def test_shards_give_back_every_token_whatever_their_size(
     monkeypatch.setattr(shards, "SHARD", 1000)
     numbers = np.random.default_rng(0)
     rows = [numbers.integers(1, vocabulary, size).tolist() for size in numbers.integers(0, 700, 60)]
-    shards.write(tmp_path / "s", ((row, len(row)) for row in rows), end=0, vocabulary=vocabulary)
+    shards.write(tmp_path / "s", ((True, row, len(row)) for row in rows), end=0, vocabulary=vocabulary)
     read = Shards(tmp_path / "s")
     expected = [token for row in rows for token in [0, *row]] + [0]
     assert read.read(0, read.tokens).tolist() == expected
@@ -232,7 +268,7 @@ def test_shards_give_back_every_token_whatever_their_size(
 
 
 def test_shards_that_were_cut_short_are_refused(tmp_path: Path) -> None:
-    shards.write(tmp_path / "s", [([1, 2, 3], 3)], end=0, vocabulary=10)
+    shards.write(tmp_path / "s", [(True, [1, 2, 3], 3)], end=0, vocabulary=10)
     file = tmp_path / "s" / "tokens-000.bin"
     file.write_bytes(file.read_bytes()[:-2])
     with pytest.raises(DataError, match=r"tokens-000.bin has 8 bytes, and 10 were written"):
@@ -242,7 +278,7 @@ def test_shards_that_were_cut_short_are_refused(tmp_path: Path) -> None:
 def test_a_sample_for_the_tokenizer_is_from_the_whole_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus, "TOKENIZER_BYTES", 2_000)
     with (tmp_path / "spool").open("wb") as file:
-        size = sum(corpus._put(file, text) for text in TEXTS)
+        size = sum(corpus._put(file, True, text) for text in TEXTS)
     sample = list(corpus._sample(tmp_path / "spool", size))
     assert 1_500 < sum(map(len, sample)) < 2_500
     assert TEXTS.index(sample[-1]) > 150
@@ -277,8 +313,12 @@ def test_a_data_set_of_the_hub_is_streamed_and_what_goes_wrong_there_is_one_line
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=True)
     whole, broken, absent = done.stdout.splitlines()
     assert whole == "200 texts"
-    assert re.match(r"data: me/broken .* from the Hugging Face Hub: .+", broken)
-    assert re.match(r"data: me/nothing is no file or folder here, and could not be had from the Hugging Face", absent)
+    assert re.match(r"data: 'me/broken' .* from the Hugging Face Hub: .+", broken)
+    assert re.match(
+        r"data: 'me/nothing' is no variable, file or folder here, and could not be had from the Hugging Face Hub: .*\. "
+        r"Check the name, or give texts of yours, as in `data: books/`",
+        absent,
+    )
 
 
 # ---- mistakes -------------------------------------------------------------------------------------------------------
@@ -296,6 +336,36 @@ def test_a_byte_that_is_not_utf8_is_named_with_its_place(packed: bool, tmp_path:
     with pytest.raises(DataError, match=r"a\.txt\S* is not UTF-8 at byte 53 \(0xe9, line 6\)"):
         prepare(tmp_path, str(path))
     assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [
+        ("caf\xe9 au lait".encode("windows-1252"), "iconv -f WINDOWS-1252 -t UTF-8` for a text of one byte a letter"),
+        (
+            "a text of two bytes a letter".encode("utf-16"),
+            "It begins like UTF-16: save it as UTF-8, as with `iconv -f U",
+        ),
+        ("a text of four".encode("utf-32"), "It begins like UTF-32: save it as UTF-8, as with `iconv -f UTF-32 -t UTF"),
+        (np.random.default_rng(0).bytes(5_000), "It looks like no text at all: give a file of plain text"),
+    ],
+)
+def test_what_is_not_utf8_is_told_how_it_becomes_it(content: bytes, advice: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        prepare(tmp_path, str(tmp_path / "a.txt"))
+    assert advice in str(caught.value)
+    assert ("WINDOWS-1252" in str(caught.value)) == ("one byte" in advice)
+
+
+def test_a_file_that_has_gone_is_not_called_forbidden(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("\n".join(TEXTS))
+    sources = stage(make_recipe({"data": str(path)}, "", PretrainRecipe), None, None, tmp_path)
+    path.unlink()
+    assert sources["train"] is not None
+    with pytest.raises(DataError, match=r"a\.txt is not there any more: it was moved or deleted\. Check the path"):
+        check_unchanged(sources["train"], "data", tmp_path)
 
 
 def latin1_parquet() -> bytes:
@@ -348,10 +418,38 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
     assert left_behind(tmp_path) == []
 
 
+def test_a_disk_that_fills_meanwhile_is_told_with_what_is_free_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.jsonl.xz").write_bytes(lzma.compress(lines_of().encode()))  # nobody knows how much it unpacks to
+    put, usage = corpus._put, shutil.disk_usage(tmp_path)
+
+    def fills(file: Any, begins: bool, text: str) -> int:
+        if file.tell() > 20_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return put(file, begins, text)
+
+    monkeypatch.setattr(corpus, "_put", fills)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=24_000_000))
+    with pytest.raises(
+        DataError,
+        match=r"data: the texts of .*a\.jsonl\.xz, cleaned and as tokens, need more than the 24 MB that are free on "
+        r"the disk of .*/run\. Free some, or set GPTX_HOME",
+    ):
+        prepare(tmp_path, str(tmp_path / "a.jsonl.xz"))
+    assert left_behind(tmp_path) == []
+
+
 def test_too_little_text_for_a_row_is_told_with_the_context_that_fits(tmp_path: Path) -> None:
     made = prepare(tmp_path, TEXTS[:3])
     with pytest.raises(DataError, match=r"fewer than two rows of 4,096\. Give more text, or type `context: \d+`"):
-        made.train.require_rows(4096)
+        made.train.require_rows(4096, made.report["dropped"])
+    equal = prepare(tmp_path / "equal", [TEXTS[0]] * 500)
+    with pytest.raises(DataError, match=r"tokens once documents are left out \(499 duplicates\), fewer than two rows"):
+        equal.train.require_rows(4096, equal.report["dropped"])
+    assert equal.report["validation_note"].endswith("a share of 0.01 holds no whole one back")
+    none_held = prepare(tmp_path / "none", TEXTS, validation=0)
+    assert none_held.report["validation_note"].endswith("`validation: 0` holds no whole one back")
 
 
 def test_a_tokenizer_without_an_end_token_is_refused() -> None:
@@ -377,6 +475,94 @@ def test_preparing_that_is_broken_off_leaves_nothing_and_begins_anew(
     (tmp_path / "run" / ".data.0badcafe").mkdir()  # of one that was killed
     assert prepare(tmp_path, TEXTS).report["documents"] == len(TEXTS)
     assert left_behind(tmp_path) == ["data"]
+
+
+# ---- long documents -------------------------------------------------------------------------------------------------
+
+AWKWARD = (" ", "  ", "\n", "\r\n", "\r", "\n \n\n", "\t\n", "\u3000", "\x00", "\x0b", "e\u0301", "\u1112\u1161\u11ab",
+           "\u0338", "word", "。", "<", "A", "\u2028", "\ufeff", "é", "1")  # fmt: skip
+
+
+def in_one_piece(text: str) -> tuple[str, Counter[str]]:
+    counts = Counter[str]()
+    return "".join(texts.clean([text], counts)), counts
+
+
+def test_a_text_in_pieces_is_cleaned_as_it_would_be_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts, "PIECE", 3)
+    cut = 0
+    for number in range(2_000):
+        chosen = random.Random(number)
+        text = "".join(chosen.choice(AWKWARD) for _ in range(20))
+        pieces = [piece for _, piece in texts.in_pieces([text[:20], text[20:]])]
+        assert "".join(pieces) == text
+        counts = Counter[str]()
+        assert ("".join(texts.clean(pieces, counts)), counts) == in_one_piece(text), repr(text)
+        cut += len(pieces)
+    assert cut > 10_000
+
+
+def test_a_long_file_is_read_cleaned_and_tokenised_in_pieces_with_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [f"{writing(number)}  \r\n" for number in range(300)]
+    (tmp_path / "lines").mkdir()
+    (tmp_path / "lines" / "a.txt").write_text("".join(lines), newline="")
+    (tmp_path / "lines" / "b.txt").write_text(" ".join(lines).replace("\r\n", ""))  # one line, and the same letters
+    (tmp_path / "lines" / "c.txt").write_text("Caf\u00e9, " + " ".join(writing(number) for number in range(300, 400)))
+    whole = prepare(tmp_path / "whole", str(tmp_path / "lines"))
+    largest = Counter[str]()
+
+    def watch(where: Any, name: str, size_of: Callable[..., int]) -> None:
+        known = getattr(where, name)
+
+        def watched(*given: Any, **named: Any) -> Any:
+            largest[name] = max(largest[name], size_of(*given))
+            return known(*given, **named)
+
+        monkeypatch.setattr(where, name, watched)
+
+    watch(corpus, "_put", lambda file, begins, text: len(text))
+    watch(duplicates.Letters, "add", lambda self, text: len(text))
+    watch(corpus, "_cut", lambda text, start: len(text))
+    watch(corpus, "_content", lambda file, place, size: size)
+    monkeypatch.setattr(texts, "PIECE", 700)
+    monkeypatch.setattr(corpus, "PIECE", 500)
+    # A sample of pieces trains another tokenizer than one of whole documents.
+    monkeypatch.setattr(corpus, "train_tokenizer", lambda sample, vocabulary: whole.tokenizer)
+    pieces = prepare(tmp_path / "pieces", str(tmp_path / "lines"))
+    assert pieces.report == whole.report
+    assert whole.report["dropped"] == {"duplicates": 1}
+    for one, other in ((pieces.train, whole.train), (pieces.validation, whole.validation)):
+        assert one.read(0, one.tokens).tolist() == other.read(0, other.tokens).tolist()
+    assert set(largest) == {"_put", "add", "_cut", "_content"}
+    assert max(largest.values()) < 2_000, largest
+
+
+def test_the_end_that_is_held_back_of_a_long_text_goes_over_several_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "\n".join(f"{writing(number)} \u00e9\u00e8" for number in range(400))
+    monkeypatch.setattr(texts, "PIECE", 100)
+    for name, content in (("lines", text), ("one-line", text.replace("\n", " "))):
+        (tmp_path / f"{name}.txt").write_text(content)
+        made = prepare(tmp_path / name, str(tmp_path / f"{name}.txt"))
+        kept, held = (documents_of(each, made.tokenizer)[0] for each in (made.train, made.validation))
+        assert [kept, held] == [content[: len(kept)], content[-len(held) :]]
+        assert len(kept) + len(held) >= len(content) - 1
+        assert len(content.encode()) // 100 - 3 <= len(held.encode()) <= len(content.encode()) // 100 + 200
+        assert made.report["validation"]["bytes"] == len(held.encode())
+        assert made.report["train"]["bytes"] == len(kept.encode())
+
+
+def test_a_wrong_byte_in_a_long_line_is_named_with_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts, "PIECE", 64)
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfline\n" + "é".encode() * 5_000 + b"\xe9 au lait")
+    with pytest.raises(DataError, match=r"is not UTF-8 at byte 10,008 \(0xe9, line 2\)"):
+        prepare(tmp_path, str(tmp_path / "a.txt"))
+    (tmp_path / "b.txt").write_bytes("é".encode() * 5_000 + b"\xc3")  # ends within a character
+    with pytest.raises(DataError, match=r"is not UTF-8 at byte 10,000 \(0xc3, line 1\)"):
+        prepare(tmp_path, str(tmp_path / "b.txt"))
 
 
 # ---- size -----------------------------------------------------------------------------------------------------------
@@ -417,6 +603,6 @@ def test_a_real_corpus_comes_through(tmp_path: Path) -> None:
     made = prepare(tmp_path, str(SHARED / "validation.jsonl.xz"), vocabulary=2048, validation=0.05)
     assert made.report["documents"] == len(expected)
     assert made.report["bytes"] > 0.99 * sum(len(text.encode()) for text in expected)
-    cleaned = {texts.clean(text, Counter()) for text in expected}
+    cleaned = {"".join(texts.clean([text], Counter())) for text in expected}
     assert set(documents_of(made.train, made.tokenizer)) | set(documents_of(made.validation, made.tokenizer)) == cleaned
     assert len(made.beginnings(2, 60)) == 2

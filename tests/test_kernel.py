@@ -1,18 +1,21 @@
 """The kernel toolkit: which GPU a kernel is given and why, kernelspecs, and real kernels that are started from them."""
 
+import asyncio
 import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import KernelManager
 from jupyter_client.provisioning import KernelProvisionerFactory
 
 from gptx_nb import gpus
 from gptx_nb.gpus import Gpu
 from gptx_nb.kernel import provisioner, specs
+from gptx_nb.kernel.provisioner import GpuProvisioner
 from gptx_nb.views.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -59,6 +62,108 @@ def test_without_a_gpu_it_goes_on_and_says_so(monkeypatch: pytest.MonkeyPatch) -
         gpus.WHY: "no GPU was given to this kernel: there is no NVIDIA driver here (libnvidia-ml.so.1)"
     }
     assert "cannot be reached" in provisioner.choose("1", {})[gpus.WHY]
+
+
+class Nvml:
+    """What the driver's library answers, in ctypes: GPU 0 is whole, 1 divided in two parts, 2 may not be opened."""
+
+    def __init__(self, *, opens: tuple[int, ...] = (0, 1)) -> None:
+        self.opens = opens
+        gb = {"GPU-aa": (80, 20), "MIG-b0": (20, 5), "MIG-b1": (20, 19)}
+        self.gpus = [(uuid, total * GB, free * GB) for uuid, (total, free) in gb.items()]  # a handle counts from 1
+
+    def nvmlInit_v2(self) -> int:
+        return 0
+
+    nvmlShutdown = nvmlInit_v2
+
+    class nvmlErrorString:
+        restype = None
+
+        def __new__(cls, status: int) -> bytes:  # type: ignore[misc]
+            return b"Insufficient Permissions"
+
+    def nvmlDeviceGetCount_v2(self, count: Any) -> int:
+        count._obj.value = 3
+        return 0
+
+    def nvmlDeviceGetHandleByIndex_v2(self, index: int, handle: Any) -> int:
+        handle._obj.value = {0: 1, 1: 9}.get(index)
+        return 0 if index in self.opens else 4
+
+    def nvmlDeviceGetMigMode(self, handle: Any, divided: Any, later: Any) -> int:
+        divided._obj.value = handle.value == 9
+        return 0 if handle.value == 9 else 3  # "not supported" by a card that cannot be divided
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, handle: Any, count: Any) -> int:
+        count._obj.value = 7
+        return 0
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, handle: Any, number: int, part: Any) -> int:
+        part._obj.value = {0: 2, 2: 3}.get(number)
+        return 0 if number in (0, 2) else 6
+
+    def nvmlDeviceGetMemoryInfo(self, handle: Any, memory: Any) -> int:
+        _, memory._obj.total, memory._obj.free = self.gpus[handle.value - 1]
+        return 0
+
+    def nvmlDeviceGetUtilizationRates(self, handle: Any, rates: Any) -> int:
+        rates._obj.gpu = 30
+        return 0 if handle.value == 1 else 3
+
+    def nvmlDeviceGetUUID(self, handle: Any, text: Any, length: int) -> int:
+        text.value = self.gpus[handle.value - 1][0].encode()
+        return 0
+
+    def nvmlDeviceGetName(self, handle: Any, text: Any, length: int) -> int:
+        text.value = b"NVIDIA H100"
+        return 0
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> Nvml:
+    library = Nvml()
+    monkeypatch.setattr(gpus.ctypes, "CDLL", lambda name: library)
+    monkeypatch.setattr(gpus.sys, "platform", "linux")
+    return library
+
+
+def test_nvml_is_asked_for_whole_gpus_and_for_the_parts_of_divided_ones(nvml: Nvml) -> None:
+    assert gpus.found() == [
+        Gpu(0, "GPU-aa", "NVIDIA H100", 80 * GB, 20 * GB, 0.3),
+        Gpu(1, "MIG-b0", "NVIDIA H100", 20 * GB, 5 * GB, None),
+        Gpu(1, "MIG-b1", "NVIDIA H100", 20 * GB, 19 * GB, None),
+    ]
+    assert provisioner.choose("auto", {})["CUDA_VISIBLE_DEVICES"] == "MIG-b1"
+    assert provisioner.choose("1", {})["CUDA_VISIBLE_DEVICES"] == "MIG-b1"
+    assert provisioner.choose("MIG-b0", {})["CUDA_VISIBLE_DEVICES"] == "MIG-b0"
+
+
+def test_where_no_gpu_may_be_opened_the_reason_is_told(nvml: Nvml) -> None:
+    nvml.opens = ()
+    why = "no GPU was given to this kernel: opening GPU 2 failed: Insufficient Permissions"
+    assert provisioner.choose("auto", {}) == {gpus.WHY: why}
+
+
+def test_kernels_that_start_at_once_are_given_different_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = [Gpu(n, f"GPU-{n}", "H100", 80 * GB, (76 if n == 0 else 80) * GB, 0.0) for n in range(3)]
+    monkeypatch.setattr(gpus, "found", lambda: free)
+    monkeypatch.setattr(GpuProvisioner, "_given", {})
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    async def starts() -> list[str]:
+        made = [GpuProvisioner(kernel_id=str(n), kernel_spec=KernelSpec(), parent=KernelManager()) for n in range(5)]
+        first = await asyncio.gather(*(each.pre_launch(env={}) for each in made[:3]))
+        await made[1].cleanup()
+        again = await made[2].pre_launch(env={})  # restarted, it does not stand in its own way
+        last = await made[3].pre_launch(env={})
+        mine = await made[4].pre_launch(env={"CUDA_VISIBLE_DEVICES": "0"})
+        return [each["env"]["CUDA_VISIBLE_DEVICES"] for each in (*first, again, last, mine)]
+
+    *first, again, last, mine = asyncio.run(starts())
+    assert first == ["GPU-1", "GPU-2", "GPU-0"]  # of the first, a twentieth is taken
+    assert (again, last, mine) == ("GPU-2", "GPU-0", "0")
+    assert GpuProvisioner._given == {"0": "GPU-1", "2": "GPU-2", "3": "GPU-0"}
 
 
 def test_nvml_tells_its_gpus_or_why_there_are_none() -> None:

@@ -282,10 +282,60 @@ def test_a_run_becomes_a_cell_and_a_variable_too_and_both_read_as_yaml(context: 
     cells.nth(2).wait_for()
     assert source(page, 1) == "%%gpt_finetune my-table\nmodel: tiny\ndata: my_table\n"
     shoot(page, "cells")
-    page.evaluate("() => window.jupyterapp.shell.currentWidget.content.widgets[1].model.sharedModel.setSource('x = 1')")
+    # Both kinds of cells have their settings' names in a colour of their own, as YAML has; Python would not.
+    for text in ("%%gpt_finetune one\ndata: df\nepochs: 2", "%%gpt_pretrain two\ndata: books/\nfrom: gpt2"):
+        set_source(page, 1, text)
+        page.wait_for_function(COLOURED, arg="data")
+        page.wait_for_function(COLOURED, arg=text.rpartition("\n")[2].partition(":")[0])
+    set_source(page, 1, "x = 1")
     page.wait_for_function(
         "() => window.jupyterapp.shell.currentWidget.content.widgets[1].model.mimeType === 'text/x-ipython'"
     )
+
+
+# Whether a word at the beginning of a line of the second cell is marked, alone and in another colour than the line.
+COLOURED = """word => [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')[1].querySelectorAll('.cm-line')].some(
+    line => [...line.children].some(
+        mark => mark.textContent === word && getComputedStyle(mark).color !== getComputedStyle(line).color
+    )
+)"""
+
+
+def set_source(page: Any, at: int, text: str) -> None:
+    page.evaluate(
+        "([at, text]) => window.jupyterapp.shell.currentWidget.content.widgets[at].model.sharedModel.setSource(text)",
+        [at, text],
+    )
+
+
+def test_tab_completes_flags_and_settings_in_a_cell_that_reads_as_yaml(context: Any, lab: JupyterServer) -> None:
+    made_runs.make("domain", steps=12, phase="training", outcome=made_runs.FINISHED)
+    write_notebook(lab, "complete.ipynb", ["%load_ext gptx_nb", ""])
+    page = open_lab(context, lab, "complete", sidebar=False)
+    open_notebook(page, "complete.ipynb")
+    command(page, "notebook:run-all-cells")
+    page.wait_for_function(
+        "() => window.jupyterapp.shell.currentWidget.content.widgets[0].model.executionState === 'idle'"
+        " || window.jupyterapp.shell.currentWidget.content.widgets[0].model.executionCount === 1"
+    )
+    cell = page.locator(".jp-Notebook .jp-CodeCell").nth(1)
+    for text, offered in (
+        ("%%gpt_finetune reviews --learn", "--learning-rate"),
+        ("%%gpt_pretrain base --tokeni", "--tokenizer"),
+        ("%%gpt_pretrain base\ndata: books/\nfrom: run:dom", "run:domain"),
+        ("%gpt_eval dom", "domain"),
+        ("%gpt_compare domain dom", "domain"),
+    ):
+        set_source(page, 1, text)
+        cell.locator(".cm-content").click()
+        page.keyboard.press("Control+End")
+        page.keyboard.press("Tab")
+        page.locator(".jp-Completer .jp-mod-active").get_by_text(offered, exact=True).wait_for()
+        page.keyboard.press("Enter")
+        page.wait_for_function(
+            "text => window.jupyterapp.shell.currentWidget.content.widgets[1].model.sharedModel.getSource() === text",
+            arg=text[: max(text.rfind(" "), text.rfind("\n")) + 1] + offered,
+        )
 
 
 def test_the_panel_configures_starts_watches_asks_and_compares_in_a_notebook(

@@ -266,8 +266,15 @@ def test_many_examples_decide_by_cross_validation() -> None:
     assert again.start.reason == job.start.reason
 
 
-@pytest.mark.parametrize(("told", "chosen"), [(0.5, False), (0.58, False), (0.95, True)])
-def test_words_have_to_be_ahead_by_more_than_chance(tiny: Any, told: float, chosen: bool) -> None:
+@pytest.mark.parametrize(
+    ("told", "knowing", "chosen"),
+    [(0.5, False, False), (0.64, False, False), (0.95, False, True), (0.58, True, False), (0.64, True, True)],
+)
+def test_words_have_to_be_ahead_by_more_than_chance_or_not_behind_in_a_large_model(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch, told: float, knowing: bool, chosen: bool
+) -> None:
+    if knowing:
+        monkeypatch.setattr(head_start, "KNOWING", 1_000_000)
     labels = ["negative", "positive"]
     truth = torch.tensor([0, 1] * 50)
     rng = torch.Generator().manual_seed(0)
@@ -292,8 +299,11 @@ def test_words_have_to_be_ahead_by_more_than_chance(tiny: Any, told: float, chos
     start = choose(known, table(rows, labels), Recipe(data="here"))
     assert start.tried is not None
     assert (start.wording is not None) is chosen
-    assert (start.tried["ahead"] > start.tried["spread"]) is chosen
+    within_chance = abs(start.tried["ahead"]) <= start.tried["spread"]
+    assert (start.tried["ahead"] >= 0 if knowing else start.tried["ahead"] > start.tried["spread"]) is chosen
     assert f"{start.tried['ahead']:+.2f} for the words" in start.reason
+    left = "which is left to a model of 7.5 million parameters as it knows what words mean"
+    assert (left in start.reason) is (knowing and chosen and within_chance)
 
 
 def test_a_resumed_recipe_begins_in_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,6 +324,57 @@ def test_a_resumed_recipe_begins_in_the_same_way(monkeypatch: pytest.MonkeyPatch
 def test_a_prompt_that_leaves_little_room_for_texts_is_not_taken_unasked() -> None:
     job, _ = prepared([(GOOD[0], "positive"), (BAD[0], "negative")], ["negative", "positive"], max_length=12)
     assert job.start.reason == "a new head, as a prompt would take 9 of a text's 12 tokens"
+
+
+@pytest.mark.parametrize(
+    ("words", "learnt", "firm"),
+    [
+        (0.9, 0.7, True),  # the words know more than the examples teach
+        (0.9, 1.0, False),  # the examples teach more
+        (0.6, 0.5, False),  # the words know too little
+    ],
+)
+def test_words_are_held_on_to_firmly_where_they_are_right_and_examples_teach_no_more(
+    words: float, learnt: float, firm: bool
+) -> None:
+    rng = np.random.default_rng(0)
+    truth = np.arange(200) % 2
+
+    def said(share: float) -> torch.Tensor:
+        right = rng.permutation(200) < 200 * share
+        return torch.from_numpy(np.where(right, truth, 1 - truth) * 2.0 - 1).float()
+
+    given = said(words)[:, None] * torch.tensor([-0.1, 0.1])
+    states = torch.stack([10 * said(learnt), *torch.randn(3, 200, generator=torch.Generator().manual_seed(0))], dim=1)
+    expected = head_start.FIRM if firm else head_start.SHRINK
+    assert head_start.shrinkage(states, truth, given, 0) == expected
+
+
+def test_too_few_examples_for_cross_validation_leave_it_to_the_words() -> None:
+    given = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    assert head_start.shrinkage(torch.randn(2, 3), np.array([0, 1]), given, 0) == head_start.FIRM
+    assert head_start.shrinkage(torch.randn(2, 3), np.array([1, 0]), given, 0) == head_start.SHRINK
+
+
+@pytest.mark.parametrize("tune", ["head", "full"])
+def test_a_head_that_is_trained_alone_is_held_to_its_words(tune: str) -> None:
+    rows = [(text, "positive") for text in GOOD] + [(text, "negative") for text in BAD]
+    job, made = prepared(rows, ["negative", "positive"], head="words", tune=tune)
+    held = job.start.hold(tune)
+    assert (held is not None) is (tune == "head")
+    if held is None:
+        return
+    classifier: Any = made.model
+    made.learner.prepare(contextlib.nullcontext)
+    tensors = made.learner.step(0).micro[0]
+    free = torch.nn.functional.cross_entropy(made.learner.frozen.logits(tensors), tensors["labels"])
+    assert float(made.learner.loss(made.model, tensors)) == pytest.approx(float(free))
+    with torch.no_grad():
+        classifier.score.weight[1] += 0.5
+    free = torch.nn.functional.cross_entropy(made.learner.frozen.logits(tensors), tensors["labels"])
+    cost = 0.25 * float(held.weights.sum()) / 2 / len(rows)
+    assert float(made.learner.loss(made.model, tensors) - free) == pytest.approx(cost, rel=1e-4)
+    assert cost > 0
 
 
 # ---- mistakes -------------------------------------------------------------------------------------------------------
@@ -352,6 +413,31 @@ def test_words_that_are_asked_for_where_there_are_none_are_refused() -> None:
         prepared(rows, ["0", "1"], label_words={"good": "good"})
     with pytest.raises(DataError, match="prompt: without a text it has more than 8 tokens already"):
         prepared(rows, ["0", "1"], label_words={"0": "bad", "1": "good"}, prompt="{text} " + "so " * 9, max_length=8)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"head": "words"}, "head: {}: leave head out"),
+        ({"prompt": "{text} Mood:", "label_words": {"joy": "happy"}}, "prompt: {}: leave prompt and label_words out"),
+    ],
+)
+def test_several_labels_a_text_begin_with_a_new_head_and_who_asks_for_words_is_told(
+    asked: dict[str, Any], message: str
+) -> None:
+    examples = Examples(GOOD[:3], [[0], [0, 1], [1]])
+    report = {"text": "text", "label": "label", "warnings": [], "source": "here", "multi_label": True}
+    several = Table(examples, None, ["awe", "joy"], report)
+    no_model: Any = None  # none is needed to tell
+    start = choose(no_model, several, Recipe(data="here"))
+    assert start.told()["head"]["reason"] == "a new head, as a text may have several labels, and a prompt asks for one"
+    why = (
+        "a text may have several labels, and a prompt asks for one. A multi-label classifier begins with a new head on "
+        "the plain text"
+    )
+    with pytest.raises(DataError) as caught:
+        choose(no_model, several, Recipe(data="here", **asked))
+    assert str(caught.value) == message.format(why)
 
 
 # ---- a run ----------------------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ END = 0
 def shards_of(folder: Path, documents: list[list[int]], vocabulary: int = VOCABULARY) -> Shards:
     """Write `documents`, tokens each, of four bytes a token."""
     if not folder.exists():
-        rows = ((document, 4 * len(document)) for document in documents)
+        rows = ((True, document, 4 * len(document)) for document in documents)
         shards.write(folder, rows, end=END, vocabulary=vocabulary)
     return Shards(folder)
 

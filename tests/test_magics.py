@@ -377,6 +377,44 @@ def test_tab_completes_the_columns_of_the_table_that_is_named(
         assert magics.offers(f"%%gpt_finetune r\n{nothing}text: ", 1 + bool(nothing), 6, shell.user_ns) == ([], "")
 
 
+def test_tab_completes_what_follows_a_model_that_is_asked_or_scored(
+    shell: InteractiveShell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pandas as pd
+
+    monkeypatch.chdir(tmp_path)
+    make("smooth", outcome=FINISHED)
+    shell.push({"frame": pd.DataFrame({"review": ["a"], "stars": [1]})})
+    (tmp_path / "frames.csv").write_text("a,b\n")
+    for magic in ("%gpt_predict", "%gpt_eval", "%%gpt_predict"):
+        assert offered(shell, f"{magic} smo") == ["smooth", "smollm2-135m", "smollm2-360m"], magic
+    assert offered(shell, "%gpt_compare smooth smo") == ["smooth"]
+    assert offered(shell, "%gpt_eval smooth fra") == ["frame", "frames.csv"]
+    assert offered(shell, "%gpt_eval smooth frame --s") == ["--split", "--subset", "--shots"]
+    assert offered(shell, "%gpt_eval smooth frame --label ") == ["review", "stars"]
+    assert offered(shell, "%gpt_eval smooth frames.csv --text=") == ["a", "b"]
+    assert offered(shell, "%gpt_predict smooth --task summ") == ["summarization"]
+    assert offered(shell, "%gpt_predict smooth --max") == ["--max-new-tokens"]
+    shell.push({"reviewer": 3})
+    assert "reviewer" in offered(shell, "%gpt_predict smooth {{revie")
+
+
+def test_tab_completes_all_of_a_pretraining_cell(
+    shell: InteractiveShell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "books.jsonl").write_text('{"body": "x", "title": "y"}\n')
+    make("domain", outcome=FINISHED)
+    assert offered(shell, "%%gpt_pretrain dom") == ["domain"]
+    assert offered(shell, "%%gpt_pretrain p --tokeni") == ["--tokenizer"]
+    assert offered(shell, "%%gpt_pretrain p --size=me") == ["medium"]
+    assert offered(shell, "%%gpt_pretrain p\nfrom: gpt2-") == ["gpt2-medium"]
+    assert offered(shell, "%%gpt_pretrain p\nfrom: run:") == ["run:domain"]
+    assert offered(shell, "%%gpt_pretrain p\ndata: bo") == ["books.jsonl"]
+    assert offered(shell, "%%gpt_pretrain p\ndata: books.jsonl\ntext: ") == ["body", "title"]
+    assert offered(shell, "%%gpt_finetune r\ndata: books.jsonl\ncolumns: {question: title, answer: b") == ["body"]
+
+
 def test_tab_elsewhere_is_left_alone(shell: InteractiveShell) -> None:
     make("reviews", outcome=FINISHED)
     shell.push({"reviewer": 3})

@@ -9,7 +9,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from made_runs import FINISHED, SCORES, make
 
-from gptx_nb import asking, comparison, inference, launch, pasted, rehearsals
+from gptx_nb import asking, comparison, drafts, inference, launch, pasted, rehearsals
 from gptx_nb.errors import DataError, RunNotFound, UsageError
 from gptx_nb.recipe import make_recipe
 from gptx_nb.runs import RunStore
@@ -87,6 +87,30 @@ def test_what_was_typed_is_found_again_by_a_page_that_is_loaded_again(page: Page
     assert page.ask("open")["value"]["opened"] == draft
     cell = page.ask("open", cell="%%gpt_finetune other\ndata: df")["value"]["opened"]
     assert cell == {"kind": "finetune", "name": "other", "recipe": {"data": "df"}}
+
+
+def test_what_was_typed_outlives_the_kernel_until_it_is_started(
+    plain_shell: InteractiveShell, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JPY_SESSION_NAME", "/home/you/a.ipynb")
+    draft = {"kind": "finetune", "name": "half", "recipe": {"data": "df", "epochs": "thr"}}
+    first = Page(plain_shell)
+    first.widget._hear(None, {"kind": "draft", "draft": draft}, [])
+    first.widget._hear(None, {"kind": "draft", "draft": "no draft"}, [])
+    first.widget.close()
+    later = Page(plain_shell)
+    assert later.ask("open")["value"]["opened"] == draft
+    make("reviews", steps=3, outcome=FINISHED, scores=SCORES)
+    assert Page(plain_shell, "reviews").ask("open")["value"]["opened"]["name"] == "reviews", "a run that was asked for"
+    monkeypatch.setenv("JPY_SESSION_NAME", "/home/you/b.ipynb")
+    assert Page(plain_shell).ask("open")["value"]["opened"]["name"] == "", "another notebook"
+    monkeypatch.setenv("JPY_SESSION_NAME", "/home/you/a.ipynb")
+    [kept] = (home / "drafts").iterdir()
+    kept.write_text('{"kind": "finetune", "recipe": ')
+    assert Page(plain_shell).ask("open")["value"]["opened"]["name"] == "", "harmed: begun anew"
+    drafts.keep(draft)
+    drafts.forget()
+    assert drafts.latest() is None
 
 
 def test_a_cell_opens_in_the_form_with_its_expressions_as_they_stand(page: Page) -> None:

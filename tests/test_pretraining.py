@@ -1,13 +1,17 @@
 """Pretraining as a run: from a cell to a base model that is fine-tuned, and back from every way of breaking off."""
 
+import errno
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import made_runs
 import pandas as pd
 import pytest
 import torch
@@ -15,13 +19,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import gptx_nb
-from gptx_nb import fields, launch, metrics, progress
+from gptx_nb import fields, files, launch, metrics, progress
 from gptx_nb.engine import pretrain
-from gptx_nb.errors import DataError, ModelError, RecipeError
+from gptx_nb.errors import DataError, ModelError, RecipeError, RunFailed
 from gptx_nb.pretraining import SIZES, PretrainRecipe
 from gptx_nb.recipe import Recipe, make_recipe, parse_yaml
 from gptx_nb.runs import Run, RunStore
 from gptx_nb.views import panels
+from gptx_nb.worker import pretraining as worker
+from gptx_nb.worker.__main__ import _last_words
 
 WORDS = ("the", "river", "stone", "light", "of", "and", "under", "moves", "slowly", "bright", "old", "house", "wind")
 NAMES = ["from" if name == "from_" else name for name in PretrainRecipe.model_fields]
@@ -134,7 +140,7 @@ def test_a_larger_step_is_taken_where_there_is_more_to_learn() -> None:
         pretrain.tokens_per_step(make_recipe({"data": "x"}, "", PretrainRecipe), total, 512)[0]
         for total in (10_000, 10_000_000, 100_000_000, 10**10)
     ]
-    assert chosen == [8_192, 8_192, 65_536, 524_288]
+    assert chosen == [1_024, 8_192, 65_536, 524_288]
 
 
 # ---- a run ----------------------------------------------------------------------------------------------------------
@@ -275,12 +281,69 @@ def test_a_run_is_stopped_and_goes_on(home: Path) -> None:
     launch.stop(run)
 
 
+def test_a_run_that_is_stopped_before_its_texts_are_ready_does_not_claim_to_have_saved(home: Path) -> None:
+    run = made_runs.make("base", phase="corpus", report=None, plan=None)
+    asked = {"kind": "pretrain", "recipe": recipe().model_dump(mode="json", by_alias=True)}
+    files.write_json(run.request_file, {**run.request(), **asked})
+
+    def answer(asked: Run) -> None:
+        if asked.stop_file.exists():
+            files.write_json(asked.outcome_file(1), {"exit_status": 3, "signal": None, "reason": "stopped"})
+
+    assert launch.stop(run, progress=answer) == (
+        "run base version 1 has stopped; nothing was saved yet. Run its cell again to begin anew: `%%gpt_pretrain base`"
+    )
+    assert progress.trouble(run) == (
+        "It was stopped before anything was saved. Run the cell `%%gpt_pretrain base` again to begin anew."
+    )
+
+
+def test_room_for_model_and_checkpoints_is_asked_for_before_training(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = made_runs.make("base")
+    made: Any = SimpleNamespace(model=torch.nn.Linear(1000, 1000, bias=False))  # 4 MB
+    usage = shutil.disk_usage(home)
+
+    def said(free: int) -> list[str]:
+        monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=free))
+        return worker._require_room(run, made)
+
+    with pytest.raises(
+        DataError, match=r"the model and a checkpoint of it need about 18 MB, and 15 MB are free on the"
+    ):
+        said(15_000_000)
+    assert "three checkpoints and the model need 40 MB" in said(39_000_000)[0]
+    assert said(41_000_000) == []
+    (run.checkpoints / "000010").mkdir(parents=True)  # one that is there needs no more
+    assert said(29_000_000) == []
+
+
+def test_a_full_disk_is_told_without_a_traceback(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = made_runs.make("base", log="Traceback (most recent call last):\n")
+    usage = shutil.disk_usage(home)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=2_000_000))
+    levers: Any = None
+    words = _last_words(OSError(errno.ENOSPC, "No space left on device"), run, levers)
+    files.write_json(run.outcome_file(1), {"exit_status": 1, "signal": None, **words})
+    with pytest.raises(RunFailed) as caught:
+        launch.raise_if_bad(run)
+    assert str(caught.value) == (
+        f"run base version 1 broke off: no room is left on the disk of {run.folder}: 2 MB are free, and more is "
+        "needed. Free some first.\nRun the cell `%%gpt_finetune base` again to try once more; nothing was saved yet."
+    )
+
+
 def test_two_processes_learn_what_one_does(home: Path) -> None:
     settings = {"dropout": 0.0, "tokens": 256 * 4}
-    one, two = (pretrained(name, devices=number, **settings) for name, number in (("one", 1), ("two", 2)))
-    assert losses(two) == pytest.approx(losses(one), abs=1e-5)
-    ours, theirs = (load_file(each.model / "model.safetensors") for each in (two, one))
-    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
+    one = pretrained("one", **settings)
+    theirs = load_file(one.model / "model.safetensors")
+    for name, more in (("two", {}), ("shared", {"sharding": "on"})):
+        two = pretrained(name, devices=2, **settings, **more)
+        assert losses(two) == pytest.approx(losses(one), abs=1e-5)
+        ours = load_file(two.model / "model.safetensors")
+        assert set(ours) == set(theirs)
+        assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
 
 
 @pytest.mark.parametrize(
@@ -290,11 +353,20 @@ def test_two_processes_learn_what_one_does(home: Path) -> None:
         ({}, None, DataError, "there is nothing to learn from. Name texts, as in `data: books/`"),
         ({"context": 16384}, TEXTS, DataError, "fewer than two rows of 16,384"),
         ({"tokenizer": "/nowhere/at/all"}, TEXTS, ModelError, "tokenizer: there is no folder /nowhere/at/all"),
+        ({"tokenizer": "bare"}, TEXTS, ModelError, r"the folder .*/bare holds no tokenizer .*type `tokenizer: tiny`"),
     ],
 )
 def test_a_mistake_leaves_nothing_behind(
-    settings: dict[str, Any], data: object, kind: type[Exception], message: str, home: Path
+    settings: dict[str, Any],
+    data: object,
+    kind: type[Exception],
+    message: str,
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    (tmp_path / "bare").mkdir()
+    monkeypatch.chdir(tmp_path)
     asked = {
         key: value for key, value in {**SMALL, **settings}.items() if "tokenizer" not in settings or key != "vocabulary"
     }
@@ -302,6 +374,16 @@ def test_a_mistake_leaves_nothing_behind(
         launch.train("bad", make_recipe(asked, "", PretrainRecipe), data=data, wait=True)
     assert RunStore().runs() == []
     assert not list((home / "runs").glob("*/*"))
+
+
+def test_more_context_than_the_base_model_sees_is_refused_before_texts_are_read(run: Run) -> None:
+    asked = make_recipe({"data": "x", "from": "run:base", "context": 4096}, "", PretrainRecipe)
+    with pytest.raises(ModelError, match=r"context: 4,096 tokens are asked for, and run:base sees 32 at once\. Type "):
+        pretrain.tokenizer_for(asked, lambda text: None)
+    fits = make_recipe({"data": "x", "from": "run:base", "context": 16}, "", PretrainRecipe)
+    assert pretrain.tokenizer_for(fits, lambda text: None) is not None
+    with pytest.raises(ModelError, match=r"^from: there is no folder \./nothing.* or `from: tiny`"):
+        pretrain.tokenizer_for(fits.model_copy(update={"from_": "./nothing"}), lambda text: None)
 
 
 def test_a_tokenizer_is_reused_and_one_that_does_not_fit_is_refused(run: Run, tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ def test_the_public_names_are_these() -> None:
         "free",
         "load",
         "load_ipython_extension",
+        "merge",
         "predict",
         "pretrain",
         "runs",

@@ -35,6 +35,17 @@ def test_a_rehearsal_tells_of_the_table_first_then_of_tokens_memory_and_time_and
     assert not (home / "runs").exists()
 
 
+def test_of_several_devices_each_is_told_its_share(home: Path, tiny_model: Path) -> None:
+    recipe = make_recipe({"model": str(tiny_model), "head": "plain", "epochs": 2, "device": "cpu", "devices": 2})
+    plan = rehearsals.rehearse(recipe, ROWS)["plan"]
+    assert plan["devices"]["choice"] == 2
+    assert plan["memory"]["reason"].startswith("at the peak in each of 2 processes: ")
+    assert " a second in each of 2 processes, measured" in plan["time"]["reason"]
+    shared = rehearsals.rehearse(recipe.model_copy(update={"sharding": "on"}), ROWS)["plan"]
+    assert shared["sharding"]["choice"] == "on"
+    assert shared["time"]["reason"] == "not tried: it takes 2 processes to hold the model"
+
+
 def test_of_a_task_that_writes_the_answer_alone_is_to_be_predicted(home: Path, tiny_model: Path) -> None:
     rows = [{"question": f"Is {number} odd?", "answer": "Yes." if number % 2 else "No."} for number in range(12)]
     recipe = make_recipe({"model": str(tiny_model), "validation": 0})

@@ -137,6 +137,16 @@ def test_the_list_tells_state_progress_score_and_device_of_runs_from_anywhere(ru
     assert found["finished/1"]["sparkline"][0] > found["finished/1"]["sparkline"][-1]
 
 
+def test_a_damaged_run_hides_itself_and_no_other(runs: Server) -> None:
+    for number, damage in enumerate(("[]", "3", '{"recipe": []}', "{")):
+        made_runs.make(f"request-{number}", outcome=made_runs.FINISHED).request_file.write_text(damage)
+        made_runs.make(f"plan-{number}", outcome=made_runs.FINISHED).plan_file.write_text(damage)
+    made_runs.make("good", outcome=made_runs.FINISHED)
+    status, told, _ = runs.ask("GET", "runs")
+    assert status == 200
+    assert "good/1" in [each["id"] for each in told["runs"]]
+
+
 def test_the_list_tells_only_what_has_changed_since_a_revision(runs: Server) -> None:
     made_runs.make("one", steps=60, phase="training", outcome=made_runs.FINISHED)
     before = runs.ask("GET", "runs")[1]
@@ -281,7 +291,11 @@ def test_a_run_starts_is_stopped_goes_on_and_answers_without_a_kernel(runs: Serv
     assert runs.ask("POST", "runs/reviews/1/stop")[0] == 202
     assert until(runs, "reviews/1", "stopped")
     status, told, _ = runs.ask("POST", "runs/reviews/1/resume")
-    assert (status, told["action"]) == (200, "resumed"), told
+    if status == 202:  # a busy machine: it goes on by itself
+        assert told["name"] == "reviews", told
+        assert until(runs, "reviews/1", "running")
+    else:
+        assert (status, told["action"]) == (200, "resumed"), told
     assert runs.ask("POST", "runs/reviews/1/stop")[0] == 202
     assert until(runs, "reviews/1", "stopped")
     assert RunStore().find("reviews/1").attempts() == 2

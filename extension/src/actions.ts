@@ -2,8 +2,8 @@
 
 import { Dialog, Notification, showDialog } from '@jupyterlab/apputils';
 
-import { Refused, type Api } from './api';
-import type { Run, RunsModel } from './model';
+import type { Api } from './api';
+import { Refused, type Run, type RunsModel } from './model';
 
 /** How views open other views: commands of JupyterLab, which index.ts makes. */
 export interface Shell {

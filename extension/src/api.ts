@@ -3,22 +3,20 @@
 import { URLExt } from '@jupyterlab/coreutils';
 import { ServerConnection } from '@jupyterlab/services';
 
+import { Refused } from './model';
 import type { Answer, Details, Device, Increment, Line, Setting, Source, Started, Update } from './model';
 
 export const EVENT = 'urn:gptx-nb:run-state:1';
 const ROOT = 'gptx_nb';
 const XSRF = '_xsrf';
-
-/** An answer that is an error: `field` is the setting that is wrong, if one is. */
-export class Refused extends Error {
-  constructor(
-    readonly status: number,
-    message: string,
-    readonly field: string | null
-  ) {
-    super(message);
-  }
-}
+/** What a proxy says of a server that is away. */
+const AWAY = new Set([502, 503, 504]);
+const STRANGE: Record<number, string> = {
+  403: 'The Jupyter server refuses this (403). Reload the page, and log in again if that is asked.',
+  404:
+    'The Jupyter server knows nothing of gptx_nb. In its environment, `jupyter server extension list` ' +
+    'must name gptx_nb.views.routes.'
+};
 
 export class Api implements Source {
   constructor(private readonly settings: ServerConnection.ISettings) {}
@@ -111,18 +109,29 @@ export class Api implements Source {
     const address = URLExt.join(this.settings.baseUrl, ROOT, path);
     const request: RequestInit = body === undefined ? { method } : { method, body: JSON.stringify(body) };
     const response = await ServerConnection.makeRequest(address, request, this.settings);
-    const text = await response.text();
-    let value: unknown;
-    try {
-      value = text ? JSON.parse(text) : {};
-    } catch {
-      throw new Refused(response.status, `The server answered ${response.status}, and not in JSON.`, null);
+    const value = json(await response.text());
+    if (response.ok && value !== undefined) {
+      return value as T;
     }
-    if (!response.ok) {
-      const said = value as { message?: string; field?: string | null };
-      throw new Refused(response.status, said.message ?? response.statusText, said.field ?? null);
-    }
-    return value as T;
+    const { message, field } = (value ?? {}) as { message?: string; field?: string | null };
+    const ours = field !== undefined && message !== undefined && response.status !== 403;
+    throw ours ? new Refused(response.status, message, field) : strange(response.status);
+  }
+}
+
+/** What another than the server extension answered: the Jupyter server without it, or a proxy before that. */
+function strange(status: number): Error {
+  if (AWAY.has(status)) {
+    return new Error(`${status}`);
+  }
+  return new Refused(status, STRANGE[status] ?? `The Jupyter server answered ${status}. Its log says why.`, null);
+}
+
+function json(text: string): unknown {
+  try {
+    return text ? (JSON.parse(text) as unknown) : {};
+  } catch {
+    return undefined;
   }
 }
 

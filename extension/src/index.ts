@@ -1,7 +1,14 @@
 /** Wires the extension into JupyterLab: commands, views, and what is remembered with the layout. */
 
 import { ILayoutRestorer, type JupyterFrontEnd, type JupyterFrontEndPlugin } from '@jupyterlab/application';
-import { Clipboard, ICommandPalette, MainAreaWidget, Notification, WidgetTracker } from '@jupyterlab/apputils';
+import {
+  Clipboard,
+  ICommandPalette,
+  InputDialog,
+  MainAreaWidget,
+  Notification,
+  WidgetTracker
+} from '@jupyterlab/apputils';
 import { IDocumentManager } from '@jupyterlab/docmanager';
 import { FileDialog, IDefaultFileBrowser } from '@jupyterlab/filebrowser';
 import { ILauncher } from '@jupyterlab/launcher';
@@ -13,7 +20,7 @@ import { IStatusBar } from '@jupyterlab/statusbar';
 import { Actions, type Shell } from './actions';
 import { Api, EVENT } from './api';
 import { gptxIcon } from './icon';
-import { RunsModel } from './model';
+import { listed, RunsModel } from './model';
 import { cellFromVariable, highlightRecipes, insertCell } from './notebook';
 import { INSERT } from './panel/insert';
 import { Dashboard } from './views/dashboard';
@@ -189,10 +196,10 @@ function addCommands(
     },
     label: 'Open GPT Run …',
     icon: gptxIcon,
-    execute: args => {
+    execute: async args => {
       const ids = (args['ids'] as string[] | undefined) ?? [];
       if (ids.length === 0) {
-        app.shell.activateById(sidebar.id);
+        await pickRun(actions);
         return;
       }
       const id = `gptx-nb-dashboard-${ids.join('-')}`;
@@ -235,12 +242,28 @@ function addCommands(
   });
 }
 
+/** Let the user choose a run by its name, and open it. */
+async function pickRun(actions: Actions): Promise<void> {
+  await actions.model.refresh();
+  const runs = listed(actions.model.runs.values(), '', 'all', 'newest');
+  if (runs.length === 0) {
+    Notification.info('There are no runs yet.', { autoClose: 3000 });
+    return;
+  }
+  const items = runs.map(run => `${run.name} v${run.version}`);
+  const picked = await InputDialog.getItem({ title: 'Which run?', label: 'Open', items });
+  const run = runs[items.indexOf(picked.value ?? '')];
+  if (picked.button.accept && run) {
+    actions.shell.open([run.id]);
+  }
+}
+
 async function pickFile(manager: IDocumentManager): Promise<string | null> {
   const picked = await FileDialog.getOpenFiles({
     manager,
-    title: 'A table of examples',
+    title: 'Data',
     filter: file =>
-      file.type === 'directory' || /\.(csv|tsv|jsonl|ndjson|parquet|json|txt)(\.gz)?$/i.test(file.name)
+      file.type === 'directory' || /\.(csv|tsv|jsonl|ndjson|parquet|json|txt|md)(\.(gz|xz|bz2|zst))?$/i.test(file.name)
         ? { score: 1 }
         : null
   });

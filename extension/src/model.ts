@@ -7,6 +7,17 @@
 
 import { Signal } from '@lumino/signaling';
 
+/** An answer that is an error: `field` is the setting that is wrong, if one is. */
+export class Refused extends Error {
+  constructor(
+    readonly status: number,
+    message: string,
+    readonly field: string | null
+  ) {
+    super(message);
+  }
+}
+
 export type State =
   'starting' | 'running' | 'stopping' | 'finished' | 'stopped' | 'interrupted' | 'failed' | 'elsewhere';
 
@@ -144,14 +155,14 @@ export interface Line {
   close(): void;
 }
 
-/** What the model needs of the server. */
+/** What the model needs of the server. It answers, refuses (Refused), or is away (any other error). */
 export interface Source {
   runs(since: string): Promise<Update>;
   history(id: string, cursor: string): Promise<Increment>;
   live(opened: () => void, told: (update: Update) => void, closed: () => void): Line;
 }
 
-export type Connection = 'waiting' | 'live' | 'polling' | 'offline';
+export type Connection = 'waiting' | 'live' | 'polling' | 'offline' | 'refused';
 
 export const POLL = 2000; // milliseconds
 export const LONGEST = 30_000;
@@ -194,6 +205,8 @@ export class RunsModel {
   readonly runs = new Map<string, Run>();
   readonly histories = new Map<string, History>();
   connection: Connection = 'waiting';
+  /** Why nothing is told, where the connection is refused. */
+  trouble = '';
   refused: Refusal[] = [];
   begun: Begun[] = [];
   /** Whether the list has arrived at least once. */
@@ -254,14 +267,21 @@ export class RunsModel {
   async refresh(): Promise<void> {
     try {
       this.take(await this.source.runs(this.revision));
-      if (this.connection === 'offline' || this.connection === 'waiting') {
+      if (this.away || this.connection === 'waiting') {
         this.connect(this.line ? 'live' : 'polling');
       }
       this.pause = POLL;
-    } catch {
-      this.connect('offline');
+    } catch (error) {
+      const refused = error instanceof Refused;
+      this.trouble = refused ? error.message : '';
+      this.connect(refused ? 'refused' : 'offline');
       this.pause = Math.min(LONGEST, this.pause * 2);
     }
+  }
+
+  /** Whether what is shown may be old, as the server does not tell of runs. */
+  get away(): boolean {
+    return this.connection === 'offline' || this.connection === 'refused';
   }
 
   private get seen(): boolean {
@@ -321,7 +341,7 @@ export class RunsModel {
     }
     this.timer = setTimeout(() => {
       this.timer = undefined;
-      if (this.connection !== 'offline' && Date.now() - this.lastTry < RETRY) {
+      if (!this.away && Date.now() - this.lastTry < RETRY) {
         void this.poll();
       } else {
         this.open();
@@ -354,11 +374,14 @@ export class RunsModel {
   }
 
   private take(update: Update): void {
+    const before = new Map(this.runs);
     if (update.whole) {
       this.runs.clear();
     }
     for (const run of update.runs) {
-      this.runs.set(run.id, run);
+      // What is as it was stays the same object: views draw only what differs from the last one.
+      const known = before.get(run.id);
+      this.runs.set(run.id, known && JSON.stringify(known) === JSON.stringify(run) ? known : run);
     }
     for (const id of update.gone) {
       this.runs.delete(id);

@@ -2,7 +2,7 @@ import { afterEach, expect, test, vi } from 'vitest';
 
 import type { Setting } from '../src/model';
 import panel from '../src/panel';
-import { Channel, Refused } from '../src/panel/channel';
+import { Channel, GONE, Refused } from '../src/panel/channel';
 import { example, lengths } from '../src/panel/tokens';
 import { FakeModel } from './fake';
 import told from './settings.json';
@@ -174,6 +174,92 @@ test('what the model sees is shown in parts, and another column is chosen', asyn
   expect(page.asked('rehearse')).toMatchObject({ recipe: { data: 'df', text: 'title' } });
 });
 
+/** Type into a control as a person does. */
+function type(page: Page, setting: string, text: string): void {
+  const control = page.field(setting)?.querySelector('input');
+  if (control) {
+    control.value = text;
+    control.dispatchEvent(new Event('input', { bubbles: true }));
+  }
+}
+
+test('a panel that has outlived its kernel says so, and what to do', async () => {
+  const page = await form();
+  page.model.send = () => {
+    throw new Error('Cannot send');
+  };
+  type(page, 'epochs', '7');
+  page.button('Copy as cell').click();
+  await vi.waitFor(() => expect(page.el.querySelector('.gptx-Form-message')?.textContent).toBe(GONE));
+  page.tab('Watch');
+  page.undo?.();
+  expect(page.el.childElementCount).toBe(0);
+});
+
+test('what was typed for one kind of run is there again after a look at the other', async () => {
+  const page = await form();
+  type(page, 'epochs', '40');
+  page.button('Pretrain').click();
+  type(page, 'data', 'book.txt');
+  page.button('Fine-tune').click();
+  expect(page.field('epochs')?.querySelector('input')?.value).toBe('40');
+  expect(page.field('data')?.querySelector('input')?.value).toBe('df');
+  page.button('Pretrain').click();
+  expect(page.field('data')?.querySelector('input')?.value).toBe('book.txt');
+});
+
+test('a cost of earlier settings says that it is, and a cell of earlier settings goes', async () => {
+  const page = await form();
+  page.button('Look at data and cost').click();
+  const stale = () => page.el.querySelector<HTMLElement>('.preview .stale')?.hidden;
+  await page.tell('answer', 'rehearse', { value: { plan: { notes: [] }, lengths: [[1, 4, 2]], examples: [] } });
+  expect(stale()).toBe(true);
+  page.button('Copy as cell').click();
+  await page.tell('answer', 'cell', { value: { cell: '%%gpt_finetune reviews\n', command: 'gptx-nb' } });
+  const written = page.el.querySelector<HTMLElement>('.written');
+  expect(written?.hidden).toBe(false);
+  type(page, 'epochs', '60');
+  expect([stale(), written?.hidden]).toEqual([false, true]);
+  type(page, 'epochs', '3');
+  expect(stale()).toBe(true);
+  type(page, 'epochs', '60');
+  page.button('Look again').click();
+  expect(stale()).toBe(true);
+  expect(page.asked('rehearse')).toMatchObject({ recipe: { epochs: 60 } });
+});
+
+test('what is wrong with the data stands where the table would, and every column can be chosen', async () => {
+  const page = await form();
+  page.button('Look at data and cost').click();
+  const table = { columns: ['a'], rows: [['x']], count: 1, error: null };
+  const report = {
+    task: 'text-generation',
+    why: '',
+    text: 'a',
+    rows: 1,
+    used: 1,
+    train: 1,
+    validation: 0,
+    warnings: []
+  };
+  await page.tell('part', 'rehearse', { value: { ...table, report } });
+  expect(page.field('label')?.hidden).toBe(true);
+  page.button('Look at data and cost').click();
+  await page.tell('part', 'rehearse', { value: { ...table, report: null } });
+  await page.tell('answer', 'rehearse', { error: `every row has the label ${HACK}`, field: null });
+  expect(page.el.querySelector('.preview .error')?.textContent).toContain('every row has the label');
+  expect(page.el.querySelector('.gptx-Form-message')?.textContent).toBe('');
+  expect(page.field('label')?.hidden).toBe(false);
+});
+
+test('a command for the terminal says that a terminal has no variables', async () => {
+  const page = await form();
+  Object.defineProperty(navigator, 'clipboard', { configurable: true, value: { writeText: () => Promise.resolve() } });
+  page.button('Copy as command').click();
+  await page.tell('answer', 'cell', { value: { cell: '', command: 'gptx-nb finetune reviews --data=df' } });
+  expect(page.el.querySelector('.configure .said')?.textContent).toContain('name a file there');
+});
+
 test('a cell is shown and copied, and handed to JupyterLab where that is there', async () => {
   const page = await form();
   const copied: string[] = [];
@@ -259,7 +345,7 @@ test('as many runs are compared as can be told apart, and that is said where the
   const full = () => page.el.querySelector('.compare [role="status"]')?.textContent;
   boxes.slice(0, 8).forEach(box => box.click());
   expect(full()).toBe('8 runs are chosen, as many as one chart can tell apart. Take one away to choose another.');
-  expect(boxes.map(box => box.disabled)).toEqual(boxes.map((_, at) => at > 7));
+  expect(boxes.map(box => box.disabled)).toEqual([...Array<boolean>(8).fill(false), true, true]);
   boxes[0]?.click();
   expect([full(), boxes.some(box => box.disabled)]).toEqual(['', false]);
   boxes[9]?.click();

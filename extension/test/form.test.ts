@@ -1,8 +1,7 @@
 import { expect, test, vi } from 'vitest';
 
-import { Refused } from '../src/api';
 import type { Actions } from '../src/actions';
-import { RunsModel, type Setting, type Started, type Update } from '../src/model';
+import { Refused, RunsModel, type Setting, type Started, type Update } from '../src/model';
 import { RecipeForm } from '../src/views/form';
 import told from './settings.json';
 

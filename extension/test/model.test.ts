@@ -6,6 +6,7 @@ import {
   listed,
   LONGEST,
   POLL,
+  Refused,
   RunsModel,
   type Increment,
   type Run,
@@ -149,6 +150,19 @@ test('a server that does not answer is asked less and less, and is found again',
   expect(server.open.length).toBe(1);
   server.open[0]?.told(update([run('reviews/1')], { whole: true, revision: 'b-1' }));
   expect(model.connection).toBe('live');
+});
+
+test('a server that answers without telling of runs says why, and is asked again', async () => {
+  const server = new Server();
+  server.websockets = false;
+  const answered = vi.spyOn(server, 'runs').mockRejectedValue(new Refused(404, 'It knows nothing of gptx_nb.', null));
+  const model = new RunsModel(server);
+  model.watch('sidebar', true);
+  await vi.advanceTimersByTimeAsync(100);
+  expect([model.connection, model.trouble, model.away]).toEqual(['refused', 'It knows nothing of gptx_nb.', true]);
+  answered.mockRestore();
+  await vi.advanceTimersByTimeAsync(LONGEST);
+  expect([model.connection, model.away]).toEqual(['polling', false]);
 });
 
 test('a hidden page asks nothing', async () => {

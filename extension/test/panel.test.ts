@@ -136,7 +136,13 @@ test('a cell is handed to the page around, and shown to be copied where nobody t
 });
 
 test('held-out rows are a table with a small curve of each', async () => {
-  const samples = { head: ['row', 'probability'], rows: [['<i>x</i>', '0.75']], right: [], courses: [[0, 0.5, 1]] };
+  const samples = {
+    title: 'What it says of held-out rows now',
+    head: ['row', 'probability'],
+    rows: [['<i>x</i>', '0.75']],
+    right: [],
+    courses: [[0, 0.5, 1]]
+  };
   const model = new FakeModel({ head: head({ samples }), about: [], history: undefined, number: 0 });
   const el = document.createElement('div');
   document.body.append(el);
@@ -144,6 +150,7 @@ test('held-out rows are a table with a small curve of each', async () => {
   widget.initialize({ model });
   const undo = widget.render({ model, el });
   await vi.waitFor(() => expect(el.querySelector('.below td')?.textContent).toBe('<i>x</i>'));
+  expect(el.querySelector('.below .name')?.textContent).toBe('What it says of held-out rows now');
   expect(el.querySelector('.below polyline')?.getAttribute('points')).toBe('1.0,20.0 48.0,11.0 95.0,2.0');
   expect(el.querySelector('.below svg')?.getAttribute('aria-label')).toBe('from 0 to 1');
   undo?.();

@@ -70,15 +70,19 @@ def save(
     optimizer: Optimizer,
     progress: dict[str, Any],
     scaler: torch.amp.GradScaler | None = None,
+    kept: dict[str, torch.Tensor] | None = None,
 ) -> Path:
-    """Write checkpoint `folder`/NNNNNN for `progress["step"]` and return it; one that is already there is kept."""
+    """Write checkpoint `folder`/NNNNNN for `progress["step"]` and return it; one that is already there is kept.
+
+    `kept`: what the optimiser keeps, by name, where it has but a part of it itself.
+    """
     target = folder / f"{progress['step']:06d}"
     if target.exists():
         return target
 
     def fill(beside: Path) -> None:
         save_file(_trained(model, optimizer), beside / MODEL)
-        save_file(optimizers.state(optimizer, _names(model)), beside / OPTIMIZER)
+        save_file(optimizers.state(optimizer, _names(model)) if kept is None else kept, beside / OPTIMIZER)
         files.write_json(beside / PROGRESS, {**progress, "scaler": scaler.state_dict() if scaler else {}})
         manifest = {
             name: {"size": (beside / name).stat().st_size, "sha256": files.sha256(beside / name)}
@@ -123,6 +127,11 @@ def load(
         for name, master in masters.items():
             master.copy_(saved[name])
     optimizers.load_state(optimizer, _names(model), load_file(checkpoint / OPTIMIZER))
+    return load_progress(checkpoint, scaler)
+
+
+def load_progress(checkpoint: Path, scaler: torch.amp.GradScaler | None = None) -> dict[str, Any]:
+    """Put what `checkpoint` says of the scale into `scaler`; return its progress."""
     progress: dict[str, Any] = files.read_json(checkpoint / PROGRESS) or {}
     # A run that goes on in another dtype, on another device, begins with a new scale.
     if scaler and scaler.is_enabled() and progress.get("scaler"):

@@ -1,18 +1,20 @@
 """From texts to what pretraining reads: cleaned, without duplicates, split, tokenised into shards. Trains no model.
 
-Two passes, neither of which holds more than a few documents in memory. The first reads the sources, cleans, drops what
-was seen before and decides what is held back; what is left goes to a file on disk. So the second, which makes tokens on
-every core, knows how much there is, and a tokenizer is trained on a fair sample of all of it.
+Two passes, neither of which holds more than a few documents in memory, or pieces of long ones. The first reads the
+sources, cleans, drops what was seen before and decides what is held back; what is left goes to a file on disk. So the
+second, which makes tokens on every core, knows how much there is, and a tokenizer is trained on a fair sample of it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import re
 import shutil
 import struct
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -22,7 +24,7 @@ from safetensors.numpy import save_file
 
 from gptx_nb import files, pretraining_words
 from gptx_nb.engine import shards, texts
-from gptx_nb.engine.duplicates import Seen
+from gptx_nb.engine.duplicates import MOST_NEAR, Letters, Seen
 from gptx_nb.engine.shards import Shards
 from gptx_nb.errors import DataError, ModelError
 from gptx_nb.pretraining import PretrainRecipe
@@ -34,12 +36,13 @@ TOKENIZER_BYTES = 100_000_000  # of text that a tokenizer is trained on
 TOKENIZER_PIECE = 20_000  # characters of a document that it sees at once: no book rules the sample
 BATCH_BYTES = 2_000_000  # of text that is tokenised at once
 PIECE = 100_000  # characters; longer documents are tokenised in pieces, so that every core has some
+WITHOUT_SPACES = 10  # times PIECE are waited for a place to cut that changes no token
 SPOOL = "cleaned"
 EMBEDDINGS = "embeddings.safetensors"
 EVERY = 1.0  # seconds between words on how far it is
 
 Say = Callable[[str], None]
-_HEAD = struct.Struct("<QQ")  # bytes of a document in the spool, and those of its text
+_HEAD = struct.Struct("<Q?")  # in the spool, before each piece of a text: its bytes, whether it begins a document
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def prepare(
         shutil.rmtree(left, ignore_errors=True)
     train = sources["train"]
     assert train is not None
-    _require_room(folder.parent, texts.size_of(train, run_folder, "data"), "the cleaned texts")
+    require_room(folder.parent, texts.size_of(train, run_folder, "data"), "the cleaned texts")
 
     def fill(beside: Path) -> None:
         spools = {part: beside / f"{SPOOL}-{part}" for part in ("train", "validation")}
@@ -106,7 +109,7 @@ def prepare(
         end = end_of(tokenizer)
         if recipe.base is None:
             tokenizer.model_max_length = recipe.context
-        _require_room(
+        require_room(
             folder.parent,
             report["bytes"] // 3 * shards.token_type(len(tokenizer)).itemsize,  # a token spells some 3 to 4 bytes
             "the token shards",
@@ -125,7 +128,16 @@ def prepare(
         report["tokenizer"] = f"{len(tokenizer):,} tokens, {kind}; {per_token:.2f} bytes a token"
         files.write_json(beside / "report.json", report)
 
-    files.write_folder(folder, fill)
+    try:
+        files.write_folder(folder, fill)
+    except Exception as error:  # safetensors has an error class of its own
+        if not files.disk_is_full(error):
+            raise
+        free = pretraining_words.size(shutil.disk_usage(folder.parent).free)
+        raise DataError(
+            f"data: the texts of {train.shown}, cleaned and as tokens, need more than the {free} that are free on the "
+            f"disk of {folder.parent}. Free some, or set GPTX_HOME to a folder on another disk"
+        ) from None
 
 
 # ---- first pass -----------------------------------------------------------------------------------------------------
@@ -138,52 +150,68 @@ def _clean(
     seen = Seen(recipe.near_duplicates)
     dropped, cleaned = Counter[str](), Counter[str]()
     counts = {part: {"documents": 0, "bytes": 0} for part in spools}
-    read, told = 0, time.monotonic()
+    read, told, last = 0, time.monotonic(), 0
     share = recipe.validation if isinstance(recipe.validation, float | int) else 0.0
     own = sources["validation"]
-    with spools["train"].open("wb") as train, spools["validation"].open("wb") as validation:
-        spool = {"train": train, "validation": validation}
+
+    def watched(pieces: Iterator[str]) -> Iterator[str]:
+        nonlocal read, told
+        for piece in pieces:
+            read += len(piece)
+            if time.monotonic() - told > EVERY:
+                told = time.monotonic()
+                say(f"{sum(each['documents'] for each in counts.values()):,} documents, {read / 1e6:,.0f} MB read")
+            yield piece
+
+    with spools["train"].open("w+b") as train, spools["validation"].open("w+b") as validation:
         # What is held back first: what equals it is then not learnt from.
         for setting, source in (("validation", own), ("data", sources["train"])):
             if source is None:
                 continue
-            kept_before = seen_before = 0
-            for raw in texts.documents(
+            kept_before = 0
+            pieces = texts.documents(
                 source,
                 run_folder,
                 setting=setting,
                 column=recipe.text,
                 document=recipe.document,
                 subset=recipe.subset,
-            ):
-                seen_before += 1
-                read += len(raw)
-                if time.monotonic() - told > EVERY:
-                    told = time.monotonic()
-                    say(f"{sum(each['documents'] for each in counts.values()):,} documents, {read / 1e6:,.0f} MB read")
-                text = texts.clean(raw, cleaned)
-                if len(text) < SHORTEST:
-                    dropped["empty or too short"] += bool(raw.strip())
+            )
+            file = validation if setting == "validation" else train
+            for document in texts.one_by_one(pieces):
+                # A long one is known only once it is in the file, and what is not to stay is taken out again.
+                found = _draft(file, watched(document), cleaned)
+                if found.characters < SHORTEST:
+                    dropped["empty or too short"] += not found.blank
+                    _take_back(file, found)
                     continue
-                if why := seen.why(text):
+                if why := seen.why(found.letters):
                     dropped[why] += 1
+                    _take_back(file, found)
                     continue
-                held = setting == "validation" or _held_back(text, share)
-                part = "validation" if held else "train"
+                part = "validation" if setting == "validation" or found.order < share else "train"
+                if part == "train":
+                    last = found.start
+                elif file is train:
+                    file.seek(found.start)
+                    shutil.copyfileobj(file, validation)
+                    _take_back(file, found)
                 counts[part]["documents"] += 1
-                counts[part]["bytes"] += _put(spool[part], text)
+                counts[part]["bytes"] += found.bytes
                 kept_before += 1
             if not kept_before:
                 raise DataError(
-                    f"{setting}: {source.shown} holds no text"
-                    + (f" of {SHORTEST} characters or more" if seen_before else "")
-                    + ". Name texts, as in `data: books/`"
+                    f"{setting}: {source.shown} holds no text of {SHORTEST} characters or more. Name texts, as in "
+                    "`data: books/`"
                 )
     source = sources["train"]
     assert source is not None
     note = f"all of {own.shown}" if own else f"{share:.1%} of the documents, chosen by their content"
     if not counts["validation"]["documents"]:
-        note = _hold_back_an_end(spools, counts)
+        _hold_back_an_end(spools, counts, last)
+        note = "the end of the last document, as " + (
+            f"a share of {share:g} holds no whole one back" if share else "`validation: 0` holds no whole one back"
+        )
     return {
         "source": source.shown,
         "documents": sum(each["documents"] for each in counts.values()),
@@ -192,41 +220,107 @@ def _clean(
         "cleaned": dict(cleaned),
         **counts,
         "validation_note": note,
-        "warnings": [],
+        "warnings": []
+        if seen.complete
+        else [
+            f"documents that nearly equal another one were looked for among the first {MOST_NEAR:,} only: to know more "
+            "takes more than a gigabyte of memory"
+        ],
     }
 
 
-def _held_back(text: str, share: float) -> bool:
-    """Whether a document is held back: by its content, so that order and company do not matter."""
-    digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8, person=b"gptx_nb split").digest()
-    return int.from_bytes(digest, "big") < share * 2**64
+@dataclass(frozen=True)
+class _Draft:
+    """A document that stands at the end of a spool, from byte `start` on, and what decides whether it stays."""
+
+    start: int
+    characters: int
+    bytes: int
+    blank: bool  # nothing was there before it was cleaned
+    letters: Letters
+    order: float  # from 0 to 1, by its content alone: company and place in the corpus do not matter
 
 
-def _hold_back_an_end(spools: dict[str, Path], counts: dict[str, dict[str, int]]) -> str:
-    """Hold back the end of the last document where no whole one is: a hundredth of all text, and say so."""
-    everything = list(_spooled(spools["train"]))
-    *whole, last = everything
-    size = max(200, sum(len(text) for text in everything) // 100)
-    cut = last.rfind("\n", 0, max(0, len(last) - size))
-    cut = cut if cut > len(last) // 2 else max(len(last) // 2, len(last) - size)
-    parts = {"train": [*whole, last[:cut].strip()], "validation": [last[cut:].strip()]}
-    for part, kept in parts.items():
-        with spools[part].open("wb") as file:
-            counts[part].update(documents=len(kept), bytes=sum(_put(file, text) for text in kept))
-    return "the end of the last document, as there are too few to hold a whole one back"
+def _draft(file: IO[bytes], raw: Iterator[str], cleaned: Counter[str]) -> _Draft:
+    start, characters, size, blank = file.tell(), 0, 0, True
+    letters = Letters()
+    content = hashlib.blake2b(digest_size=8, person=b"gptx_nb split")
+
+    def looked_at() -> Iterator[str]:
+        nonlocal blank
+        for piece in raw:
+            blank = blank and not piece.strip()
+            yield piece
+
+    for text in texts.clean(looked_at(), cleaned):
+        content.update(text.encode("utf-8"))
+        letters.add(text)
+        size += _put(file, not characters, text)
+        characters += len(text)
+    return _Draft(start, characters, size, blank, letters, int.from_bytes(content.digest(), "big") / 2**64)
 
 
-def _put(file: IO[bytes], text: str) -> int:
+def _take_back(file: IO[bytes], draft: _Draft) -> None:
+    file.seek(draft.start)
+    file.truncate()
+
+
+def _hold_back_an_end(spools: dict[str, Path], counts: dict[str, dict[str, int]], start: int) -> None:
+    """Hold back the end of the last document, which begins at byte `start` of its spool: a hundredth of all text.
+
+    At most half of it goes. It is cut at the end of a line where one is near.
+    """
+    with spools["train"].open("r+b") as file, spools["validation"].open("wb") as held:
+        pieces = list(_places(file, start))
+        ends = list(itertools.accumulate(size for _, size in pieces))
+        length = ends[-1]
+        cut = max(length // 2, length - max(200, counts["train"]["bytes"] // 100))
+        number = next(number for number, end in enumerate(ends) if cut < end)
+        first = max(0, number - 1)  # the line may have begun in the piece before
+        before = ends[first - 1] if first else 0
+        content = b"".join(_content(file, *each) for each in pieces[first : number + 1])
+        place = content.rfind(b"\n", max(0, length // 2 - before + 1), cut - before)
+        if place < 0:
+            place = cut - before
+            while content[place] & 0b1100_0000 == 0b1000_0000:  # within a character
+                place -= 1
+        kept, taken = content[:place].decode("utf-8").rstrip(), content[place:].decode("utf-8").lstrip()
+        size = _put(held, True, taken) + length - ends[number]
+        if number + 1 < len(pieces):
+            file.seek(pieces[number + 1][0] - _HEAD.size)
+            shutil.copyfileobj(file, held)
+        file.seek(pieces[first][0] - _HEAD.size)
+        counts["train"]["bytes"] += before + _put(file, not first, kept) - length
+        file.truncate()
+        counts["validation"].update(documents=1, bytes=size)
+
+
+def _put(file: IO[bytes], begins: bool, text: str) -> int:
     content = text.encode("utf-8", errors="replace")
-    file.write(_HEAD.pack(len(content), len(content)))
+    file.write(_HEAD.pack(len(content), begins))
     file.write(content)
     return len(content)
 
 
-def _spooled(path: Path) -> Iterator[str]:
+def _places(file: IO[bytes], start: int) -> Iterator[tuple[int, int]]:
+    """Yield where the text of each piece begins and how many bytes it has, for those from byte `start` on."""
+    file.seek(start)
+    while head := file.read(_HEAD.size):
+        place, size = file.tell(), _HEAD.unpack(head)[0]
+        yield place, size
+        file.seek(place + size)
+
+
+def _content(file: IO[bytes], place: int, size: int) -> bytes:
+    file.seek(place)
+    return file.read(size)
+
+
+def _spooled(path: Path) -> Iterator[texts.Piece]:
     with path.open("rb") as file:
         while head := file.read(_HEAD.size):
-            yield file.read(_HEAD.unpack(head)[0]).decode("utf-8")
+            size, begins = _HEAD.unpack(head)
+            yield begins, file.read(size).decode("utf-8")
 
 
 # ---- tokenizer ------------------------------------------------------------------------------------------------------
@@ -236,7 +330,7 @@ def _sample(spool: Path, size: int) -> Iterator[str]:
     """Yield a fair sample of at most TOKENIZER_BYTES of the spooled text."""
     share = min(1.0, TOKENIZER_BYTES / max(1, size))
     taken = 0.0
-    for text in _spooled(spool):
+    for _, text in _spooled(spool):
         for start in range(0, len(text), TOKENIZER_PIECE):
             taken += share
             if taken >= 1:
@@ -277,51 +371,71 @@ def end_of(tokenizer: Any) -> int:
 # ---- second pass ----------------------------------------------------------------------------------------------------
 
 
-def _encoded(tokenizer: Any, spool: Path, size: int, say: Say) -> Iterator[tuple[Sequence[int], int]]:
-    """Yield each spooled document's tokens and its bytes of text; text never becomes a special token."""
+def _encoded(tokenizer: Any, spool: Path, size: int, say: Say) -> Iterator[tuple[bool, Sequence[int], int]]:
+    """Yield the spooled documents in pieces for `shards.write`; text never becomes a special token."""
     done, told = 0, time.monotonic()
     for batch in _batches(spool):
-        pieces = [list(_pieces(text)) for text in batch]
-        every = [piece for each in pieces for piece in each]
-        rows = iter(tokenizer(every, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"])
-        for text, own in zip(batch, pieces, strict=True):
-            row = [np.asarray(next(rows), dtype=np.uint32) for _ in own]
+        every = [text for _, text in batch]
+        rows = tokenizer(every, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        for (begins, text), row in zip(batch, rows, strict=True):
             text_bytes = len(text.encode("utf-8"))
             done += text_bytes
-            yield np.concatenate(row), text_bytes  # type: ignore[misc]
+            yield begins, row, text_bytes
         if time.monotonic() - told > EVERY:
             told = time.monotonic()
             say(f"{done / 1e6:,.0f} of {size / 1e6:,.0f} MB are tokens")
 
 
-def _batches(spool: Path) -> Iterator[list[str]]:
-    batch: list[str] = []
+def _batches(spool: Path) -> Iterator[list[texts.Piece]]:
+    batch: list[texts.Piece] = []
     size = 0
-    for text in _spooled(spool):
-        batch.append(text)
-        size += len(text)
-        if size >= BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
+    for document in texts.one_by_one(_spooled(spool)):
+        for number, text in enumerate(_pieces(document)):
+            batch.append((number == 0, text))
+            size += len(text)
+            if size >= BATCH_BYTES:
+                yield batch
+                batch, size = [], 0
     if batch:
         yield batch
 
 
-def _pieces(text: str) -> Iterator[str]:
-    """Cut a long text before single spaces, where byte-level BPE cuts anyway: its tokens stay the same."""
-    start = 0
-    while len(text) - start > PIECE:
-        end = text.find(" ", start + PIECE)
-        while 0 < end < len(text) - 1 and (text[end - 1].isspace() or text[end + 1].isspace()):
-            end = text.find(" ", end + 1)
-        if end <= 0 or end >= len(text) - 1:
-            break
-        yield text[start:end]
-        start = end
-    yield text[start:]
+def _pieces(parts: Iterable[str]) -> Iterator[str]:
+    """Cut a text, given in parts, before single spaces, where byte-level BPE cuts anyway: its tokens stay the same.
+
+    One without spaces is cut at the end of a line or, where it has none, anywhere, at the cost of a token.
+    """
+    waiting = ""
+    for part in parts:
+        waiting += part
+        start = 0
+        while (end := _cut(waiting, start)) is not None:
+            yield waiting[start:end]
+            start = end
+        waiting = waiting[start:]
+    yield waiting
 
 
-def _require_room(place: Path, size: int | None, what: str) -> None:
+def _cut(text: str, start: int) -> int | None:
+    """Return where the next piece of `text` after the one that begins at `start` begins; None: more has to be seen."""
+    if len(text) - start <= PIECE:
+        return None
+    end = text.find(" ", start + PIECE)
+    while 0 < end < len(text) - 1 and (text[end - 1].isspace() or text[end + 1].isspace()):
+        end = text.find(" ", end + 1)
+    if 0 < end < len(text) - 1:
+        return end
+    if len(text) - start <= WITHOUT_SPACES * PIECE:
+        return None
+    blank = _BLANK.search(text, start + PIECE)
+    return blank.start() if blank else start + PIECE
+
+
+_BLANK = re.compile(r"(?<=\S)\s")
+
+
+def require_room(place: Path, size: int | None, what: str) -> None:
+    """Raise DataError where `what`, of `size` bytes, does not fit on the disk of `place`; None: nobody knows."""
     free = shutil.disk_usage(place).free
     if size is not None and size * 1.1 > free:
         raise DataError(

@@ -1,11 +1,10 @@
 """Several processes of one run on one machine, one a device, each with a share of every step's rows (data parallel).
 
-`launch` starts them with torchrun; in each, a `Ranks` says which one it is and brings them together. All hold the whole
-model; gradients are summed once a step, so that all take the same step. Ranks tell each other JSON through a file, and
-tensors through gloo or NCCL on the loopback interface: no port is open to the network. torchrun's own state of the
-meeting, which it pickles, lies in a folder that this user alone can open, and is removed when they have ended.
-
-Not here: a model that is too large for one device (FSDP2).
+`launch` starts them with torchrun; in each, a `Ranks` says which one it is and brings them together. Where all hold the
+whole model, gradients are summed once a step, so that all take the same step; sharding.py has the other way. Ranks
+tell each other JSON through a file, and tensors through gloo or NCCL on the loopback interface: no port is open to the
+network. torchrun's own state of the meeting, which it pickles, lies in a folder that this user alone can open, and is
+removed when they have ended.
 """
 
 from __future__ import annotations
@@ -83,9 +82,16 @@ def launch(count: int, module: str, arguments: Sequence[str]) -> list[Failure]:
 
 
 class Alone:
-    """A process that trains by itself."""
+    """A process that trains by itself, or that stands for one of `count` which would."""
 
-    rank, count = 0, 1
+    rank = 0
+
+    def __init__(self, count: int = 1) -> None:
+        self.count = count
+
+    def gather(self, name: str, value: Any) -> list[Any]:
+        """Return what each process gives: there is but one."""
+        return [value]
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         """Return what `make` gives."""
@@ -154,6 +160,12 @@ class Ranks:
         said = torch.tensor([int(yes)], device=self._device)
         dist.all_reduce(said, op=dist.ReduceOp.MAX)
         return bool(said)
+
+    def most(self, count: int) -> int:
+        """Return the largest of the numbers that the ranks give."""
+        said = torch.tensor([count], device=self._device)
+        dist.all_reduce(said, op=dist.ReduceOp.MAX)
+        return int(said)
 
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter], loss: torch.Tensor) -> torch.Tensor:
         """Put the sum over all ranks in the place of each gradient, and return the sum of their losses (a scalar).

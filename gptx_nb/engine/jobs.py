@@ -193,7 +193,8 @@ class Classification:
             self._before = self._before.renumbered(cut.tokens)
 
     def learner(self, model: PreTrainedModel, tuned: Tuning, **options: Any) -> Learner:
-        return text_classification.Learner(model, tuned, self._rows, self.table.train.labels, self._held, **options)
+        labels, pull = self.table.train.labels, self.start.hold(self.recipe.tune)
+        return text_classification.Learner(model, tuned, self._rows, labels, self._held, pull=pull, **options)
 
     def told(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         told = plan.examples(self.table, tokenizer, *self._shown, self._cut)
@@ -254,7 +255,7 @@ class Classification:
 
 def _plain(start: Start) -> dict[str, Any]:
     """Return `start` as plain values. float32 numbers survive their way through JSON to the last bit."""
-    tensors = {"head": start.head, "rows": start.rows}
+    tensors = {"head": start.head, "rows": start.rows, "pull": start.pull}
     return {
         "wording": None if start.wording is None else asdict(start.wording),
         "reason": start.reason,
@@ -267,8 +268,8 @@ def _start_of(plain: dict[str, Any]) -> Start:
     """Return what `_plain` has taken apart."""
     words = plain["wording"]
     wording = None if words is None else Wording(**{**words, "words": tuple(words["words"])})
-    head, rows = (None if plain[name] is None else torch.tensor(plain[name]) for name in ("head", "rows"))
-    return Start(wording, head, plain["reason"], rows, plain["tried"])
+    head, rows, pull = (None if plain[name] is None else torch.tensor(plain[name]) for name in ("head", "rows", "pull"))
+    return Start(wording, head, plain["reason"], rows, plain["tried"], pull)
 
 
 class MultiLabel(Classification):

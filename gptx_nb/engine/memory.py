@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import ctypes
 import platform
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ Tensors = dict[str, torch.Tensor]
 
 TUNABLE = "glibc.malloc.tcache_count=0"  # small objects that were freed no longer keep large blocks apart
 BUDGETS = tuple(2**power for power in range(15, 7, -1))  # tokens in a micro-batch: 32,768 down to 256
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 MARGIN = 0.15  # of what is to come, kept free: the error that an estimate may have
 
 
@@ -77,6 +79,50 @@ class Estimate:
         return f"{_size(self.total)} at the peak: {words}"
 
 
+@dataclass(frozen=True)
+class Shards:
+    """What `sharding.Sharded` does with a model, in bytes: `held` by this process all the time, `gathered` in a pass.
+
+    `count` processes have the model. All but the layers stays gathered for a pass, with its gradients; of the layers
+    one is, with its gradients and the float32 copy in which they are summed. `rest`: what the last of these, all but
+    the layers, takes once the activations are gone.
+    """
+
+    count: int
+    held: int
+    gathered: int
+    rest: int
+
+    @classmethod
+    def of(
+        cls,
+        model: torch.nn.Module,
+        layers: torch.nn.ModuleList,
+        dtype: torch.dtype,
+        count: int,
+        plain: bool,
+    ) -> Shards:
+        """`plain`: this process has the plain model beside its shards, on the same device."""
+        size = 2 if dtype is torch.bfloat16 else 4
+        numbers = [_numbers(layer.parameters()) for layer in layers]
+        inside = {id(each) for layer in layers for each in layer.parameters()}
+        rest, trained = _numbers(each for each in model.parameters() if id(each) not in inside)
+        layer, layer_trained = max(numbers)
+        everything, _ = _numbers(model.parameters())
+        return cls(
+            count,
+            held=4 * (everything // count + everything * plain),
+            gathered=size * (rest + trained + layer + layer_trained) + 4 * layer_trained,
+            rest=size * (rest + trained) + 4 * trained,
+        )
+
+
+def _numbers(parameters: Iterable[torch.Tensor]) -> tuple[int, int]:
+    """Return how many values `parameters` have, and how many of them are trained."""
+    both = [(each.numel(), each.numel() * each.requires_grad) for each in parameters]
+    return sum(all_of for all_of, _ in both), sum(trained for _, trained in both)
+
+
 def estimate(
     model: torch.nn.Module,
     micro: Tensors,
@@ -89,6 +135,7 @@ def estimate(
     streams: int = 1,
     process: int | None = None,
     summed: int = 0,
+    shards: Shards | None = None,
 ) -> Estimate:
     """Estimate a run of `engine.train` whose largest micro-batch is `micro`.
 
@@ -97,17 +144,23 @@ def estimate(
     `several`: a stream has more than one micro-batch, so that gradients stand while the next one is computed.
     `streams`: so many are computed at once, each in a thread, which has a heap of its own. The weights of `model` may
     be on the meta device: they are not looked at. `process`: see `held`; None: measured now. `summed`: bytes of
-    gradients that several processes add up at once, of which there is a copy before each update.
+    gradients that several processes add up at once, of which there is a copy before each update. `shards`: the process
+    has a part of the model alone.
     """
     log, compute, update = _fake_step(model, micro, loss_of, make_optimizer, device, dtype)
     passes = [compute, *([list(_accumulating(compute, log))] if several else [])]
     weights = sum(size for key, size in log.sizes.items() if log.part[key] == "weights")
+    gathered, rest = 0, 0
+    if shards is not None:
+        weights, gathered, rest = shards.held, shards.gathered, shards.rest
+        _cut(log, shards.count, next(model.parameters()).element_size(), {event.key for event in update})
     begun = {event.key for events in [*passes, update] for event in events if event.begins}
     standing = {key: size for key, size in log.sizes.items() if log.part[key] == "optimiser" and key not in begun}
     if process is None:
         process = held(model, device)
 
-    has_heap = device.type == "cpu" and platform.libc_ver()[0] == "glibc"
+    # Shards do without: see `without_holes`.
+    has_heap = shards is None and device.type == "cpu" and platform.libc_ver()[0] == "glibc"
     live: Counter[str] = Counter(optimiser=sum(standing.values()))
     at_most, most, resident = Counter[str](), 0, 0
     own = Heap()
@@ -117,6 +170,8 @@ def estimate(
         if events is update and live.total() + summed > most:
             at_most, most = live + Counter(working=summed), live.total() + summed
             resident = max(resident, own.resident + summed)
+        beside = 0 if events is update else gathered
+        live["working"] += beside
         for event in events:
             alike = 1 if events is update and log.part[event.key] != "gradients" else streams
             size = log.sizes[event.key]
@@ -127,10 +182,15 @@ def estimate(
                 heap = heaps[alike > 1]
                 remembered = log.part[event.key] == "activations"
                 heap.take(event.key, size, remembered) if event.begins else heap.give(event.key)
-                resident = max(resident, own.resident if streams == 1 else own.resident + streams * heaps[1].resident)
+                in_heaps = own.resident if streams == 1 else own.resident + streams * heaps[1].resident
+                resident = max(resident, in_heaps + beside)
+        live["working"] -= beside
+        if events is not update and live.total() + rest > most:  # the last gradients are summed
+            at_most, most = live + Counter(working=rest), live.total() + rest
+            resident = max(resident, own.resident + rest)
         for heap in heaps:
             heap.pass_ended()
-    resident += sum(standing.values())
+    resident = resident + sum(standing.values()) if has_heap else 0
     return Estimate(
         weights=weights,
         gradients=at_most["gradients"],
@@ -140,6 +200,18 @@ def estimate(
         allocator=max(0, resident - most),
         process=process,
     )
+
+
+def _cut(log: _Log, count: int, size: int, updating: set[int]) -> None:
+    """Let the log tell of one of `count` processes that share a model of `size` bytes a value.
+
+    Gradients are summed in float32.
+    """
+    for key, part in log.part.items():
+        if part == "gradients":
+            log.sizes[key] = log.sizes[key] * 4 // size // count
+        elif part == "optimiser" or key in updating:
+            log.sizes[key] //= count
 
 
 def held(model: torch.nn.Module, device: torch.device) -> int:
@@ -168,6 +240,14 @@ def checkpoint_activations(model: torch.nn.Module) -> None:
     # The second name is that of older versions of transformers.
     enable = getattr(known, "activation_checkpointing_enable", None) or known.gradient_checkpointing_enable
     enable({"use_reentrant": False})
+
+
+def without_holes() -> None:
+    """Let glibc map every block from 128 kB on by itself from here on: what is freed goes back, at a cost of time."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 128 * 2**10)
+        libc.malloc_trim(0)
 
 
 def available(device: torch.device) -> int | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -34,7 +35,7 @@ from transformers import (
 )
 
 import gptx_nb
-from gptx_nb import adapters, files
+from gptx_nb import adapters, digests, files
 from gptx_nb.catalog import CATALOG, RUN, Entry, Wheel
 from gptx_nb.engine import hub, tuning
 from gptx_nb.errors import ModelError, UsageError, nearest
@@ -72,16 +73,14 @@ def find(name: str, revision: str | None = None, note: Callable[[str], None] = l
     Raises ModelError with one line: not there, not reachable, not a GPT.
     """
     where, path, gguf, licence = _locate(name, revision, note)
+    if (Path(path) / adapters.BASE_FILE).is_file():
+        path, revision = str(_merged(Path(path), note)), None
+        where = f"{where}, merged with its base in {path}"
     try:
         options = Base(name, where, path, gguf, revision, licence, PreTrainedConfig()).options
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(_cannot_load(name, where, path, error)) from error
-    if (Path(path) / adapters.BASE_FILE).is_file():
-        raise ModelError(
-            f"model: {name} ({where}) is kept as an adapter, and a base model has to be whole. Run its cell again with "
-            "`save: merged`"
-        )
     if config.model_type not in DECODERS or getattr(config, "is_encoder_decoder", False):
         raise ModelError(
             f"model: {name} is a {config.model_type} model ({where}), and gptx_nb fine-tunes GPTs: decoders such as "
@@ -281,6 +280,14 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+def asked_as(setting: str, error: ModelError) -> str:
+    """Return what `error` says of a base model, for a recipe that calls it by the name of `setting`."""
+    return re.sub(r"(^|`)model: ", rf"\1{setting}: ", str(error))
+
+
 def find_tokenizer(name: str, note: Callable[[str], None]) -> PreTrainedTokenizerBase:
     """Load the tokenizer of the base model `name`, or the one that a folder holds without a model."""
     folder = Path(name).expanduser()
@@ -288,7 +295,12 @@ def find_tokenizer(name: str, note: Callable[[str], None]) -> PreTrainedTokenize
         try:
             return load_tokenizer(find(name, None, note))
         except ModelError as error:
-            raise ModelError(f"tokenizer{str(error).removeprefix('model')}") from None
+            raise ModelError(asked_as("tokenizer", error)) from None
+    if not any((folder / each).is_file() for each in TOKENIZER_FILES):
+        raise ModelError(
+            f"tokenizer: the folder {name} holds no tokenizer (there is no tokenizer.json). Give the folder of one, "
+            "type `tokenizer: tiny`, or leave it out: one is trained"
+        )
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -394,6 +406,41 @@ def from_folder(kind: Any, folder: Path) -> tuple[PreTrainedModel, list[str]]:
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     model = kind.from_pretrained(base["path"], config=config, revision=base["revision"] or "main", **options)
     return tuning.with_adapter(model, folder), []
+
+
+def merge(folder: Path, target: Path) -> None:
+    """Write the adapter in `folder`, added to its base, as the plain model `target`, in float32.
+
+    What else lies in the folder comes along. Raises FileExistsError where `target` is there, ModelError for an adapter
+    whose base is gone or has changed, or that is harmed.
+    """
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    gives_labels = config.architectures[0].endswith("ForSequenceClassification")
+    kind = AutoModelForSequenceClassification if gives_labels else AutoModelForCausalLM
+    try:
+        model, _ = from_folder(kind, folder)
+    except ModelError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"model: the adapter in {folder} cannot be merged: {_short(error)}") from error
+
+    def fill(beside: Path) -> None:
+        for file in folder.iterdir():
+            if file.name not in (adapters.BASE_FILE, "adapter_config.json", tuning.ADAPTER_WEIGHTS):
+                shutil.copy(file, beside)
+        model.save_pretrained(beside)
+
+    files.write_folder(target, fill)
+
+
+def _merged(folder: Path, note: Callable[[str], None]) -> Path:
+    """Return a plain model of the adapter in `folder`, which is made once and kept in the cache."""
+    target = cache() / f"merged-{digests.of_model(folder)[:16]}"
+    if not target.is_dir():
+        note("merging the adapter with its base (once)")
+        with contextlib.suppress(FileExistsError):  # another process has done so in the meantime
+            merge(folder, target)
+    return target
 
 
 def save(

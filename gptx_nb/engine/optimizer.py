@@ -6,7 +6,7 @@ Biases, norms and scales have no reason to be small, and are a small part of the
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -200,8 +200,9 @@ class MasterAdamW(torch.optim.Optimizer):
 
 def clip(optimizer: Optimizer, parameters: Sequence[torch.nn.Parameter], most: float) -> float:
     """Return the L2 norm of the whole gradient, and see to it that the next step has one of at most `most`."""
-    if isinstance(optimizer, MasterAdamW):
-        return optimizer.clip(most)
+    own: Callable[[float], float] | None = getattr(optimizer, "clip", None)
+    if own is not None:
+        return own(most)
     return float(torch.nn.utils.clip_grad_norm_(parameters, most))
 
 

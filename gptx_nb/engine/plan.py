@@ -120,18 +120,21 @@ def memory(
 
 
 def speed(
-    tokens: int, seconds: float, step_tokens: int, flops_per_token: float, peak: float
+    tokens: int, seconds: float, step_tokens: int, flops_per_token: float, peak: float, ranks: int = 1
 ) -> dict[str, dict[str, Any]]:
     """Return what the plan says of time: `tokens` in all, after a trial of `step_tokens` that took `seconds`.
 
-    `peak`: FLOPs a second of this device's fastest matrix product.
+    `peak`: FLOPs a second of this device's fastest matrix product. `ranks`: processes that train at once, each so fast.
     """
+    each = f" in each of {ranks} processes" if ranks > 1 else ""
+    tokens_here = tokens / ranks
     rate = step_tokens / seconds
     found: dict[str, dict[str, Any]] = {
         "time": {
-            "choice": _duration(tokens / rate),
-            "reason": f"{tokens:,} tokens at {rate:,.0f} a second, measured on the longest rows; scoring not counted",
-            "seconds": tokens / rate,
+            "choice": _duration(tokens_here / rate),
+            "reason": f"{tokens:,} tokens at {rate:,.0f} a second{each}, measured on the longest rows; scoring not "
+            "counted",
+            "seconds": tokens_here / rate,
         }
     }
     if flops_per_token:  # the head alone is no work

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,12 +25,13 @@ from transformers import (
 )
 
 from gptx_nb.engine import device as devices
-from gptx_nb.engine import dropout, memory, models, plan, precision, streams
+from gptx_nb.engine import dropout, memory, models, plan, precision, sharding, streams
 from gptx_nb.engine.corpus import Corpus
 from gptx_nb.engine.device import Device
 from gptx_nb.engine.distributed import ALONE, BUCKET, Alone, Ranks
 from gptx_nb.engine.optimizer import MasterAdamW, Optimizer
 from gptx_nb.engine.predict import use_all_cores
+from gptx_nb.engine.sharding import Sharded, Whole
 from gptx_nb.engine.tasks import language_modeling as task
 from gptx_nb.engine.train import Batch, Settings, gradient, make_optimizer, make_scaler
 from gptx_nb.errors import ModelError
@@ -39,7 +42,9 @@ CPU_TOKENS, GPU_TOKENS = 2_048, 32_768
 EVALUATIONS = 20  # of one run
 EVALUATION_TOKENS = 0.1  # of those that are learnt from between two of them: scoring is a small part of the time
 LEAST_EVALUATION = 8_192  # tokens
-LEAST_STEP, LARGEST_STEP = 8_192, 524_288  # tokens
+# Tokens. Little text needs many small steps: 336,548 tokens of plays, learnt once by a gpt2 of 4 layers of 128, gave
+# 3.07 bits a byte in steps of 8,192, 2.60 in steps of 2,048, 2.54 in steps of 1,024, each in about the same time.
+LEAST_STEP, LARGEST_STEP = 1_024, 524_288
 RATE_TIMES_WIDTH = 0.7  # 0.0027 at 256, 0.0009 at 768: the usual rates of GPT-2's sizes, which fall with the width
 CONTINUED = 0.1  # times that rate, where a model goes on learning (Gururangan et al. 2020 take about as much)
 
@@ -53,24 +58,47 @@ class Pretraining:
     tokenizer: PreTrainedTokenizerBase
     learner: task.Learner
     settings: Settings
-    optimizer: Optimizer
     lowered: precision.Lowered | None
     context: int  # of the model that is saved
     evaluation_rows: int  # that are scored while it trains
     resolved: PretrainRecipe
     decided: dict[str, Any]
     estimate: memory.Estimate | None  # None: it could not be made
+    ranks: int = 1
+    sharded: bool = False  # each of the ranks is to have a part of the model, which is in main memory until then
 
-    def preflight(self, with_less_memory: Callable[[int, BaseException], Batch | None]) -> dict[str, Any]:
-        """Compute the gradient of one micro-batch a stream; return what the plan says of speed. Nothing is learnt."""
+    @cached_property
+    def optimizer(self) -> Optimizer:
+        """The optimiser of the whole model."""
+        settings = self.settings
+        if self.lowered is None:
+            return make_optimizer(self.model, settings)
+        return self.lowered.optimizer(settings.learning_rate, settings.weight_decay, settings.betas)
+
+    def hold(self, ranks: Ranks | None = None, checkpoint: Path | None = None) -> Whole | Sharded:
+        """Return how this process holds the model while it trains; `ranks` have joined. `checkpoint`: to go on from."""
         device, dtype = self.device.device, self.device.dtype
-        step: Batch = self.learner.trial()
-        self.model.train()
+        if self.sharded and ranks is not None:
+            return Sharded(self.model, self.settings, device=device, dtype=dtype, ranks=ranks, checkpoint=checkpoint)
+        return Whole(self.model, self.optimizer, dtype, ranks)
+
+    def preflight(
+        self, with_less_memory: Callable[[int, BaseException], Batch | None], held: Whole | Sharded | None = None
+    ) -> dict[str, Any]:
+        """Compute the gradient of one micro-batch a stream; return what the plan says of speed. Nothing is learnt.
+
+        `held`: as this process holds the model; None: the whole of it.
+        """
+        device, dtype = self.device.device, self.device.dtype
+        held = held or self.hold()
+        step: Batch = held.even(self.learner.trial())
+        loss_of = held.loss(self.learner.loss)
+        held.model.train()
         while True:
             begun = time.perf_counter()
             scaler = make_scaler(device, dtype)
             try:
-                losses = gradient(self.model, step, self.learner.loss, device, dtype, scaler, (self.settings.seed, -1))
+                losses = gradient(held.model, step, loss_of, device, held.dtype, scaler, (self.settings.seed, -1))
                 float(torch.stack(losses).sum())  # waits for the device
                 seconds = time.perf_counter() - begun
                 break
@@ -80,15 +108,19 @@ class Pretraining:
                     raise
                 step = less
             finally:
-                self.optimizer.zero_grad(set_to_none=True)
+                held.optimizer.zero_grad(set_to_none=True)
         tokens = self.settings.steps * self.learner.tokens_per_step
         peak = devices.matrix_peak(device, dtype, seconds=0.05)
-        return plan.speed(tokens, seconds, step.tokens, 6 * matrix_parameters(self.model), peak)
+        return plan.speed(tokens, seconds, step.tokens, 6 * matrix_parameters(self.model), peak, self.ranks)
+
+    def restore(self) -> None:
+        """Make the weights float32 again."""
+        if self.lowered is not None:
+            self.lowered.restore()
 
     def finish(self) -> PreTrainedModel:
         """Return the plain model as it is saved."""
-        if self.lowered is not None:
-            self.lowered.restore()
+        self.restore()
         self.model.set_attn_implementation("sdpa")
         config: Any = self.model.config
         if config.model_type == "gpt2" and self.resolved.base is None:
@@ -160,8 +192,17 @@ def tokenizer_for(recipe: PretrainRecipe, note: Callable[[str], None]) -> PreTra
     Raises ModelError where it is not there or does not fit its model.
     """
     if recipe.base is not None:
-        base = models.find(recipe.base, recipe.revision, note)
-        tokenizer = models.load_tokenizer(base)
+        try:
+            base = models.find(recipe.base, recipe.revision, note)
+            tokenizer = models.load_tokenizer(base)
+        except ModelError as error:
+            raise ModelError(models.asked_as("from", error)) from None
+        sees = models.context(base.config)
+        if sees < recipe.context != PretrainRecipe.model_fields["context"].default:
+            raise ModelError(
+                f"context: {recipe.context:,} tokens are asked for, and {base.name} sees {sees:,} at once. Type "
+                f"`context: {sees}`, or leave it out"
+            )
         if len(tokenizer) > base.config.vocab_size:
             raise ModelError(
                 f"from: the tokenizer of {base.name} has {len(tokenizer):,} tokens, and the model knows "
@@ -186,30 +227,117 @@ def prepare(
     train together. `save_memory` may let the learner take less memory, before that is estimated. Raises UsageError
     for a base model or device that is not there, or text that is too short.
     """
-    train, held_out, tokenizer = corpus.train, corpus.validation, corpus.tokenizer
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     use_all_cores()
     device = devices.choose(recipe.device, recipe.dtype)
+    begun = _begin(recipe, corpus, note, embeddings)
+    model = begun.model
+    corpus.train.require_rows(begun.length, corpus.report["dropped"])
+    chosen = _choose(recipe, corpus, begun)
+    place = sharding.place(recipe, begun.parameters, device.device, ranks.count)
+    torch.nn.Module.to(model, place)
+    held_before = memory.held(model, device.device)
+    dropout.use(model)
+    lowers = device.dtype is torch.bfloat16 and recipe.optimizer == "adamw"
+    lowered = precision.Lowered(model, device.dtype) if lowers else None
+    learner = task.Learner(
+        model,
+        corpus.train,
+        length=begun.length,
+        tokens_per_step=chosen.tokens_per_step,
+        seed=recipe.seed,
+        token_budget=recipe.tokens_at_once or (CPU_TOKENS if device.device.type == "cpu" else GPU_TOKENS),
+        streams=streams.number_for(device.device, ranks.count),
+    )
+    if save_memory is not None:
+        save_memory(learner, device.device)
+    made = Pretraining(
+        device,
+        model,
+        corpus.tokenizer,
+        learner,
+        chosen.settings,
+        lowered,
+        begun.context,
+        chosen.evaluation_rows,
+        recipe.model_copy(update=chosen.resolved),
+        {**plan.machine(device), **begun.told(), **chosen.told, "corpus": _told_of(corpus), "notes": []},
+        None,
+        ranks.count,
+    )
+    made = _with_estimate(made, recipe, held_before, place, ranks)
+    made.decided["notes"] += chosen.notes
+    return made
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A model as it begins, with what is known of it. `context` and `length` (of a row) are in tokens."""
+
+    model: PreTrainedModel
+    name: str
+    where: str
+    licence: str | None
+    chain: list[str]
+    context: int
+    length: int
+    parameters: int
+
+    def told(self) -> dict[str, Any]:
+        """Return the plan's part about it."""
+        return {
+            "model": {
+                "name": self.name,
+                "where": self.where,
+                "parameters": self.parameters,
+                "licence": self.licence,
+                "context": self.context,
+                "chain": self.chain,
+            },
+            "max_length": {
+                "choice": self.length,
+                "reason": "tokens a row; a row holds the ends and beginnings of documents",
+            },
+        }
+
+
+def _begin(
+    recipe: PretrainRecipe, corpus: Corpus, note: Callable[[str], None], embeddings: torch.Tensor | None
+) -> _Begun:
+    """Make a new model, or load the one that goes on learning."""
     if recipe.base is None:
-        model = new_model(recipe, tokenizer)
+        model = new_model(recipe, corpus.tokenizer)
         if embeddings is not None:
             begin_at(model, embeddings)
-        context, length = recipe.context, recipe.context
-        where, name, licence, chain = "drawn at random", _called(recipe), None, []
-    else:
-        base = models.find(recipe.base, recipe.revision, note)
-        model = models.load_causal(base)
-        context = models.context(base.config)
-        length = min(recipe.context, context)
-        where, name, licence, chain = base.where, base.name, base.licence, models.chain(recipe.base)
-    train.require_rows(length)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        context = recipe.context
+        return _Begun(model, _called(recipe), "drawn at random", None, [], context, context, parameters)
+    base = models.find(recipe.base, recipe.revision, note)
+    model = models.load_causal(base)
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    context = models.context(base.config)
+    length, chain = min(recipe.context, context), models.chain(recipe.base)
+    return _Begun(model, base.name, base.where, base.licence, chain, context, length, parameters)
 
-    total = recipe.tokens or round((recipe.epochs or 1.0) * train.tokens)
-    per_step, step_reason = tokens_per_step(recipe, total, length)
+
+@dataclass(frozen=True)
+class _Chosen:
+    """How the texts are gone through. `resolved`: settings of the recipe; `told`: the plan's part."""
+
+    settings: Settings
+    tokens_per_step: int
+    evaluation_rows: int
+    resolved: dict[str, Any]
+    told: dict[str, Any]
+    notes: list[str]
+
+
+def _choose(recipe: PretrainRecipe, corpus: Corpus, begun: _Begun) -> _Chosen:
+    total = recipe.tokens or round((recipe.epochs or 1.0) * corpus.train.tokens)
+    per_step, step_reason = tokens_per_step(recipe, total, begun.length)
     steps = max(1, round(total / per_step))
-    learning_rate, rate_reason = rate(recipe, model)
+    learning_rate, rate_reason = rate(recipe, begun.model)
     settings = Settings(
         steps=steps,
         learning_rate=learning_rate,
@@ -223,90 +351,69 @@ def prepare(
         eval_every=recipe.evaluate_every or max(1, -(-steps // EVALUATIONS)),
         save_every_seconds=recipe.checkpoint_every,
     )
-    torch.nn.Module.to(model, device.device)
-    held_before = memory.held(model, device.device)
-    dropout.use(model)
-    lowered = None
-    if device.dtype is torch.bfloat16 and recipe.optimizer == "adamw":
-        lowered = precision.Lowered(model, device.dtype)
-    learner = task.Learner(
-        model,
-        train,
-        length=length,
-        tokens_per_step=per_step,
-        seed=recipe.seed,
-        token_budget=recipe.tokens_at_once or (CPU_TOKENS if device.device.type == "cpu" else GPU_TOKENS),
-        streams=streams.number_for(device.device, ranks.count),
-    )
-    if save_memory is not None:
-        save_memory(learner, device.device)
-    optimizer = (
-        lowered.optimizer(settings.learning_rate, settings.weight_decay, settings.betas)
-        if lowered
-        else make_optimizer(model, settings)
-    )
-    passes = total / train.tokens
-    decided: dict[str, Any] = {
-        **plan.machine(device),
-        "model": {
-            "name": name,
-            "where": where,
-            "parameters": parameters,
-            "licence": licence,
-            "context": context,
-            "chain": chain,
-        },
+    passes = total / corpus.train.tokens
+    told = {
         "learning_rate": {"choice": learning_rate, "reason": rate_reason},
-        "epochs": {"choice": passes, "reason": f"{total:,} tokens of {train.tokens:,}"},
+        "epochs": {"choice": passes, "reason": f"{total:,} tokens of {corpus.train.tokens:,}"},
         "steps": steps,
         "tokens_per_step": {"choice": per_step, "reason": step_reason},
-        "max_length": {"choice": length, "reason": "tokens a row; a row holds the ends and beginnings of documents"},
-        "corpus": {
-            "train_tokens": train.tokens,
-            "train_documents": train.documents,
-            "validation_tokens": held_out.tokens,
-            "validation_documents": held_out.documents,
-        },
-        "notes": [],
     }
-    estimate: memory.Estimate | None = None
-    ranks.meet("loaded")  # what is free tells something only once all of them hold their weights
-    try:
-        estimate = _estimate(model, learner, settings, device, held_before, ranks.count)
-        decided["memory"], warnings = plan.memory(
-            estimate,
-            memory.available(device.device),
-            lambda free: "A smaller size or context needs less",
-            ranks.count if device.device.type == "cpu" else 1,
-        )
-        decided["notes"] += warnings
-    except Exception as error:  # a model that tensors without values cannot run may well train
-        shown = " ".join(str(error).split())[:200]
-        decided["memory"] = {"choice": "unknown", "reason": f"no estimate: {type(error).__name__}: {shown}"}
+    notes = []
     if passes > 4:
-        decided["notes"].append(
+        notes.append(
             f"the texts are gone through {passes:.1f} times; beyond four times little more is learnt from them "
             "(Muennighoff et al. 2023)"
         )
-    resolved = recipe.model_copy(
-        update={"tokens": None, "epochs": passes, "learning_rate": learning_rate, "tokens_per_step": per_step}
-    )
     between = settings.eval_every * per_step if settings.eval_every else total
-    evaluation_rows = round(max(LEAST_EVALUATION, EVALUATION_TOKENS * between) / length)
-    return Pretraining(
-        device,
-        model,
-        tokenizer,
-        learner,
-        settings,
-        optimizer,
-        lowered,
-        context,
-        max(1, evaluation_rows),
-        resolved,
-        decided,
-        estimate,
-    )
+    evaluation_rows = max(1, round(max(LEAST_EVALUATION, EVALUATION_TOKENS * between) / begun.length))
+    resolved = {"tokens": None, "epochs": passes, "learning_rate": learning_rate, "tokens_per_step": per_step}
+    return _Chosen(settings, per_step, evaluation_rows, resolved, told, notes)
+
+
+def _told_of(corpus: Corpus) -> dict[str, int]:
+    return {
+        "train_tokens": corpus.train.tokens,
+        "train_documents": corpus.train.documents,
+        "validation_tokens": corpus.validation.tokens,
+        "validation_documents": corpus.validation.documents,
+    }
+
+
+def _with_estimate(
+    made: Pretraining, recipe: PretrainRecipe, held: int, place: torch.device, ranks: Ranks | Alone
+) -> Pretraining:
+    """Return `made` with an estimate of its memory, told in its plan, and a warning where there may be too little.
+
+    Where the whole model is too much for one of several devices, they are to share it.
+    """
+    device = made.device.device
+    decided, estimate, sharded = dict(made.decided), None, False
+    ranks.meet("loaded")  # what is free tells something only once all of them hold their weights
+    try:
+        estimate = _estimate(made, held, ranks)
+        sharded = sharding.chosen(recipe, ranks, device, place == device, estimate)
+        if sharded:
+            made.learner.streams = 1  # the passes of all ranks have to meet
+            estimate = _estimate(made, held, ranks, sharded=True)
+        decided["memory"], warnings = plan.memory(
+            estimate,
+            memory.available(device),
+            lambda free: "A smaller size or context needs less",
+            ranks.count if device.type == "cpu" else 1,
+        )
+        decided["notes"] = [*decided["notes"], *warnings]
+    except Exception as error:  # a model that tensors without values cannot run may well train
+        shown = " ".join(str(error).split())[:200]
+        decided["memory"] = {"choice": "unknown", "reason": f"no estimate: {type(error).__name__}: {shown}"}
+        if not sharded:
+            sharded = sharding.chosen(recipe, ranks, device, place == device, None)
+    if sharded:
+        made.restore()
+        made.learner.streams = 1
+        torch.nn.Module.to(made.model, "cpu")
+        made = replace(made, lowered=None)
+    decided |= sharding.told(recipe, ranks.count, sharded)
+    return replace(made, decided=decided, estimate=estimate, sharded=sharded)
 
 
 def begin_at(model: PreTrainedModel, vectors: torch.Tensor) -> None:
@@ -344,9 +451,10 @@ def _called(recipe: PretrainRecipe) -> str:
     return f"new {recipe.architecture}, {layers} layers of {width} with {heads} heads"
 
 
-def _estimate(
-    model: PreTrainedModel, learner: task.Learner, settings: Settings, device: Device, held_before: int, ranks: int
-) -> memory.Estimate:
+def _estimate(made: Pretraining, held: int, ranks: Ranks | Alone, *, sharded: bool = False) -> memory.Estimate:
+    """Estimate the peak of this process; `held`: what it holds beside the weights, in bytes."""
+    model, learner, settings = made.model, made.learner, made.settings
+    device, dtype = made.device.device, made.device.dtype
     step = learner.trial()
 
     def make(each: torch.nn.Module) -> Optimizer:
@@ -361,10 +469,11 @@ def _estimate(
         step.micro[0],
         loss_of=learner.loss,
         make_optimizer=make,
-        device=device.device,
-        dtype=device.dtype,
-        several=len(learner.step(0, 0, ranks).micro) > len(step.micro),
+        device=device,
+        dtype=dtype,
+        several=len(learner.step(0, 0, ranks.count).micro) > len(step.micro),
         streams=len(step.micro),
-        process=held_before,
-        summed=BUCKET * 4 if ranks > 1 else 0,
+        process=held,
+        summed=BUCKET * 4 if ranks.count > 1 and not sharded else 0,
+        shards=sharding.memory_of(model, dtype, device, ranks.rank, ranks.count) if sharded else None,
     )

@@ -7,7 +7,11 @@ scores, which the quantised one gives, may differ a little from those of what is
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.util
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -53,3 +57,44 @@ def to_4bit(model: PreTrainedModel, dtype: torch.dtype) -> None:
             small.bias = module.bias
             parent, _, child = name.rpartition(".")
             setattr(layers.get_submodule(parent), child, small)
+
+
+@contextlib.contextmanager
+def without_values(model: torch.nn.Module) -> Iterator[None]:
+    """Let what is in 4 bits compute with the shapes that bitsandbytes' kernels have, so that memory can be estimated.
+
+    Its own tensors cannot be without values.
+    """
+    quantised: list[Any] = [each for each in model.modules() if type(each).__name__ == "Linear4bit"]
+    for module in quantised:
+        state = getattr(module.weight, "quant_state", None)
+        kept = torch.float32 if state is None else state.dtype  # what its values were
+        module.forward = functools.partial(_shapes_of, module, kept)
+    try:
+        yield
+    finally:
+        for module in quantised:
+            del module.forward
+
+
+def _shapes_of(module: Any, kept: torch.dtype, states: torch.Tensor) -> torch.Tensor:
+    shape = (module.out_features, module.in_features)
+    product: torch.Tensor = _Product.apply(states.to(module.compute_dtype), shape, kept)
+    return (product if module.bias is None else product + module.bias.to(product.dtype)).to(states.dtype)
+
+
+class _Product(torch.autograd.Function):
+    """A product with a weight that is made whole for it, forward and back, and is kept in 4 bits only."""
+
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, shape: tuple[int, int], kept: torch.dtype) -> torch.Tensor:
+        ctx.shape, ctx.kept = shape, kept
+        return states @ _whole(states, shape, kept).T
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return gradients[0] @ _whole(gradients[0], ctx.shape, ctx.kept), None, None
+
+
+def _whole(like: torch.Tensor, shape: tuple[int, int], kept: torch.dtype) -> torch.Tensor:
+    return torch.empty(shape, dtype=kept, device=like.device).to(like.dtype)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ from gptx_nb.engine import (
     plan,
     precision,
     quantized,
+    sharding,
     streams,
     tuning,
     vocabulary,
@@ -37,6 +40,7 @@ from gptx_nb.engine.distributed import ALONE, Alone, Ranks
 from gptx_nb.engine.jobs import Job, Learner
 from gptx_nb.engine.optimizer import MasterAdamW, Optimizer, SizesOf8bit
 from gptx_nb.engine.predict import use_all_cores
+from gptx_nb.engine.sharding import Sharded, Whole
 from gptx_nb.engine.train import Batch, Settings, gradient, make_optimizer, make_scaler
 from gptx_nb.errors import ModelError
 from gptx_nb.recipe import Recipe
@@ -56,7 +60,6 @@ class Setup:
     tokenizer: PreTrainedTokenizerBase
     learner: Learner
     settings: Settings
-    optimizer: Optimizer
     lowered: precision.Lowered | None
     cut: vocabulary.Cut | None
     steps_per_epoch: int
@@ -65,6 +68,20 @@ class Setup:
     decided: dict[str, Any]
     estimate: memory.Estimate | None  # None: it could not be made
     adapter_of: models.Base | None  # None: a whole model is saved
+    ranks: int = 1
+    sharded: bool = False  # each of the ranks is to have a part of the model, which is in main memory until then
+
+    @cached_property
+    def optimizer(self) -> Optimizer:
+        """The optimiser of the whole model."""
+        return _optimizer(self.model, self.lowered, self.settings)
+
+    def hold(self, ranks: Ranks | None = None, checkpoint: Path | None = None) -> Whole | Sharded:
+        """Return how this process holds the model while it trains; `ranks` have joined. `checkpoint`: to go on from."""
+        device, dtype = self.device.device, self.device.dtype
+        if self.sharded and ranks is not None:
+            return Sharded(self.model, self.settings, device=device, dtype=dtype, ranks=ranks, checkpoint=checkpoint)
+        return Whole(self.model, self.optimizer, dtype, ranks)
 
     def trial(self) -> Step:
         """Return a step that takes most memory: the micro-batches with the longest rows, one for each stream."""
@@ -75,21 +92,25 @@ class Setup:
         tokens = sum(int(each.get("attention_mask", torch.ones_like(each["input_ids"])).sum()) for each in micro)
         return Step(micro, tokens, step.weights[-step.streams :], step.streams)
 
-    def preflight(self, with_less_memory: Callable[[int, BaseException], Batch | None]) -> dict[str, Any]:
+    def preflight(
+        self, with_less_memory: Callable[[int, BaseException], Batch | None], held: Whole | Sharded | None = None
+    ) -> dict[str, Any]:
         """Compute the gradient of `trial` before anything counts on it; return what the plan says of speed.
 
-        Nothing is learnt from it. Where memory runs out, `with_less_memory(-1, error)` is asked as in training.
+        Nothing is learnt from it. Where memory runs out, `with_less_memory(-1, error)` is asked as in training. `held`:
+        as this process holds the model; None: the whole of it.
         """
-        device, dtype, settings = self.device.device, self.device.dtype, self.settings
-        step: Batch = self.trial()
-        loss_of = self.learner.whole_loss if self.learner.frozen is None else self.learner.loss
-        self.model.train()
+        device, settings = self.device.device, self.settings
+        held = held or self.hold()
+        step: Batch = held.even(self.trial())
+        loss_of = held.loss(self.learner.whole_loss if self.learner.frozen is None else self.learner.loss)
+        held.model.train()
         seconds: list[float] = []
-        while len(seconds) < 2 and sum(seconds) < QUICK:
+        while len(seconds) < 2 and (sum(seconds) < QUICK or self.sharded):  # shards need as many passes of each
             begun = time.perf_counter()
-            scaler = make_scaler(device, dtype)
+            scaler = make_scaler(device, self.device.dtype)
             try:
-                losses = gradient(self.model, step, loss_of, device, dtype, scaler, (settings.seed, -1))
+                losses = gradient(held.model, step, loss_of, device, held.dtype, scaler, (settings.seed, -1))
                 float(torch.stack(losses).sum())  # waits for the device
                 seconds.append(time.perf_counter() - begun)
             except (RuntimeError, MemoryError) as error:
@@ -98,10 +119,10 @@ class Setup:
                     raise
                 step = less
             finally:
-                self.optimizer.zero_grad(set_to_none=True)
+                held.optimizer.zero_grad(set_to_none=True)
         tokens = round(self.learner.tokens * settings.steps / self.steps_per_epoch)
-        peak = devices.matrix_peak(device, dtype, seconds=0.05)
-        told = plan.speed(tokens, min(seconds), step.tokens, tuning.flops_per_token(self.model), peak)
+        peak = devices.matrix_peak(device, self.device.dtype, seconds=0.05)
+        told = plan.speed(tokens, min(seconds), step.tokens, tuning.flops_per_token(self.model), peak, self.ranks)
         return {**told, **self._proposal(told["time"]["seconds"])}
 
     def _proposal(self, seconds: float) -> dict[str, Any]:
@@ -148,14 +169,14 @@ def prepare(
         optimizers.require_8bit(device.device)
     if recipe.quantize == "4bit":
         quantized.require(device.device)
-    start = _load(recipe, job, note, device, scratch)
+    start = _load(recipe, job, note, device, scratch, ranks.count)
     model, tokenizer = start.model, start.tokenizer
     job.begin(start.base, model, tokenizer, start.max_length, device.dtype, ranks.once)
     tuned = longer_context.train_positions(model, tuning.prepare(model, recipe.tune, recipe.seed), recipe)
     job.encode(tokenizer, start.max_length)
     chosen = _choose(recipe, job, start.parameters)
     cut, pad_id = _cut_vocabulary(recipe, job, model, tokenizer.pad_token_id)
-    torch.nn.Module.to(model, device.device)  # what has come to it since
+    torch.nn.Module.to(model, start.place)  # what has come to it since
     held = memory.held(model, device.device)
     dropout.use(model)
     # The 8-bit optimiser has no masters: its weights stay float32, and are computed with in bfloat16.
@@ -180,7 +201,6 @@ def prepare(
         tokenizer,
         learner,
         chosen.settings,
-        _optimizer(model, lowered, chosen.settings),
         lowered,
         cut,
         chosen.steps_per_epoch,
@@ -195,9 +215,10 @@ def prepare(
         },
         None,
         start.base if recipe.save == "adapter" else None,
+        ranks.count,
     )
     made.decided["notes"] = [*made.decided["notes"], *start.notes()]
-    return _with_estimate(made, recipe, job, held, ranks)
+    return _with_estimate(made, recipe, job, held, start.place, ranks)
 
 
 @dataclass(frozen=True)
@@ -212,6 +233,7 @@ class _Start:
     context_reason: str | None  # None: it is the model's own
     max_length: int
     length_reason: str
+    place: torch.device  # where its weights are
 
     def told(self) -> dict[str, Any]:
         """Return the plan's part about it."""
@@ -233,7 +255,7 @@ class _Start:
         return [] if self.context_reason is None else [f"context: {self.context:,} tokens; {self.context_reason}"]
 
 
-def _load(recipe: Recipe, job: Job, note: Callable[[str], None], device: Device, scratch: bool) -> _Start:
+def _load(recipe: Recipe, job: Job, note: Callable[[str], None], device: Device, scratch: bool, count: int) -> _Start:
     base = models.find(recipe.model, recipe.revision, note)
     if recipe.save == "adapter" and base.gguf:
         raise ModelError(
@@ -248,8 +270,9 @@ def _load(recipe: Recipe, job: Job, note: Callable[[str], None], device: Device,
     max_length, length_reason = plan.max_length(recipe, context)
     if recipe.quantize == "4bit":
         quantized.to_4bit(model, device.dtype)
-    torch.nn.Module.to(model, device.device)  # transformers' own `to` is typed wrongly
-    return _Start(base, model, tokenizer, parameters, context, context_reason, max_length, length_reason)
+    place = sharding.place(recipe, parameters, device.device, count)
+    torch.nn.Module.to(model, place)  # transformers' own `to` is typed wrongly
+    return _Start(base, model, tokenizer, parameters, context, context_reason, max_length, length_reason, place)
 
 
 @dataclass(frozen=True)
@@ -307,12 +330,28 @@ def _optimizer(model: PreTrainedModel, lowered: precision.Lowered | None, settin
     return lowered.optimizer(settings.learning_rate, settings.weight_decay, settings.betas)
 
 
-def _with_estimate(made: Setup, recipe: Recipe, job: Job, held: int, ranks: Ranks | Alone) -> Setup:
-    """Return `made` with an estimate of its memory, told in its plan, and a warning where there may be too little."""
+def _with_estimate(
+    made: Setup, recipe: Recipe, job: Job, held: int, place: torch.device, ranks: Ranks | Alone
+) -> Setup:
+    """Return `made` with an estimate of its memory, told in its plan, and a warning where there may be too little.
+
+    Where the whole model is too much for one of several devices, they are to share it.
+    """
     device = made.device.device
+    sharded = False
 
     def estimate_of(model: PreTrainedModel, learner: Learner) -> memory.Estimate:
-        return estimate_memory(model, learner, made.settings, made.device.dtype, device, held, ranks.count)
+        return estimate_memory(
+            model,
+            learner,
+            made.settings,
+            made.device.dtype,
+            device,
+            held,
+            ranks.count,
+            sharded=sharded,
+            rank=ranks.rank,
+        )
 
     def advice(free: int) -> str:
         longest = max(map(len, [row for rows in job.token_rows for row in rows]))
@@ -332,18 +371,35 @@ def _with_estimate(made: Setup, recipe: Recipe, job: Job, held: int, ranks: Rank
     ranks.meet("loaded")  # what is free tells something only once all of them hold their weights
     try:
         estimate = estimate_of(made.model, made.learner)
+        sharded = sharding.chosen(recipe, ranks, device, place == device, estimate)
+        if sharded:
+            made.learner.streams = 1  # the passes of all ranks have to meet
+            estimate = estimate_of(made.model, made.learner)
         sharing = ranks.count if device.type == "cpu" else 1
         decided["memory"], warnings = plan.memory(estimate, memory.available(device), advice, sharing)
     except Exception as error:  # a model that tensors without values cannot run may well train
         shown = " ".join(str(error).split())[:200]
         decided["memory"] = {"choice": "unknown", "reason": f"no estimate: {type(error).__name__}: {shown}"}
+        if not sharded:
+            sharded = sharding.chosen(recipe, ranks, device, place == device, None)
+    if sharded:
+        made = _in_main_memory(made)
+    decided |= sharding.told(recipe, ranks.count, sharded)
     decided["notes"] = [*decided["notes"], *warnings]
     if proposed:
         decided["proposal"] = {
             "choice": proposed[0],
             "reason": "changes least of what would fit into the memory there is",
         }
-    return replace(made, decided=decided, estimate=estimate)
+    return replace(made, decided=decided, estimate=estimate, sharded=sharded)
+
+
+def _in_main_memory(made: Setup) -> Setup:
+    """Return `made` with float32 weights where they can be cut from."""
+    made.whole()
+    made.learner.streams = 1
+    torch.nn.Module.to(made.model, "cpu")
+    return replace(made, lowered=None)
 
 
 def estimate_memory(
@@ -354,8 +410,11 @@ def estimate_memory(
     device: torch.device,
     held_before: int,
     ranks: int = 1,
+    *,
+    sharded: bool = False,
+    rank: int = 0,
 ) -> memory.Estimate:
-    """Estimate the peak of the run, in one of `ranks` processes that share every step's rows.
+    """Estimate the peak of the run, in one of `ranks` processes that share every step's rows; `sharded`: the model too.
 
     `held_before`: what the process holds beside the weights, in bytes.
     """
@@ -371,15 +430,17 @@ def estimate_memory(
         masters = [torch.empty_like(parameter, dtype=torch.float32) for parameter in trained]
         return MasterAdamW(trained, masters, settings.learning_rate, settings.weight_decay, settings.betas)
 
-    return memory.estimate(
-        model,
-        max(step.micro, key=lambda tensors: tensors["input_ids"].numel()),
-        loss_of=learner.whole_loss,
-        make_optimizer=make,
-        device=device,
-        dtype=dtype,
-        several=len(step.micro) > together,
-        streams=together,
-        process=held_before,
-        summed=distributed.BUCKET * 4 if ranks > 1 else 0,
-    )
+    with quantized.without_values(model):
+        return memory.estimate(
+            model,
+            max(step.micro, key=lambda tensors: tensors["input_ids"].numel()),
+            loss_of=learner.whole_loss,
+            make_optimizer=make,
+            device=device,
+            dtype=dtype,
+            several=len(step.micro) > together,
+            streams=together,
+            process=held_before,
+            summed=distributed.BUCKET * 4 if ranks > 1 and not sharded else 0,
+            shards=sharding.memory_of(model, dtype, device, rank, ranks) if sharded else None,
+        )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,28 +29,30 @@ def token_type(vocabulary: int) -> np.dtype[Any]:
     return np.dtype("<u2" if vocabulary <= 2**16 else "<u4")
 
 
-def write(folder: Path, documents: Iterable[tuple[Sequence[int], int]], *, end: int, vocabulary: int) -> None:
-    """Write `documents`, each its tokens and its bytes of text, to `folder`, which is there whole or not at all.
+def write(folder: Path, pieces: Iterable[tuple[bool, Sequence[int], int]], *, end: int, vocabulary: int) -> None:
+    """Write documents to `folder`, which is there whole or not at all.
 
-    `end` is the end-of-text token, which no document holds.
+    A piece: whether it begins a document, its tokens, its bytes of text. `end` is the end-of-text token, which no
+    document holds.
     """
 
     def fill(beside: Path) -> None:
         kind = token_type(vocabulary)
         parts: list[dict[str, Any]] = []
         counts = {"documents": -1, "tokens": 0, "text_bytes": 0}
-        rows = itertools.chain(documents, [((), 0)])  # what opens no document closes the last
+        rows = itertools.chain(pieces, [(True, (), 0)])  # what opens no document closes the last
+        opening = np.array([end], dtype=kind).tobytes()
         for number in itertools.count():
             path = beside / f"tokens-{number:03}.bin"
             digest, size = hashlib.sha256(), 0
             with path.open("wb") as file:
-                for tokens, text_bytes in rows:
-                    content = np.concatenate(([end], tokens)).astype(kind).tobytes()
+                for begins, tokens, text_bytes in rows:
+                    content = (opening if begins else b"") + np.asarray(tokens, dtype=kind).tobytes()
                     file.write(content)
                     digest.update(content)
                     size += len(content)
-                    counts["documents"] += 1
-                    counts["tokens"] += len(tokens) + 1
+                    counts["documents"] += begins
+                    counts["tokens"] += begins + len(tokens)
                     counts["text_bytes"] += text_bytes
                     if size >= SHARD:
                         break
@@ -101,10 +103,15 @@ class Shards:
         """Return how many rows of `length` tokens an epoch has: every token stands in one, a few in two."""
         return -(-self.tokens // length)
 
-    def require_rows(self, length: int) -> None:
-        """Raise DataError where there is less text than two rows of `length` tokens."""
+    def require_rows(self, length: int, dropped: Mapping[str, int]) -> None:
+        """Raise DataError where there is less text than two rows of `length` tokens.
+
+        `dropped`: how many documents were left out, by why; part of the explanation.
+        """
         if self.tokens < 2 * length:
+            without = ", ".join(f"{count:,} {why}" for why, count in dropped.items() if count)
             raise DataError(
-                f"the texts have {self.tokens:,} tokens, fewer than two rows of {length:,}. Give more text, or type "
-                f"`context: {max(16, self.tokens // 2)}`"
+                f"the texts have {self.tokens:,} tokens"
+                + (f" once documents are left out ({without})" if without else "")
+                + f", fewer than two rows of {length:,}. Give more text, or type `context: {max(16, self.tokens // 2)}`"
             )

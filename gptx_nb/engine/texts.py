@@ -1,4 +1,4 @@
-"""Any source -> documents of plain text, one after another: a corpus may be larger than memory.
+"""Any source -> documents of plain text, one after another and in pieces: a corpus, or a file, may exceed memory.
 
 Plain text (.txt, .md), JSON lines, CSV, TSV and Parquet, each also packed (.gz, .xz, .bz2, .zst), folders of them, and
 names on the Hugging Face Hub. Text must be UTF-8: a wrong byte is named with its place, not guessed around.
@@ -7,9 +7,11 @@ names on the Hugging Face Hub. Text must be UTF-8: a wrong byte is named with it
 from __future__ import annotations
 
 import bz2
+import codecs
 import csv
 import gzip
 import io
+import itertools
 import json
 import lzma
 import os
@@ -18,7 +20,7 @@ import sys
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -31,21 +33,63 @@ Document = Literal["file", "line", "paragraph"]
 PLAIN = (".txt", ".md", ".text")
 ROWS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 PACKED = (".gz", ".xz", ".bz2", ".zst")
+PIECE = 1_000_000  # characters of a document that are held at once
 NAMES = ("text", "content", "document", "body", "article")  # of the column that holds the text
+
+
+Piece = tuple[bool, str]  # whether it begins a document, and its text
 
 
 def documents(
     source: Source, run_folder: Path, *, setting: str, column: str | None, document: Document, subset: str | None
-) -> Iterator[str]:
-    """Yield the texts of `source`, raw. Raises DataError: missing, unreadable, not UTF-8, no text column."""
+) -> Iterator[Piece]:
+    """Yield the texts of `source`, raw, in pieces. Raises DataError: missing, unreadable, not UTF-8, no text column."""
     if source.kind == "hub":
-        yield from _of_hub(source, setting, column, subset)
+        for text in _of_hub(source, setting, column, subset):
+            yield from in_pieces([text])
         return
     assert source.path is not None
     path = run_folder / source.path
     for file in files_of(path, source.shown, setting) if path.is_dir() else [path]:
         shown = source.shown if file == path else f"{source.shown.rstrip('/')}/{file.relative_to(path)}"
         yield from _of_file(file, shown, setting, column, document)
+
+
+def one_by_one(pieces: Iterable[Piece]) -> Iterator[Iterator[str]]:
+    """Yield documents, each an iterator of its pieces that ends before the next document is asked for."""
+    number = 0
+
+    def number_of(piece: Piece) -> int:
+        nonlocal number
+        number += piece[0]
+        return number
+
+    for _, document in itertools.groupby(pieces, key=number_of):
+        yield (text for _, text in document)
+
+
+# A character that no earlier one is composed with (Unicode NFC) or belongs to (as "\n" to "\r"): ASCII, punctuation.
+_SAFE = re.compile("(?<!\r)[\x00-\x7f\u2000-\u206f\u3000-\u3020\uff01-\uff0f]")
+
+
+def in_pieces(parts: Iterable[str]) -> Iterator[Piece]:
+    """Yield one document, given in parts, in pieces of PIECE characters and a few more, which are cleaned one by one.
+
+    A text without a place to cut, as one in letters of another script without any mark, is one piece.
+    """
+    waiting: list[str] = []
+    size, begins = 0, True
+    for part in parts:
+        waiting.append(part)
+        size += len(part)
+        if size <= PIECE:
+            continue
+        text, start = "".join(waiting), 0
+        while found := _SAFE.search(text, start + PIECE):
+            yield begins, text[start : found.start()]
+            begins, start = False, found.start()
+        waiting, size = [text[start:]], len(text) - start
+    yield begins, "".join(waiting)
 
 
 def files_of(folder: Path, shown: str, setting: str) -> list[Path]:
@@ -83,7 +127,7 @@ def size_of(source: Source, run_folder: Path, shown_setting: str) -> int | None:
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
-def _of_file(path: Path, shown: str, setting: str, column: str | None, document: Document) -> Iterator[str]:
+def _of_file(path: Path, shown: str, setting: str, column: str | None, document: Document) -> Iterator[Piece]:
     kind = kind_of(path)
     if not kind:
         raise DataError(
@@ -92,15 +136,20 @@ def _of_file(path: Path, shown: str, setting: str, column: str | None, document:
         )
     try:
         if kind == ".parquet":
-            yield from _of_parquet(path, shown, setting, column)
+            for text in _of_parquet(path, shown, setting, column):
+                yield from in_pieces([text])
             return
         with _opened(path) as file:
             if kind in PLAIN:
                 yield from _of_plain(file, shown, setting, document)
-            elif kind in (".jsonl", ".ndjson"):
-                yield from _of_json_lines(file, shown, setting, column)
-            else:
-                yield from _of_delimited(file, shown, setting, column, "\t" if kind == ".tsv" else ",")
+                return
+            rows = (
+                _of_json_lines(file, shown, setting, column)
+                if kind in (".jsonl", ".ndjson")
+                else _of_delimited(file, shown, setting, column, "\t" if kind == ".tsv" else ",")
+            )
+            for text in rows:
+                yield from in_pieces([text])
     except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, _zstandard_error()) as error:
         raise DataError(f"{setting}: {shown} cannot be unpacked: {error}. Is it complete? Get it again") from None
     except OSError as error:
@@ -162,32 +211,66 @@ def _zstandard_error() -> type[Exception]:
     return EOFError if loaded is None else loaded.ZstdError
 
 
-def _lines(file: IO[bytes], shown: str, setting: str) -> Iterator[str]:
-    """Yield lines with their ends; raises DataError naming the place of the first byte that is not UTF-8."""
-    place = 0
-    for number, line in enumerate(file):
+def _lines(file: IO[bytes], shown: str, setting: str, most: int = -1) -> Iterator[str]:
+    """Yield lines with their ends, those of more than `most` bytes in several parts.
+
+    Raises DataError naming the place of the first byte that is not UTF-8.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    place, number = 0, 1
+    while True:
+        part = file.readline(most)
+        if not place:
+            mark = codecs.BOM_UTF8 if part.startswith(codecs.BOM_UTF8) else b""
+            place, part = len(mark), part.removeprefix(mark)
+        waiting = len(decoder.getstate()[0])  # the beginning of a character that the last part ended with
         try:
-            text = line.decode("utf-8-sig" if number == 0 else "utf-8")
+            text = decoder.decode(part, final=not part or most < 0)
         except UnicodeDecodeError as error:
             raise DataError(
-                f"{setting}: {shown} is not UTF-8 at byte {place + error.start:,} (0x{line[error.start]:02x}, line "
-                f"{number + 1:,}). Save it as UTF-8, as with `iconv -f WINDOWS-1252 -t UTF-8`"
+                f"{setting}: {shown} is not UTF-8 at byte {place - waiting + error.start:,} "
+                f"(0x{error.object[error.start]:02x}, line {number:,}). "
+                f"{_what_it_may_be(error.object, file.read(4096), place)}"
             ) from None
-        place += len(line)
+        if not part:
+            return
+        place += len(part)
+        number += part.endswith(b"\n")
         yield text
 
 
-def _of_plain(file: IO[bytes], shown: str, setting: str, document: Document) -> Iterator[str]:
-    waiting: list[str] = []
-    for line in _lines(file, shown, setting):
-        if document == "line":
-            yield line
-        elif document == "paragraph" and not line.strip():
-            yield "".join(waiting)
-            waiting = []
-        else:
-            waiting.append(line)
-    yield "".join(waiting)
+_WIDE = {  # what a file begins with -> its encoding; the longest first, as one begins like another
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+# Bytes that stand for no letter in any of the usual encodings of one byte a letter.
+_NO_LETTERS = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
+
+
+def _what_it_may_be(line: bytes, following: bytes, place: int) -> str:
+    """Say how `line`, which begins at byte `place` and is not UTF-8, becomes it, or that this is no text."""
+    wide = None if place else next((name for mark, name in _WIDE.items() if line.startswith(mark)), None)
+    if wide is None and _NO_LETTERS.search(line + following):
+        return "It looks like no text at all: give a file of plain text"
+    if wide:
+        return f"It begins like {wide}: save it as UTF-8, as with `iconv -f {wide} -t UTF-8`"
+    return "Save it as UTF-8, as with `iconv -f WINDOWS-1252 -t UTF-8` for a text of one byte a letter"
+
+
+def _of_plain(file: IO[bytes], shown: str, setting: str, document: Document) -> Iterator[Piece]:
+    def numbered() -> Iterator[tuple[int, str]]:
+        """Parts of lines, each with the number of its document."""
+        number, whole = 0, True
+        for part in _lines(file, shown, setting, most=PIECE):
+            if document == "line" or (document == "paragraph" and not part.strip()):
+                number += whole  # of a line that comes in parts, none but the first begins a document
+            whole = part.endswith("\n")
+            yield number, part
+
+    for _, parts in itertools.groupby(numbered(), key=lambda each: each[0]):
+        yield from in_pieces(text for _, text in parts)
 
 
 def _of_json_lines(file: IO[bytes], shown: str, setting: str, column: str | None) -> Iterator[str]:
@@ -291,7 +374,8 @@ def _of_hub(source: Source, setting: str, column: str | None, subset: str | None
     name, split = source.shown, source.options.get("split") or "train"
     found = 0
     try:
-        stream = datasets.load_dataset(name, subset, split=split, streaming=True)
+        with hub.only_cached_without_answer():
+            stream = datasets.load_dataset(name, subset, split=split, streaming=True)
         head = list(stream.column_names or next(iter(stream)))
         wanted = column or _column(head, name, setting, None)
         if wanted not in head:
@@ -304,10 +388,14 @@ def _of_hub(source: Source, setting: str, column: str | None, subset: str | None
     except Exception as error:  # of datasets, its readers and the Hub's client, which differ between versions
         reason = "HF_HUB_OFFLINE is set and it is not in the Hub cache" if hub.offline() else hub.trouble()
         first = str(error).strip().splitlines()
-        where = f"broke off after {found:,} texts" if found else "could not be had"
+        why = reason or (first[0][:200] if first else type(error).__name__)
+        if found:
+            raise DataError(
+                f"{setting}: {name} broke off after {found:,} texts from the Hugging Face Hub: {why}"
+            ) from None
         raise DataError(
-            f"{setting}: {name} is no file or folder here, and {where} from the Hugging Face Hub: "
-            f"{reason or (first[0][:200] if first else type(error).__name__)}"
+            f"{setting}: {name!r} is no variable, file or folder here, and could not be had from the Hugging Face Hub: "
+            f"{why}. Check the name, or give texts of yours, as in `{setting}: books/`"
         ) from None
 
 
@@ -320,24 +408,43 @@ _TRAILING = re.compile(r"[ \t\u00a0]+(?=\n)")
 _BLANK_LINES = re.compile(r"\n{3,}")
 
 
-def clean(text: str, counts: Counter[str]) -> str:
-    """Return `text` in Unicode's composed form, with plain line ends and without what nobody sees.
+def clean(pieces: Iterable[str], counts: Counter[str]) -> Iterator[str]:
+    """Yield a document's text in Unicode's composed form, with plain line ends and without what nobody sees.
 
     Control characters, blanks at the ends of lines, and blank lines beyond one go. `counts` is told how many documents
-    each changed.
+    each changed. A piece that is yielded ends with a letter: blanks after it come with the next, or go.
     """
-    for what, change in (
-        ("composed anew (Unicode NFC)", _composed),
-        ("given plain line ends", lambda each: _LINE_ENDS.sub("\n", each)),
-        ("freed of control characters", lambda each: _CONTROL.sub("", each)),
-        ("freed of needless blanks", lambda each: _BLANK_LINES.sub("\n\n", _TRAILING.sub("", each)).strip()),
-    ):
-        changed = change(text)
-        if changed != text:
-            counts[what] += 1
-        text = changed
-    return text
+    changed: set[str] = set()
+    blanks, begun = "", False
+    for piece in pieces:
+        for what, change in _CHANGES:
+            made = change(piece)
+            if made != piece:
+                changed.add(what)
+            piece = made
+        joined = blanks + piece
+        text = _BLANK_LINES.sub("\n\n", _TRAILING.sub("", joined))
+        if not begun:
+            text = text.lstrip()
+        if text != joined:
+            changed.add(_BLANKS)
+        body = text.rstrip()
+        blanks = text[len(body) :]
+        if body:
+            begun = True
+            yield body
+    if blanks:
+        changed.add(_BLANKS)
+    counts.update(changed)
 
 
 def _composed(text: str) -> str:
     return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
+
+
+_CHANGES: tuple[tuple[str, Callable[[str], str]], ...] = (
+    ("composed anew (Unicode NFC)", _composed),
+    ("given plain line ends", lambda each: _LINE_ENDS.sub("\n", each)),
+    ("freed of control characters", lambda each: _CONTROL.sub("", each)),
+)
+_BLANKS = "freed of needless blanks"

@@ -125,6 +125,7 @@ def train(
     scaler: torch.amp.GradScaler | None = None,
     reduce: Callable[[list[torch.nn.Parameter], torch.Tensor], torch.Tensor] | None = None,
     with_less_memory: Callable[[int, BaseException], Batch | None] | None = None,
+    due: Callable[[bool], bool] = bool,
 ) -> Stop:
     """Run steps `first_step` to `settings.steps` and return how it ended.
 
@@ -134,7 +135,8 @@ def train(
     precision.py). What `scaler` has learned about the scale is part of a checkpoint; None: a new one. Where memory runs
     out, `with_less_memory(step, error)` gives the same batch in a way that takes less, or None if there is none; the
     step then begins again, and nothing of it was lost. Where several processes share a step,
-    `reduce(parameters, loss)` sums their gradients in place and returns the sum of their losses.
+    `reduce(parameters, loss)` sums their gradients in place and returns the sum of their losses, and `due(now)` says
+    whether a checkpoint is due where all of them save it.
     """
     scaler = scaler or make_scaler(device, dtype)
     stepping: Any = optimizer  # a Chain serves too
@@ -197,7 +199,7 @@ def train(
         if done == settings.steps or (settings.eval_every and done % settings.eval_every == 0):
             evaluate(done)
             model.train()
-        if done < settings.steps and time.monotonic() - saved_at >= settings.save_every_seconds:
+        if done < settings.steps and due(time.monotonic() - saved_at >= settings.save_every_seconds):
             save(done)
             saved_at = time.monotonic()
 

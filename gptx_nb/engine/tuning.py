@@ -142,7 +142,9 @@ def with_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     from safetensors import safe_open
 
     held: Any = model
+    conversions = getattr(model, "_weight_conversions", None)
     held.load_adapter(str(folder), use_safetensors=True)
+    held._weight_conversions = conversions  # else the adapter's names for tensors would be saved with them
     with safe_open(folder / ADAPTER_WEIGHTS, "pt") as kept:
         there = {name.removeprefix("base_model.model.") for name in kept.keys()}  # noqa: SIM118 (no mapping)
     if missing := {name for name in get_peft_model_state_dict(held) if name not in there}:

@@ -131,6 +131,9 @@ def parser() -> Parser:
         ("stop", stop, "save and stop a run; `finetune` goes on with it"),
     ):
         add(name, command, words).add_argument("name", help="a run; NAME/2 is version 2")
+    one = add("merge", merge, "make a plain model of a run that is kept as an adapter")
+    one.add_argument("name", help="a run; NAME/2 is version 2")
+    one.add_argument("folder", nargs="?", type=Path, help="a new folder; left out: `merged` in the run's own")
     add("device", device, "show where a run would train, and why")
     add("free", free, "end the inference process and free its memory")
 
@@ -291,6 +294,12 @@ def stop(given: argparse.Namespace) -> None:
     from gptx_nb import api
 
     print(api.stop(given.name))
+
+
+def merge(given: argparse.Namespace) -> None:
+    from gptx_nb import api
+
+    print(api.merge(given.name, given.folder))
 
 
 def device(given: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ from IPython.display import clear_output
 from traitlets import Any as AnyTrait
 
 from gptx_nb import fields
-from gptx_nb.catalog import RUN
+from gptx_nb.catalog import CATALOG, RUN
 from gptx_nb.errors import DataError, GptxError, RecipeError, UsageError, nearest
 from gptx_nb.pretraining import AnyRecipe, PretrainRecipe
 from gptx_nb.recipe import Lines, Recipe, check_name, make_recipe, parse_yaml, settings_of
@@ -708,6 +708,7 @@ def _refuse_secrets(text: str, *, names: bool = True) -> None:
 
 MAKE_A_RUN: dict[str, type[AnyRecipe]] = {kind.magic: kind for kind in (Recipe, PretrainRecipe)}
 TAKE_A_RUN = (*MAKE_A_RUN, "gpt_predict", "gpt_eval", "gpt_watch", "gpt_stop", "gpt_compare", "gpt_runs", "gpt_panel")
+ASK_A_MODEL = {"gpt_predict": tuple(WISHES), "gpt_eval": EVAL_FLAGS}  # and the flags that each takes
 CALL = re.compile(r"^\s*(?:\w+\s*=\s*)?(%%?)(gpt_[a-z]+)\s(.*)$", re.DOTALL)
 A_RUNS_CELL = re.compile(r"\s*%%(gpt_finetune|gpt_pretrain)\b")
 PLAIN = re.compile(r"[^\W\d][\w.-]*")  # a column that needs no quotes
@@ -739,11 +740,12 @@ def offers(text: str, line: int, column: int, user_ns: Mapping[str, Any]) -> tup
     if call is None or call[2] not in TAKE_A_RUN:
         return None
     words = call[3].split(" ")
-    fragment = words[-1]
-    if call[2] == "gpt_compare" or len([word for word in words[:-1] if word]) == 0:
-        return [name for name in RunStore().names() if name.startswith(fragment)], fragment
-    if call[2] == "gpt_predict" and fragment.startswith("--"):
-        return [flag for flag in WISHES if flag.startswith(fragment)], fragment
+    fragment, typed = words[-1], [word for word in words[:-1] if word]
+    if call[2] == "gpt_compare" or not typed:
+        known = [*RunStore().names(), *(CATALOG if call[2] in ASK_A_MODEL else ())]
+        return [name for name in known if name.startswith(fragment)], fragment
+    if call[2] in ASK_A_MODEL:
+        return _asking(call[2], typed, fragment, user_ns)
     if (kind := MAKE_A_RUN.get(call[2])) is None:
         return None
     option, separator, start = fragment.rpartition("=")
@@ -754,11 +756,25 @@ def offers(text: str, line: int, column: int, user_ns: Mapping[str, Any]) -> tup
     return fields.completions(fragment or "--", kind), fragment
 
 
+def _asking(magic: str, typed: list[str], fragment: str, user_ns: Mapping[str, Any]) -> tuple[list[str], str] | None:
+    """Offer what can follow the model's name: flags, their values and, to score it on, a table."""
+    option, separator, start = fragment.partition("=") if fragment.startswith("--") else (typed[-1], " ", fragment)
+    if not separator:
+        return [flag for flag in ASK_A_MODEL[magic] if flag.startswith(option)], option
+    scores = magic == "gpt_eval"
+    if option.startswith("--"):
+        table = typed[1] if scores and len(typed) > 1 else ""
+        return _values(option[2:].replace("-", "_"), start, [f" --data {table}"], user_ns, Recipe), start
+    return (_values("data", start, [], user_ns, Recipe), start) if scores and len(typed) == 1 else None
+
+
 def _in_body(
     before: str, cell: list[str], user_ns: Mapping[str, Any], kind: type[AnyRecipe]
 ) -> tuple[list[str], str] | None:
     if match := re.fullmatch(r"(\w*)", before):
         return fields.completions(match[1], kind), match[1]
+    if match := re.fullmatch(r"columns\s*:.*[{,]\s*\w+\s*:\s*([^,{}]*)", before):
+        return _values("text", match[1], cell, user_ns, kind), match[1]
     if match := re.fullmatch(r"(\w+)\s*:\s*(.*)", before):
         return _values(match[1], match[2], cell, user_ns, kind), match[2]
     return None

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from gptx_nb import asking, comparison, fields, files, inference, launch, overview, pasted, progress, rehearsals
+from gptx_nb import asking, comparison, drafts, fields, files, inference, launch, overview, pasted, progress, rehearsals
 from gptx_nb.errors import GptxError, RunNotFound, UsageError
 from gptx_nb.pretraining import KINDS, AnyRecipe
 from gptx_nb.recipe import check_name, make_recipe
@@ -49,7 +49,8 @@ class PanelWidget(live.RunWidget):
         self.view = "panel"
         self.run = run
         self._opened = run
-        self._draft: Json | None = None  # what stands in the form, if that was changed
+        # What stands in the form, if that was changed; of an earlier kernel, unless a run was asked for.
+        self._draft: Json | None = drafts.latest() if run is None else None
         self._notebook = notebook
         self._withdrawn: set[str] = set()
         self._context = contextvars.copy_context()
@@ -91,9 +92,15 @@ class PanelWidget(live.RunWidget):
         if content.get("kind") == "withdraw":
             self._withdrawn.add(identity)
         elif content.get("kind") == "draft":
-            self._draft = content.get("draft")
+            self._keep(content.get("draft"))
         elif content.get("kind") == "ask":
             self._answer(identity, content)
+
+    def _keep(self, draft: object) -> None:
+        if isinstance(draft, dict):
+            self._draft = draft
+            with contextlib.suppress(OSError):  # a full disk does not keep anybody from typing
+                drafts.keep(draft)
 
     def _answer(self, identity: str, asked: Json) -> None:
         def said(kind: str, **more: Any) -> None:
@@ -184,6 +191,7 @@ class PanelWidget(live.RunWidget):
     def _start(self, name: str, recipe: AnyRecipe, objects: Json) -> Json:
         launched = launch.train(name, recipe, **objects)
         self._opened, self._draft = launched.run, None  # what a page that is loaded again finds in its form
+        drafts.forget()
         self.watch(launched.run)
         return {"id": _id(launched.run), "action": launched.action, "note": launched.note}
 

@@ -3,6 +3,7 @@
     python -m gptx_nb.worker RUN_DIR ATTEMPT
     python -m gptx_nb.worker --rank RUN_DIR ATTEMPT   one of several that train together; the first one starts them
     python -m gptx_nb.worker --evaluate FOLDER        scores a model on a table (gptx_nb/evaluations.py)
+    python -m gptx_nb.worker --merge FOLDER TARGET    makes a plain model of an adapter
     python -m gptx_nb.worker --unfinished RUN_DIR     makes a model of the weights that it saved last
     python -m gptx_nb.worker --rehearse FOLDER        says what a recipe would take (gptx_nb/rehearsals.py)
     python -m gptx_nb.worker --device                 prints what this machine computes on, as JSON
@@ -30,8 +31,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from gptx_nb import files, memory_words
-from gptx_nb.errors import RunFailed, UsageError
+from gptx_nb import files, memory_words, pretraining_words
+from gptx_nb.errors import DISK_FULL, RunFailed, UsageError
 from gptx_nb.line import LIMIT, Demand, Line, limit
 from gptx_nb.main_memory import out_of_memory_kills
 from gptx_nb.metrics import MetricsWriter
@@ -72,6 +73,10 @@ def main(arguments: list[str]) -> int:
         from gptx_nb.worker import evaluation
 
         return evaluation.carry_out(Path(arguments[1]))
+    if arguments[0] == "--merge":
+        from gptx_nb.worker import merging
+
+        return merging.carry_out(Path(arguments[1]), Path(arguments[2]))
     if arguments[0] == "--unfinished":
         from gptx_nb.worker import unfinished
 
@@ -106,7 +111,8 @@ def main(arguments: list[str]) -> int:
         status = MISTAKE
         words = {"reason": "mistake", "error": type(error).__name__, "message": str(error)}
     except Exception as error:
-        traceback.print_exc()
+        if not files.disk_is_full(error):  # that is no bug, and its words say all there is
+            traceback.print_exc()
         status = FAILED
         words = _last_words(error, run, carried.levers)
     metrics.close()
@@ -140,8 +146,9 @@ def _last_words(error: Exception, run: Run, levers: Levers) -> dict[str, Any]:
         message = f"the device has too little memory: {memory_words.advice(run.recipe(), levers.state)}"
         return {"reason": "out of memory", "error": type(error).__name__, "message": message}
     if files.disk_is_full(error):
-        message = f"no room is left on the disk of {run.folder}. Free some first"
-        return {"reason": "failed", "error": "OSError", "message": message}
+        free = pretraining_words.size(shutil.disk_usage(run.folder).free)
+        message = f"no room is left on the disk of {run.folder}: {free} are free, and more is needed. Free some first"
+        return {"reason": "failed", "error": DISK_FULL, "message": message}
     return {"reason": "failed", "error": type(error).__name__, "message": str(error) or type(error).__name__}
 
 
@@ -270,12 +277,14 @@ class Attempt:
             files.write_text(run.recipe_file, made.resolved.model_copy(update={"device": recipe.device}).to_yaml())
         if ranks is not None:
             self.join(ranks, device.device)
-        optimizer = made.optimizer
+        checkpoint = checkpoints.latest(run.checkpoints)
+        starts_here = job.has_a_before and self.rank == 0 and checkpoint is None and not run.before_file.exists()
+        held = made.hold(ranks, checkpoint)
         scaler = make_scaler(device.device, device.dtype)
         best: dict[str, Any] = {"score": None, "step": None}
         first_step = 0
-        if checkpoint := checkpoints.latest(run.checkpoints):
-            progress = checkpoints.load(checkpoint, model, optimizer, scaler)
+        if checkpoint is not None:
+            progress = held.load(checkpoint, scaler)
             first_step, best = progress["step"], progress["best"]
 
         here = 0  # tokens of the latest step that this process has computed
@@ -283,7 +292,7 @@ class Attempt:
 
         def batch_at(step: int) -> Step:
             nonlocal here
-            batch = learner.step(step, self.rank, self.count)
+            batch = held.even(learner.step(step, self.rank, self.count))
             here = batch.here
             return batch
 
@@ -294,57 +303,64 @@ class Attempt:
 
         def evaluate_at(step: int) -> None:
             nonlocal best
-            if not job.is_scored or self.rank:
+            if not job.is_scored:
                 return
-            found, rank = job.evaluation(model, made.tokenizer, learner)
+            held.collect()
+            if self.rank:
+                return
+            with held.scored():
+                found, rank = job.evaluation(model, made.tokenizer, learner)
             self.metrics.append({"kind": "evaluation", "step": step, **found, "time": time.time()})
             if best["score"] is None or rank > best["score"]:
                 best = {"score": rank, "step": step}
                 if recipe.keep == "best":
-                    checkpoints.save_best(run.best, step, model, optimizer)
+                    checkpoints.save_best(run.best, step, model, held.optimizer)
                     checkpoints.prune_best(run.best, run.checkpoints, step)
 
         def save(step: int) -> None:
-            if self.rank:
+            if not held.save(run.checkpoints, {"step": step, "best": best}, scaler):
                 return
-            checkpoints.save(run.checkpoints, model, optimizer, {"step": step, "best": best}, scaler)
             checkpoints.prune(run.checkpoints, keep=2)
             checkpoints.prune_best(run.best, run.checkpoints, best["step"])
 
         def with_less_memory(step: int, error: BaseException) -> Batch | None:
-            if not self.levers.pull(step):
+            if made.sharded or not self.levers.pull(step):  # of shards, the others are in the midst of the pass
                 return None
             return learner.step(step, self.rank, self.count) if step >= 0 else made.trial()
 
-        if job.has_a_before and self.rank == 0 and first_step == 0 and not run.before_file.exists():
+        if starts_here:
             self.phase("base")
-            files.write_json(run.before_file, job.before(model, made.tokenizer, learner))
+            with held.scored():
+                files.write_json(run.before_file, job.before(model, made.tokenizer, learner))
         self._keep_frozen_part(learner, lambda: arithmetic(model, device.device, device.dtype))
         self.phase("preflight")
-        trial = made.preflight(with_less_memory)
+        trial = made.preflight(with_less_memory, held)
         if self.rank == 0:
             files.write_json(run.plan_file, {**(run.plan() or {}), **trial})
         start = {"step": first_step, "steps": settings.steps, "device": str(device.device)}
         self.metrics.append({"kind": "start", **start, "time": time.time()})
         self.phase("training")
         end = train(
-            model,
-            optimizer,
+            held.model,
+            held.optimizer,
             # Dropout differs from rank to rank, as it does from row to row.
             replace(settings, seed=settings.seed + 7919 * self.rank),
             device=device.device,
-            dtype=device.dtype,
+            dtype=held.dtype,
             batch_at=batch_at,
-            loss_of=learner.loss,
+            loss_of=held.loss(learner.loss),
             first_step=first_step,
             record=record,
             evaluate=evaluate_at,
             save=save,
             should_stop=self.all_should_stop,
             scaler=scaler,
-            reduce=ranks.sum_gradients if ranks else None,
+            reduce=held.reduce,
             with_less_memory=with_less_memory,
+            due=held.due,
         )
+        held.collect()
+        held.end()
         if ranks is not None:
             ranks.leave()
             if self.rank:
@@ -357,9 +373,9 @@ class Attempt:
         if recipe.keep == "best" and best["step"] is not None:
             checkpoints.load_best(run.best, best["step"], model)
             kept_step = best["step"]
-        self._write_scores(
-            recipe, job, job.scores(model, made.tokenizer, learner) if job.is_scored else None, kept_step
-        )
+        with held.scored(exactly=True):
+            scores = job.scores(model, made.tokenizer, learner) if job.is_scored else None
+        self._write_scores(recipe, job, scores, kept_step)
 
         self.phase("saving")
         # A run that was stopped has left a model of its own; this one takes its place. Readers keep what they opened.

@@ -10,12 +10,13 @@ data/report.json       documents, bytes and tokens; what was cleaned, dropped an
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptx_nb import files
+from gptx_nb import files, pretraining_words
 from gptx_nb.pretraining import PretrainRecipe
 from gptx_nb.sources import check_unchanged
 
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gptx_nb.engine.corpus import Corpus
+    from gptx_nb.engine.pretrain import Pretraining
     from gptx_nb.engine.train import Batch
+    from gptx_nb.runs import Run
     from gptx_nb.worker.__main__ import Attempt
 
 SAMPLE_TOKENS = 48
@@ -56,6 +59,7 @@ def carry_out(attempt: Attempt, recipe: PretrainRecipe) -> bool:
     )
     model, learner, settings, device = made.model, made.learner, made.settings, made.device
     if rank == 0:
+        made.decided["notes"] += _require_room(run, made)
         # A later attempt may have another device; all else was decided by the first that began to train.
         before = run.plan() if run.recipe_file.exists() else None
         files.write_json(run.plan_file, {**made.decided, **(before or {}), **plan.machine(device, attempt.count)})
@@ -64,18 +68,17 @@ def carry_out(attempt: Attempt, recipe: PretrainRecipe) -> bool:
         files.write_text(run.recipe_file, made.resolved.model_copy(update={"device": recipe.device}).to_yaml())
     if ranks is not None:
         attempt.join(ranks, device.device)
-    optimizer = made.optimizer
+    checkpoint = checkpoints.latest(run.checkpoints)
+    held = made.hold(ranks, checkpoint)
     scaler = make_scaler(device.device, device.dtype)
-    first_step = 0
-    if checkpoint := checkpoints.latest(run.checkpoints):
-        first_step = checkpoints.load(checkpoint, model, optimizer, scaler)["step"]
+    first_step = held.load(checkpoint, scaler)["step"] if checkpoint is not None else 0
 
     here = 0  # tokens of the latest step that this process has computed
     use = Use(device.device)
 
     def batch_at(step: int) -> Batch:
         nonlocal here
-        batch = learner.step(step, rank, attempt.count)
+        batch = held.even(learner.step(step, rank, attempt.count))
         here = batch.here
         return batch
 
@@ -93,7 +96,7 @@ def carry_out(attempt: Attempt, recipe: PretrainRecipe) -> bool:
         )
 
     def score(most_rows: int | None) -> dict[str, Any]:
-        with arithmetic(model, device.device, device.dtype):
+        with held.scored(), arithmetic(model, device.device, device.dtype):
             return task.score(
                 model,
                 corpus.validation,
@@ -105,49 +108,51 @@ def carry_out(attempt: Attempt, recipe: PretrainRecipe) -> bool:
     prompts = recipe.samples or corpus.beginnings(2, MOST_BEGINNING)
 
     def evaluate_at(step: int) -> None:
+        held.collect()
         if rank:
             return
         found = score(made.evaluation_rows)
-        with arithmetic(model, device.device, device.dtype):
+        with held.scored(), arithmetic(model, device.device, device.dtype):
             texts = task.samples(model, made.tokenizer, prompts, SAMPLE_TOKENS)
         shown = [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
         attempt.metrics.append({"kind": "evaluation", "step": step, **found, "samples": shown, "time": time.time()})
 
     def save(step: int) -> None:
-        if rank:
-            return
-        checkpoints.save(run.checkpoints, model, optimizer, {"step": step}, scaler)
-        checkpoints.prune(run.checkpoints, keep=2)
+        if held.save(run.checkpoints, {"step": step}, scaler):
+            checkpoints.prune(run.checkpoints, keep=2)
 
     def with_less_memory(step: int, error: BaseException) -> Batch | None:
-        if not attempt.levers.pull(step):
+        if made.sharded or not attempt.levers.pull(step):  # of shards, the others are in the midst of the pass
             return None
         return learner.step(step, rank, attempt.count) if step >= 0 else learner.trial()
 
     attempt.phase("preflight")
-    trial = made.preflight(with_less_memory)
+    trial = made.preflight(with_less_memory, held)
     if rank == 0:
         files.write_json(run.plan_file, {**(run.plan() or {}), **trial})
     start = {"step": first_step, "steps": settings.steps, "device": str(device.device)}
     attempt.metrics.append({"kind": "start", **start, "time": time.time()})
     attempt.phase("training")
     end = train(
-        model,
-        optimizer,
+        held.model,
+        held.optimizer,
         replace(settings, seed=settings.seed + 7919 * rank),  # dropout differs from rank to rank
         device=device.device,
-        dtype=device.dtype,
+        dtype=held.dtype,
         batch_at=batch_at,
-        loss_of=learner.loss,
+        loss_of=held.loss(learner.loss),
         first_step=first_step,
         record=record,
         evaluate=evaluate_at,
         save=save,
         should_stop=attempt.all_should_stop,
         scaler=scaler,
-        reduce=ranks.sum_gradients if ranks else None,
+        reduce=held.reduce,
         with_less_memory=with_less_memory,
+        due=held.due,
     )
+    held.collect()
+    held.end()
     if ranks is not None:
         ranks.leave()
         if rank:
@@ -202,6 +207,26 @@ def _embeddings(folder: Path) -> Tensor | None:
 
     file = folder / EMBEDDINGS
     return load_file(file)["embeddings"] if file.exists() else None
+
+
+def _require_room(run: Run, made: Pretraining) -> list[str]:
+    """Return what is to be said of the room for checkpoints; raises DataError where not one and the model fit.
+
+    Two are kept, and there are three while the next is written. What is on the disk already needs no more room.
+    """
+    from gptx_nb.engine import checkpoints, corpus
+
+    weights = 4 * sum(parameter.numel() for parameter in made.model.parameters())
+    checkpoint = 3 * weights  # as AdamW's two moments have their sizes; Muon's one is less
+    there = len(checkpoints.every(run.checkpoints))
+    corpus.require_room(run.folder, weights + checkpoint * max(0, 1 - there), "the model and a checkpoint of it")
+    needed, free = weights + checkpoint * max(0, 3 - there), shutil.disk_usage(run.folder).free
+    if needed <= free:
+        return []
+    return [
+        f"three checkpoints and the model need {pretraining_words.size(needed)} on the disk of {run.folder}, and "
+        f"{pretraining_words.size(free)} are free: training that takes long breaks off there unless some are freed"
+    ]
 
 
 def _write_scores(

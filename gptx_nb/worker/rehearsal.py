@@ -54,15 +54,24 @@ def _rehearse(recipe: Recipe, sources: dict[str, Source | None], folder: Path) -
     files.write_json(folder / TABLE, {**first, "report": table.report, "error": None})
 
     # Only here: a mistake in the table is told before these seconds pass.
-    from gptx_nb.engine import jobs, memory, rendering, setup
+    from gptx_nb.engine import device, distributed, jobs, memory, plan, rendering, setup
 
     job = jobs.of(table, recipe)
     notes: list[str] = []
-    made = setup.prepare(recipe, job, notes.append)
+    count = 1 if recipe.devices == 1 else device.count(recipe.devices, recipe.device)
+    made = setup.prepare(recipe, job, notes.append, ranks=distributed.Alone(count))
     rows, held = job.token_rows
-    decided = {**made.decided, "notes": [*made.decided["notes"], *notes]}
+    decided = {
+        **made.decided,
+        **plan.machine(made.device, count),
+        "notes": [*made.decided["notes"], *notes],
+    }
     free = memory.available(made.device.device)
-    if made.estimate is not None and free is not None and not made.estimate.fits(free):
+    if free is not None and made.device.device.type == "cpu":
+        free //= count  # they share it
+    if made.sharded:
+        decided["time"] = {"choice": "unknown", "reason": f"not tried: it takes {count} processes to hold the model"}
+    elif made.estimate is not None and free is not None and not made.estimate.fits(free):
         decided["time"] = {"choice": "unknown", "reason": "not tried: it does not fit into what is free"}
     else:
 

@@ -31,6 +31,20 @@ const HEARD = 4000; // milliseconds in which a kernel that is free answers most 
 /** Says so where a kernel hears nothing, as while a cell runs. */
 export const BUSY = 'The kernel is busy, and hears this when its cell has ended.';
 
+/** Says so where the widget has outlived its kernel. */
+export const GONE =
+  'This panel belongs to a kernel that was restarted or shut down. Run its cell again: what stands in the form is kept.';
+
+/** Send; false where there is no kernel any more that could hear it. */
+export function send(model: Model, message: Record<string, unknown>): boolean {
+  try {
+    model.send(message);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
 export class Channel {
   private readonly waiting = new Map<string, Waiting>();
   private count = 0;
@@ -55,7 +69,10 @@ export class Channel {
     const answer = new Promise<T>((resolve, reject) => {
       this.waiting.set(id, { resolve, reject, part });
     });
-    this.model.send({ kind: 'ask', id, what, ...more });
+    if (!this.send({ kind: 'ask', id, what, ...more })) {
+      this.waiting.delete(id);
+      return { answer: Promise.reject(new Refused(GONE, null)), withdraw: () => undefined };
+    }
     const heard = setTimeout(() => this.silent(this.waiting.has(id) && SHORT.has(what)), HEARD);
     void answer
       .catch(() => undefined)
@@ -68,7 +85,7 @@ export class Channel {
       withdraw: () => {
         if (this.waiting.delete(id)) {
           clearTimeout(heard);
-          this.model.send({ kind: 'withdraw', id });
+          this.send({ kind: 'withdraw', id });
         }
       }
     };
@@ -76,15 +93,19 @@ export class Channel {
 
   /** Tell what wants no answer. */
   tell(kind: string, more: Record<string, unknown>): void {
-    this.model.send({ kind, ...more });
+    this.send({ kind, ...more });
   }
 
   dispose(): void {
     this.model.off('msg:custom', this.hear);
     for (const id of this.waiting.keys()) {
-      this.model.send({ kind: 'withdraw', id });
+      this.send({ kind: 'withdraw', id });
     }
     this.waiting.clear();
+  }
+
+  private send(message: Record<string, unknown>): boolean {
+    return send(this.model, message);
   }
 
   private take(message: Answer): void {

@@ -58,7 +58,7 @@ const TYPED = 500; // milliseconds after the last key, when the kernel is told w
 export class Configure implements Tab {
   readonly node = h('div', { class: 'configure' });
   private readonly place = h('div', { class: 'form' });
-  private readonly data = h('div', { class: 'preview', 'aria-live': 'polite' });
+  private readonly data = h('div', { 'aria-live': 'polite' });
   private readonly message = h('div', { class: 'gptx-Form-message', role: 'alert' });
   private readonly said = h('div', { class: 'said', role: 'status' });
   private readonly written = h('pre', { class: 'written', tabindex: 0, hidden: true });
@@ -69,6 +69,16 @@ export class Configure implements Tab {
   private kind = 'finetune';
   private withdraw: () => void = () => undefined;
   private typed = 0;
+  /** What stood in the form of each kind when the other one was chosen. */
+  private readonly kept = new Map<string, Record<string, unknown>>();
+  /** The settings that the shown table and cost are of, as JSON. */
+  private looked: string | null = null;
+  private readonly stale = h(
+    'div',
+    { class: 'stale warning', role: 'status', hidden: true },
+    'This is of earlier settings. ',
+    button('Look again', () => void this.look())
+  );
 
   constructor(
     private readonly channel: Channel,
@@ -134,11 +144,8 @@ export class Configure implements Tab {
       'form',
       {
         novalidate: true,
-        oninput: () => this.keep(),
-        onsubmit: event => {
-          event.preventDefault();
-          void this.start();
-        }
+        oninput: () => this.changed(),
+        onsubmit: event => event.preventDefault()
       },
       kindButtons(Object.keys(kinds), this.kind, kind => this.become(kind)),
       this.fromCell(cells),
@@ -158,14 +165,29 @@ export class Configure implements Tab {
       this.written
     );
     fill(this.place, form);
-    fill(this.data, h('p', { class: 'muted' }, 'What the model would see, and what it would take, is shown here.'));
-    fill(this.node, this.place, this.data);
+    this.view(h('p', { class: 'muted' }, 'What the model would see, and what it would take, is shown here.'));
+    fill(this.node, this.place, h('div', { class: 'preview' }, this.stale, this.data));
   }
 
   private become(kind: string): void {
+    this.kept.set(this.kind, this.controls?.values ?? {});
     this.kind = kind;
-    this.draw(this.name, {});
+    this.draw(this.name, this.kept.get(kind) ?? {});
+    this.clear();
     this.keep();
+  }
+
+  /** What was said of other settings is no longer true. */
+  private changed(): void {
+    this.say('');
+    this.written.hidden = true;
+    this.stale.hidden = this.looked === null || this.looked === this.settings;
+    this.data.classList.toggle('is-stale', !this.stale.hidden);
+    this.keep();
+  }
+
+  private get settings(): string {
+    return JSON.stringify(this.controls?.values ?? {});
   }
 
   /** A cell of this notebook opens in the form, and so does one that is pasted. */
@@ -263,7 +285,7 @@ export class Configure implements Tab {
   /** Put a value into a control, and look at what comes of it. */
   private set(name: string, given: unknown): void {
     this.controls?.set(name, given);
-    this.keep();
+    this.changed();
     void this.look();
   }
 
@@ -303,7 +325,9 @@ export class Configure implements Tab {
     }
     try {
       await navigator.clipboard.writeText(text);
-      this.say('Copied.');
+      this.say(
+        what === 'command' && this.isVariable ? 'Copied. A terminal has no variables: name a file there.' : 'Copied.'
+      );
     } catch {
       this.say('This page may not write to the clipboard: copy it from here.');
     }
@@ -311,15 +335,13 @@ export class Configure implements Tab {
 
   private async look(): Promise<void> {
     if (this.kind !== 'finetune') {
-      fill(
-        this.data,
-        h('p', { class: 'muted' }, 'Pretraining reads and cleans all its texts first, when it is started.')
-      );
+      this.view(h('p', { class: 'muted' }, 'Pretraining reads and cleans all its texts first, when it is started.'));
       return;
     }
     this.clear();
     this.withdraw();
-    fill(this.data, h('p', { class: 'muted' }, 'Reading the table …'));
+    this.view(h('p', { class: 'muted' }, 'Reading the table …'));
+    this.looked = this.settings;
     const top = h('div', {});
     const below = h('div', { class: 'muted' }, 'Loading the base model, and trying a step …');
     const asked = this.channel.ask<Rehearsed>('rehearse', this.wanted(this.name || UNNAMED), (table: Table) => {
@@ -332,13 +354,19 @@ export class Configure implements Tab {
       below.className = '';
       fill(below, ...planParts(found));
     } catch (error) {
-      if (top.childElementCount === 0) {
-        fill(this.data);
-      } else {
-        fill(below);
-      }
-      this.refuse(error);
+      // Of a setting it is said beside that; all else is about the table, and is said where that would stand.
+      const beside = this.controls?.refuse(words(error), error instanceof Refused ? error.field : null);
+      const said = h('p', { class: beside ? 'muted' : 'error' }, beside ? 'A setting does not fit.' : words(error));
+      fill(this.data, top, said);
     }
+  }
+
+  /** Show `parts` as what belongs to no settings in particular. */
+  private view(...parts: HTMLElement[]): void {
+    this.looked = null;
+    this.stale.hidden = true;
+    this.data.classList.remove('is-stale');
+    fill(this.data, ...parts);
   }
 
   /** First rows, columns by role with the choice of others, and how many rows each label has. */
@@ -348,6 +376,7 @@ export class Configure implements Tab {
     parts.push(tableOf({ head: table.columns, rows: table.rows, right: [] }));
     parts.push(this.mapping(table));
     if (report === null) {
+      this.controls?.suits('text-classification'); // nothing is known of it: a label may have to be chosen
       return parts;
     }
     this.controls?.suits(report.task ?? 'text-classification');
@@ -402,12 +431,21 @@ export class Configure implements Tab {
     return h('div', { class: 'mapping' }, h('b', {}, 'Columns'), ...choices);
   }
 
+  /** Whether the data is something that only this notebook has. */
+  private get isVariable(): boolean {
+    const data = this.controls?.values.data;
+    const known = this.opened?.tables.some(each => each.name === data);
+    return known === true || (typeof data === 'string' && data.startsWith('{{'));
+  }
+
   private say(text: string): void {
     this.said.textContent = text;
   }
 
   private clear(): void {
     fill(this.message);
+    this.say('');
+    this.written.hidden = true;
     this.controls?.clear();
   }
 

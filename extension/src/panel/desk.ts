@@ -3,7 +3,7 @@
 import form from '../../style/form.css';
 import { h } from '../views/dom';
 import { Ask } from './ask';
-import { BUSY, Channel } from './channel';
+import { BUSY, Channel, send } from './channel';
 import { Compare } from './compare';
 import { Configure, words } from './configure';
 import css from './desk.css';
@@ -30,7 +30,7 @@ export class Desk {
     // anywidget loads this module once for each widget, so counting would begin anew with every panel of a page.
     const id = `gptx-desk-${Math.random().toString(36).slice(2)}`;
     this.channel = new Channel(model, so => (this.busy.textContent = so ? BUSY : ''));
-    this.watch = new Watch(feed, message => model.send(message));
+    this.watch = new Watch(feed, message => send(model, message));
     const bar = h('div', {
       class: 'tabs',
       role: 'tablist',

@@ -1,5 +1,6 @@
 /** What is known in the page of one run: the small part, the tables, the curves. Views draw it. */
 
+import { send } from './channel';
 import { Curves } from './curves';
 import type { Acted, Head, Model, More, Part } from './types';
 
@@ -51,7 +52,7 @@ export class Feed {
 
 /** Keep a feed up to date from a widget of one run. */
 export function feedOf(model: Model): Feed {
-  const feed = new Feed(() => model.send({ kind: 'lost' }));
+  const feed = new Feed(() => send(model, { kind: 'lost' }));
   const read = () => {
     feed.whole(
       model.get('head') as Head,

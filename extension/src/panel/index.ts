@@ -6,6 +6,7 @@
  */
 
 import { h } from '../views/dom';
+import { send } from './channel';
 import { Desk } from './desk';
 import { feedOf, type Feed } from './feed';
 import css from './panel.css';
@@ -47,7 +48,7 @@ interface View {
 }
 
 function renderRun(el: HTMLElement, model: Model, feed: Feed): () => void {
-  return shown(el, model, new Watch(feed, message => model.send(message)));
+  return shown(el, model, new Watch(feed, message => send(model, message)));
 }
 
 function renderDesk(el: HTMLElement, model: Model, feed: Feed): () => void {
@@ -67,7 +68,7 @@ function shown(el: HTMLElement, model: Model, view: View): () => void {
   const identity = Math.random().toString(36); // crypto's are for pages over HTTPS alone
   const unseen = whileSeen(root, seen => {
     view.see(seen);
-    model.send({ kind: 'seen', view: identity, seen });
+    send(model, { kind: 'seen', view: identity, seen });
   });
   return () => {
     unseen();

@@ -17,7 +17,7 @@ export function example(each: Example): HTMLElement {
     'div',
     { class: 'example' },
     h('div', { class: 'tokens', dir: 'auto' }, ...tokens, label),
-    h('div', { class: 'muted' }, `${each.tokens} tokens`)
+    h('div', { class: 'muted' }, `${each.tokens} token${each.tokens === 1 ? '' : 's'}`)
   );
 }
 

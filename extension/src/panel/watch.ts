@@ -49,7 +49,7 @@ export class Watch {
 
   constructor(
     private readonly feed: Feed,
-    private readonly send: (message: unknown) => void
+    private readonly send: (message: Record<string, unknown>) => boolean
   ) {
     const group = `gptx-watch-${Math.random()}`; // charts of one view share a cursor, and those of two views do not
     const plots = h('div', { class: 'plots' });
@@ -159,7 +159,10 @@ export class Watch {
         return;
       }
     }
-    this.send({ kind: 'act', action });
+    if (!this.send({ kind: 'act', action })) {
+      this.say(`The kernel was restarted. The run does not mind: %gpt_watch ${this.feed.head.name} shows it again.`);
+      return;
+    }
     this.sure = window.setTimeout(() => {
       const at = action === 'stop' ? ` At once: type gptx-nb stop ${this.feed.head.name} on a terminal.` : '';
       this.say(`The kernel is busy, and hears this when its cell has ended.${at}`);

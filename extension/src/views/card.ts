@@ -1,4 +1,7 @@
-/** One run in the sidebar: its state, how far it is, and what can be done with it. */
+/**
+ * One run in the sidebar: its state, how far it is, and what can be done with it. It is drawn once it comes near to what
+ * is in sight: hundreds of them are one line each until then.
+ */
 
 import {
   addBelowIcon,
@@ -24,6 +27,7 @@ export class Card {
   private readonly tools = h('div', { class: 'gptx-Card-tools', role: 'toolbar' });
   private readonly chosen: HTMLInputElement;
   private shown: Run | null = null;
+  private near = false;
   private able = '';
 
   constructor(
@@ -35,7 +39,18 @@ export class Card {
       class: 'gptx-Card-choose',
       onchange: () => choose(this.chosen.checked)
     });
-    this.node = h('li', { class: 'gptx-Card' }, this.head, this.body, this.tools);
+    this.node = h('li', { class: 'gptx-Card' });
+  }
+
+  /** Draw it from now on: it is about to be seen. */
+  come(): void {
+    if (!this.near) {
+      this.near = true;
+      this.node.append(this.head, this.body, this.tools);
+      if (this.shown) {
+        this.draw(this.shown);
+      }
+    }
   }
 
   update(run: Run): void {
@@ -43,9 +58,15 @@ export class Card {
       return;
     }
     this.shown = run;
-    const called = `${run.name} v${run.version}`;
     this.node.dataset['run'] = run.id;
     this.node.dataset['state'] = run.state;
+    if (this.near) {
+      this.draw(run);
+    }
+  }
+
+  private draw(run: Run): void {
+    const called = `${run.name} v${run.version}`;
     this.chosen.setAttribute('aria-label', `Choose ${called} to compare it`);
     this.chosen.title = 'Choose to compare';
     const name = h(
@@ -73,7 +94,8 @@ export class Card {
       this.body,
       run.active ? bar(run) : null,
       facts(run),
-      h('div', { class: 'gptx-Card-curve' }, sparkline(run.sparkline, 68))
+      made(run),
+      h('div', { class: 'gptx-Card-curve' }, sparkline(run.sparkline, 68, 18))
     );
     this.tool(run, called);
   }
@@ -162,11 +184,11 @@ function facts(run: Run): HTMLElement {
       found.push(ago(run.created));
     }
   }
-  const made = [run.model, run.device].filter(Boolean).join(' · ');
-  return h(
-    'div',
-    { class: 'gptx-Card-facts' },
-    h('div', {}, found.join(' · ') || '\u00a0'),
-    h('div', { class: 'gptx-Card-made', title: run.device_name ?? '' }, made)
-  );
+  const told = found.join(' · ');
+  return h('div', { class: 'gptx-Card-facts', title: told }, told || '\u00a0');
+}
+
+function made(run: Run): HTMLElement {
+  const told = [run.model, run.device].filter(Boolean).join(' · ');
+  return h('div', { class: 'gptx-Card-made', title: run.device_name ?? '' }, told);
 }

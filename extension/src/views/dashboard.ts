@@ -143,7 +143,8 @@ export class Dashboard extends Widget {
   }
 
   private nothing(): void {
-    const { connection, ready } = this.actions.model;
+    const { connection, ready, trouble } = this.actions.model;
+    this.stamp = ''; // a deleted run that is taken back is read again
     fill(this.told);
     fill(
       this.head,
@@ -152,9 +153,11 @@ export class Dashboard extends Widget {
         { class: 'gptx-Nothing' },
         connection === 'offline'
           ? 'The Jupyter server does not answer. Runs go on without it; this comes back with it.'
-          : ready
-            ? 'This run is not here any more. It may have been deleted.'
-            : 'Looking for the run …'
+          : connection === 'refused'
+            ? trouble
+            : ready
+              ? 'This run is not here any more. It may have been deleted.'
+              : 'Looking for the run …'
       )
     );
   }
@@ -212,7 +215,7 @@ export class Dashboard extends Widget {
 
   private async read(): Promise<void> {
     await Promise.all(
-      this.ids.map(async id => {
+      this.runs.map(async ({ id }) => {
         try {
           this.details.set(id, await this.actions.api.details(id));
           this.trouble.delete(id);
@@ -240,7 +243,7 @@ export class Dashboard extends Widget {
   }
 
   private comparison(): HTMLElement {
-    const all = this.ids.map(id => this.details.get(id)).filter(each => each !== undefined);
+    const all = this.runs.map(({ id }) => this.details.get(id)).filter(each => each !== undefined);
     const differing = [...new Set(all.flatMap(each => Object.keys(each.recipe)))].filter(
       name => new Set(all.map(each => JSON.stringify(each.recipe[name] ?? null))).size > 1
     );
@@ -321,7 +324,7 @@ function sections(run: Details): HTMLElement[] {
     found.push(h('p', { class: 'gptx-Warning' }, warning));
   }
   if (run.choices.length > 0) {
-    found.push(section('What was chosen, and why', table(['', '', ''], run.choices), run.active));
+    found.push(section('What was chosen, and why', reasons(run.choices), run.active));
   }
   if (run.preflight.length > 0) {
     found.push(section('Data', h('pre', { class: 'gptx-Pre' }, run.preflight.join('\n')), false));
@@ -344,6 +347,13 @@ function table(head: readonly string[], rows: readonly (readonly string[])[], nu
     )
   );
   return h('div', { class: 'gptx-Table' }, h('table', {}, headRow, h('tbody', {}, ...body)));
+}
+
+/** What was chosen, with its reason. */
+function reasons(rows: readonly (readonly string[])[]): HTMLElement {
+  const node = table(['', '', ''], rows);
+  node.classList.add('gptx-mod-reasons');
+  return node;
 }
 
 /** A table of texts, which may be long and have lines of their own. */

@@ -4,9 +4,8 @@ import { Notification } from '@jupyterlab/apputils';
 import { Widget } from '@lumino/widgets';
 
 import { words, type Actions } from '../actions';
-import { Refused } from '../api';
 import { gptxIcon } from '../icon';
-import type { Setting } from '../model';
+import { Refused, type Setting } from '../model';
 import { Controls, kindButtons, type Control } from './controls';
 import { fill, h } from './dom';
 

@@ -10,6 +10,8 @@ import { sentence } from '../words';
 import { Card } from './card';
 import { fill, h, iconButton } from './dom';
 
+const AHEAD = 600; // pixels above and below what is in sight, in which cards are drawn
+
 /** What is remembered with the layout. */
 export interface Looks {
   words: string;
@@ -19,6 +21,7 @@ export interface Looks {
 
 export class Sidebar extends Widget {
   private readonly cards = new Map<string, Card>();
+  private readonly sight: IntersectionObserver;
   private readonly chosen = new Set<string>();
   private readonly dismissed = new Set<number>();
   private readonly notice = h('div', { class: 'gptx-Notice', role: 'status' });
@@ -56,7 +59,7 @@ export class Sidebar extends Widget {
       ['all', 'all'],
       ['active', 'training'],
       ['finished', 'finished'],
-      ['unfinished', 'stopped or failed']
+      ['unfinished', 'unfinished']
     ]);
     this.order = select('Order', changed, [
       ['newest', 'newest first'],
@@ -83,6 +86,17 @@ export class Sidebar extends Widget {
       this.nothing,
       this.list
     );
+    this.sight = new IntersectionObserver(
+      entries => {
+        for (const { target, isIntersecting } of entries) {
+          if (isIntersecting) {
+            this.sight.unobserve(target);
+            this.cards.get((target as HTMLElement).dataset['run'] ?? '')?.come();
+          }
+        }
+      },
+      { root: this.list, rootMargin: `${AHEAD}px 0px` }
+    );
     this.actions.model.changed.connect(this.draw, this);
     this.draw();
   }
@@ -101,6 +115,7 @@ export class Sidebar extends Widget {
   override dispose(): void {
     this.actions.model.changed.disconnect(this.draw, this);
     this.actions.model.watch(this, false);
+    this.sight.disconnect();
     super.dispose();
   }
 
@@ -133,8 +148,9 @@ export class Sidebar extends Widget {
     }
     const model = this.actions.model;
     const runs = listed(model.runs.values(), this.words.value, this.show_.value as Show, this.order.value as Order);
-    for (const id of [...this.cards.keys()]) {
+    for (const [id, card] of [...this.cards]) {
       if (!model.runs.has(id)) {
+        this.sight.unobserve(card.node);
         this.cards.delete(id);
         this.chosen.delete(id);
       }
@@ -144,6 +160,7 @@ export class Sidebar extends Widget {
       if (!card) {
         card = new Card(this.actions, chosen => this.choose(run.id, chosen));
         this.cards.set(run.id, card);
+        this.sight.observe(card.node);
       }
       card.update(run);
       return card.node;
@@ -153,7 +170,7 @@ export class Sidebar extends Widget {
     this.count.textContent = all === 0 ? '' : runs.length === all ? String(all) : `${runs.length} of ${all}`;
     this.compare.hidden = this.chosen.size < 2;
     this.compare.textContent = `Compare ${this.chosen.size}`;
-    this.list.classList.toggle('gptx-mod-offline', model.connection === 'offline');
+    this.list.classList.toggle('gptx-mod-offline', model.away);
     this.drawNotice();
     this.drawNothing(runs.length);
   }
@@ -188,11 +205,11 @@ export class Sidebar extends Widget {
     const refused = model.refused.filter(each => !this.dismissed.has(each.launch));
     fill(
       this.notice,
-      model.connection === 'offline' &&
+      model.away &&
         h(
           'div',
-          { class: 'gptx-Notice-line', 'data-kind': 'offline' },
-          h('span', {}, 'The Jupyter server does not answer. Runs go on without it.'),
+          { class: 'gptx-Notice-line', 'data-kind': model.trouble ? 'error' : 'offline' },
+          h('span', {}, model.trouble || 'The Jupyter server does not answer. Runs go on without it.'),
           h('button', { type: 'button', class: 'gptx-Button', onclick: () => void model.refresh() }, 'Try now')
         ),
       ...refused.map(each => this.refusal(each))
@@ -224,7 +241,7 @@ export class Sidebar extends Widget {
     if (shown > 0) {
       fill(this.nothing);
     } else if (!model.ready) {
-      fill(this.nothing, model.connection === 'offline' ? '' : 'Looking for runs …');
+      fill(this.nothing, model.away ? '' : 'Looking for runs …');
     } else if (model.runs.size > 0) {
       fill(this.nothing, h('p', {}, 'No run fits this filter.'));
     } else {

@@ -35,7 +35,7 @@ export class Status extends Widget {
 
   private draw(): void {
     const going = [...this.model.runs.values()].filter(run => run.active);
-    const trains = going.length > 0 && this.model.connection !== 'offline';
+    const trains = going.length > 0 && !this.model.away;
     if (trains !== this.trains) {
       this.trains = trains;
       // It is a view too: while something trains it is looked at.

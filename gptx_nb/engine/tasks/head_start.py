@@ -2,9 +2,9 @@
 
 Where the recipe leaves it open, both are tried on some of the examples, with the base model as it is: how many are
 right by the labels' words alone, and how many by a head that is learnt, cross-validated, from the states within the
-prompt and without it. The words have to be ahead by more than the standard error of the difference: a model that knows
-little of them learns better from the plain text (benchmarks/head_starts.py). Trains no model; label_words.py has the
-arithmetic.
+prompt and without it. Where they are not ahead by more than the standard error of the difference, a large model begins
+at the words, if these are not behind; a small one knows little of them and learns better from the plain text
+(benchmarks/head_starts.py). Trains no model; label_words.py has the arithmetic.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from gptx_nb.engine.data import Table
 from gptx_nb.engine.tasks import label_words, reading
 from gptx_nb.engine.tasks.label_words import PROMPT_FILE, Wording
 from gptx_nb.engine.tasks.reading import Reading, Row
+from gptx_nb.engine.tasks.text_classification import Pull
 from gptx_nb.errors import DataError, nearest
 from gptx_nb.recipe import Recipe
 
@@ -35,6 +36,8 @@ ENOUGH = 32  # examples from which on cross-validation is trusted; of fewer, the
 KNOWING = 50_000_000
 MOST_TEXTS, A_LABEL = 128, 4  # texts that calibration and choice look at: so many, or so many a label
 SHRINK = 30.0  # of what is learnt; best of 3 to 300 on SST-2 and TREC with smollm2-135m, taken together
+FIRM = 300.0  # where the words alone get TRUST of the way from chance to all right (docs/scores.md)
+TRUST = 0.5
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class Start:
     """`wording` and `head` (labels, width) to begin with, or None for a new head on the plain text; the reason why.
 
     `tried`: shares of examples that were right in the comparison, by `words` alone, `within` the prompt, and `plain`;
-    by how much the words were `ahead`, and the standard error of that.
+    by how much the words were `ahead`, and the standard error of that. `pull` (width,): how firmly a head that is
+    trained by itself is held to `head` (text_classification.Pull).
     """
 
     wording: Wording | None
@@ -50,6 +54,7 @@ class Start:
     reason: str
     rows: torch.Tensor | None = None  # of the output layer, for the words
     tried: dict[str, float] | None = None
+    pull: torch.Tensor | None = None
 
     def told(self) -> dict[str, Any]:
         """Return the plan's part about it."""
@@ -64,6 +69,12 @@ class Start:
             return []
         return [f"texts are read within the prompt {self.wording.prompt!r}, also by `%gpt_predict`. A transformers "
                 f"pipeline has to be given them so; {PROMPT_FILE} beside the model has it"]  # fmt: skip
+
+    def hold(self, tune: str) -> Pull | None:
+        """Return what holds the head to its start while it is all that is trained."""
+        if tune != "head" or self.head is None or self.pull is None:
+            return None
+        return Pull(self.head, self.pull)
 
     def resolved(self, labels: Sequence[str]) -> dict[str, Any]:
         """Return the settings of a recipe that begins in the same way."""
@@ -99,10 +110,6 @@ class Base:
     def rows(self, wording: Wording) -> torch.Tensor:
         """Return the rows (labels, width) of the output layer for the words."""
         return label_words.word_rows(self.output(), self.tokenizer, wording.words)
-
-    def head(self, rows: torch.Tensor, wording: Wording, seen: torch.Tensor) -> torch.Tensor:
-        """Return the head (labels, width) from the words' `rows`, calibrated by the states `seen` within the prompt."""
-        return label_words.head(rows, seen, self.states(label_words.SAY_NOTHING, wording))
 
 
 @dataclass(frozen=True)
@@ -186,13 +193,17 @@ def choose(base: Base, table: Table, recipe: Recipe) -> Start:
     """
     if recipe.head == "plain":
         return Start(None, None, "asked for in the recipe")
+    settings = {"head": recipe.head == "words", "prompt": recipe.prompt, "label_words": recipe.label_words}
+    asked = [name for name, given in settings.items() if given not in (None, False)]
     several = "a text may have several labels, and a prompt asks for one"
     wording = several if table.multi_label else _wording(table, recipe)
-    asked = recipe.head == "words" or recipe.prompt is not None or recipe.label_words is not None
     if isinstance(wording, str):
         if asked:
             if table.multi_label:
-                raise DataError(f"head: {wording}. Type `head: plain`")
+                raise DataError(
+                    f"{asked[0]}: {wording}. A multi-label classifier begins with a new head on the plain text: leave "
+                    f"{' and '.join(asked)} out"
+                )
             raise DataError(
                 f"head: {wording}. Say what the labels mean, as in `label_words: {{{table.labels[0]}: good, "
                 f"{table.labels[1]}: bad}}`, or type `head: plain`"
@@ -204,21 +215,25 @@ def choose(base: Base, table: Table, recipe: Recipe) -> Start:
     places = sample(len(train), max(MOST_TEXTS, A_LABEL * len(table.labels)), recipe.seed)
     texts, truth = [train.texts[place] for place in places], np.array([train.labels[place] for place in places])
     seen = base.states(texts, wording)
+    silent = base.states(label_words.SAY_NOTHING, wording)
     rows = base.rows(wording)
-    head = base.head(rows, wording, seen)
-    if asked:
-        return Start(wording, head, "asked for in the recipe", rows)
+    head = label_words.head(rows, seen, silent)
     given = seen @ head.T
+    pull = None
+    if recipe.tune == "head":
+        pull = shrinkage(seen, truth, given, recipe.seed) * torch.cat([seen, silent]).var(dim=0, correction=0)
+    if asked:
+        return Start(wording, head, "asked for in the recipe", rows, pull=pull)
     right = given.argmax(dim=1).numpy() == truth
-    usable = np.bincount(truth)[truth] >= FOLDS
+    usable = _usable(truth)
     count = "1 example" if len(truth) == 1 else f"{len(truth):,} examples"
+    size = sum(each.numel() for each in base.model.parameters())
     if usable.sum() < ENOUGH or len(set(truth[usable])) < 2:
-        size = sum(each.numel() for each in base.model.parameters())
         if size < KNOWING:
             little = f"{count} cannot tell which is better, and a model of {size / 1e6:.1f} million parameters knows"
             return Start(None, None, f"{little} little of what labels' words mean")
         few = f"{count} teach less than the labels' words, which get {right.mean():.2f} of them right"
-        return Start(wording, head, few, rows)
+        return Start(wording, head, few, rows, pull=pull)
     known = torch.from_numpy(usable)
     within = _cross_validated(seen[known], truth[usable], given[known], recipe.seed)
     bare = base.states([text for text, use in zip(texts, usable, strict=True) if use], None)
@@ -231,8 +246,11 @@ def choose(base: Base, table: Table, recipe: Recipe) -> Start:
         f"by a head learnt within the prompt, {plain.mean():.2f} by one learnt on the plain text ({FOLDS}-fold "
         f"cross-validation): {better:+.2f} for the words, with a standard error of {spread:.2f}"
     )
+    if 0 <= better <= spread and size >= KNOWING:
+        said = f"{said}, which is left to a model of {size / 1e6:.1f} million parameters as it knows what words mean"
+        return Start(wording, head, said, rows, tried, pull)
     if better > spread:
-        return Start(wording, head, said, rows, tried)
+        return Start(wording, head, said, rows, tried, pull)
     return Start(None, None, said, tried=tried)
 
 
@@ -265,8 +283,36 @@ def sample(count: int, most: int, seed: int) -> list[int]:
     return sorted(np.random.default_rng((seed, 5)).permutation(count)[:most].tolist())
 
 
+def shrinkage(states: torch.Tensor, truth: np.ndarray, given: torch.Tensor, seed: int) -> float:
+    """Return how much to shrink what is learnt from `states` beside the logits `given` (texts, labels) by words.
+
+    Words are trusted where they get enough of these examples right, and no fewer than a head learnt beside them does in
+    cross-validation, if there are examples enough for one.
+    """
+    right = given.argmax(dim=1).numpy() == truth
+    chance = 1 / given.shape[1]
+    if right.mean() - chance <= TRUST * (1 - chance):
+        return SHRINK
+    usable = _usable(truth)
+    if len(set(truth[usable])) < 2:
+        return FIRM
+    known = torch.from_numpy(usable)
+    within = _cross_validated(states[known], truth[usable], given[known], seed)
+    return FIRM if right[usable].mean() >= within.mean() else SHRINK
+
+
+def _usable(truth: np.ndarray) -> np.ndarray:
+    """Return for each row whether its label has rows enough for every fold."""
+    return np.asarray(np.bincount(truth)[truth] >= FOLDS)
+
+
 def learnt(
-    states: torch.Tensor, labels: torch.Tensor, offset: torch.Tensor, new: torch.Tensor, new_offset: torch.Tensor
+    states: torch.Tensor,
+    labels: torch.Tensor,
+    offset: torch.Tensor,
+    new: torch.Tensor,
+    new_offset: torch.Tensor,
+    shrink: float = SHRINK,
 ) -> torch.Tensor:
     """Return logits (texts, labels) for the states `new` from logistic regression on `states` and their `labels`.
 
@@ -283,7 +329,7 @@ def learnt(
         solver.zero_grad()
         logits = scaled @ weight + bias + offset
         total = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-        total = total + SHRINK / 2 * (weight.square().sum() + bias.square().sum())
+        total = total + shrink / 2 * (weight.square().sum() + bias.square().sum())
         total.backward()
         return total
 

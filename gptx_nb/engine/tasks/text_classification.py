@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,24 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int
     return reading.flat(found.rows), found.cut
 
 
+@dataclass(frozen=True)
+class Pull:
+    """Holds a head to the one that it began with (L2-SP, Li et al. 2018, arXiv:1802.01483).
+
+    A few examples teach chance as well as sense, and a head that begins at its labels' words would forget them. `head`
+    (labels, width); `weights` (width,) say how much a step off it costs in each direction, in nats for all examples
+    together.
+    """
+
+    head: torch.Tensor
+    weights: torch.Tensor
+
+    def loss(self, head: torch.Tensor, examples: int) -> torch.Tensor:
+        """Return what the distance of `head` costs for each of so many examples, in nats."""
+        begun, weights = self.head.to(head.device), self.weights.to(head.device)
+        return ((head.float() - begun).square() * weights).sum() / (2 * examples)
+
+
 class Learner:
     """How a classifier learns from rows of tokens: what a step holds, its loss, and the answers for rows held back.
 
@@ -54,8 +73,9 @@ class Learner:
         seed: int,
         token_budget: int = 2048,
         streams: int = 1,
+        pull: Pull | None = None,
     ) -> None:
-        self._model = model
+        self._model, self._pull = model, pull
         self._rows, self._labels, self.held_rows = rows, labels, held_rows
         self._pad_id, self._device = pad_id, device
         self._batch_size, self._seed, self.token_budget = batch_size, seed, token_budget
@@ -91,8 +111,12 @@ class Learner:
         return batches.Step(micro, sum(lengths), weights, self.streams, here)
 
     def loss(self, model: torch.nn.Module, tensors: Tensors) -> torch.Tensor:
-        """Return the mean cross entropy, in nats, of the labels."""
-        return label_loss(self._logits(model, tensors), tensors["labels"])
+        """Return the mean cross entropy, in nats, of the labels, and what holds the head."""
+        found = label_loss(self._logits(model, tensors), tensors["labels"])
+        if self._pull is None:
+            return found
+        classifier: Any = model
+        return found + self._pull.loss(classifier.score.weight, len(self._rows))
 
     def longest(self, ranks: int = 1) -> batches.Step:
         """Return the step that takes most memory, the one with the longest rows, for `whole_loss`.
