@@ -706,6 +706,18 @@ def test_a_worker_that_is_killed_is_resumed_from_its_last_checkpoint(home: Path,
     assert steps == list(range(1, steps[-1] + 1))
 
 
+def test_a_run_that_is_removed_while_it_trains_ends_and_does_not_come_back(home: Path, tiny_model: Path) -> None:
+    settings = {**SMALL, "model": str(tiny_model), "data": "df", "epochs": 1000.0, "checkpoint_every": 0.05}
+    run = launch.train("removed", Recipe.model_validate(settings), data=REVIEWS).run
+    until(lambda: run.checkpoints.is_dir() and any(each.name.isdigit() for each in run.checkpoints.iterdir()), 120)
+    processes = run.processes(1)
+    run.folder.rename(home / "aside")  # as `rm -rf` would, at one moment
+    until(lambda: not any(each.alive() for each in processes.values()), 60)
+    # A checkpoint that was being written at that moment may be there, and nothing that makes it a run.
+    assert {each.name for each in run.folder.glob("*")} <= {"checkpoints", "best"}
+    assert RunStore().runs() == []
+
+
 def test_a_resumed_run_names_the_step_whose_weights_it_keeps(home: Path, tiny_model: Path) -> None:
     recipe = Recipe.model_validate(
         {**SMALL, "model": str(tiny_model), "data": "df", "epochs": 400.0, "checkpoint_every": 86_400}

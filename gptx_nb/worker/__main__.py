@@ -116,6 +116,9 @@ def main(arguments: list[str]) -> int:
         status = FAILED
         words = _last_words(error, run, carried.levers)
     metrics.close()
+    if not run.request_file.is_file():  # removed meanwhile: a word for nobody would bring its folder back
+        line.leave()
+        return FAILED
     if ranks is not None:  # what it all comes to is for the process that started the ranks to say
         files.write_json(run.words_file(attempt, rank), {**words, "time": time.time()})
         return FINISHED if status == STOPPED else status
@@ -234,6 +237,7 @@ class Attempt:
                 f"attempt {self.attempt + 1} goes on with this run: this one, on {platform.node()}, gave no sign of "
                 "life for so long that it was taken for dead"
             )
+        self.run.raise_if_deleted()
         return self.terminated or self.run.stop_file.exists()
 
     def carry_out(self) -> bool:

@@ -34,6 +34,7 @@ ENOUGH = 32  # examples from which on cross-validation is trusted; of fewer, the
 # Parameters from which on a model knows what words mean. smollm2-135m does (0.84 of SST-2 without an example); tiny, of
 # 7.5 million, does not: over five sets at 100 examples its words are no better than a new head (docs/scores.md).
 KNOWING = 50_000_000
+DOUBTED = 2.0  # standard errors by which the words of a smaller one have to be ahead; one is chance in one of six
 MOST_TEXTS, A_LABEL = 128, 4  # texts that calibration and choice look at: so many, or so many a label
 SHRINK = 30.0  # of what is learnt; best of 3 to 300 on SST-2 and TREC with smollm2-135m, taken together
 FIRM = 300.0  # where the words alone get TRUST of the way from chance to all right (docs/scores.md)
@@ -249,8 +250,10 @@ def choose(base: Base, table: Table, recipe: Recipe) -> Start:
     if 0 <= better <= spread and size >= KNOWING:
         said = f"{said}, which is left to a model of {size / 1e6:.1f} million parameters as it knows what words mean"
         return Start(wording, head, said, rows, tried, pull)
-    if better > spread:
+    if better > (spread if size >= KNOWING else DOUBTED * spread):
         return Start(wording, head, said, rows, tried, pull)
+    if better > spread:
+        said = f"{said}, too little for a model of {size / 1e6:.1f} million parameters, which knows little of words"
     return Start(None, None, said, tried=tried)
 
 
