@@ -16,6 +16,14 @@ from gptx_nb.runs import RunStore
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
+# The files that take longest, in that order: begun last, one of them would keep a single process busy at the end.
+LONGEST = ("test_lab_browser.py", "test_sharding.py", "test_launch.py", "test_browser.py", "test_out_of_memory.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty `$GPTX_HOME`."""

@@ -289,7 +289,9 @@ def test_what_a_classifier_begins_with_is_found_out_by_one_rank(
 
     alone, by_itself = prepared(distributed.ALONE)
     first = rank(0)
-    first._store.set("loaded/1", "null")  # the other one comes after it here, and has to be waited for elsewhere
+    # The other one comes after it here, and has to be waited for elsewhere; it finds that the whole model fits.
+    first._store.set("loaded/1", "null")
+    first._store.set("sharding/1", "false")
     started, one = prepared(first)
     monkeypatch.setattr(head_start, "choose", lambda *_: pytest.fail("asked once more"))
     told, other = prepared(rank(1))

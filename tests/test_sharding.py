@@ -34,7 +34,9 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     with pytest.MonkeyPatch.context() as patch:
         paths = [str(Path(sharded_cells.__file__).parent), *sys.path]
         patch.setenv("PYTHONPATH", os.pathsep.join(paths))
+        before = dict(os.environ)
         assert distributed.launch(2, "sharded_cells", [str(folder)]) == []
+        assert dict(os.environ) == before, "what ranks inherit is not left behind in who started them"
     return {name: json.loads((folder / f"{name}.json").read_text()) for name in sharded_cells.CELLS}
 
 

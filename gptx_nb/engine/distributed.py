@@ -53,11 +53,16 @@ def launch(count: int, module: str, arguments: Sequence[str]) -> list[Failure]:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     folder = tempfile.mkdtemp(prefix="gptx-ranks-")
-    # Of the ways in which ranks find each other, a file alone opens no port.
     loopback = "lo0" if platform.system() == "Darwin" else "lo"
-    os.environ.update({"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", FOLDER: folder, "PYTHONSAFEPATH": "1"})
-    os.environ.update({"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback})
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # until each rank sets its own; else torchrun says so in the log
+    variables = {
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # of the ways in which ranks meet, a file alone opens no port
+        FOLDER: folder,
+        "PYTHONSAFEPATH": "1",
+        "GLOO_SOCKET_IFNAME": loopback,
+        "NCCL_SOCKET_IFNAME": loopback,
+        # Until each rank sets its own; else torchrun says so in the log.
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+    }
     options = [
         "--nnodes=1",
         f"--nproc-per-node={count}",
@@ -70,6 +75,8 @@ def launch(count: int, module: str, arguments: Sequence[str]) -> list[Failure]:
         "--shutdown-timeout=60",
         f"--log-dir={folder}/log",
     ]
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)  # ranks inherit it; torchrun has no other way
     try:
         torchrun.run(torchrun.parse_args([*options, "-m", module, *arguments]))
     except ChildFailedError as error:
@@ -78,6 +85,11 @@ def launch(count: int, module: str, arguments: Sequence[str]) -> list[Failure]:
         pass
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
     return []
 
 
