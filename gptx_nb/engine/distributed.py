@@ -75,7 +75,10 @@ def launch(count: int, module: str, arguments: Sequence[str]) -> list[Failure]:
         "--shutdown-timeout=60",
         f"--log-dir={folder}/log",
     ]
-    before = {name: os.environ.get(name) for name in variables}
+    before = dict(os.environ)
+    handlers = {
+        number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    }
     os.environ.update(variables)  # ranks inherit it; torchrun has no other way
     try:
         torchrun.run(torchrun.parse_args([*options, "-m", module, *arguments]))
@@ -85,11 +88,12 @@ def launch(count: int, module: str, arguments: Sequence[str]) -> list[Failure]:
         pass
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        # torchrun leaves variables and handlers of its own behind.
+        os.environ.clear()
+        os.environ.update(before)
+        for number, handler in handlers.items():
+            if handler is not None:  # not one that no Python has set
+                signal.signal(number, handler)
     return []
 
 
