@@ -577,7 +577,7 @@ def test_a_run_outlives_interrupt_restart_and_shutdown_of_its_kernel(behave: Cal
     client.start_channels()
     try:
         client.wait_for_ready(timeout=60)
-        client.execute(IN_KERNEL + "launch.train('demo', recipe, wait=True)")
+        asked = client.execute(IN_KERNEL + "launch.train('demo', recipe, wait=True)")
         until(lambda: RunStore().latest("demo") is not None)
         run = RunStore().find("demo")
         until(lambda: run.state() == "running" and run.plan_file.exists(), 60)
@@ -589,6 +589,8 @@ def test_a_run_outlives_interrupt_restart_and_shutdown_of_its_kernel(behave: Cal
 
         manager.interrupt_kernel()
         reply = client.get_shell_msg(timeout=30)
+        while reply["parent_header"]["msg_id"] != asked:  # of a kernel that was asked twice whether it is ready
+            reply = client.get_shell_msg(timeout=30)
         assert reply["content"]["ename"] == "KeyboardInterrupt"
         assert "goes on training" in reply["content"]["evalue"]
         assert unharmed()
