@@ -276,7 +276,8 @@ def test_a_run_becomes_a_cell_and_a_variable_too_and_both_read_as_yaml(context: 
         "() => window.jupyterapp.shell.currentWidget.content.widgets[1].model.mimeType === 'text/x-yaml'"
     )
 
-    # As a hand does it: an index that is set here, the focus of the cell that was just inserted may take back.
+    # As a hand does it, which comes after the new cell has taken the focus: JupyterLab gives it a moment late.
+    cells.nth(1).locator(".cm-content:focus").wait_for()
     cells.nth(0).locator(".cm-line").dblclick(position={"x": 20, "y": 8})
     page.locator('.jp-NotebookPanel-toolbar [data-jp-item-name="gptx-cell-from-variable"] jp-button').click()
     cells.nth(2).wait_for()
