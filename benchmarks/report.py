@@ -28,3 +28,15 @@ def report(title: str, about: dict[str, Any], rows: list[dict[str, Any]], every:
         whole = {"title": title, "about": about, "median": rows, "every": every}
         out.with_suffix(".md").write_text(text, encoding="utf-8")
         out.with_suffix(".json").write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+
+
+def figures(found: dict[str, Any], out: Path | None) -> None:
+    """Print `found` a line each under the machine's name; with `out`, write both as JSON."""
+    from gptx_nb.engine import device
+
+    found = {"machine": device.choose("cpu").name, **found}
+    width = max(map(len, found)) + 2
+    for name, value in found.items():
+        print(f"{name:{width}}{f'{value:,.1f}' if isinstance(value, float) else value}")
+    if out:
+        out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

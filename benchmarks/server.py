@@ -24,6 +24,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import report
+
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 LIMIT = 200.0  # milliseconds for the list of 500 runs
@@ -48,11 +50,7 @@ def main() -> None:
             found = measure(server, given.repeats)
         finally:
             server.end()
-    found = {"runs": given.runs, "steps": given.steps, **found}
-    for name, value in found.items():
-        print(f"{name:28}{value:12,.1f}" if isinstance(value, float) else f"{name:28}{value:12,}")
-    if given.out:
-        given.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    report.figures({"runs": given.runs, "steps": given.steps, **found}, given.out)
     slow = found["list, slowest, ms"] >= LIMIT
     sys.exit(f"The list took {found['list, slowest, ms']:.0f} ms, and {LIMIT:.0f} are allowed" if slow else 0)
 

@@ -17,7 +17,6 @@ It ends with an error where a script of this extension held up a frame for more 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -26,6 +25,8 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+
+import report
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -84,11 +85,7 @@ def main() -> None:
             over.set()
             trains.join()
             lab.end()
-    found = {"runs": given.runs, "steps": given.steps, **found}
-    for name, value in found.items():
-        print(f"{name:52}{value:10,.1f}" if isinstance(value, float) else f"{name:52}{value:10,}")
-    if given.out:
-        given.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    report.figures({"runs": given.runs, "steps": given.steps, **found}, given.out)
     slow = max(value for name, value in found.items() if name.endswith("own scripts, longest, ms"))
     sys.exit(f"A script of this extension held up a frame for {slow:.0f} ms" if slow > LIMIT else 0)
 

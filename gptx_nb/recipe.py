@@ -35,6 +35,15 @@ Task = Literal[
     "code-generation",
 ]
 LABELS: tuple[Task, ...] = ("text-classification",)
+ROLES: dict[str, tuple[str, ...]] = {  # that a column can have, by task, for `columns`
+    "text-classification": ("text", "label", "text_pair"),
+    "text-generation": ("text", "prompt", "completion"),
+    "chat": ("messages", "instruction", "output", "input"),
+    "summarization": ("document", "summary"),
+    "question-answering": ("question", "answer", "context", "choices"),
+    "translation": ("source", "target"),
+    "code-generation": ("prompt", "text", "code", "tests", "entry_point"),
+}
 SOURCES = ("data", "examples")  # settings that say where rows come from, which have fingerprints of their own
 
 _SHARE = re.compile(r"\s*(\d*[.,]?\d+)\s*(%?)\s*")  # as text: `20%`, `'0.2'`, `0,2`

@@ -415,6 +415,15 @@ def test_tab_completes_all_of_a_pretraining_cell(
     assert offered(shell, "%%gpt_finetune r\ndata: books.jsonl\ncolumns: {question: title, answer: b") == ["body"]
 
 
+def test_tab_offers_the_roles_that_the_task_has_and_that_are_not_given_yet(shell: InteractiveShell) -> None:
+    asked = "%%gpt_finetune r\ntask: question-answering\ncolumns: "
+    assert offered(shell, asked + "{") == ["question: ", "answer: ", "context: ", "choices: "]
+    assert offered(shell, asked + "{question: q, c") == ["context: ", "choices: "]
+    assert offered(shell, asked + "{question: q, question") == []
+    assert offered(shell, "%%gpt_finetune r --task=translation\ncolumns: {") == ["source: ", "target: "]
+    assert offered(shell, "%%gpt_finetune r\ncolumns: {mes") == ["messages: "]
+
+
 def test_tab_elsewhere_is_left_alone(shell: InteractiveShell) -> None:
     make("reviews", outcome=FINISHED)
     shell.push({"reviewer": 3})

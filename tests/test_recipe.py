@@ -3,7 +3,7 @@
 import pytest
 
 from gptx_nb.errors import RecipeError
-from gptx_nb.recipe import Recipe, check_name, make_recipe, parse_yaml
+from gptx_nb.recipe import LABELS, ROLES, Recipe, check_name, make_recipe, parse_yaml
 
 
 def read(body: str) -> Recipe:
@@ -175,3 +175,11 @@ def test_settings_that_hold_a_text_keep_it_as_it_was_typed() -> None:
     typed = (recipe.subset, recipe.revision, recipe.text, recipe.label, recipe.model)
     assert typed == ("2018", "1.10", "007", "true", "1e-4")
     assert read("text: ~").text is None
+
+
+def test_the_roles_that_a_recipe_names_are_those_that_the_tasks_read() -> None:
+    from gptx_nb.engine.tasks.writing import TASKS
+
+    read = {name: {role for shape in task.shapes for roles in shape for role in roles} for name, task in TASKS.items()}
+    assert {name: set(roles) for name, roles in ROLES.items() if name in TASKS} == read
+    assert set(ROLES) == {*TASKS, *LABELS}

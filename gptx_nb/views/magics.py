@@ -26,7 +26,7 @@ from gptx_nb import fields
 from gptx_nb.catalog import CATALOG, RUN
 from gptx_nb.errors import DataError, GptxError, RecipeError, UsageError, nearest
 from gptx_nb.pretraining import AnyRecipe, PretrainRecipe
-from gptx_nb.recipe import Lines, Recipe, check_name, make_recipe, parse_yaml, settings_of
+from gptx_nb.recipe import ROLES, Lines, Recipe, check_name, make_recipe, parse_yaml, settings_of
 from gptx_nb.runs import Run, RunStore
 
 if TYPE_CHECKING:
@@ -775,6 +775,10 @@ def _in_body(
         return fields.completions(match[1], kind), match[1]
     if match := re.fullmatch(r"columns\s*:.*[{,]\s*\w+\s*:\s*([^,{}]*)", before):
         return _values("text", match[1], cell, user_ns, kind), match[1]
+    if match := re.fullmatch(r"columns\s*:(.*[{,])\s*(\w*)", before):
+        roles = ROLES.get(_named(cell, "task")) or dict.fromkeys(role for each in ROLES.values() for role in each)
+        given = set(re.findall(r"[{,]\s*(\w+)\s*:", match[1]))
+        return [f"{role}: " for role in roles if role.startswith(match[2]) and role not in given], match[2]
     if match := re.fullmatch(r"(\w+)\s*:\s*(.*)", before):
         return _values(match[1], match[2], cell, user_ns, kind), match[2]
     return None
@@ -787,7 +791,7 @@ def _values(name: str, start: str, cell: list[str], user_ns: Mapping[str, Any], 
     if name == kind.base_setting:
         found += [each for each in (f"{RUN}{run}" for run in RunStore().names()) if each.startswith(start)]
     if name in ("text", "label"):
-        data = _data(cell)
+        data = _named(cell, "data")
         columns = _columns(user_ns[data]) if data in user_ns else _header(data)
         found += [
             each if PLAIN.fullmatch(each) else json.dumps(each, ensure_ascii=False)
@@ -799,11 +803,11 @@ def _values(name: str, start: str, cell: list[str], user_ns: Mapping[str, Any], 
     return found
 
 
-def _data(cell: list[str]) -> str:
-    """Return what a cell that is still being typed names as `data`; a flag wins over a line."""
-    if flag := re.search(r"""\s--data[ =]\s*("[^"]*"|'[^']*'|\S+)""", cell[0]):
+def _named(cell: list[str], setting: str) -> str:
+    """Return the value that a cell which is still being typed gives `setting`; a flag wins over a line."""
+    if flag := re.search(rf"""\s--{setting}[ =]\s*("[^"]*"|'[^']*'|\S+)""", cell[0]):
         return unquoted(flag[1])
-    lines = (re.fullmatch(r"data\s*:\s*(.*?)(?:\s+#.*)?\s*", line) for line in cell[1:])
+    lines = (re.fullmatch(rf"{setting}\s*:\s*(.*?)(?:\s+#.*)?\s*", line) for line in cell[1:])
     return next((unquoted(line[1]) for line in lines if line), "")
 
 
