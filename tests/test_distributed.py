@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from test_packing import CPU, PAD, ROWS, small
 
 from gptx_nb import launch, metrics
 from gptx_nb.engine import device as devices
-from gptx_nb.engine import distributed, memory, models, plan, setup, tuning
+from gptx_nb.engine import distributed, memory, models, plan, setup, sharding, tuning
 from gptx_nb.engine.data import Examples, Table
 from gptx_nb.engine.distributed import Failure, Ranks
 from gptx_nb.engine.jobs import Classification
@@ -328,7 +329,25 @@ def test_a_copy_of_gradients_that_are_summed_counts_where_it_is_the_most() -> No
     assert made[1].weights == made[0].weights
 
 
-def memory_of_a_step(summed: int) -> Estimate:
+def test_the_copy_of_a_shared_model_that_is_scored_counts_where_it_is_the_most() -> None:
+    model = small("gpt2")
+
+    def shards(dtype: torch.dtype, device: str, rank: int = 0) -> memory.Shards:
+        return sharding.memory_of(model, dtype, torch.device(device), rank, 2)
+
+    whole = shards(torch.float32, "cuda").scored
+    assert whole == 4 * model.num_parameters()
+    assert shards(torch.bfloat16, "cuda").scored == shards(torch.bfloat16, "cpu").scored == whole // 2
+    assert shards(torch.float32, "cpu").scored == 0, "the plain model is there"
+    assert shards(torch.float32, "cuda", rank=1).scored == 0, "the first process scores"
+    ours = shards(torch.float32, "cpu")
+    made = [memory_of_a_step(0, replace(ours, scored=scored)) for scored in (0, 1000, 10**9)]
+    assert made[1] == made[0], "it is gone when the next step begins"
+    assert made[2].working == 10**9
+    assert made[2].activations == made[2].gradients == 0 < made[2].optimiser
+
+
+def memory_of_a_step(summed: int, shards: memory.Shards | None = None) -> Estimate:
     model = small("gpt2")
     tuned = tuning.prepare(model, "full")
     options: dict[str, Any] = {"pad_id": PAD, "device": CPU, "batch_size": 6, "seed": 0, "token_budget": 256}
@@ -341,4 +360,5 @@ def memory_of_a_step(summed: int) -> Estimate:
         device=CPU,
         dtype=torch.float32,
         summed=summed,
+        shards=shards,
     )

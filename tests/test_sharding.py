@@ -11,6 +11,7 @@ import pytest
 import sharded_cells
 from safetensors.torch import load_file
 from test_distributed import REVIEWS, nothing_is_left, processes_of, recipe, steps, still_model, until  # noqa: F401
+from test_out_of_memory import FULL
 
 from gptx_nb import launch
 from gptx_nb.engine import checkpoints, distributed, memory, setup, sharding
@@ -69,9 +70,30 @@ def losses(run: Run) -> list[float]:
     return [each["loss"] for each in run.history() if each["kind"] == "step"]
 
 
-def test_a_run_in_shards_that_was_killed_ends_as_one_run_with_a_plain_model(
+# In rank 1 of the second attempt memory runs out in the third step, amid a pass for which the other rank waits.
+STARVED = f"""
+import os, sys
+if os.environ.get("RANK") == "1" and "--rank" in sys.orig_argv and sys.orig_argv[-1] == "2":
+    from gptx_nb.engine.sharding import Sharded, ShardedOptimizer
+    take, loss, steps = ShardedOptimizer.take, Sharded.loss, []
+    def taken(self):
+        steps.append(1)
+        return take(self)
+    def starved(self, loss_of):
+        def of(model, tensors):
+            if len(steps) == 2:
+                raise RuntimeError({FULL!r})
+            return loss_of(model, tensors)
+        return loss(self, of)
+    ShardedOptimizer.take, Sharded.loss = taken, starved
+"""
+
+
+def test_a_run_in_shards_that_was_killed_and_then_ran_out_of_memory_ends_as_one_run_with_a_plain_model(
     home: Path,
     still_model: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked = recipe(still_model, learning_rate=1e-4, head="words", keep="last", epochs=4.0)
     one = launch.train("one", asked, data=REVIEWS, wait=True).run
@@ -81,8 +103,15 @@ def test_a_run_in_shards_that_was_killed_ends_as_one_run_with_a_plain_model(
     os.kill(processes_of(two)[1], signal.SIGKILL)
     launch.wait(two, timeout=120)
     assert two.state() == "interrupted"
+    (tmp_path / "sitecustomize.py").write_text(STARVED)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
     again = launch.train("two", shared, data=REVIEWS, wait=True)
-    assert (again.action, two.state()) == ("resumed", "finished")
+    assert (again.action, two.state(), two.attempts()) == ("resumed", "finished", 3)
+    starved = two.outcome(2) or {}
+    assert (starved["reason"], starved["again"]) == ("out of memory", True)
+    assert starved["message"].startswith("rank 1: the device has too little memory")
+    said = [each["text"] for each in two.history() if each["kind"] == "note"]
+    assert "memory ran out in attempt 2: going on with " in " ".join(said)
     assert steps(two) == list(range(1, steps(two)[-1] + 1))
 
     ours, theirs = (load_file(run.model / "model.safetensors") for run in (two, one))

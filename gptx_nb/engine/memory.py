@@ -85,13 +85,14 @@ class Shards:
 
     `count` processes have the model. All but the layers stays gathered for a pass, with its gradients; of the layers
     one is, with its gradients and the float32 copy in which they are summed. `rest`: what the last of these, all but
-    the layers, takes once the activations are gone.
+    the layers, takes once the activations are gone. `scored`: the copy of the whole model that this one scores with.
     """
 
     count: int
     held: int
     gathered: int
     rest: int
+    scored: int
 
     @classmethod
     def of(
@@ -101,8 +102,9 @@ class Shards:
         dtype: torch.dtype,
         count: int,
         plain: bool,
+        scores: bool,
     ) -> Shards:
-        """`plain`: this process has the plain model beside its shards, on the same device."""
+        """`plain`: this process has the plain model beside its shards, on the same device; `scores`: it scores."""
         size = 2 if dtype is torch.bfloat16 else 4
         numbers = [_numbers(layer.parameters()) for layer in layers]
         inside = {id(each) for layer in layers for each in layer.parameters()}
@@ -114,6 +116,8 @@ class Shards:
             held=4 * (everything // count + everything * plain),
             gathered=size * (rest + trained + layer + layer_trained) + 4 * layer_trained,
             rest=size * (rest + trained) + 4 * trained,
+            # In main memory, and in float32, the plain model itself will do.
+            scored=size * everything if scores and not (plain and size == 4) else 0,
         )
 
 
@@ -150,9 +154,9 @@ def estimate(
     log, compute, update = _fake_step(model, micro, loss_of, make_optimizer, device, dtype)
     passes = [compute, *([list(_accumulating(compute, log))] if several else [])]
     weights = sum(size for key, size in log.sizes.items() if log.part[key] == "weights")
-    gathered, rest = 0, 0
+    gathered, rest, scored = 0, 0, 0
     if shards is not None:
-        weights, gathered, rest = shards.held, shards.gathered, shards.rest
+        weights, gathered, rest, scored = shards.held, shards.gathered, shards.rest, shards.scored
         _cut(log, shards.count, next(model.parameters()).element_size(), {event.key for event in update})
     begun = {event.key for events in [*passes, update] for event in events if event.begins}
     standing = {key: size for key, size in log.sizes.items() if log.part[key] == "optimiser" and key not in begun}
@@ -190,6 +194,9 @@ def estimate(
             resident = max(resident, own.resident + rest)
         for heap in heaps:
             heap.pass_ended()
+    optimiser = Counter(optimiser=live["optimiser"])
+    if optimiser.total() + scored > most:
+        at_most, most = optimiser + Counter(working=scored), optimiser.total() + scored
     resident = resident + sum(standing.values()) if has_heap else 0
     return Estimate(
         weights=weights,

@@ -74,7 +74,7 @@ def chosen(
 def memory_of(model: PreTrainedModel, dtype: torch.dtype, device: torch.device, rank: int, count: int) -> memory.Shards:
     """Return what process `rank` of `count` holds of a model that they share."""
     plain = rank == 0 and device.type == "cpu"  # it is in main memory always
-    return memory.Shards.of(model, tuning.layers_of(model), dtype, count, plain)
+    return memory.Shards.of(model, tuning.layers_of(model), dtype, count, plain, scores=rank == 0)
 
 
 def told(recipe: AnyRecipe, ranks: int, sharded: bool) -> dict[str, Any]:
@@ -210,10 +210,11 @@ class Sharded:
             yield
             return
         dtype = torch.float32 if exactly and self._has_room_for_float32() else self._scoring_dtype
-        tensors: list[torch.Tensor] = [*self._plain.parameters(), *self._plain.buffers()]
+        parameters: list[torch.Tensor] = list(self._plain.parameters())
+        tensors = [*parameters, *self._plain.buffers()]
         kept = [each.data for each in tensors]
         for number, each in enumerate(tensors):  # buffers (rotary frequencies) stay as exact as they are
-            lowers = number < len(list(self._plain.parameters())) and each.is_floating_point()
+            lowers = number < len(parameters) and each.is_floating_point()
             each.data = each.data.to(self._device, dtype if lowers else None)
         try:
             yield
