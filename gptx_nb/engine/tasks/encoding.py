@@ -13,6 +13,7 @@ from itertools import groupby
 
 from transformers import PreTrainedTokenizerBase
 
+from gptx_nb.engine.tasks import reading
 from gptx_nb.engine.tasks.templates import Segment
 from gptx_nb.errors import DataError, ModelError
 
@@ -51,6 +52,7 @@ class Encoder:
             raise ModelError("the tokenizer has no end token (eos_token), so the model could not learn where to stop")
         self.max_length = max_length
         self._tokenizer = tokenizer
+        self._known: dict[int, int] = {}
         self.end_id: int = tokenizer.eos_token_id
         self.start_id: int = self.end_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         self._starts_itself = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
@@ -153,7 +155,7 @@ class Encoder:
         tokens: list[int] = self._tokenizer(
             text, add_special_tokens=False, split_special_tokens=not special, verbose=False
         )["input_ids"]
-        return tokens
+        return reading.shared(tokens, self._known)
 
     def _continued(self, text: str, special: bool) -> list[int]:
         """Return the tokens of `text` as it continues another, without the space that would begin a text."""

@@ -11,7 +11,7 @@ saved with the model, so that a prediction reads as training did.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from gptx_nb.inference import CLASSIFIER_FILE
 CHARACTERS_A_TOKEN = 40  # at most; a book need not become tokens to be cut to a page
 HEAD = 0.25  # of a row, where head and tail are read
 STRIDE = 0.75  # of a row, from the beginning of a window to the next one's
+AT_ONCE = 1000  # texts; what the tokenizer knows of each, for a moment, takes ten times its tokens
 MOST_WINDOWS = 32  # of a text, all of which are computed together; what is beyond is cut, and counted
 
 
@@ -177,12 +178,22 @@ def readable(text: str, reading: Reading, room: int) -> str:
     return text if reading.way == "head+tail" or reading.pair else text[:limit]
 
 
-def _spelled(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], reading: Reading, room: int) -> list[_Spelled]:
-    read = [readable(text, reading, room) for text in texts]
-    if not read:
-        return []
-    ids = _ids(tokenizer, read)
-    return [_Spelled(row, part) for row, part in zip(ids, read, strict=True)]
+def _spelled(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], reading: Reading, room: int
+) -> Iterator[_Spelled]:
+    known: dict[int, int] = {}
+    for at in range(0, len(texts), AT_ONCE):
+        read = [readable(text, reading, room) for text in texts[at : at + AT_ONCE]]
+        for row, part in zip(_ids(tokenizer, read), read, strict=True):
+            yield _Spelled(shared(row, known), part)
+
+
+def shared(ids: Sequence[int], known: dict[int, int]) -> list[int]:
+    """Return `ids` of the numbers in `known`, to which new ones are added.
+
+    Python makes an object of 28 bytes for each number above 256; so there is one for each token of the vocabulary.
+    """
+    return [known.setdefault(each, each) for each in ids]
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
