@@ -235,7 +235,11 @@ def find_columns(
     if not kind.shape(roles):
         taken = set(_flat(roles))
         if guess is not None:
-            more = {role: column for role, column in guess.roles.items() if role not in roles and column not in taken}
+            more = {
+                role: column
+                for role, column in guess.roles.items()
+                if role not in roles and taken.isdisjoint(_flat({role: column}))
+            }
             if kind.shape({**more, **roles}):
                 roles = {**more, **roles}
                 parts.append(guess.why)
@@ -301,12 +305,7 @@ def _examples(sheet: Sheet, kind: WritingTask, roles: Roles, facts: Mapping[str,
     found = _Read()
     languages = {end: facts[end] for end in ("from", "to") if kind.name == "translation"}
     for number in range(sheet.rows):
-        row = {
-            role: [sheet.columns[name][number] for name in column]
-            if isinstance(column, list)
-            else sheet.columns[column][number]
-            for role, column in roles.items()
-        }
+        row = {role: _cell(sheet, column, number, roles) for role, column in roles.items()}
         try:
             found.examples.append({**_storable(kind.read(row)), **languages})
         except Missing as error:
@@ -320,6 +319,16 @@ def _examples(sheet: Sheet, kind: WritingTask, roles: Roles, facts: Mapping[str,
             "`columns:`"
         )
     return found
+
+
+def _cell(sheet: Sheet, column: str | list[str], number: int, roles: Roles) -> Any:
+    """Return a role's value in a row; of several columns (choices) the texts, and what their columns call them."""
+    if isinstance(column, str):
+        return sheet.columns[column][number]
+    texts = [sheet.columns[name][number] for name in column]
+    if roles.get("answer") in column:  # the right one among the others: sorted, or its place would give it away
+        return sorted((each for each in texts if not data._missing(each)), key=str)
+    return {"text": texts, "label": guessing.choice_names(column)}
 
 
 def _storable(value: Any) -> Any:

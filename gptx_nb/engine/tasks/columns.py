@@ -32,7 +32,7 @@ DOCUMENT = (
     "正文",
 )
 SUMMARY = ("summary", "summaries", "highlights", "tldr", "headline", "abstract_summary", "gist", "摘要")
-CONTEXT = ("context", "passage", "paragraph", "document", "background", "上下文", "文章")
+CONTEXT = ("context", "passage", "paragraph", "document", "background", "support", "上下文", "文章")
 QUESTION = ("question", "query", "problem", "term", "问题")
 ANSWER = (
     "answer",
@@ -77,7 +77,7 @@ TEXT = ("text", "content", "line", "document", "sentence", "verse", "poem", "文
 
 _LANGUAGE_NAMES = {name.lower(): code for code, name in LANGUAGES.items()}
 _KNOWN_CODES = {*LANGUAGES, "eng", "deu", "fra", "spa", "ita", "rus", "zho", "jpn", "cmn"}
-_OPTION = re.compile(r"(?:choice|option|ending|distractor)s?_?([a-e1-5]|[0-4])")
+_OPTION = re.compile(r"(?:choice|option|ending|distractor|选项)s?_?([a-j]|\d)")
 _LONGER = 1.5  # a document is that many times as long as what it is asked for
 
 
@@ -221,13 +221,21 @@ def _multiple_choice(table: _Table) -> Guess | None:
         choices = listed
     else:
         single = [name for name, plain in table.plain().items() if _OPTION.fullmatch(plain)]
-        letters = [name for name, plain in table.plain().items() if plain in ("a", "b", "c", "d", "e")]
-        choices = next((each for each in (single, letters) if len(each) > 1), None)
+        letters = [name for name, plain in table.plain().items() if len(plain) == 1 and plain in "abcdefghij"]
+        wrong = [name for name in single if _plain(name).startswith("distractor")]
+        choices = next((each for each in ([*wrong, answer] if wrong else [], single, letters) if len(each) > 1), None)
     if choices is None:
         return None
     context = table.called(CONTEXT)
     why = f"{question!r} has its answers to choose from in {choices!r}, and {answer!r} is the right one, by name"
     return _found("question-answering", why, question=question, choices=choices, answer=answer, context=context)
+
+
+def choice_names(columns: Sequence[str]) -> list[str]:
+    """Return what the columns call their choices (`A`, `option_1`: "A", "1"); none if they do not."""
+    plain = [_plain(name) for name in columns]
+    named = [each if len(each) == 1 else found[1] if (found := _OPTION.fullmatch(each)) else "" for each in plain]
+    return [each.upper() for each in named] if all(named) else []
 
 
 def _is_choices(value: Any) -> bool:

@@ -176,7 +176,7 @@ def _question(row: dict[str, Any]) -> dict[str, Any]:
     if "choices" not in row:
         return {**found, **_with_references("answer")(row)}
     choices, names = _choices(row["choices"])
-    found["choices"] = choices
+    found["choices"] = [each for each in choices if each]
     found["answer"] = choices[_right(row.get("answer"), choices, names)]
     return found
 
@@ -187,14 +187,14 @@ def _text_in(answer: Any) -> Any:
 
 
 def _choices(value: Any) -> tuple[list[str], list[str]]:
-    """Return the choices, and what they are called: "A", "B", … unless the table says otherwise."""
+    """Return the choices, "" for an empty one, and what they are called: "A", "B", … unless the table says otherwise."""
     value = _parsed(value)
     names: list[str] = []
     if isinstance(value, Mapping):  # ARC: {"text": [...], "label": [...]}
         names = [str(each) for each in value.get("label") or ()]
         value = value.get("text")
-    choices = [str(each).strip() for each in value or () if each is not None and str(each).strip()]
-    if len(choices) < 2:
+    choices = ["" if each is None or each != each else str(each).strip() for each in value or ()]
+    if sum(map(bool, choices)) < 2:
         raise Missing("fewer than two choices")
     return choices, names if len(names) == len(choices) else [chr(ord("A") + at) for at in range(len(choices))]
 
@@ -205,14 +205,14 @@ def _right(answer: Any, choices: list[str], names: list[str]) -> int:
     said = str(answer).strip()
     if said in choices:
         return choices.index(said)
-    for known in (names, [name.lower() for name in names]):
-        if said in known:
-            return known.index(said)
-    if said.removesuffix(".0").isdigit() and int(float(said)) < len(choices):
-        return int(float(said))  # counted from 0
+    at = next((known.index(said) for known in (names, [each.lower() for each in names]) if said in known), None)
+    if at is None and said.removesuffix(".0").isdigit():
+        at = int(float(said))  # counted from 0
+    if at is not None and at < len(choices) and choices[at]:
+        return at
     raise DataError(
-        f"the answer {said[:40]!r} is none of the choices: {', '.join(choices)[:120]}. Give its text, its letter, or "
-        "its place from 0"
+        f"the answer {said[:40]!r} is none of the choices: {', '.join(filter(None, choices))[:120]}. Give its text, "
+        "its letter, or its place from 0"
     )
 
 
