@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from gptx_nb.engine import examples
+from gptx_nb.engine.tasks import templates
 from gptx_nb.errors import DataError
 from gptx_nb.recipe import make_recipe
 from gptx_nb.sources import stage
@@ -59,3 +60,23 @@ def test_the_right_answer_is_one_of_the_choices_beside_distractors_and_not_alway
     assert (first["choices"], first["answer"]) == (["a", "m", "n"], "a")
     assert (second["choices"], second["answer"]) == (["m", "n", "z"], "z")
     assert first["context"] == "Because."
+
+
+# ---- languages ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cells", [("1", "2", "3"), ("a1", "a2", "a3"), ("tr-1", "tr-2", "tr-3"), ("AAAA", "AAAB", "B")])
+@pytest.mark.parametrize("name", ["id", "no"])
+def test_a_column_of_row_numbers_is_no_language(tmp_path: Path, name: str, cells: tuple[str, ...]) -> None:
+    table = load_csv(tmp_path, f"{name},en,fr\n" + "".join(f"{each},Go {each}.,Va {each} !\n" for each in cells))
+    assert (table.task, table.report["roles"]) == ("translation", {"source": "en", "target": "fr"})
+
+
+@pytest.mark.parametrize(("name", "language"), [("id", "Indonesian"), ("no", "Norwegian")])
+@pytest.mark.parametrize("cells", [("Hei verden", "God dag."), ("hus", "Katten")], ids=["sentences", "words"])
+def test_a_column_of_texts_called_id_or_no_is_a_language(
+    tmp_path: Path, name: str, language: str, cells: tuple[str, ...]
+) -> None:
+    table = load_csv(tmp_path, f"{name},en\n" + "".join(f"{each},Some words {each}\n" for each in cells))
+    assert table.report["roles"] == {"source": name, "target": "en"}
+    assert templates.language(table.facts["from"]) == language

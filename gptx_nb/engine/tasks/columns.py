@@ -78,6 +78,8 @@ TEXT = ("text", "content", "line", "document", "sentence", "verse", "poem", "文
 _LANGUAGE_NAMES = {name.lower(): code for code, name in LANGUAGES.items()}
 _KNOWN_CODES = {*LANGUAGES, "eng", "deu", "fra", "spa", "ita", "rus", "zho", "jpn", "cmn"}
 _OPTION = re.compile(r"(?:choice|option|ending|distractor|选项)s?_?([a-j]|\d)")
+_LETTER = re.compile(r"[^\W\d_]")
+_WORDED = re.compile(r"[^\W\d_]{2}\s+[^\W\d_]{2}|^[^\W\d_]?[^\W\d_A-Z]{3,}\W*$")  # two words, or one that is no code
 _LONGER = 1.5  # a document is that many times as long as what it is asked for
 
 
@@ -271,13 +273,24 @@ def _summary(table: _Table) -> Guess | None:
 
 
 def _translation(table: _Table) -> Guess | None:
-    coded = {name: code for name, plain in table.plain().items() if (code := _language(plain)) and table.texts(name)}
+    coded = {
+        name: code for name, plain in table.plain().items() if (code := _language(plain)) and _written(table, name, plain)
+    }
     if len(coded) < 2:
         return None
     first, second = list(coded)[:2]
     more = f"; {', '.join(map(repr, list(coded)[2:]))} left out" if len(coded) > 2 else ""
     why = f"columns {first!r} and {second!r} are called after languages{more}"
     return Guess("translation", {"source": first, "target": second}, why)
+
+
+def _written(table: _Table, name: str, plain: str) -> bool:
+    """Say whether a column called after a language holds texts in it. `id` and `no` may be numbers or codes of rows."""
+    if not table.texts(name):
+        return False
+    pattern = _WORDED if plain in ("id", "no") else _LETTER
+    values = table.values(name)
+    return 2 * sum(pattern.search(str(each)) is not None for each in values) > len(values)
 
 
 def _language(plain: str) -> str | None:
