@@ -80,3 +80,18 @@ def test_a_column_of_texts_called_id_or_no_is_a_language(
     table = load_csv(tmp_path, f"{name},en\n" + "".join(f"{each},Some words {each}\n" for each in cells))
     assert table.report["roles"] == {"source": name, "target": "en"}
     assert templates.language(table.facts["from"]) == language
+
+
+# ---- several labels a text ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [{}, {"task": "text-classification"}], ids=["found", "asked for"])
+@pytest.mark.parametrize("file", [False, True], ids=["frame", "csv"])
+def test_columns_of_true_and_false_are_labels_as_those_of_0_and_1_are(
+    tmp_path: Path, file: bool, settings: dict[str, Any]
+) -> None:
+    feelings = pd.Series(["joy", "fear", "anger", "joy"])
+    frame = pd.DataFrame({"text": [f"This is text {at}" for at in range(4)]}).join(pd.get_dummies(feelings))
+    table = load_csv(tmp_path, frame.to_csv(index=False), **settings) if file else load(tmp_path, frame, **settings)
+    assert (table.multi_label, table.labels) == (True, ["anger", "fear", "joy"])
+    assert table.train.labels == [[2], [1], [0], [2]]

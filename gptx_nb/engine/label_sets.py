@@ -44,10 +44,11 @@ def indicators(sheet: Sheet, recipe: Recipe, rest: Sequence[str]) -> Names:
                         "name a column of labels with `label:`"
                     )
         return named
-    return list(rest) if len(rest) > 1 and all(_holds_flags(sheet.columns[name]) for name in rest) else []
+    return list(rest) if len(rest) > 1 and all(holds_flags(sheet.columns[name]) for name in rest) else []
 
 
-def _holds_flags(values: Sequence[Any]) -> bool:
+def holds_flags(values: Sequence[Any]) -> bool:
+    """Say whether `values` are 0 and 1 throughout, or true and false, as `pandas.get_dummies` writes them."""
     return all(_is_on(value) is not None for value in values) and len(values) > 0
 
 
