@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +96,55 @@ def test_columns_of_true_and_false_are_labels_as_those_of_0_and_1_are(
     table = load_csv(tmp_path, frame.to_csv(index=False), **settings) if file else load(tmp_path, frame, **settings)
     assert (table.multi_label, table.labels) == (True, ["anger", "fear", "joy"])
     assert table.train.labels == [[2], [1], [0], [2]]
+
+
+# ---- conversations --------------------------------------------------------------------------------------------------
+
+TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"role": "assistant", "content": None, "tool_calls": []}, r"turn 2 of a conversation is .* Tool calls cannot"),
+        ({"content": "Ho"}, r"turn 2 of a conversation is \{'content': 'Ho'\}, and needs a role and a text, as in"),
+        ({"role": "assistant", "content": "Ho", "tool_calls": [{"id": "f"}]}, r"turn 2 of a conversation calls a tool,"),
+        ({"role": "tool", "content": "7"}, r"turn 2 of a conversation is of 'tool', and only texts of system, user"),
+        ({"role": "function", "content": "7"}, r"turn 2 .* 'function', .*\. Leave out the rows that use tools, or"),
+        ({"role": "critic", "content": "No"}, r"turn 3 of a conversation is of 'assistant', and 'user' is due"),
+    ],
+)
+def test_one_conversation_that_cannot_be_meant_is_told_with_its_row_and_turn(
+    tmp_path: Path, wrong: dict[str, Any], message: str
+) -> None:
+    rows = [{"text": f"No. {at}", "label": "a", "messages": TALK} for at in range(4)]
+    with pytest.raises(DataError, match=r"row 3: " + message):
+        load(tmp_path, [*rows[:2], {**rows[2], "messages": [TALK[0], wrong, TALK[1]]}, rows[3]])
+
+
+def test_a_developer_is_the_system_and_a_third_speaker_is_nobody_else(tmp_path: Path) -> None:
+    talk = [{"role": "developer", "content": "Be brief."}, *TALK]
+    assert load(tmp_path, [{"messages": talk}]).train == [{"messages": [{**talk[0], "role": "system"}, *TALK]}]
+    three = [*TALK, {"role": "critic", "content": "No"}, TALK[1]]
+    with pytest.raises(DataError, match=r"row 1: turn 3 of a conversation is of 'critic', and 'user' is due"):
+        load(tmp_path, [{"messages": three}])
+
+
+@pytest.mark.parametrize("written", [json.dumps, str], ids=["JSON", "as pandas writes a list"])
+def test_conversations_and_choices_as_texts_of_a_csv_are_read(tmp_path: Path, written: Any) -> None:
+    frame = pd.DataFrame({"messages": [written(TALK)] * 2})
+    assert load_csv(tmp_path, frame.to_csv(index=False)).train[0] == {"messages": TALK}
+    frame = pd.DataFrame({"question": ["Who?"] * 2, "choices": [written(["x", "y"])] * 2, "answer": ["x", "y"]})
+    assert load_csv(tmp_path, frame.to_csv(index=False)).train[1]["choices"] == ["x", "y"]
+
+
+def test_an_empty_turn_of_the_assistant_is_left_out_and_counted_with_its_row(tmp_path: Path) -> None:
+    silent = [TALK[0], {"role": "assistant", "content": " "}]
+    report = load(tmp_path, [{"messages": each} for each in (TALK, silent, silent)]).report
+    assert (report["used"], report["dropped"]) == (1, {"an empty turn of the assistant": 2})
+    assert report["warnings"] == ["row 2 is left out, the first with an empty turn of the assistant"]
+
+
+def test_texts_called_messages_are_no_conversations(tmp_path: Path) -> None:
+    rows = [(f"Win {at}", ("spam", "ham")[at % 2]) for at in range(8)]
+    assert load(tmp_path, pd.DataFrame(rows, columns=["messages", "label"])).labels == ["ham", "spam"]

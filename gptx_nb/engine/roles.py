@@ -52,6 +52,7 @@ class RoleTable:
 class _Read:
     examples: list[Example] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
+    first: dict[str, int] = field(default_factory=dict)  # row that lacks the same, from 1
 
 
 def task_of(recipe: Recipe, sources: Mapping[str, Source | None], run_folder: Path) -> tuple[str, str]:
@@ -83,6 +84,7 @@ def load(task: str, why: str, recipe: Recipe, sources: Mapping[str, Source | Non
     if "joint" in facts:
         facts["joint"] = templates.joint_of(*([each[role] for each in found.examples] for role in kind_pair(kind)))
     warnings = [*sheet.notes]
+    warnings += [f"row {row} is left out, the first with {why}" for why, row in found.first.items()]
     own = sources.get("validation")
     about: dict[str, Any] | None = None
     validation: list[Example] | None
@@ -310,6 +312,7 @@ def _examples(sheet: Sheet, kind: WritingTask, roles: Roles, facts: Mapping[str,
             found.examples.append({**_storable(kind.read(row)), **languages})
         except Missing as error:
             found.dropped[str(error)] += 1
+            found.first.setdefault(str(error), number + 1)
         except DataError as error:
             raise DataError(f"{sheet.shown}, row {number + 1}: {error}") from None
     if not found.examples:

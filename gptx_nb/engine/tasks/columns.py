@@ -7,6 +7,8 @@ looks at every value; here they are only told from the other tasks.
 
 from __future__ import annotations
 
+import ast
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -108,8 +110,9 @@ def messages_of(value: Any) -> list[dict[str, str]] | None:
     """Return a conversation as a list of {role, content}, from the shapes that tables have; None for anything else.
 
     Roles may be called role, from or speaker, contents content, value or text. Of two other speakers (`agent_1`,
-    `agent_2`) the first is the user.
+    `agent_2`) the first is the user; a tool, or a third speaker, keeps its name, for whoever has to refuse it.
     """
+    value = parsed(value)
     if not isinstance(value, list | tuple) or not value:
         return None
     turns = []
@@ -127,16 +130,34 @@ def messages_of(value: Any) -> list[dict[str, str]] | None:
         if role == "system" and ("assistant" not in {_ROLES.get(each) for each, _ in turns} and len(turns) > 1):
             role = "assistant" if turns[0][0] != who else "system"  # in dialogue corpora the system answers
         if role is None:
-            role = "user" if "user" not in speakers.values() else "assistant"
+            role = next((each for each in ("user", "assistant") if each not in speakers.values()), who)
         speakers.setdefault(who, role)
     return [{"role": speakers[who], "content": said} for who, said in turns]
 
 
+# Who calls tools, or answers for them.
+TOOLS = (
+    *("tool", "function", "ipython", "observation", "tool_call", "tool_response", "function_call"),
+    *("function_response", "function_return"),
+)
 _ROLES = {
     **dict.fromkeys(("user", "human", "customer", "prompter"), "user"),
     **dict.fromkeys(("assistant", "gpt", "bot", "model", "chatgpt", "agent"), "assistant"),
-    "system": "system",
+    **dict.fromkeys(("system", "developer"), "system"),
+    **{tool: tool for tool in TOOLS},
 }
+
+
+def parsed(value: Any) -> Any:
+    """Return the list or object that a cell of a CSV holds as text, in JSON or as Python prints it, or the cell."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        for read in (json.loads, ast.literal_eval):
+            try:
+                found = read(value.strip())
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                continue
+            return found if isinstance(found, list | dict) else value
+    return value
 
 
 class _Table:
@@ -185,12 +206,18 @@ def _found(task: str, why: str, **roles: str | list[str] | None) -> Guess:
 
 
 def _chat(table: _Table) -> Guess | None:
-    named = [column for name in MESSAGES if (column := table.called((name,)))]
-    for column in [*named, *(each for each in table.columns if each not in named)]:
-        values = table.values(column)
-        if values and all(messages_of(each) is not None for each in values):
-            return _found("chat", f"column {column!r} holds turns with a role and a content each", messages=column)
-    return None
+    named = [column for name in MESSAGES if (column := table.called((name,))) and any(map(_turns, table.values(column)))]
+    others = (name for name, values in table.columns.items() if values and all(messages_of(each) for each in values))
+    column = next(iter([*named, *others]), None)
+    if column is None:
+        return None
+    return _found("chat", f"column {column!r} holds turns with a role and a content each", messages=column)
+
+
+def _turns(value: Any) -> bool:
+    """Say whether a value is meant for a conversation, however well it is one: its mistakes are told with their row."""
+    value = parsed(value)
+    return isinstance(value, list) and bool(value) and all(isinstance(turn, Mapping) for turn in value)
 
 
 def _code(table: _Table) -> Guess | None:
@@ -241,6 +268,7 @@ def choice_names(columns: Sequence[str]) -> list[str]:
 
 
 def _is_choices(value: Any) -> bool:
+    value = parsed(value)
     if isinstance(value, Mapping):
         return isinstance(value.get("text"), list)
     return isinstance(value, list | tuple) and len(value) > 1
