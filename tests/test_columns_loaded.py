@@ -148,3 +148,70 @@ def test_an_empty_turn_of_the_assistant_is_left_out_and_counted_with_its_row(tmp
 def test_texts_called_messages_are_no_conversations(tmp_path: Path) -> None:
     rows = [(f"Win {at}", ("spam", "ham")[at % 2]) for at in range(8)]
     assert load(tmp_path, pd.DataFrame(rows, columns=["messages", "label"])).labels == ["ham", "spam"]
+
+
+# ---- other names and shapes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "task", "example"),
+    [
+        (
+            {"translation": {"en": "Go.", "fr": "Va !"}},
+            "translation",
+            {"source": "Go.", "target": "Va !", "from": "en", "to": "fr"},
+        ),
+        ({"英文": "Go.", "中文": "走"}, "translation", {"source": "Go.", "target": "走", "from": "en", "to": "zh"}),
+        ({"日语": "行け", "汉语": "走"}, "translation", {"source": "行け", "target": "走", "from": "ja", "to": "zh"}),
+        ({"原文": "Go.", "译文": "走"}, "translation", {"source": "Go.", "target": "走", "from": "原文", "to": "译文"}),
+        ({"原文": "很长很长的一篇文章", "摘要": "短"}, "summarization", {"document": "很长很长的一篇文章", "summary": "短"}),
+        (
+            {"指令": "翻译", "输入": "Go.", "输出": "走"},
+            "chat",
+            {"messages": [{"role": "user", "content": "翻译\n\nGo."}, {"role": "assistant", "content": "走"}]},
+        ),
+        ({"提示": "从前", "回答": "有座山"}, "text-generation", {"prompt": "从前", "completion": "有座山"}),
+        ({"问": "谁?", "答": "我"}, "question-answering", {"question": "谁?", "answer": "我"}),
+        (
+            {"问题": "谁?", "选项": ["我", "你"], "答案": "B"},
+            "question-answering",
+            {"question": "谁?", "choices": ["我", "你"], "answer": "你"},
+        ),
+        (
+            {"question": "Who?", "options": {"A": "Ann", "B": "Bob"}, "answer": "A"},
+            "question-answering",
+            {"question": "Who?", "choices": ["Ann", "Bob"], "answer": "Ann"},
+        ),
+        (
+            {"question": "Who?", "options": "Ann\nBob", "answer": "B"},
+            "question-answering",
+            {"question": "Who?", "choices": ["Ann", "Bob"], "answer": "Bob"},
+        ),
+    ],
+)
+@pytest.mark.parametrize("named", [False, True], ids=["found", "asked for"])
+def test_names_in_chinese_and_shapes_of_public_sets_are_found(
+    tmp_path: Path, row: dict[str, Any], task: str, example: dict[str, Any], named: bool
+) -> None:
+    table = load(tmp_path, [row, row], **({"task": task} if named else {}))
+    assert (table.task, table.train[0]) == (task, example)
+
+
+@pytest.mark.parametrize("names", [("question1", "question2", "is_duplicate"), ("句子1", "句子2", "标签")])
+def test_a_pair_of_texts_with_its_label_is_found(tmp_path: Path, names: tuple[str, str, str]) -> None:
+    rows = [(f"How {at}?", f"Why {at}?", at % 2) for at in range(8)]
+    table = load(tmp_path, pd.DataFrame(rows, columns=list(names)))
+    assert (table.report["text"], table.report["text_pair"], table.report["label"]) == names
+
+
+def test_a_prompt_names_languages_in_english(tmp_path: Path) -> None:
+    example = load(tmp_path, [{"英文": "Go.", "中文": "走"}]).train[0]
+    assert "".join(part.text for part in templates.translation(example)) == "English: Go.\nChinese: 走"
+
+
+def test_choices_that_are_one_text_are_refused_and_never_vanish(tmp_path: Path) -> None:
+    rows = [{"question": "Who?", "options": "A) Ann B) Bob", "answer": "A"}]
+    with pytest.raises(DataError, match=r"row 1: choices are 'A\) Ann B\) Bob', and a list is needed, as in \[\"yes\""):
+        load(tmp_path, rows)
+    columns = {"question": "question", "answer": "answer"}
+    assert "choices" not in load(tmp_path, rows, task="question-answering", columns=columns).train[0]

@@ -92,10 +92,10 @@ def load(task: str, why: str, recipe: Recipe, sources: Mapping[str, Source | Non
     if its_own:
         own = _of_split(source, its_own)
     if own is not None:
-        other = read(
+        other = _unfolded(read(
             own, run_folder, subset=own.options.get("subset", recipe.subset), split=own.options.get("split"),
             named=_flat(roles), setting="validation", plain_text=task == "text-generation",
-        )  # fmt: skip
+        ))  # fmt: skip
         _require(other, roles, "validation: ")
         held = _examples(other, kind, roles, facts)
         train, validation = found.examples, held.examples
@@ -166,10 +166,22 @@ def _sheet(source: Source | None, recipe: Recipe, run_folder: Path) -> Sheet:
         raise DataError("there are no examples. Type some below `examples:`, or name a table with `data:`")
     named = [name for name in (recipe.text, recipe.label, *_flat(recipe.columns or {})) if name]
     options = source.options
-    return read(
+    return _unfolded(read(
         source, run_folder, subset=options.get("subset", recipe.subset), split=options.get("split", recipe.split),
         named=named, plain_text=recipe.task in (None, "text-generation"),
-    )  # fmt: skip
+    ))  # fmt: skip
+
+
+def _unfolded(sheet: Sheet) -> Sheet:
+    """Return the table with a column for each language where it has objects of them, as the Hub's `translation`."""
+    for name, values in list(sheet.columns.items()):
+        keys = guessing.languages_of(values[:SEEN])
+        if keys and not set(keys) & set(sheet.columns):
+            objects = [guessing.parsed(each) for each in values]
+            more = {key: [each.get(key) if isinstance(each, dict) else None for each in objects] for key in keys}
+            columns = {other: column for other, column in sheet.columns.items() if other != name}
+            sheet = replace(sheet, columns={**columns, **more})
+    return sheet
 
 
 def _of_split(source: Source, split: str) -> Source:

@@ -32,10 +32,11 @@ DOCUMENT = (
     "text",
     "文章",
     "正文",
+    "原文",
 )
-SUMMARY = ("summary", "summaries", "highlights", "tldr", "headline", "abstract_summary", "gist", "摘要")
-CONTEXT = ("context", "passage", "paragraph", "document", "background", "support", "上下文", "文章")
-QUESTION = ("question", "query", "problem", "term", "问题")
+SUMMARY = ("summary", "summaries", "highlights", "tldr", "headline", "abstract_summary", "gist", "摘要", "总结")
+CONTEXT = ("context", "passage", "paragraph", "document", "background", "support", "上下文", "背景", "文章")
+QUESTION = ("question", "query", "problem", "term", "问题", "题目", "问")
 ANSWER = (
     "answer",
     "answers",
@@ -47,19 +48,20 @@ ANSWER = (
     "target",
     "答案",
     "回答",
+    "答",
 )
-CHOICES = ("choices", "options", "endings", "candidates", "alternatives")
-RIGHT_CHOICE = ("answer", "correct_answer", "answer_key", "label", "target")
-MESSAGES = ("messages", "conversation", "conversations", "turns", "dialog", "dialogue", "chat")
-PROMPT = ("prompt", "source", "input", "mr")
-COMPLETION = ("completion", "response", "continuation", "target", "output", "answer")
+CHOICES = ("choices", "options", "endings", "candidates", "alternatives", "选项")
+RIGHT_CHOICE = ("answer", "correct_answer", "answer_key", "label", "target", "答案", "正确答案")
+MESSAGES = ("messages", "conversation", "conversations", "turns", "dialog", "dialogue", "chat", "对话")
+PROMPT = ("prompt", "source", "input", "mr", "提示", "输入")
+COMPLETION = ("completion", "response", "continuation", "target", "output", "answer", "回答", "输出")
 CODE = ("code", "snippet", "canonical_solution", "solution", "program")
 WORDS = ("intent", "rewritten_intent", "docstring", "description", "text", "prompt", "instruction", "question")
 TESTS = ("test", "tests", "test_list")
 PAIRS = (
     ("premise", "hypothesis"), ("sentence1", "sentence2"), ("text1", "text2"), ("question1", "question2"),
     ("question", "sentence"), ("text_a", "text_b"), ("sentence_a", "sentence_b"), ("s1", "s2"), ("query", "passage"),
-    ("claim", "evidence"),
+    ("claim", "evidence"), ("句子1", "句子2"), ("文本1", "文本2"), ("问题1", "问题2"), ("前提", "假设"),
 )  # fmt: skip
 LABEL = (
     "label",
@@ -75,9 +77,17 @@ LABEL = (
     "类别",
     "分类",
 )
+PAIR_LABEL = (*LABEL, "is_duplicate", "is_paraphrase", "entailment_judgment")
 TEXT = ("text", "content", "line", "document", "sentence", "verse", "poem", "文本", "内容", "评论")
 
-_LANGUAGE_NAMES = {name.lower(): code for code, name in LANGUAGES.items()}
+_CHINESE_STEMS = {
+    "英": "en", "中": "zh", "汉": "zh", "法": "fr", "德": "de", "日": "ja", "韩": "ko", "俄": "ru", "西班牙": "es",
+    "意大利": "it", "葡萄牙": "pt", "阿拉伯": "ar", "荷兰": "nl", "越南": "vi", "泰": "th", "印尼": "id", "土耳其": "tr",
+}  # fmt: skip
+_LANGUAGE_NAMES = {
+    **{name.lower(): code for code, name in LANGUAGES.items()},
+    **{stem + ending: code for stem, code in _CHINESE_STEMS.items() for ending in "语文"},
+}
 _KNOWN_CODES = {*LANGUAGES, "eng", "deu", "fra", "spa", "ita", "rus", "zho", "jpn", "cmn"}
 _OPTION = re.compile(r"(?:choice|option|ending|distractor|选项)s?_?([a-j]|\d)")
 _LETTER = re.compile(r"[^\W\d_]")
@@ -268,10 +278,9 @@ def choice_names(columns: Sequence[str]) -> list[str]:
 
 
 def _is_choices(value: Any) -> bool:
+    """Say whether a value may be choices. A text is taken too, as none shall vanish: it is read, or refused, by row."""
     value = parsed(value)
-    if isinstance(value, Mapping):
-        return isinstance(value.get("text"), list)
-    return isinstance(value, list | tuple) and len(value) > 1
+    return isinstance(value, Mapping | str) or (isinstance(value, list | tuple) and len(value) > 1)
 
 
 def _question(table: _Table) -> Guess | None:
@@ -305,11 +314,24 @@ def _translation(table: _Table) -> Guess | None:
         name: code for name, plain in table.plain().items() if (code := _language(plain)) and _written(table, name, plain)
     }
     if len(coded) < 2:
+        source, target = table.called(("原文",)), table.called(("译文",))
+        if source and target and table.texts(source) and table.texts(target):
+            return _found("translation", f"{target!r} translates {source!r}, by name", source=source, target=target)
         return None
     first, second = list(coded)[:2]
     more = f"; {', '.join(map(repr, list(coded)[2:]))} left out" if len(coded) > 2 else ""
     why = f"columns {first!r} and {second!r} are called after languages{more}"
     return Guess("translation", {"source": first, "target": second}, why)
+
+
+def languages_of(values: Sequence[Any]) -> list[str]:
+    """Return the keys of a column of objects that hold a text for each of several languages, else nothing."""
+    objects = [parsed(each) for each in values if not _empty(each)]
+    if not objects or not all(isinstance(each, Mapping) for each in objects):
+        return []
+    keys = list(dict.fromkeys(key for each in objects for key in each))
+    texts = all(_empty(text) or isinstance(text, str) for each in objects for text in each.values())
+    return keys if len(keys) > 1 and texts and all(_language(_plain(key)) for key in keys) else []
 
 
 def _written(table: _Table, name: str, plain: str) -> bool:
@@ -335,17 +357,17 @@ def _language(plain: str) -> str | None:
 
 
 def _instruction(table: _Table) -> Guess | None:
-    instruction = table.called(("instruction", "instructions"))
-    output = table.called(("output", "response", "completion", "answer"))
+    instruction = table.called(("instruction", "instructions", "指令"))
+    output = table.called(("output", "response", "completion", "answer", "输出", "回答"))
     if instruction is None or output is None:
         return None
-    given = table.called(("input", "context"), but=(output,))
+    given = table.called(("input", "context", "输入"), but=(output,))
     why = f"{instruction!r} is answered by {output!r}, by name" + (f", with {given!r} beside it" if given else "")
     return _found("chat", why, instruction=instruction, input=given, output=output)
 
 
 def _text_pair(table: _Table) -> Guess | None:
-    label = table.called(LABEL)
+    label = table.called(PAIR_LABEL)
     for first, second in PAIRS:
         one, other = table.called((first,)), table.called((second,))
         if one and other and label:

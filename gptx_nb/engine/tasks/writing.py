@@ -179,9 +179,18 @@ def _choices(value: Any) -> tuple[list[str], list[str]]:
     """Return the choices, "" for an empty one, and what they are called: "A", "B", … unless the table says otherwise."""
     value = parsed(value)
     names: list[str] = []
-    if isinstance(value, Mapping):  # ARC: {"text": [...], "label": [...]}
+    if isinstance(value, Mapping) and isinstance(value.get("text"), list):  # ARC: {"text": [...], "label": [...]}
         names = [str(each) for each in value.get("label") or ()]
-        value = value.get("text")
+        value = value["text"]
+    elif isinstance(value, Mapping):  # MedQA: {"A": …, "B": …}
+        names, value = list(value), list(value.values())
+    elif isinstance(value, str) and value.strip():
+        value = [each for each in value.splitlines() if each.strip()]
+        if len(value) < 2:
+            raise DataError(
+                f"choices are {value[0][:60]!r}, and a list is needed, as in [\"yes\", \"no\"], a line for each, or a "
+                "column for each. To do without them, name the others, as in `columns: {question: …, answer: …}`"
+            )
     choices = ["" if each is None or each != each else str(each).strip() for each in value or ()]
     if sum(map(bool, choices)) < 2:
         raise Missing("fewer than two choices")
