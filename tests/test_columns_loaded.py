@@ -215,3 +215,44 @@ def test_choices_that_are_one_text_are_refused_and_never_vanish(tmp_path: Path) 
         load(tmp_path, rows)
     columns = {"question": "question", "answer": "answer"}
     assert "choices" not in load(tmp_path, rows, task="question-answering", columns=columns).train[0]
+
+
+# ---- several labels in one text -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("separator", ["/", "、", "，", "；", " "])
+def test_several_labels_in_one_text_are_refused_with_the_separator_to_type(tmp_path: Path, separator: str) -> None:
+    one, two = ("1", "12") if separator == " " else ("joy", "fear")
+    rows = pd.DataFrame({"text": [f"Text {at}" for at in range(6)], "label": [one, two, f"{one}{separator}{two}"] * 2})
+    with pytest.raises(DataError, match=f"row 3: .* looks like several labels in one text. .*: '{separator}'`"):
+        load(tmp_path, rows)
+    table = load(tmp_path, rows, label_separator=separator)
+    assert [sorted(table.labels[each] for each in label) for label in table.train.labels[:3]] == [
+        [one],
+        [two],
+        sorted((one, two)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("labels", "warned"),
+    [
+        (["en/formal", "en/informal", "fr/formal", "fr/informal"], "/"),  # paths, perhaps
+        (["joy;fear", "joy", "anger"], ";"),
+        (["sci/tech", "business", "and/or"], None),
+        (["news", "news/sport", "news/world", "news/art"], None),
+        (["New York, NY", "Buffalo, NY", "Fresno, CA", "Boston, MA"], None),
+        (["very good", "good", "very bad", "bad"], None),
+        (["1", "2", "3"], None),
+    ],
+)
+def test_labels_that_may_be_several_are_read_as_one_with_a_warning(
+    tmp_path: Path, labels: list[str], warned: str | None
+) -> None:
+    rows = [(f"Text {at}", label) for at, label in enumerate(labels * 3)]
+    table = load(tmp_path, pd.DataFrame(rows, columns=["text", "label"]))
+    assert (table.multi_label, set(table.labels)) == (False, set(labels))
+    told = [each for each in table.report["warnings"] if "look like several" in each]
+    assert [each[each.index("If they") :] for each in told] == (
+        [f"If they are several, type `label_separator: '{warned}'`"] if warned else []
+    )

@@ -139,6 +139,7 @@ def load(recipe: Recipe, sources: Mapping[str, Source | None], run_folder: Path)
         index = {name: at for at, name in enumerate(labels)}
         everything = Examples(rows.texts, [index[renamed.get(label, label)] for label in rows.labels])
         counts = Counter(everything.labels)
+        rows.warnings += label_sets.doubts(sheet, columns.label, recipe)
     warnings = [*sheet.notes, *rows.warnings, *_repeats(everything, sheet.shown)]
     if sets is not None and (bare := sum(not row for row in everything.labels)):
         warnings.append(f"{bare:,} of {len(everything):,} texts have no label at all, and are learnt as such")
