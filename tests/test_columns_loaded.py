@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from gptx_nb.engine import examples
+from gptx_nb.engine.roles import RoleTable
 from gptx_nb.engine.tasks import templates
 from gptx_nb.errors import DataError
 from gptx_nb.recipe import make_recipe
@@ -204,6 +205,16 @@ def test_names_in_chinese_and_shapes_of_public_sets_are_found(
 ) -> None:
     table = load(tmp_path, [row, row], **({"task": task} if named else {}))
     assert (table.task, table.train[0]) == (task, example)
+
+
+def test_translations_as_objects_are_read_in_a_validation_table_too_and_as_text(tmp_path: Path) -> None:
+    asked, rows = make_recipe({"data": "df"}), [{"translation": {"en": "Go.", "fr": "Va !"}}]
+    texts = [{"translation": json.dumps({"en": "Stop.", "fr": None})}, {"translation": str({"en": "Run.", "fr": "Va"})}]
+    table = examples.load(asked, stage(asked, rows, texts, tmp_path), tmp_path)
+    assert isinstance(table, RoleTable)
+    assert table.validation is not None
+    assert [each["source"] for each in table.validation] == ["Run.", "Va"]
+    assert table.report["validation_table"]["dropped"] == {"empty target": 1}
 
 
 @pytest.mark.parametrize("names", [("question1", "question2", "is_duplicate"), ("句子1", "句子2", "标签")])
