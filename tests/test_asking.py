@@ -42,14 +42,20 @@ TALK = pd.DataFrame(
 )
 SHAPES: dict[str, tuple[pd.DataFrame, dict[str, Any]]] = {
     "choices as ARC has them": (ARC, {}),
-    "a column a choice": (LETTERS, {}),
+    "a column a choice": (
+        LETTERS,
+        {"task": "question-answering", "columns": {"question": "question", "answer": "answer", "choices": ["A", "B"]}},
+    ),
     "columns of choices that are named": (
         LETTERS.rename(columns={"A": "first", "B": "second"}).assign(answer=[0, 1]),
-        {"task": "question-answering", "columns": {"choices": ["first", "second"]}},
+        {
+            "task": "question-answering",
+            "columns": {"question": "question", "answer": "answer", "choices": ["first", "second"]},
+        },
     ),
     "choices as JSON": (
         ARC.assign(choices='["blue", "green"]', answerKey=[0, 1]),
-        {"task": "question-answering", "columns": {"choices": "choices", "answer": "answerKey"}},
+        {"task": "question-answering", "columns": {"question": "question", "choices": "choices", "answer": "answerKey"}},
     ),
     "choices that are numbers": (ARC.assign(choices=[[3, 4]] * 2, answerKey=[3, 4]), {}),
     "SQuAD": (SQUAD, {}),
@@ -59,10 +65,11 @@ SHAPES: dict[str, tuple[pd.DataFrame, dict[str, Any]]] = {
     ),
     "languages": (PAIRS, {}),
     "summaries": (NEWS, {}),
-    "instructions": (TOLD, {}),
+    "instructions": (TOLD, {"task": "chat"}),
     "prompts": (PAIRS.rename(columns={"en": "prompt", "fr": "completion"}), {}),
     "programs": (pd.DataFrame({"prompt": ["def f():", "def g():"], "canonical_solution": ["    return 1"] * 2}), {}),
 }
+NAMED = ("columns of choices that are named", "a context that is left out")  # by the recipe alone
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +81,7 @@ def tiny() -> tuple[Any, Any]:
 def prepared(folder: Path, frame: pd.DataFrame, settings: dict[str, Any]) -> RoleTable:
     """Return what a run would learn from."""
     recipe = Recipe.model_validate({"data": "df", "validation": 0, **settings})
-    sources = {"train": stage(recipe, folder, data=frame), "validation": None}
+    sources = stage(recipe, frame, None, folder)
     task, why = roles.task_of(recipe, sources, folder)
     return roles.load(task, why, recipe, sources, folder)
 
@@ -107,7 +114,7 @@ def test_a_run_is_asked_what_it_has_learnt(tmp_path: Path, tiny: tuple[Any, Any]
     assert asking.shots(rows_of(frame)) == learnt
 
 
-@pytest.mark.parametrize("shape", [shape for shape, (_, settings) in SHAPES.items() if not settings])
+@pytest.mark.parametrize("shape", [each for each in SHAPES if each not in NAMED])
 def test_a_base_model_reads_a_table_and_shots_as_training_would(
     tmp_path: Path, tiny: tuple[Any, Any], shape: str
 ) -> None:
@@ -119,3 +126,102 @@ def test_a_base_model_reads_a_table_and_shots_as_training_would(
     assert same(base, asking.examples(rows_of(frame)), learnt)
     assert same(base, asking.examples(rows_of(frame.drop(columns=str(table.report["roles"][base.task.target])))), learnt)
     assert asking.shots(rows_of(frame)) == learnt
+
+
+def test_a_talk_is_read_with_the_names_of_its_columns(tmp_path: Path, tiny: tuple[Any, Any]) -> None:
+    table = prepared(tmp_path, TALK, {})
+    open_talks = pd.DataFrame({"conversations": [talk[:1] for talk in TALK["conversations"]]})
+    for tuned in (True, False):
+        asked = writer(tiny, table, tuned=tuned)
+        asking = asked.asking(table.report["roles"])
+        assert same(asked, asking.examples(rows_of(open_talks)), table.train)
+        assert asking.shots(rows_of(TALK)) == table.train
+        assert asking.examples(rows_of(pd.DataFrame({"text": ["Hi", "Hey"]}))) == asking.examples(["Hi", "Hey"])
+    with pytest.raises(DataError, match=r"row 2: the last turn of a conversation is of the assistant"):
+        asking.examples([*rows_of(open_talks)[:1], *rows_of(TALK)[1:]])
+    with pytest.raises(DataError, match="chat is asked with messages or instruction, and the row has prompt"):
+        asking.examples([{"prompt": "Hi"}])
+
+
+def test_shots_of_a_talk_stand_behind_its_system_message(tmp_path: Path, tiny: tuple[Any, Any]) -> None:
+    table = prepared(tmp_path, TALK, {})
+    asked = writer(tiny, table, tuned=False)
+    first = "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}"
+    asked._tokenizer.chat_template = first + str(asked._tokenizer.chat_template)
+    try:
+        shot, talk = table.train
+        opened = {"messages": [{"role": "system", "content": "Be brief."}, *talk["messages"]]}
+        text = "".join(each.text for each in asked.prompt(opened, [shot]))
+        assert text.index("Be brief.") < text.index("Hi") < text.index("Ho") < text.index("Hey")
+        alone, behind = (row for shots in ([], [shot]) for row in asked.rows(opened, shots))
+        assert alone is not None and behind is not None
+        assert asked.text_of(behind) == asked.text_of(alone)  # the shot's answer is not scored
+        assert "Hi" in asked._decode(behind.ids)
+    finally:
+        asked._tokenizer.chat_template = None
+
+
+@pytest.mark.parametrize("template", ["", "{{ messages | length }}"])
+def test_answers_behind_shots_are_scored_whatever_the_template(
+    tmp_path: Path, tiny: tuple[Any, Any], template: str
+) -> None:
+    asked = writer(tiny, prepared(tmp_path, TALK, {}), tuned=False)
+    turns = [{"role": role, "content": f"{role} {at}"} for at in range(2) for role in ("user", "assistant")]
+    asked._tokenizer.chat_template = template + str(asked._tokenizer.chat_template)
+    try:
+        rows = asked.rows({"messages": turns}, [{"messages": turns[:2]}])
+        told = [asked.text_of(row) for row in rows if row is not None]
+        assert told == [asked.text_of(row) for row in asked.rows({"messages": turns}) if row is not None]
+        assert len(rows) == (2 if template else 1)
+    finally:
+        asked._tokenizer.chat_template = None
+
+
+def test_a_translation_back_takes_the_other_column(tmp_path: Path, tiny: tuple[Any, Any]) -> None:
+    table = prepared(tmp_path, PAIRS, {})
+    run = writer(tiny, table, tuned=True)
+    back = [each for each in table.train if each["from"] == "fr"]
+    for languages in ({"to": "en"}, {"source": "fr"}, {"source": "French", "to": "English"}):
+        asking = run.asking(table.report["roles"], **languages)
+        assert same(run, asking.examples(rows_of(PAIRS)), back)
+        assert asking.shots(rows_of(PAIRS)) == back
+    asked = {"source": "Va !", "from": "fr", "to": "en"}
+    for row in ("Va !", {"fr": "Va !"}, {"source": "Va !"}, {"text": "Va !"}, *rows_of(PAIRS[["fr"]][:1])):
+        assert asking.examples([row]) == [asked]
+    with pytest.raises(DataError, match=r"translation is asked with source \(column 'fr'\), and the row has en"):
+        asking.examples(rows_of(PAIRS[["en"]]))
+    with pytest.raises(DataError, match="from: en, to: en is not what the model has learnt: en and fr"):
+        run.asking(table.report["roles"], "en", "en").examples(["Va !"])
+
+
+def test_a_base_model_is_told_the_languages_or_reads_them(tmp_path: Path, tiny: tuple[Any, Any]) -> None:
+    base = writer(tiny, prepared(tmp_path, PAIRS, {}), tuned=False)
+    found = base.asking(source="de", to="en").examples(["Hallo"])
+    assert [each.text for each in base.prompt(found[0])] == ["German: ", "Hallo", "\nEnglish:"]
+    assert base.asking(to="en").examples([{"de": "Hallo"}]) == found
+    assert base.asking(to="en").shots([{"en": "Hello", "de": "Hallo"}]) == [{**found[0], "target": "Hello"}]
+    assert base.asking(to="fr").examples(["Hello"]) == [{"source": "Hello", "from": "en", "to": "fr"}]
+    for row, to in (("Hallo", "en"), ({"en": "a", "de": "b", "fr": "c"}, "fr")):
+        with pytest.raises(DataError, match=r"from which language\? Type it, as in `--from (fr|en)`"):
+            base.asking(to=to).examples([row])
+    with pytest.raises(DataError, match="translation into which language"):
+        base.asking().examples(["Hallo"])
+
+
+def test_a_choice_that_cannot_be_meant_names_its_row(tmp_path: Path, tiny: tuple[Any, Any]) -> None:
+    table = prepared(tmp_path, ARC, {})
+    run = writer(tiny, table, tuned=True)
+    good = {"question": "Sky?", "choices": ["blue", "green"]}
+    for bad in ([], ["blue"], None, "blue"):
+        with pytest.raises(DataError, match="row 66: fewer than two choices"):
+            run.asking(table.report["roles"]).examples([good, {**good, "choices": bad}], first=65)
+    with pytest.raises(DataError, match="row 2: empty question"):
+        run.asking(table.report["roles"]).examples([good, {**good, "question": None}])
+    assert run.asking(table.report["roles"]).examples([good])[0]["choices"] == ["blue", "green"]
+
+
+def test_short_shots_are_read_by_the_names_of_their_columns(tmp_path: Path, tiny: tuple[Any, Any]) -> None:
+    base = writer(tiny, prepared(tmp_path, NEWS, {}), tuned=False)
+    shot = {"article": "A cat sat.", "highlights": "Cat sits."}
+    assert base.asking().shots([shot]) == [{"document": "A cat sat.", "summary": "Cat sits."}]
+    assert base.asking().examples([{"article": "A cat sat."}]) == [{"document": "A cat sat."}]

@@ -145,9 +145,7 @@ class Writer:
     def prompt(self, example: Example, shots: Sequence[Example] = ()) -> list[Segment]:
         """Return what asks for the answer to `example`, behind `shots` with their answers."""
         if shots and self.task.name == "chat":
-            before = [turn for shot in shots for turn in shot["messages"] if turn["role"] != "system"]
-            example = {"messages": [*before, *self.task.without_target(example)["messages"]]}
-            shots = ()
+            example, shots = _behind(shots, example), ()
         asked = self.task.prompt(self.task.without_target(example), self.facts, self._tokenizer)
         if not shots:
             return asked
@@ -343,9 +341,20 @@ class Writer:
         parts = self.task.segments(example, self.facts, self._tokenizer)
         if self.task.whole_text(example):
             return [row for each in parts for row in self.encoder.windows(each)]
-        if shots and self.task.name != "chat":
+        if shots and self.task.name == "chat":
+            return [self.encoder.encode(part) for part in self._talk_behind(shots, example)]
+        if shots:
             parts = [[*self.prompt(example, shots), *(each for each in part if each.target)] for part in parts]
         return [self.encoder.encode(part) for part in parts]
+
+    def _talk_behind(self, shots: Sequence[Example], example: Example) -> list[list[Segment]]:
+        """Return a conversation behind others: its own answers are the targets."""
+        talk = self.task.segments(_behind(shots, example), self.facts, self._tokenizer)
+        shown = self.task.segments(_behind(shots, example, alone=True), self.facts, self._tokenizer)
+        if len(talk) > 1:  # the template needs a row for each answer
+            return talk[len(shown) :]
+        size = len(shown[0])
+        return [[*(replace(each, target=False) for each in talk[0][:size]), *talk[0][size:]]]
 
     def text_of(self, row: Encoded) -> str:
         """Return the text of a row's targets."""
@@ -363,6 +372,14 @@ class Writer:
         gc.collect()
         if on_gpu:
             torch.cuda.empty_cache()
+
+
+def _behind(shots: Sequence[Example], example: Example, *, alone: bool = False) -> Example:
+    """Return a conversation with those of `shots` before its first turn, or these `alone`; its system message is first."""
+    messages = example["messages"]
+    opening = [turn for turn in messages[:1] if turn["role"] == "system"]
+    before = [turn for shot in shots for turn in shot["messages"] if turn["role"] != "system"]
+    return {"messages": [*opening, *before, *([] if alone else messages[len(opening) :])]}
 
 
 class _Stream:
