@@ -119,7 +119,15 @@ def predict(
                 raise UsageError(f"{', '.join(given)}: that is for writing, and labels are asked for. Leave it out")
             return inference.label(who, texts, labels_of(labels, prompt, label_words, shots), line.texts)
         return inference.generate(
-            who, texts, wishes, task=task, from_=from_, to=to, shots=rows_of(shots), progress=line.texts, on_text=on_text
+            who,
+            texts,
+            wishes,
+            task=task,
+            from_=from_,
+            to=to,
+            shots=rows_of(shots),
+            progress=line.texts,
+            on_text=on_text,
         )
     finally:
         line.close()

@@ -294,8 +294,8 @@ def generate(
 ) -> Generations:
     """Let the model of a run, or the base model that `who` names, write an answer to each of `prompts`.
 
-    `prompts`: a text, a row by role, a conversation, a list of those, a Series, or a DataFrame. `from_` and `to` are the
-    languages of a translation. `on_text` is called with each piece of a single answer as it is written. Raises as
+    `prompts`: a text, a row by role, a conversation, a list of those, a Series, or a DataFrame. `from_` and `to` are
+    the languages of a translation. `on_text` is called with each piece of a single answer as it is written. Raises as
     `predict` does.
     """
     wishes = wishes or Wishes()
@@ -337,11 +337,13 @@ def read_prompts(value: Any, label: str) -> tuple[list[str | dict[str, Any]], An
         if all({"role", "content"} <= set(each) for each in value):
             return [{"messages": [_row(each, number) for number, each in enumerate(value, 1)]}], None
         return [_row(each, number) for number, each in enumerate(value, 1)], None
-    if known is not None and not callable(known):
-        if len(known):
-            listed = value.to_dict("records") if hasattr(value, "to_dict") and hasattr(value, "iloc") else list(value)
-            index = getattr(value, "index", None)
-            return [_row(each, number) for number, each in enumerate(listed, 1)], None if callable(index) else index
+    if known is not None and not callable(known) and len(known):  # one column too: its name says what it holds
+        if hasattr(value, "iloc"):
+            listed = value.to_dict("records")
+        else:  # polars, pyarrow, or rows by themselves
+            listed = getattr(value, "to_dicts", getattr(value, "to_pylist", lambda: list(value)))()
+        index = getattr(value, "index", None)
+        return [_row(each, number) for number, each in enumerate(listed, 1)], None if callable(index) else index
     texts = read_texts(value, None, label)
     return list(texts.texts), texts.index
 

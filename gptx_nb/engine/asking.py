@@ -11,17 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gptx_nb.engine.roles import Roles, _cell, _flat, _storable, _unfolded
+from gptx_nb.engine.tables import Sheet
 from gptx_nb.engine.tasks import chat_templates, columns, templates
-from gptx_nb.engine.tasks.columns import messages_of
+from gptx_nb.engine.tasks.columns import messages_of, parsed
 from gptx_nb.engine.tasks.templates import Example
-from gptx_nb.engine.tasks.writing import Facts, Missing, WritingTask, _parsed
+from gptx_nb.engine.tasks.writing import Facts, Missing, WritingTask, _choices, _wrong_turn
 from gptx_nb.errors import DataError
 
 Row = Mapping[str, Any]
-Roles = Mapping[str, str | list[str]]  # column by role; several for choices that have a column each
 
 ENDS = (("source", "from"), ("target", "to"))  # of a translation: roles, and what their languages are called
-STAND_IN = "0"  # for an answer that is asked for: a text, and the place of a choice
+STAND_IN = "?"  # for an answer that is asked for
 
 
 @dataclass(frozen=True)
@@ -43,38 +44,34 @@ class Asking:
         Raises DataError, which names the row.
         """
         rows = [_alone(each) for each in rows]
-        roles, facts = self._columns([each for each in rows if not isinstance(each, str)])
+        sheet, roles, facts = self._table(rows)
 
-        def read(row: str | Row) -> Example:
+        def read(at: int) -> Example:
+            row = rows[at]
             if isinstance(row, str):
                 return self._asked({self._first_role(): row})
-            given = _by_role(roles, row)
-            self._require([needed - {self.task.target} for needed, _ in self.task.shapes], given, row)
-            return self._asked(given)
+            self._require([needed - {self.task.target} for needed, _ in self.task.shapes], roles, row)
+            return self._asked(_by_role(sheet, roles, at))
 
         alone = len(rows) == 1 and first == 1
-        return [
-            {**_told("" if alone else f"row {number}: ", read, row), **facts} for number, row in enumerate(rows, first)
-        ]
+        return [{**_numbered("" if alone else f"row {first + at}: ", read, at), **facts} for at in range(len(rows))]
 
     def shots(self, rows: Sequence[Row]) -> list[Example]:
         """Return examples with their answers, to be shown before what is asked. Raises DataError."""
-        roles, facts = self._columns(rows)
+        sheet, roles, facts = self._table(rows)
 
-        def read(row: Row) -> Example:
-            given = _by_role(roles, row)
+        def read(at: int) -> Example:
             try:
-                found = self.task.read(given)
+                found = self.task.read(_by_role(sheet, roles, at))
             except Missing as error:
                 raise DataError(f"a shot has an {error}; it needs {self.task.needs}") from None
-            self._require([needed for needed, _ in self.task.shapes], given, row)
+            self._require([needed for needed, _ in self.task.shapes], roles, rows[at])
             if self.task.whole_text(found):
                 raise DataError("a shot for text-generation has a prompt and a completion")
             return found
 
-        alone = len(rows) == 1
         return [
-            {**_told("" if alone else f"shot {number}: ", read, row), **facts} for number, row in enumerate(rows, 1)
+            {**_numbered("" if len(rows) == 1 else f"shot {at + 1}: ", read, at), **facts} for at in range(len(rows))
         ]
 
     def _asked(self, given: Row) -> Example:
@@ -84,48 +81,59 @@ class Asking:
             begun = given.get("text", given.get("prompt"))
             return {"prompt": begun if isinstance(begun, str) else task.read({"prompt": begun})["prompt"]}
         if "messages" in given:
-            talk = _parsed(given["messages"])
-            talk = messages_of(talk) or talk
+            talk = messages_of(given["messages"])
+            if talk is None:
+                raise DataError(_wrong_turn(parsed(given["messages"])))
             chat_templates.check(talk, asked=True)
             return {"messages": talk}
-        return task.without_target(task.read({**given, task.target: STAND_IN}))
+        answer = next(filter(None, _choices(given["choices"])[0])) if "choices" in given else STAND_IN
+        return task.without_target(task.read({**given, task.target: answer}))
 
     def _first_role(self) -> str:
         """Return the role that a plain text has: of a model that was tuned, the one that it was asked with."""
         begun = self.task.name == "text-generation" or "prompt" in (self.learnt or {})
         return "prompt" if begun else self.task.asked
 
-    def _require(self, shapes: Sequence[frozenset[str]], given: Row, row: Row) -> None:
-        if not any(each <= set(given) for each in shapes):
+    def _require(self, shapes: Sequence[frozenset[str]], roles: Roles, row: Row) -> None:
+        if not any(each <= set(roles) for each in shapes):
             wants = " or ".join(" and ".join(map(self._called, sorted(each))) for each in shapes)
             has = ", ".join(map(str, row)) or "nothing"
             raise DataError(f"{self.task.name} is asked with {wants}, and the row has {has}")
 
     def _called(self, role: str) -> str:
-        column = (self.learnt or {}).get(role, role)
+        column = self._wanted().get(role, role)
         return role if column == role else f"{role} (column {column!r})"
 
     # ---- columns ----------------------------------------------------------------------------------------------------
 
-    def _columns(self, rows: Sequence[Row]) -> tuple[Roles, dict[str, str]]:
-        """Return the column of each role in `rows`, and what holds for all of them: the languages of a translation."""
-        table: dict[str, list[Any]] = {}
-        for row in rows:
-            for name, value in row.items():
-                table.setdefault(name, []).append(value)
+    def _table(self, rows: Sequence[str | Row]) -> tuple[Sheet, Roles, dict[str, str]]:
+        """Return `rows` as a table, the column of each role, and what holds for all rows (languages)."""
+        names = dict.fromkeys(name for row in rows if not isinstance(row, str) for name in row)
+        values = {name: [None if isinstance(row, str) else row.get(name) for row in rows] for name in names}
+        sheet = _unfolded(Sheet("", values, len(rows)))
         if self.task.name == "translation":
-            return self._direction(table)
+            return sheet, *self._direction(sheet.columns)
+        return sheet, self._columns(sheet.columns), {}
+
+    def _wanted(self) -> Roles:
+        """Return the columns that the run learnt from, for a translation in the direction that is asked for."""
+        learnt = self.learnt or {}
+        if self.task.name == "translation" and learnt and self._learnt_languages() != _languages(self.facts):
+            return {"source": learnt["target"], "target": learnt["source"]}
+        return learnt
+
+    def _columns(self, table: Mapping[str, list[Any]]) -> Roles:
         learnt = self.learnt or {}
         if learnt and set(_flat(learnt)) <= set(table):
-            return learnt, {}  # a table as it was learnt from, nothing added
+            return learnt  # a table as it was learnt from, nothing added
         found = {role: column for role, column in learnt.items() if not table.keys().isdisjoint(_flat({role: column}))}
-        roles = [role for needed, optional in self.task.shapes for role in (*needed, *optional)]
-        if not self._complete(found):
-            found = dict(self._guessed(table))
-        if self._complete(found):
-            roles = [role for _, optional in self.task.shapes for role in optional]
-        taken = _flat(found)
-        return {**{role: role for role in roles if role in table and role not in taken}, **found}, {}
+        for role, several in found.items():
+            if isinstance(several, list) and (gone := [name for name in several if name not in table]):
+                raise DataError(f"the {role} are columns {', '.join(several)}, and the rows have no {gone[0]!r}")
+        if not learnt or not set(learnt) - {self.task.target} <= set(found):
+            found = {**_beside(found, self._guessed(table)), **found}
+        named = [optional if self._complete(found) else needed | optional for needed, optional in self.task.shapes]
+        return {**_beside(found, {role: role for roles in named for role in roles if role in table}), **found}
 
     def _complete(self, roles: Roles) -> bool:
         return any(needed - {self.task.target} <= set(roles) for needed, _ in self.task.shapes)
@@ -140,36 +148,36 @@ class Asking:
         answers: dict[str, list[Any]] = {self.task.target: []}
         for each in (table, bare, {**table, **answers}, {**bare, **answers}):
             if guess := columns.guess(each, self.task.name):
-                return {role: column for role, column in guess.roles.items() if set(_flat({role: column})) <= set(table)}
+                roles = guess.roles.items()
+                return {role: column for role, column in roles if set(_flat({role: column})) <= set(table)}
         return {}
 
     # ---- translation ------------------------------------------------------------------------------------------------
 
     def _direction(self, table: Mapping[str, list[Any]]) -> tuple[Roles, dict[str, str]]:
         """Return the columns of source and target, which change places in a translation back, and the languages."""
+        looked = columns._Table(table)
         coded = {
-            columns._language(columns._plain(name)) or "": name
-            for name, values in reversed(table.items())
-            if all(isinstance(each, str | None) for each in values)
+            name: code
+            for name, plain in looked.plain().items()
+            if (code := columns._language(plain)) and columns._written(looked, name, plain)
         }
-        coded.pop("", None)
-        languages = self._learnt_languages() or self._told_languages(list(reversed(coded)))
-        roles: dict[str, str | list[str]] = {}
+        languages = self._learnt_languages() or self._told_languages(list(coded.values()))
+        wanted = self._wanted()
+        roles: Roles = {}
         for role, end in ENDS:
-            known = {self.facts.get(word): (self.learnt or {}).get(each) for each, word in ENDS}
-            own = known.get(languages[end])
-            named = next((name for code, name in coded.items() if _same(code, languages[end])), None)
-            by_role = role if role not in known.values() else None
-            column = next((each for each in (own, named, by_role) if isinstance(each, str) and each in table), None)
-            if column is not None:
-                roles[role] = column
+            named = [name for name, code in coded.items() if _same(code, languages[end])]
+            by_role = [role] if role not in wanted.values() else []
+            for name in (wanted.get(role), *named, *by_role):
+                if isinstance(name, str) and name in table:
+                    roles.setdefault(role, name)
         return roles, languages
 
     def _learnt_languages(self) -> dict[str, str] | None:
         """Return the direction that is asked for, of the two that the model has learnt; None if it has learnt none."""
         if "to" not in self.facts:
             return None
-        there = {"from": self.facts["from"], "to": self.facts["to"]}
+        there = _languages(self.facts)
         back = {"from": there["to"], "to": there["from"]}
         asked = {end: said for end, said in (("from", self.source), ("to", self.to)) if said is not None}
         for languages in (there, back):
@@ -196,26 +204,31 @@ def _same(one: str, other: str) -> bool:
     return templates.language(one) == templates.language(other)
 
 
-def _flat(roles: Roles) -> list[str]:
-    return [name for each in roles.values() for name in (each if isinstance(each, list) else [each])]
+def _languages(facts: Facts) -> dict[str, str]:
+    return {end: facts[end] for _, end in ENDS}
 
 
-def _by_role(roles: Roles, row: Row) -> dict[str, Any]:
-    return {
-        role: [row.get(name) for name in column] if isinstance(column, list) else row[column]
-        for role, column in roles.items()
-        if isinstance(column, list) or column in row
-    }
+def _beside(found: Roles, more: Roles) -> Roles:
+    """Return the roles of `more` whose columns play none yet."""
+    taken = set(_flat(found))
+    return {role: column for role, column in more.items() if taken.isdisjoint(_flat({role: column}))}
+
+
+def _by_role(sheet: Sheet, roles: Roles, at: int) -> dict[str, Any]:
+    return {role: _cell(sheet, column, at, roles) for role, column in roles.items()}
 
 
 def _alone(row: str | Row) -> str | Row:
     """Return the text of a row that has no other column than `text`: it may be asked of any task."""
-    return row["text"] if list(row) == ["text"] and isinstance(row["text"], str) else row
+    if isinstance(row, str) or list(row) != ["text"]:
+        return row
+    return row["text"] if isinstance(row["text"], str) else row
 
 
-def _told(where: str, read: Callable[[Any], Example], row: Any) -> Example:
-    """Read `row`; say `where` it stands if that cannot be."""
+def _numbered(where: str, read: Callable[[int], Example], at: int) -> Example:
+    """Read the row `at` a place; say `where` that is if it cannot be read."""
     try:
-        return read(row)
+        found: Example = _storable(read(at))
+        return found
     except (DataError, Missing) as error:
         raise DataError(f"{where}{error}") from None

@@ -22,11 +22,12 @@ from gptx_nb.engine import beams, generate, models, packing, products
 from gptx_nb.engine.asking import Asking
 from gptx_nb.engine.device import Device, is_out_of_memory
 from gptx_nb.engine.models import context
+from gptx_nb.engine.roles import Roles
 from gptx_nb.engine.tasks import chat_templates, long_contexts, targets, templates
 from gptx_nb.engine.tasks.encoding import Encoded, Encoder
 from gptx_nb.engine.tasks.long_contexts import Windows
 from gptx_nb.engine.tasks.templates import Example, Segment
-from gptx_nb.engine.tasks.writing import LONG, TASKS, Missing, WritingTask
+from gptx_nb.engine.tasks.writing import LONG, TASKS, WritingTask
 from gptx_nb.errors import DataError, ModelError
 from gptx_nb.inference import TASK_FILE
 
@@ -136,8 +137,10 @@ class Writer:
             return cls(model, tokenizer, told["task"], told["facts"], tuned=True)
         return cls(model, tokenizer, task or "text-generation", {}, tuned=False)
 
-    def asking(self, roles: Mapping[str, Any] | None = None, source: str | None = None, to: str | None = None) -> Asking:
-        """Return how this model is asked: with the columns of `roles`, if it was tuned on them, and in which languages."""
+    def asking(
+        self, roles: Mapping[str, Any] | None = None, source: str | None = None, to: str | None = None
+    ) -> Asking:
+        """Return how it is asked: by the columns of `roles`, if it was tuned on them, and in which languages."""
         return Asking(self.task, self.facts, roles if self.tuned else None, source, to)
 
     # ---- prompts ----------------------------------------------------------------------------------------------------
@@ -375,7 +378,7 @@ class Writer:
 
 
 def _behind(shots: Sequence[Example], example: Example, *, alone: bool = False) -> Example:
-    """Return a conversation with those of `shots` before its first turn, or these `alone`; its system message is first."""
+    """Return a conversation with `shots` between its system message and its first turn, or without its turns."""
     messages = example["messages"]
     opening = [turn for turn in messages[:1] if turn["role"] == "system"]
     before = [turn for shot in shots for turn in shot["messages"] if turn["role"] != "system"]
