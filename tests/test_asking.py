@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from gptx_nb.engine import models, roles
@@ -207,6 +209,13 @@ def test_a_context_that_training_left_out_is_left_out_of_its_table(tmp_path: Pat
     assert asking.examples(rows_of(SQUAD)) == [{"question": "The sky?"}, {"question": "The leaf?"}]
     typed = {"question": "The sea?", "context": "The sea is grey."}
     assert asking.examples([typed]) == [typed]
+
+
+def test_one_column_keeps_its_name_in_every_kind_of_table() -> None:
+    rows = [{"fr": "Va !"}, {"fr": "Viens !"}]
+    for table in (pd.DataFrame(rows, index=["a", "b"]), pa.Table.from_pylist(rows), datasets.Dataset.from_list(rows)):
+        assert read_prompts(table, "run")[0] == rows
+    assert list(read_prompts(pd.DataFrame(rows, index=["a", "b"]), "run")[1]) == ["a", "b"]
 
 
 def test_a_choice_that_cannot_be_meant_names_its_row(tmp_path: Path, tiny: tuple[Any, Any]) -> None:

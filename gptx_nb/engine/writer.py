@@ -137,9 +137,7 @@ class Writer:
             return cls(model, tokenizer, told["task"], told["facts"], tuned=True)
         return cls(model, tokenizer, task or "text-generation", {}, tuned=False)
 
-    def asking(
-        self, roles: Mapping[str, Any] | None = None, source: str | None = None, to: str | None = None
-    ) -> Asking:
+    def asking(self, roles: Roles | None = None, source: str | None = None, to: str | None = None) -> Asking:
         """Return how it is asked: by the columns of `roles`, if it was tuned on them, and in which languages."""
         return Asking(self.task, self.facts, roles if self.tuned else None, source, to)
 
