@@ -66,7 +66,9 @@ def test_the_right_answer_is_one_of_the_choices_beside_distractors_and_not_alway
 # ---- languages ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cells", [("1", "2", "3"), ("a1", "a2", "a3"), ("tr-1", "tr-2", "tr-3"), ("AAAA", "AAAB", "B")])
+@pytest.mark.parametrize(
+    "cells", [("1", "2", "3"), ("a1", "a2", "a3"), ("tr-1", "tr-2", "tr-3"), ("AAAA", "AAAB", "B")]
+)
 @pytest.mark.parametrize("name", ["id", "no"])
 def test_a_column_of_row_numbers_is_no_language(tmp_path: Path, name: str, cells: tuple[str, ...]) -> None:
     table = load_csv(tmp_path, f"{name},en,fr\n" + "".join(f"{each},Go {each}.,Va {each} !\n" for each in cells))
@@ -108,7 +110,10 @@ TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"
     [
         ({"role": "assistant", "content": None, "tool_calls": []}, r"turn 2 of a conversation is .* Tool calls cannot"),
         ({"content": "Ho"}, r"turn 2 of a conversation is \{'content': 'Ho'\}, and needs a role and a text, as in"),
-        ({"role": "assistant", "content": "Ho", "tool_calls": [{"id": "f"}]}, r"turn 2 of a conversation calls a tool,"),
+        (
+            {"role": "assistant", "content": "Ho", "tool_calls": [{"id": "f"}]},
+            r"turn 2 of a conversation calls a tool,",
+        ),
         ({"role": "tool", "content": "7"}, r"turn 2 of a conversation is of 'tool', and only texts of system, user"),
         ({"role": "function", "content": "7"}, r"turn 2 .* 'function', .*\. Leave out the rows that use tools, or"),
         ({"role": "critic", "content": "No"}, r"turn 3 of a conversation is of 'assistant', and 'user' is due"),
@@ -164,7 +169,11 @@ def test_texts_called_messages_are_no_conversations(tmp_path: Path) -> None:
         ({"英文": "Go.", "中文": "走"}, "translation", {"source": "Go.", "target": "走", "from": "en", "to": "zh"}),
         ({"日语": "行け", "汉语": "走"}, "translation", {"source": "行け", "target": "走", "from": "ja", "to": "zh"}),
         ({"原文": "Go.", "译文": "走"}, "translation", {"source": "Go.", "target": "走", "from": "原文", "to": "译文"}),
-        ({"原文": "很长很长的一篇文章", "摘要": "短"}, "summarization", {"document": "很长很长的一篇文章", "summary": "短"}),
+        (
+            {"原文": "很长很长的一篇文章", "摘要": "短"},
+            "summarization",
+            {"document": "很长很长的一篇文章", "summary": "短"},
+        ),
         (
             {"指令": "翻译", "输入": "Go.", "输出": "走"},
             "chat",
@@ -256,3 +265,38 @@ def test_labels_that_may_be_several_are_read_as_one_with_a_warning(
     assert [each[each.index("If they") :] for each in told] == (
         [f"If they are several, type `label_separator: '{warned}'`"] if warned else []
     )
+
+
+# ---- answers that are numbers ---------------------------------------------------------------------------------------
+
+
+def numbered(*answers: object) -> list[dict[str, Any]]:
+    return [{"question": f"Q{at}?", "choices": ["a", "b", "c", "d"], "answer": each} for at, each in enumerate(answers)]
+
+
+@pytest.mark.parametrize(
+    ("answers", "right"), [((1, 4, 2), ["a", "d", "b"]), ((0, 3, 1), ["a", "d", "b"]), (("1", "B", "4.0"), list("abd"))]
+)
+def test_answers_count_from_1_where_one_is_the_last_and_none_is_0(
+    tmp_path: Path, answers: tuple[object, ...], right: list[str]
+) -> None:
+    table = load(tmp_path, pd.DataFrame(numbered(*answers)))
+    assert [each["answer"] for each in table.train] == right
+    assert any("count from 1" in each for each in table.report["warnings"]) == (0 not in answers)
+
+
+def test_answers_that_may_count_from_0_or_from_1_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"row 1: the answer 1 is a number, and no row shows whether they count from 0"):
+        load(tmp_path, numbered(1, 2, 3))
+    with pytest.raises(DataError, match=r"row 2: the answer '4' is none of the choices: .* its place from 0"):
+        load(tmp_path, numbered(0, 4))
+    columns = [{"question": "Q?", "option_1": "a", "option_2": "b", "answer": each} for each in (1, 0)]
+    with pytest.raises(DataError, match=r"row 2: the answer '0' is none of the choices: a, b"):
+        load(tmp_path, columns)
+
+
+def test_another_table_counts_as_the_one_that_was_learnt_from_unless_it_shows_its_own(tmp_path: Path) -> None:
+    asked = make_recipe({"data": "df"})
+    for answers, right in (((1, 2), ["a", "b"]), ((0, 2), ["a", "c"])):
+        table = examples.load(asked, stage(asked, numbered(1, 4), numbered(*answers), tmp_path), tmp_path)
+        assert [each["answer"] for each in table.validation or []] == right  # type: ignore[index, call-overload]

@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from gptx_nb.engine.tables import Sheet, read
 from gptx_nb.engine.tasks import columns as guessing
 from gptx_nb.engine.tasks import templates
 from gptx_nb.engine.tasks.columns import Guess
-from gptx_nb.engine.tasks.writing import TASKS, Missing, WritingTask
+from gptx_nb.engine.tasks.writing import TASKS, Missing, WritingTask, counted_from
 from gptx_nb.errors import DataError, nearest
 from gptx_nb.recipe import Recipe
 
@@ -53,6 +53,7 @@ class _Read:
     examples: list[Example] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
     first: dict[str, int] = field(default_factory=dict)  # row that lacks the same, from 1
+    counted_from: int | None = None  # 0 or 1: the first choice, where answers are numbers
 
 
 def task_of(recipe: Recipe, sources: Mapping[str, Source | None], run_folder: Path) -> tuple[str, str]:
@@ -85,6 +86,10 @@ def load(task: str, why: str, recipe: Recipe, sources: Mapping[str, Source | Non
         facts["joint"] = templates.joint_of(*([each[role] for each in found.examples] for role in kind_pair(kind)))
     warnings = [*sheet.notes]
     warnings += [f"row {row} is left out, the first with {why}" for why, row in found.first.items()]
+    if found.counted_from is not None:
+        facts["counted_from"] = found.counted_from
+    if found.counted_from == 1:
+        warnings.append("answers that are numbers count from 1: one is the number of its choices, and none is 0")
     own = sources.get("validation")
     about: dict[str, Any] | None = None
     validation: list[Example] | None
@@ -318,10 +323,12 @@ def _examples(sheet: Sheet, kind: WritingTask, roles: Roles, facts: Mapping[str,
     """Return the usable rows as examples; count the others by what they lack."""
     found = _Read()
     languages = {end: facts[end] for end in ("from", "to") if kind.name == "translation"}
-    for number in range(sheet.rows):
-        row = {role: _cell(sheet, column, number, roles) for role, column in roles.items()}
+    if "choices" in roles:
+        sure = counted_from(_rows(sheet, roles))
+        found.counted_from = facts.get("counted_from") if sure is None else sure
+    for number, row in enumerate(_rows(sheet, roles)):
         try:
-            found.examples.append({**_storable(kind.read(row)), **languages})
+            found.examples.append({**_storable(kind.read({**row, "counted_from": found.counted_from})), **languages})
         except Missing as error:
             found.dropped[str(error)] += 1
             found.first.setdefault(str(error), number + 1)
@@ -334,6 +341,11 @@ def _examples(sheet: Sheet, kind: WritingTask, roles: Roles, facts: Mapping[str,
             "`columns:`"
         )
     return found
+
+
+def _rows(sheet: Sheet, roles: Roles) -> Iterator[dict[str, Any]]:
+    for number in range(sheet.rows):
+        yield {role: _cell(sheet, column, number, roles) for role, column in roles.items()}
 
 
 def _cell(sheet: Sheet, column: str | list[str], number: int, roles: Roles) -> Any:

@@ -82,7 +82,8 @@ TEXT = ("text", "content", "line", "document", "sentence", "verse", "poem", "文
 
 _CHINESE_STEMS = {
     "英": "en", "中": "zh", "汉": "zh", "法": "fr", "德": "de", "日": "ja", "韩": "ko", "俄": "ru", "西班牙": "es",
-    "意大利": "it", "葡萄牙": "pt", "阿拉伯": "ar", "荷兰": "nl", "越南": "vi", "泰": "th", "印尼": "id", "土耳其": "tr",
+    "意大利": "it", "葡萄牙": "pt", "阿拉伯": "ar", "荷兰": "nl", "越南": "vi", "泰": "th", "印尼": "id",
+    "土耳其": "tr",
 }  # fmt: skip
 _LANGUAGE_NAMES = {
     **{name.lower(): code for code, name in LANGUAGES.items()},
@@ -216,7 +217,9 @@ def _found(task: str, why: str, **roles: str | list[str] | None) -> Guess:
 
 
 def _chat(table: _Table) -> Guess | None:
-    named = [column for name in MESSAGES if (column := table.called((name,))) and any(map(_turns, table.values(column)))]
+    named = [
+        column for name in MESSAGES if (column := table.called((name,))) and any(map(_turns, table.values(column)))
+    ]
     others = (name for name, values in table.columns.items() if values and all(messages_of(each) for each in values))
     column = next(iter([*named, *others]), None)
     if column is None:
@@ -311,7 +314,9 @@ def _summary(table: _Table) -> Guess | None:
 
 def _translation(table: _Table) -> Guess | None:
     coded = {
-        name: code for name, plain in table.plain().items() if (code := _language(plain)) and _written(table, name, plain)
+        name: code
+        for name, plain in table.plain().items()
+        if (code := _language(plain)) and _written(table, name, plain)
     }
     if len(coded) < 2:
         source, target = table.called(("原文",)), table.called(("译文",))

@@ -7,7 +7,7 @@ segments (`templates`, `chat_templates`), which answers are accepted, and which 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -166,7 +166,7 @@ def _question(row: dict[str, Any]) -> dict[str, Any]:
         return {**found, **_with_references("answer")(row)}
     choices, names = _choices(row["choices"])
     found["choices"] = [each for each in choices if each]
-    found["answer"] = choices[_right(row.get("answer"), choices, names)]
+    found["answer"] = choices[_right(row.get("answer"), choices, names, row.get("counted_from"))]
     return found
 
 
@@ -176,7 +176,7 @@ def _text_in(answer: Any) -> Any:
 
 
 def _choices(value: Any) -> tuple[list[str], list[str]]:
-    """Return the choices, "" for an empty one, and what they are called: "A", "B", … unless the table says otherwise."""
+    """Return the choices, "" for an empty one, and what they are called: "A", "B", … unless the table says more."""
     value = parsed(value)
     names: list[str] = []
     if isinstance(value, Mapping) and isinstance(value.get("text"), list):  # ARC: {"text": [...], "label": [...]}
@@ -188,7 +188,7 @@ def _choices(value: Any) -> tuple[list[str], list[str]]:
         value = [each for each in value.splitlines() if each.strip()]
         if len(value) < 2:
             raise DataError(
-                f"choices are {value[0][:60]!r}, and a list is needed, as in [\"yes\", \"no\"], a line for each, or a "
+                f'choices are {value[0][:60]!r}, and a list is needed, as in ["yes", "no"], a line for each, or a '
                 "column for each. To do without them, name the others, as in `columns: {question: …, answer: …}`"
             )
     choices = ["" if each is None or each != each else str(each).strip() for each in value or ()]
@@ -197,20 +197,47 @@ def _choices(value: Any) -> tuple[list[str], list[str]]:
     return choices, names if len(names) == len(choices) else [chr(ord("A") + at) for at in range(len(choices))]
 
 
-def _right(answer: Any, choices: list[str], names: list[str]) -> int:
+def _called(said: str, choices: list[str], names: list[str]) -> int | None:
+    """Return the place of the choice that is called so, by its text or its name."""
+    lower = [each.lower() for each in names]
+    return next((known.index(said) for known in (choices, names, lower) if said and said in known), None)
+
+
+def counted_from(rows: Iterable[Mapping[str, Any]]) -> int | None:
+    """Return whether answers that are numbers count their choices from 0 or from 1; None where no row makes it sure."""
+    last = False
+    for row in rows:
+        try:
+            choices, names = _choices(row["choices"])
+        except (Missing, DataError):  # told when the row is read
+            continue
+        said = str(row.get("answer")).strip().removesuffix(".0")
+        if _called(said, choices, names) is None and said.isdecimal():
+            if int(said) == 0:
+                return 0
+            last = last or int(said) == len(choices)
+    return 1 if last else None
+
+
+def _right(answer: Any, choices: list[str], names: list[str], first: int | None) -> int:
+    """Return the place of the right choice; an answer that is its number counts from `first`."""
     if answer is None or answer != answer or str(answer).strip() == "":
         raise Missing("empty answer")
     said = str(answer).strip()
-    if said in choices:
-        return choices.index(said)
-    at = next((known.index(said) for known in (names, [each.lower() for each in names]) if said in known), None)
-    if at is None and said.removesuffix(".0").isdigit():
-        at = int(float(said))  # counted from 0
-    if at is not None and at < len(choices) and choices[at]:
+    at = _called(said, choices, names)
+    number = said.removesuffix(".0")
+    if at is None and number.isdecimal() and not names[0].isdecimal() and int(number) <= len(choices):
+        if first is None:
+            raise DataError(
+                f"the answer {said} is a number, and no row shows whether they count from 0 or from 1. Give the "
+                "answers' texts or letters"
+            )
+        at = int(number) - first
+    if at is not None and 0 <= at < len(choices) and choices[at]:
         return at
     raise DataError(
         f"the answer {said[:40]!r} is none of the choices: {', '.join(filter(None, choices))[:120]}. Give its text, "
-        "its letter, or its place from 0"
+        f"its letter, or its place from {first or 0}"
     )
 
 
