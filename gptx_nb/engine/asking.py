@@ -16,7 +16,7 @@ from gptx_nb.engine.tables import Sheet
 from gptx_nb.engine.tasks import chat_templates, columns, templates
 from gptx_nb.engine.tasks.columns import messages_of, parsed
 from gptx_nb.engine.tasks.templates import Example
-from gptx_nb.engine.tasks.writing import Facts, Missing, WritingTask, _choices, _wrong_turn
+from gptx_nb.engine.tasks.writing import Facts, Missing, WritingTask, _choices, _wrong_turn, counted_from
 from gptx_nb.errors import DataError
 
 Row = Mapping[str, Any]
@@ -59,10 +59,13 @@ class Asking:
     def shots(self, rows: Sequence[Row]) -> list[Example]:
         """Return examples with their answers, to be shown before what is asked. Raises DataError."""
         sheet, roles, facts = self._table(rows)
+        given = [_by_role(sheet, roles, at) for at in range(len(rows))]
+        counted = counted_from(given) if "choices" in roles else None
+        counted = self.facts.get("counted_from") if counted is None else counted
 
         def read(at: int) -> Example:
             try:
-                found = self.task.read(_by_role(sheet, roles, at))
+                found = self.task.read({**given[at], "counted_from": counted})
             except Missing as error:
                 raise DataError(f"a shot has an {error}; it needs {self.task.needs}") from None
             self._require([needed for needed, _ in self.task.shapes], roles, rows[at])
