@@ -80,6 +80,7 @@ def predict(
     version: int | None = None,
     *,
     task: str | None = None,
+    from_: str | None = None,
     to: str | None = None,
     shots: Any = (),
     labels: Any = None,
@@ -92,9 +93,9 @@ def predict(
 
     A classifier gives Predictions. A model that writes gives Generations, and is also asked with a row by role
     ({"question": …, "context": …}) or a conversation ([{"role": "user", "content": …}]). `how` are `temperature`,
-    `top_p`, `top_k`, `max_new_tokens`, `stop` (a text or several), `n`, `seed` and `beams`; `to` is the language of a
-    translation, `task` what a base model shall do, `shots` examples with their answers, shown before the prompt.
-    `on_text` is called with each piece of a single answer.
+    `top_p`, `top_k`, `max_new_tokens`, `stop` (a text or several), `n`, `seed` and `beams`; `from_` and `to` are the
+    languages of a translation, `task` what a base model shall do, `shots` examples with their answers, shown before the
+    prompt. `on_text` is called with each piece of a single answer.
 
     A base model that is given `labels` gives each text one of them, untrained; `prompt`, `label_words` are what they
     are in a recipe, and `shots` then are texts with their labels.
@@ -102,22 +103,31 @@ def predict(
     Raises RunNotFound, RunFailed for a run without a model, DataError for what is no text.
     """
     who = find(name, version)
+    languages = {"from": from_, "to": to}
     line = StatusLine()
     try:
         if isinstance(who, Run):
             wait_for_model(who, line)
         wishes = read_wishes(how)
         if isinstance(who, Run) and not inference.writes(who):
-            more = {"task": task, "to": to, "labels": labels, "prompt": prompt, "label_words": label_words}
+            more = {"task": task, **languages, "labels": labels, "prompt": prompt, "label_words": label_words}
             given = [*how, *(word for word, value in more.items() if value), *(["shots"] if len(shots) else [])]
             refuse_wishes(who, given)
             return inference.predict(who, texts, line.texts)
         if gives_labels(task, labels, prompt, label_words):
-            if given := [*how, *(["to"] if to else [])]:
+            if given := [*how, *(word for word, value in languages.items() if value)]:
                 raise UsageError(f"{', '.join(given)}: that is for writing, and labels are asked for. Leave it out")
             return inference.label(who, texts, labels_of(labels, prompt, label_words, shots), line.texts)
         return inference.generate(
-            who, texts, wishes, task=task, to=to, shots=rows_of(shots), progress=line.texts, on_text=on_text
+            who,
+            texts,
+            wishes,
+            task=task,
+            from_=from_,
+            to=to,
+            shots=rows_of(shots),
+            progress=line.texts,
+            on_text=on_text,
         )
     finally:
         line.close()

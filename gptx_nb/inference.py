@@ -285,6 +285,7 @@ def generate(
     wishes: Wishes | None = None,
     *,
     task: str | None = None,
+    from_: str | None = None,
     to: str | None = None,
     shots: Sequence[Mapping[str, Any]] = (),
     step: int | None = None,
@@ -293,8 +294,9 @@ def generate(
 ) -> Generations:
     """Let the model of a run, or the base model that `who` names, write an answer to each of `prompts`.
 
-    `prompts`: a text, a row by role, a conversation, a list of those, a Series, or a DataFrame. `on_text` is called
-    with each piece of a single answer as it is written. Raises as `predict` does.
+    `prompts`: a text, a row by role, a conversation, a list of those, a Series, or a DataFrame. `from_` and `to` are
+    the languages of a translation. `on_text` is called with each piece of a single answer as it is written. Raises as
+    `predict` does.
     """
     wishes = wishes or Wishes()
     label = f"{who.name}/{who.version}" if isinstance(who, Run) else who
@@ -302,13 +304,14 @@ def generate(
     asked, index = read_prompts(prompts, label)
     target = {"folder": str(who.folder), "step": step} if isinstance(who, Run) else {"base": who}
     how = {name: value for name, value in asdict(wishes).items() if value is not None}
+    more = {"task": task, "from": from_, "to": to}
     rows: list[Generation] = []
     cut, found_task = 0, task or ""
     if asked:
         with contextlib.closing(_Client(Place.of(root))) as client:
             for start in range(0, len(asked), CHUNK_PROMPTS):
                 chunk = asked[start : start + CHUNK_PROMPTS]
-                body = {**target, "rows": chunk, "how": how, "task": task, "to": to, "shots": list(shots)}
+                body = {**target, "rows": chunk, "first": start + 1, "how": how, "shots": list(shots), **more}
                 single = on_text if len(asked) == 1 and wishes.n == 1 else None
                 answer = client.read_lines("/v1/generate", body, f"writing with {label}", single)
                 rows += [_generation(each) for each in answer["rows"]]
@@ -334,12 +337,13 @@ def read_prompts(value: Any, label: str) -> tuple[list[str | dict[str, Any]], An
         if all({"role", "content"} <= set(each) for each in value):
             return [{"messages": [_row(each, number) for number, each in enumerate(value, 1)]}], None
         return [_row(each, number) for number, each in enumerate(value, 1)], None
-    if known is not None and not callable(known):
-        names = [str(each) for each in known]
-        if len(names) > 1:
-            listed = value.to_dict("records") if hasattr(value, "to_dict") and hasattr(value, "iloc") else list(value)
-            index = getattr(value, "index", None)
-            return [_row(each, number) for number, each in enumerate(listed, 1)], None if callable(index) else index
+    if known is not None and not callable(known) and len(known):  # one column too: its name says what it holds
+        if hasattr(value, "iloc"):
+            listed = value.to_dict("records")
+        else:  # polars, pyarrow, or rows by themselves
+            listed = getattr(value, "to_dicts", getattr(value, "to_pylist", lambda: list(value)))()
+        index = getattr(value, "index", None)
+        return [_row(each, number) for number, each in enumerate(listed, 1)], None if callable(index) else index
     texts = read_texts(value, None, label)
     return list(texts.texts), texts.index
 

@@ -1,5 +1,6 @@
 """Asking models that write: runs of every kind and base models, through the real inference process."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -109,7 +110,9 @@ def test_an_interrupt_ends_the_writing(process: Path) -> None:
     assert seen is not None
 
 
-def test_a_base_model_can_be_asked_with_and_without_shots(process: Path, tiny_model: Path) -> None:
+def test_a_base_model_can_be_asked_with_and_without_shots(
+    process: Path, tiny_model: Path, plain_shell: InteractiveShell
+) -> None:
     found = gptx_nb.predict(str(tiny_model), "Hello", max_new_tokens=5, temperature=0)
     assert isinstance(found, Generations)
     assert found[0].tokens <= 5
@@ -121,6 +124,18 @@ def test_a_base_model_can_be_asked_with_and_without_shots(process: Path, tiny_mo
         gptx_nb.predict(str(tiny_model), {"document": "x"}, task="question-answering")
     with pytest.raises(DataError, match="translation into which language"):
         gptx_nb.predict(str(tiny_model), "x", task="translation")
+    german = {"task": "translation", "to": "en", "max_new_tokens": 2}
+    with pytest.raises(DataError, match="translation into English from which language\\? Type it, as in `--from fr`"):
+        gptx_nb.predict(str(tiny_model), "Hallo", **german)
+    said = gptx_nb.predict(str(tiny_model), "Hallo", from_="de", **german)
+    flags = "--task translation --from de --to en --max-new-tokens 2"
+    assert plain_shell.run_line_magic("gpt_predict", f"{tiny_model} {flags} Hallo").texts == said.texts  # type: ignore[union-attr]
+    command = [sys.executable, "-m", "gptx_nb.views.cli", "predict", str(tiny_model), *flags.split(), "--json", "Hallo"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)[0]["texts"] == said.texts  # type: ignore[union-attr]
+    rows = [{"question": word, "choices": ["a", "b"]} for word in ["What?"] * 65 + [""]]
+    with pytest.raises(DataError, match="row 66: empty question"):
+        gptx_nb.predict(str(tiny_model), rows, task="question-answering")
     with pytest.raises(DataError, match="a shot has an empty answer"):
         gptx_nb.predict(str(tiny_model), question, task="question-answering", shots=[{"question": "Who?"}])
     with pytest.raises(RunNotFound):

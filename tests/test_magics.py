@@ -394,6 +394,7 @@ def test_tab_completes_what_follows_a_model_that_is_asked_or_scored(
     assert offered(shell, "%gpt_eval smooth frame --label ") == ["review", "stars"]
     assert offered(shell, "%gpt_eval smooth frames.csv --text=") == ["a", "b"]
     assert offered(shell, "%gpt_predict smooth --task summ") == ["summarization"]
+    assert offered(shell, "%gpt_predict smooth --fr") == ["--from"]
     assert offered(shell, "%gpt_predict smooth --max") == ["--max-new-tokens"]
     shell.push({"reviewer": 3})
     assert "reviewer" in offered(shell, "%gpt_predict smooth {{revie")

@@ -19,14 +19,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from gptx_nb import files
 from gptx_nb.engine import beams, generate, models, packing, products
+from gptx_nb.engine.asking import Asking
 from gptx_nb.engine.device import Device, is_out_of_memory
 from gptx_nb.engine.models import context
+from gptx_nb.engine.roles import Roles
 from gptx_nb.engine.tasks import chat_templates, long_contexts, targets, templates
-from gptx_nb.engine.tasks.columns import messages_of
 from gptx_nb.engine.tasks.encoding import Encoded, Encoder
 from gptx_nb.engine.tasks.long_contexts import Windows
 from gptx_nb.engine.tasks.templates import Example, Segment
-from gptx_nb.engine.tasks.writing import LONG, TASKS, Missing, WritingTask
+from gptx_nb.engine.tasks.writing import LONG, TASKS, WritingTask
 from gptx_nb.errors import DataError, ModelError
 from gptx_nb.inference import TASK_FILE
 
@@ -136,74 +137,16 @@ class Writer:
             return cls(model, tokenizer, told["task"], told["facts"], tuned=True)
         return cls(model, tokenizer, task or "text-generation", {}, tuned=False)
 
-    def asked(
-        self, row: str | Mapping[str, Any], roles: Mapping[str, Any] | None = None, to: str | None = None
-    ) -> Example:
-        """Return the example that `row` asks for: a text, or values by role or by the columns of `roles`.
-
-        `to`: the language of a translation, where the model knows both directions. Raises DataError.
-        """
-        task = self.task
-        if isinstance(row, str):
-            given: dict[str, Any] = {"instruction" if task.name == "chat" else self._first_role(): row}
-        else:
-            columns = {each: role for role, each in (roles or {}).items() if isinstance(each, str)}
-            given = {columns.get(name, name): value for name, value in row.items() if value is not None}
-        known = {role for needed, optional in task.shapes for role in needed | optional}
-        example = {role: value for role, value in given.items() if role in known}
-        if task.name == "chat":
-            example = _question_in_talk(example)
-        if task.name == "text-generation" and "text" in example:
-            example["prompt"] = example.pop("text")
-        needed = [needed - {task.target} for needed, _ in task.shapes]
-        if task.name == "chat":
-            needed = [frozenset({"messages"})]
-        elif task.name == "text-generation":
-            needed = [frozenset({"prompt"})]
-        if not any(each <= set(example) for each in needed):
-            wants = " or ".join(" and ".join(sorted(each)) for each in needed)
-            raise DataError(
-                f"{task.name} is asked with {wants}, and the row has {', '.join(map(str, given)) or 'nothing'}"
-            )
-        example = {role: value if isinstance(value, list | dict) else str(value) for role, value in example.items()}
-        return {**example, **self._languages(to)} if task.name == "translation" else example
-
-    def shot(self, row: Mapping[str, Any], roles: Mapping[str, Any] | None = None, to: str | None = None) -> Example:
-        """Return an example with its answer, to be shown before what is asked. Raises DataError."""
-        columns = {each: role for role, each in (roles or {}).items() if isinstance(each, str)}
-        given = {columns.get(name, name): value for name, value in row.items()}
-        try:
-            found = self.task.read(given)
-        except Missing as error:
-            raise DataError(f"a shot has an {error}; it needs {self.task.needs}") from None
-        if self.task.name == "text-generation" and "text" in found:
-            raise DataError("a shot for text-generation has a prompt and a completion")
-        return {**found, **self._languages(to)} if self.task.name == "translation" else found
-
-    def _first_role(self) -> str:
-        """Return the role that a plain text has: of a model that was tuned, the one that it was asked with."""
-        return "prompt" if self.task.name == "text-generation" else self.task.asked
-
-    def _languages(self, to: str | None) -> dict[str, str]:
-        source, target = self.facts.get("from", "en"), self.facts.get("to")
-        if to is not None and target is None:
-            return {"from": source, "to": to}
-        if target is None:
-            raise DataError("translation into which language? Say so, as in `to: fr`")
-        if to is None or templates.language(to) == templates.language(target):
-            return {"from": source, "to": target}
-        if templates.language(to) == templates.language(source):
-            return {"from": target, "to": source}
-        raise DataError(f"to: {to} is not what the model has learnt: {source} and {target}")
+    def asking(self, roles: Roles | None = None, source: str | None = None, to: str | None = None) -> Asking:
+        """Return how it is asked: by the columns of `roles`, if it was tuned on them, and in which languages."""
+        return Asking(self.task, self.facts, roles if self.tuned else None, source, to)
 
     # ---- prompts ----------------------------------------------------------------------------------------------------
 
     def prompt(self, example: Example, shots: Sequence[Example] = ()) -> list[Segment]:
         """Return what asks for the answer to `example`, behind `shots` with their answers."""
         if shots and self.task.name == "chat":
-            before = [turn for shot in shots for turn in shot["messages"] if turn["role"] != "system"]
-            example = {"messages": [*before, *self.task.without_target(example)["messages"]]}
-            shots = ()
+            example, shots = _behind(shots, example), ()
         asked = self.task.prompt(self.task.without_target(example), self.facts, self._tokenizer)
         if not shots:
             return asked
@@ -399,9 +342,20 @@ class Writer:
         parts = self.task.segments(example, self.facts, self._tokenizer)
         if self.task.whole_text(example):
             return [row for each in parts for row in self.encoder.windows(each)]
-        if shots and self.task.name != "chat":
+        if shots and self.task.name == "chat":
+            return [self.encoder.encode(part) for part in self._talk_behind(shots, example)]
+        if shots:
             parts = [[*self.prompt(example, shots), *(each for each in part if each.target)] for part in parts]
         return [self.encoder.encode(part) for part in parts]
+
+    def _talk_behind(self, shots: Sequence[Example], example: Example) -> list[list[Segment]]:
+        """Return a conversation behind others: its own answers are the targets."""
+        talk = self.task.segments(_behind(shots, example), self.facts, self._tokenizer)
+        shown = self.task.segments(_behind(shots, example, alone=True), self.facts, self._tokenizer)
+        if len(talk) > 1:  # the template needs a row for each answer
+            return talk[len(shown) :]
+        size = len(shown[0])
+        return [[*(replace(each, target=False) for each in talk[0][:size]), *talk[0][size:]]]
 
     def text_of(self, row: Encoded) -> str:
         """Return the text of a row's targets."""
@@ -421,15 +375,12 @@ class Writer:
             torch.cuda.empty_cache()
 
 
-def _question_in_talk(example: Mapping[str, Any]) -> dict[str, Any]:
-    if "messages" in example:
-        messages = messages_of(example["messages"]) or example["messages"]
-    else:
-        messages = templates.messages_of_instruction(
-            {k: v for k, v in example.items() if k in ("instruction", "input")}
-        )
-    chat_templates.check(messages, asked=True)
-    return {"messages": messages}
+def _behind(shots: Sequence[Example], example: Example, *, alone: bool = False) -> Example:
+    """Return a conversation with `shots` between its system message and its first turn, or without its turns."""
+    messages = example["messages"]
+    opening = [turn for turn in messages[:1] if turn["role"] == "system"]
+    before = [turn for shot in shots for turn in shot["messages"] if turn["role"] != "system"]
+    return {"messages": [*opening, *before, *([] if alone else messages[len(opening) :])]}
 
 
 class _Stream:

@@ -449,8 +449,9 @@ class Handler(BaseHTTPRequestHandler):
         models, task = self.server.models, asked.get("task")
         writer = models.writer(folder, task) if folder is not None else models.base(asked["base"], task)
         roles = (task_of(folder) or {}).get("roles") if folder is not None else None
-        examples = [writer.asked(each, roles, asked.get("to")) for each in asked["rows"]]
-        shots = [writer.shot(each, roles, asked.get("to")) for each in asked.get("shots") or []]
+        asking = writer.asking(roles, asked.get("from"), asked.get("to"))
+        examples = asking.examples(asked["rows"], asked.get("first", 1))
+        shots = asking.shots(asked.get("shots") or [])
         if examples and all("choices" in each for each in examples):
             shares = writer.choose(examples, shots)
             told = [

@@ -29,7 +29,7 @@ Command = Callable[[argparse.Namespace], None]
 WISHES: dict[str, Callable[[str], Any]] = {  # of `predict`, for a model that writes
     **dict.fromkeys(("--temperature", "--top-p"), float),
     **dict.fromkeys(("--top-k", "--max-new-tokens", "--n", "--seed", "--beams"), int),
-    **dict.fromkeys(("--stop", "--to", "--task", "--labels", "--label-words"), str),
+    **dict.fromkeys(("--stop", "--from", "--to", "--task", "--labels", "--label-words"), str),
     "--prompt": lambda text: text.replace("\\n", "\n"),
 }
 
@@ -194,6 +194,8 @@ def predict(given: argparse.Namespace) -> None:
     else:
         texts = [line for line in sys.stdin.read().splitlines() if line.strip()]
     wishes = {key: value for each in WISHES if (value := getattr(given, key := each[2:].replace("-", "_"))) is not None}
+    if "from" in wishes:  # no name in Python
+        wishes["from_"] = wishes.pop("from")
     if given.shots is not None:
         wishes["shots"] = _json_lines(given.shots)
     streams = len(texts) == 1 and not given.json and sys.stdout.isatty()

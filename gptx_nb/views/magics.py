@@ -55,7 +55,7 @@ WISHES: dict[str, Callable[[str], Any]] = {  # of %gpt_predict, and how each is 
     "--n": int,
     "--seed": int,
     "--beams": int,
-    "--to": str,
+    **dict.fromkeys(("--from", "--to"), str),
     **dict.fromkeys(("--labels", "--label-words"), str),
     "--prompt": lambda text: text.replace("\\n", "\n"),
     "--task": str,
@@ -169,7 +169,7 @@ class GptxMagics(_Configured):  # type: ignore[misc]
         --n N                so many answers to each prompt
         --beams N            search the likeliest answer among N that grow side by side
         --seed N
-        --to LANGUAGE        of a translation
+        --from LANGUAGE      of a translation   --to LANGUAGE
         --task TASK          what a base model shall do, by default text-generation
         --shots {{rows}}     examples with their answers, shown before the prompt
 
@@ -192,10 +192,12 @@ class GptxMagics(_Configured):  # type: ignore[misc]
             if not inference.writes(who):
                 api.refuse_wishes(who, list(asked))
                 return inference.predict(who, texts)
+        if "from" in asked:  # no name in Python
+            asked["from_"] = asked.pop("from")
         of_labels = [asked.get(key) for key in ("task", "labels", "prompt", "label_words")]
         if api.gives_labels(*of_labels):
             return api.predict(name, texts, **asked)
-        more = {key: asked.pop(key) for key in ("task", "to") if key in asked}
+        more = {key: asked.pop(key) for key in ("task", "from_", "to") if key in asked}
         shots = api.rows_of(asked.pop("shots", ()))
         said: list[str] = []
         on_text = self._saying(said) if getattr(self.shell, "kernel", None) is not None else None
