@@ -65,7 +65,7 @@ def test_a_template_that_fails_names_the_conversation_and_what_to_change(tmp_pat
     with pytest.raises(DataError) as caught:
         encoded(tmp_path, tiny_model, rows, refuses)
     assert str(caught.value) == (
-        "df (list), example 2 ('system: Be brief. user: Hello there'): the model's chat template does not take a "
+        "df (list), row 2 ('system: Be brief. user: Hello there'): the model's chat template does not take a "
         "conversation: No system here. Change what it refuses (often a system message), or choose a base model with "
         "another `chat_template`"
     )

@@ -138,7 +138,7 @@ class Before:
         assert start.head is not None
         held = table.validation.texts
         of_zero, of_few = (_spread(len(held), most) for most in (MOST_ZERO, MOST_FEW))
-        places = _one_of_each(table.train.labels, min(MOST_SHOTS, max(LEAST_SHOTS, len(table.labels))))
+        places = one_of_each(table.train.labels, min(MOST_SHOTS, max(LEAST_SHOTS, len(table.labels))))
         shown = start.wording.after(
             [table.train.texts[place] for place in places], [table.train.labels[place] for place in places]
         )
@@ -177,7 +177,7 @@ def _spread(count: int, most: int) -> list[int]:
     return [at * count // min(count, most) for at in range(min(count, most))]
 
 
-def _one_of_each(labels: Sequence[int], count: int) -> list[int]:
+def one_of_each(labels: Sequence[int], count: int) -> list[int]:
     """Return the places of `count` examples, of every label in turn, in their order."""
     seen: dict[int, int] = {}
     turn = []
