@@ -280,9 +280,11 @@ def rows_used(report: dict[str, Any]) -> str:
     return f"{counted(rows, 'row')}, {used:,} used; left out: {left_out or f'{rows - used:,}'}"
 
 
-def split_sizes(report: dict[str, Any]) -> str:
+def split_sizes(report: dict[str, Any], plan: dict[str, Any] | None = None) -> str:
     """Say how many examples are learned from, and what the score is measured on."""
-    return f"{report['train']:,} to learn from; scoring: {report['validation_note']}"
+    left_out = plan["tokens"].get("left_out_of_scoring") if plan else None
+    without = f", {left_out:,} of them left out as they do not fit" if left_out else ""
+    return f"{report['train']:,} to learn from; scoring: {report['validation_note']}{without}"
 
 
 def lengths(plan: dict[str, Any]) -> str:
@@ -371,7 +373,7 @@ def preflight_lines(run: Run) -> list[str]:
             f"data: {report.get('source') or 'examples'}: {rows_used(report)}",
             f"task: {report['task']} ({report['task_why']})",
             f"columns: {mapping(report)}",
-            f"rows: {split_sizes(report)}",
+            f"rows: {split_sizes(report, plan)}",
         ]
         if plan is not None:
             lines.append(f"lengths: {lengths(plan)}; {writing_words.targets(plan)}")

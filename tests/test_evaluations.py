@@ -11,9 +11,12 @@ import pandas as pd
 import pytest
 from IPython.core.error import UsageError as IPythonUsageError
 from IPython.core.interactiveshell import InteractiveShell
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import gptx_nb
 from gptx_nb import launch, progress
+from gptx_nb.engine import answers
+from gptx_nb.engine.writer import How, Writer
 from gptx_nb.errors import DataError, UsageError
 from gptx_nb.recipe import make_recipe
 from gptx_nb.runs import Run
@@ -148,3 +151,24 @@ def test_a_model_is_kept_without_a_score_where_scoring_breaks_off() -> None:
     assert progress.verdict({"validation": None, "note": told}) == told
     with pytest.raises(MemoryError):  # another attempt takes less
         attempt.scores(job, starves)
+
+
+def test_what_is_cut_and_what_cannot_be_answered_is_counted_and_named(tiny_model: Path) -> None:
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
+    writer = Writer(model, tokenizer, "question-answering", {}, tuned=False)
+    asked = [
+        {"question": "Who?", "context": "long " * 60, "answer": "I"},
+        {"question": "Who? " * 30, "context": "short", "answer": "I"},
+        {"question": "Who?", "context": "short", "answer": "I"},
+    ]
+    brief = How(temperature=0.0, max_new_tokens=2)
+    for examples in (asked, [{**each, "choices": ["I", "you"]} for each in asked]):
+        found = answers.written(writer, examples, how=brief)
+        assert (found["written"], found["left_out"], found["cut"]) == (2, [1], 1)
+        assert len(answers.samples(writer, examples, 3, 2)) == 2
+    assert answers.notes(found, lambda at: f"row {at + 5}", 128) == [
+        "1 row (row 6) is left unanswered: with room for an answer, what asks for it takes more than the 128 tokens "
+        "that the model sees",
+        "the contexts of 1 of 2 answered rows were cut to fit into the 128 tokens that the model sees, with room for "
+        "the answer",
+    ]

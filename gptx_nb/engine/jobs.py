@@ -231,7 +231,10 @@ class Classification:
         return self._before.tokens if self._before is not None else []
 
     def before(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]:
-        return self._before.scores(model, tokenizer, self.table) if self._before is not None else {}
+        if self._before is None:
+            return {}
+        few = "the base model is not scored on examples before a text: they take more than half of what it sees"
+        return {**self._before.scores(model, tokenizer, self.table), "notes": [] if self._before.few else [few]}
 
     def evaluation(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any
@@ -246,7 +249,14 @@ class Classification:
 
     def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]:
         assert self.table.validation is not None
-        return evaluate.scores(self.table.labels, self.table.validation.labels, learner.held_logits())
+        found = evaluate.scores(self.table.labels, self.table.validation.labels, learner.held_logits())
+        return {**found, "notes": self._why_no_base()}
+
+    def _why_no_base(self) -> list[str]:
+        if self._before is not None or not self.recipe.baselines:
+            return []
+        kind = "any number of labels a text" if self.table.multi_label else "a new head on the plain text"
+        return [f"the base model has no score, with or without examples: {kind}, which it cannot give untrained"]
 
     def baselines(self) -> dict[str, Any]:
         assert self.table.validation is not None
@@ -310,7 +320,7 @@ class MultiLabel(Classification):
         return told, [found["micro_f1"], -found["loss"]]
 
     def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]:
-        return self._scored(learner.held_logits())
+        return {**self._scored(learner.held_logits()), "notes": self._why_no_base()}
 
     def _scored(self, logits: np.ndarray) -> dict[str, Any]:
         assert self.table.validation is not None
@@ -516,21 +526,28 @@ class Writing:
         """
         if not self.is_scored or not self.recipe.baselines:
             return {}
+        few, why = self._few_shot(model, tokenizer)
         return {
             "scores": self._scored(model, tokenizer, learner, tuned=False),
-            "few_shot": self._few_shot(model, tokenizer),
+            "few_shot": few,
+            "notes": [f"the base model is not scored on examples before what is asked: {why}"] if why else [],
         }
 
-    def _few_shot(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
+    def _few_shot(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[dict[str, Any] | None, str]:
+        """Return the scores behind some examples, or None and why there are none."""
         shots, held = list(self.table.train[:SHOTS]), self._fitting
         writer = Writer(model, tokenizer, self.table.task, self._facts, tuned=False)
-        if any(self.task.whole_text(each) for each in [*shots, *held]) or not shots:
-            return None
+        if any(self.task.whole_text(each) for each in [*shots, *held]):
+            return None, "texts to continue have no answers to show"
         try:
             found = answers.written(writer, held, allow_code=self.recipe.allow_code, shots=shots, most=MOST_FEW_SHOT)
-        except DataError:  # they do not fit before what is asked
-            return None
-        return {**found, "shots": len(shots)} if found["written"] else None
+        except DataError as error:
+            return None, str(error)
+        if not found["written"]:
+            return None, f"{len(shots)} of them do not fit into the {writer.context:,} tokens that it sees"
+        return {**found, "shots": len(shots)}, ""
 
     def evaluation(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any

@@ -73,7 +73,7 @@ def preflight(run: Run) -> str:
         shown = report.get("source") or "examples"
         parts.append(markup.line(f"{markup.escaped(shown)}: {html.escape(progress.rows_used(report))}"))
         parts.append(markup.line(f"Columns: {markup.escaped(progress.mapping(report), 600)}"))
-        parts.append(markup.line(f"Split: {markup.escaped(progress.split_sizes(report), 600)}"))
+        parts.append(markup.line(f"Split: {markup.escaped(progress.split_sizes(report, plan), 600)}"))
         if plan is None and not writing_words.is_writing(report):
             parts.append(
                 markup.table(

@@ -335,7 +335,10 @@ class Attempt:
         if starts_here:
             self.phase("base")
             with held.scored():
-                files.write_json(run.before_file, job.before(model, made.tokenizer, learner))
+                before = job.before(model, made.tokenizer, learner)
+            for note in before.get("notes", ()):
+                self.note(note)
+            files.write_json(run.before_file, before)
         self._keep_frozen_part(learner, lambda: arithmetic(model, device.device, device.dtype))
         self.phase("preflight")
         trial = made.preflight(with_less_memory, held)
