@@ -462,28 +462,44 @@ def mistakes(validation: dict[str, Any]) -> list[tuple[str, str, int]]:
 
 def score_rows(run: Run) -> list[tuple[str, float, float | None]]:
     """Return (who, accuracy, macro F1) of the model and of each baseline; empty where nothing was held back."""
+    return [(who, found["accuracy"], found["macro_f1"]) for who, found in _scored(run)]
+
+
+def score_cells(run: Run) -> list[tuple[str, str, str]]:
+    """Return `score_rows` in words, each score with its 95 % interval where it is known."""
+    return [(who, _measured(found, "accuracy"), _measured(found, "macro_f1")) for who, found in _scored(run)]
+
+
+def _measured(found: dict[str, Any], name: str) -> str:
+    scores = found.get("scores") or {}
+    score = scores.get("subset_accuracy" if name == "accuracy" and "accuracy" not in scores else name)
+    return share(found[name]) + (f" ({score['low']:.2f} to {score['high']:.2f})" if score else "")
+
+
+def calibration(validation: dict[str, Any] | None) -> str:
+    """Say how far confidence and accuracy are apart; nothing of an older run, or of several labels a text."""
+    score = ((validation or {}).get("scores") or {}).get("calibration_error")
+    return "" if score is None else f"calibration error {writing_words.shown(score)} on {score['examples']:,} rows"
+
+
+def _scored(run: Run) -> list[tuple[str, dict[str, Any]]]:
+    """Return (who, {"accuracy", "macro_f1", "scores"}) of the model and of each baseline."""
     scores = run.scores()
     if not scores or not scores.get("validation") or run.kind is PretrainRecipe or writing_words.is_writing(scores):
         return []
     validation = scores["validation"]
-    rows: list[tuple[str, float, float | None]] = [
-        (f"{called(run)} ({model_name(run)})", validation["accuracy"], validation["macro_f1"])
-    ]
+    rows: list[tuple[str, dict[str, Any]]] = [(f"{called(run)} ({model_name(run)})", validation)]
     baselines = scores.get("baselines") or {}
     if transfer := scores.get("transfer"):
         mean = sum(transfer["scratch"]) / len(transfer["scratch"])
-        rows.append((f"same architecture, random weights ({counted(len(transfer['scratch']), 'seed')})", mean, None))
+        who = f"same architecture, random weights ({counted(len(transfer['scratch']), 'seed')})"
+        rows.append((who, {"accuracy": mean, "macro_f1": None}))
     for name, how in (("few_shot", "shown {shots} examples"), ("base", "untrained")):
         if (found := scores.get(name)) and "accuracy" in found:
             who = f"{model_name(run)}, {how.format_map(found)}"
             who += f" (on {found['rows']:,} of the rows)" if found["rows"] < validation["rows"] else ""
-            rows.append((who, found["accuracy"], found["macro_f1"]))
-    rows += [
-        (words, baselines[name]["accuracy"], baselines[name]["macro_f1"])
-        for name, words in NAMES.items()
-        if name in baselines
-    ]
-    return rows
+            rows.append((who, found))
+    return rows + [(words, baselines[name]) for name, words in NAMES.items() if name in baselines]
 
 
 def model_name(run: Run) -> str:
@@ -527,6 +543,9 @@ def trouble(run: Run) -> str:
     return ""
 
 
+HEAD = ("", "accuracy", "macro F1")
+
+
 def result_lines(run: Run) -> list[str]:
     """Return how the run ended, as text: scores beside the baselines, or what went wrong."""
     lines = [headline(run)]
@@ -550,10 +569,12 @@ def result_lines(run: Run) -> list[str]:
                 lines += [f"  {who}: {one_line(text, 140)}"] if text else []
     if scores.get("transfer"):
         lines.append(transfer_gain(scores["transfer"]))
-    if rows := score_rows(run):
+    if rows := score_cells(run):
         width = max(len(who) for who, _, _ in rows)
-        lines.append(f"{'':{width}}  accuracy  macro F1")
-        lines += [f"{who:{width}}  {accuracy:8.2f}  {share(f1):>8}" for who, accuracy, f1 in rows]
+        wide = max(8, *(len(cell) for row in rows for cell in row[1:]))
+        lines += [f"{who:{width}}  {accuracy:>{wide}}  {f1:>{wide}}" for who, accuracy, f1 in [HEAD, *rows]]
+    if said := calibration(scores.get("validation")):
+        lines.append(said)
     if (validation := scores.get("validation") or {}).get("multi_label"):
         lines += multi_label_words.lines(validation)
     return lines + [f"note: {note}" for note in [*warnings(run), *_notes(run)]]

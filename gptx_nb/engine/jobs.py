@@ -249,14 +249,18 @@ class Classification:
 
     def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]:
         assert self.table.validation is not None
-        found = evaluate.scores(self.table.labels, self.table.validation.labels, learner.held_logits())
-        return {**found, "notes": self._why_no_base()}
+        asked = self.table.labels, self.table.validation.labels, learner.held_logits()
+        return {**evaluate.scores(*asked), "scores": evaluate.measured(*asked), "notes": self._why_no_base()}
 
     def _why_no_base(self) -> list[str]:
         if self._before is not None or not self.recipe.baselines:
             return []
-        kind = "any number of labels a text" if self.table.multi_label else "a new head on the plain text"
-        return [f"the base model has no score, with or without examples: {kind}, which it cannot give untrained"]
+        kind = (
+            "before training it gives one label a text, and these have any number"
+            if self.table.multi_label
+            else "a new head on the plain text knows nothing before it is trained"
+        )
+        return [f"the base model has no score, with or without examples: {kind}"]
 
     def baselines(self) -> dict[str, Any]:
         assert self.table.validation is not None

@@ -158,15 +158,22 @@ class Before:
         )
 
     def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, table: Table) -> dict[str, Any]:
-        """Return {"scores", "few_shot"}, each {"rows", "accuracy", "macro_f1"}; few-shot ones where examples fit."""
+        """Return {"scores", "few_shot"}, each {"rows", "accuracy", "macro_f1", "scores": as `evaluate.measured`}.
+
+        Few-shot ones where the examples fit, else None.
+        """
         assert table.validation is not None
         truth, pad = table.validation.labels, int(tokenizer.pad_token_id)
 
         def score(rows: Sequence[Row], places: list[int], calibrate: bool) -> dict[str, Any]:
             states = label_words.states(model, rows, pad_id=pad, dtype=self.dtype)
             head = label_words.head(self.rows, states, states[:0]) if calibrate else self.head
-            found = evaluate.scores(table.labels, [truth[at] for at in places], (states @ head.T).numpy())
-            return {name: found[name] for name in ("rows", "accuracy", "macro_f1")}
+            told = evaluate.measured(table.labels, [truth[at] for at in places], (states @ head.T).numpy())
+            return {
+                "rows": len(rows),
+                **{name: told[name]["value"] for name in ("accuracy", "macro_f1")},
+                "scores": told,
+            }
 
         few = {**score(self.few, self.of_few, True), "shots": self.shots} if self.few else None
         return {"scores": score(self.zero, self.of_zero, False), "few_shot": few}
