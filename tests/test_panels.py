@@ -119,7 +119,7 @@ def test_scores_stand_with_their_intervals_and_the_calibration_error_beside(home
     run = finished(validation={**SCORES["validation"], "scores": known}, baselines=words)
     shown = panels.bundle_of(run)
     assert shown["text/plain"].splitlines()[2:6] == [
-        "                                          accuracy             macro F1",
+        "                                         accuracy             macro F1",
         "reviews v1 (tiny)             0.81 (0.76 to 0.91)  0.81 (0.76 to 0.91)",
         "TF-IDF + logistic regression  0.83 (0.78 to 0.93)  0.80 (0.75 to 0.90)",
         "calibration error 0.060 (0.010 to 0.160) on 48 rows",
