@@ -146,11 +146,11 @@ def evaluate(
 ) -> Evaluation:
     """Score the run `name`, or a base model of that name, on any table; waits while the run trains.
 
-    `data` is what `finetune` takes there; of its settings `columns`, `text`, `label`, `split`, `subset` and
-    `allow_code` say how to read it. A model that writes is shown `shots` rows with their answers, and answers `most`
-    of the others. Every score has its number of examples and a 95 % interval.
+    `data` is what `finetune` takes there; of its settings `columns`, `text`, `label`, `label_separator`, `split`,
+    `subset` and `allow_code` say how to read it. A model that writes is shown `shots` rows with their answers, and
+    answers `most` of the others. Every score has its number of examples and a 95 % interval.
     """
-    known = ("columns", "text", "label", "split", "subset", "allow_code", "device")
+    known = ("columns", "text", "label", "label_separator", "split", "subset", "allow_code", "device")
     for word in settings:
         if word not in known:
             raise UsageError(

@@ -123,7 +123,7 @@ def _scores_of(told: Json) -> dict[str, str]:
     found = {"state": str(told["doing"])}
     scores = told["scores"] or {}
     validation = scores.get("validation") or {}
-    if isinstance(validation.get("scores"), dict):  # of a task that writes
+    if isinstance(validation.get("scores"), dict):  # with their intervals; an older classifier has none
         found |= {writing_words.called(name): writing_words.shown(each) for name, each in validation["scores"].items()}
         base = (scores.get("base") or {}).get("scores") or {}
         found |= {f"{writing_words.called(name)}, base model": writing_words.shown(each) for name, each in base.items()}
@@ -131,8 +131,10 @@ def _scores_of(told: Json) -> dict[str, str]:
         for name in ("accuracy", "macro_f1", "bits_per_byte"):
             if isinstance(validation.get(name), int | float):
                 found[writing_words.called(name)] = f"{validation[name]:.3f}"
-        for name, each in (scores.get("baselines") or {}).items():
-            found[f"accuracy, {progress.NAMES.get(name, name)}"] = f"{each['accuracy']:.3f}"
+    for name, each in (scores.get("baselines") or {}).items():
+        known = (each.get("scores") or {}).get("accuracy")
+        accuracy = writing_words.shown(known) if known else f"{each['accuracy']:.3f}"
+        found[f"accuracy, {progress.NAMES.get(name, name)}"] = accuracy
     if isinstance(validation.get("rows"), int):
         found["held-out rows"] = f"{validation['rows']:,}"
     if transfer := scores.get("transfer"):

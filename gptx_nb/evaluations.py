@@ -21,6 +21,7 @@ from gptx_nb.predictions import _CELL, _FRAME, _printable, _short
 from gptx_nb.recipe import Recipe
 from gptx_nb.runs import Run
 
+LEARNT = ("text", "label", "columns", "label_separator")  # settings of a run that say how its table is read
 MOST = 50  # answers that are written to be scored
 
 
@@ -106,9 +107,9 @@ def evaluate(
 ) -> Evaluation:
     """Score a run, or the base model that `who` names, on a table.
 
-    `recipe` names table and columns (`data`, `columns`, `text`, `label`, `split`, `allow_code`); `data` is the table
-    where it is an object. `shots` rows of the table are shown to a model that writes, and not scored; of the others
-    `most` are answered. Raises UsageError for a mistake, RunFailed where the process broke off.
+    `recipe` names table and columns (`data`, `columns`, `text`, `label`, `label_separator`, `split`, `allow_code`);
+    `data` is the table where it is an object. `shots` rows of the table are shown to a model that writes, and not
+    scored; of the others `most` are answered. Raises UsageError for a mistake, RunFailed where the process broke off.
     """
     if isinstance(who, Run) and not (who.model / "config.json").is_file():
         raise RunNotFound(f"run {who.name}/{who.version} has no model yet: it is {who.state()}")
@@ -121,9 +122,7 @@ def evaluate(
             "base": None if isinstance(who, Run) else who,
             "writes": not isinstance(who, Run) or inference.writes(who),
             "device": who.recipe().device if isinstance(who, Run) else recipe.device,
-            "learnt": {name: getattr(who.recipe(), name, None) for name in ("text", "label", "columns")}
-            if isinstance(who, Run)
-            else {},
+            "learnt": {name: getattr(who.recipe(), name, None) for name in LEARNT} if isinstance(who, Run) else {},
             "recipe": recipe.model_dump(mode="json"),
             "source": source.to_json(),
             "task": task,

@@ -376,7 +376,7 @@ def _table(run: Run) -> list[list[str]]:
         head, rows = writing_words.table(scores or {}, progress.model_name(run))
     else:
         head = ["on the held-out rows", "accuracy", "macro F1"]
-        rows = [[who, f"{accuracy:.2f}", progress.share(f1)] for who, accuracy, f1 in progress.score_rows(run)]
+        rows = [list(row) for row in progress.score_cells(run)]
     return [head, *rows] if rows else []
 
 

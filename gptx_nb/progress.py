@@ -280,9 +280,11 @@ def rows_used(report: dict[str, Any]) -> str:
     return f"{counted(rows, 'row')}, {used:,} used; left out: {left_out or f'{rows - used:,}'}"
 
 
-def split_sizes(report: dict[str, Any]) -> str:
+def split_sizes(report: dict[str, Any], plan: dict[str, Any] | None = None) -> str:
     """Say how many examples are learned from, and what the score is measured on."""
-    return f"{report['train']:,} to learn from; scoring: {report['validation_note']}"
+    left_out = plan["tokens"].get("left_out_of_scoring") if plan else None
+    without = f", {left_out:,} of them left out as they do not fit" if left_out else ""
+    return f"{report['train']:,} to learn from; scoring: {report['validation_note']}{without}"
 
 
 def lengths(plan: dict[str, Any]) -> str:
@@ -371,7 +373,7 @@ def preflight_lines(run: Run) -> list[str]:
             f"data: {report.get('source') or 'examples'}: {rows_used(report)}",
             f"task: {report['task']} ({report['task_why']})",
             f"columns: {mapping(report)}",
-            f"rows: {split_sizes(report)}",
+            f"rows: {split_sizes(report, plan)}",
         ]
         if plan is not None:
             lines.append(f"lengths: {lengths(plan)}; {writing_words.targets(plan)}")
@@ -461,34 +463,49 @@ def mistakes(validation: dict[str, Any]) -> list[tuple[str, str, int]]:
 
 def score_rows(run: Run) -> list[tuple[str, float, float | None]]:
     """Return (who, accuracy, macro F1) of the model and of each baseline; empty where nothing was held back."""
+    return [(who, found["accuracy"], found["macro_f1"]) for who, found in _scored(run)]
+
+
+def score_cells(run: Run) -> list[tuple[str, str, str]]:
+    """Return `score_rows` in words, each score with its 95 % interval where it is known."""
+    return [(who, _measured(found, "accuracy"), _measured(found, "macro_f1")) for who, found in _scored(run)]
+
+
+def _measured(found: dict[str, Any], name: str) -> str:
+    scores = found.get("scores") or {}
+    score = scores.get("subset_accuracy" if name == "accuracy" and "accuracy" not in scores else name)
+    return share(found[name]) + (f" ({score['low']:.2f} to {score['high']:.2f})" if score else "")
+
+
+def calibration(validation: dict[str, Any] | None) -> str:
+    """Say how far confidence and accuracy are apart; nothing of an older run, or of several labels a text."""
+    score = ((validation or {}).get("scores") or {}).get("calibration_error")
+    return "" if score is None else f"calibration error {writing_words.shown(score)} on {score['examples']:,} rows"
+
+
+def _scored(run: Run) -> list[tuple[str, dict[str, Any]]]:
+    """Return (who, {"accuracy", "macro_f1", "scores"}) of the model and of each baseline."""
     scores = run.scores()
     if not scores or not scores.get("validation") or run.kind is PretrainRecipe or writing_words.is_writing(scores):
         return []
     validation = scores["validation"]
-    rows: list[tuple[str, float, float | None]] = [
-        (f"{called(run)} ({model_name(run)})", validation["accuracy"], validation["macro_f1"])
-    ]
+    rows: list[tuple[str, dict[str, Any]]] = [(f"{called(run)} ({model_name(run)})", validation)]
     baselines = scores.get("baselines") or {}
     if transfer := scores.get("transfer"):
         seeds = counted(len(transfer["scratch"]), "seed")
         if len(transfer["pretrained"]) > 1:  # the model itself has one of them, and the gain is that of the means
-            rows.append((f"the same from {model_name(run)} ({seeds})", _mean(transfer["pretrained"]), None))
-        rows.append((f"same architecture, random weights ({seeds})", _mean(transfer["scratch"]), None))
+            rows.append((f"the same from {model_name(run)} ({seeds})", _mean(transfer["pretrained"])))
+        rows.append((f"same architecture, random weights ({seeds})", _mean(transfer["scratch"])))
     for name, how in (("few_shot", "shown {shots} examples"), ("base", "untrained")):
         if (found := scores.get(name)) and "accuracy" in found:
             who = f"{model_name(run)}, {how.format_map(found)}"
             who += f" (on {found['rows']:,} of the rows)" if found["rows"] < validation["rows"] else ""
-            rows.append((who, found["accuracy"], found["macro_f1"]))
-    rows += [
-        (words, baselines[name]["accuracy"], baselines[name]["macro_f1"])
-        for name, words in NAMES.items()
-        if name in baselines
-    ]
-    return rows
+            rows.append((who, found))
+    return rows + [(words, baselines[name]) for name, words in NAMES.items() if name in baselines]
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _mean(accuracies: Sequence[float]) -> dict[str, Any]:
+    return {"accuracy": sum(accuracies) / len(accuracies), "macro_f1": None}
 
 
 def model_name(run: Run) -> str:
@@ -532,6 +549,9 @@ def trouble(run: Run) -> str:
     return ""
 
 
+HEAD = ("", "accuracy", "macro F1")
+
+
 def result_lines(run: Run) -> list[str]:
     """Return how the run ended, as text: scores beside the baselines, or what went wrong."""
     lines = [headline(run)]
@@ -555,10 +575,12 @@ def result_lines(run: Run) -> list[str]:
                 lines += [f"  {who}: {one_line(text, 140)}"] if text else []
     if scores.get("transfer"):
         lines.append(transfer_gain(scores["transfer"]))
-    if rows := score_rows(run):
+    if rows := score_cells(run):
         width = max(len(who) for who, _, _ in rows)
-        lines.append(f"{'':{width}}  accuracy  macro F1")
-        lines += [f"{who:{width}}  {accuracy:8.2f}  {share(f1):>8}" for who, accuracy, f1 in rows]
+        wide = max(8, *(len(cell) for row in rows for cell in row[1:]))
+        lines += [f"{who:{width}}  {accuracy:>{wide}}  {f1:>{wide}}" for who, accuracy, f1 in [HEAD, *rows]]
+    if said := calibration(scores.get("validation")):
+        lines.append(said)
     if (validation := scores.get("validation") or {}).get("multi_label"):
         lines += multi_label_words.lines(validation)
     return lines + [f"note: {note}" for note in [*warnings(run), *_notes(run)]]

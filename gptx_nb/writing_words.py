@@ -36,11 +36,11 @@ def rendered(plan: Mapping[str, Any]) -> list[tuple[str, int]]:
 
 def targets(plan: Mapping[str, Any]) -> str:
     """Say how many tokens carry loss."""
-    tokens = plan["target_tokens"]
-    left_out = plan["tokens"].get("left_out")
+    tokens, counts = plan["target_tokens"], plan["tokens"]
+    left_out = counts.get("left_out", 0) - counts.get("left_out_of_scoring", 0)
     return (
         f"loss on {tokens['min']:,} to {tokens['max']:,} of them, median {tokens['median']:,}: the answer and its end"
-        + (f"; {left_out:,} left out as they do not fit" if left_out else "")
+        + (f"; {left_out:,} left out of learning as they do not fit" if left_out else "")
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 from transformers import AutoTokenizer
 
+from gptx_nb import progress, writing_words
 from gptx_nb.engine import examples, jobs
 from gptx_nb.errors import DataError
 from gptx_nb.recipe import make_recipe
@@ -65,9 +67,70 @@ def test_a_template_that_fails_names_the_conversation_and_what_to_change(tmp_pat
     with pytest.raises(DataError) as caught:
         encoded(tmp_path, tiny_model, rows, refuses)
     assert str(caught.value) == (
-        "df (list), example 2 ('system: Be brief. user: Hello there'): the model's chat template does not take a "
+        "df (list), row 2 ('system: Be brief. user: Hello there'): the model's chat template does not take a "
         "conversation: No system here. Change what it refuses (often a system message), or choose a base model with "
         "another `chat_template`"
+    )
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "a table of its own"])
+def test_a_template_that_fails_names_the_row_of_its_table_wherever_the_split_has_put_it(
+    tmp_path: Path, tiny_model: Path, part: str
+) -> None:
+    own = part == "a table of its own"
+    asked = make_recipe({"data": "df", "task": "chat", "validation": "held" if own else 0.25})
+    talks = [{"messages": [talk("user", f"Say {said}"), talk("assistant", f"{said}")]} for said in range(1, 41)]
+    held, unused = (talks[19::-1] if own else None), [{"messages": None}]
+    rows = [*unused, *(talks[20:] if own else talks)]
+    table = examples.load(asked, stage(asked, rows, held, tmp_path), tmp_path)
+    chosen = (table.train if part == "train" else table.validation)[3]
+    said = chosen["messages"][-1]["content"]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['content'] == 'Say " + said + "' %}{{ raise_exception('No.') }}{% endif %}"
+        "<{{ m['role'] }}>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    job = jobs.of(table, asked)
+    named = f"held (list), row {21 - int(said)}" if own else f"df (list), row {int(said) + 1}"
+    with pytest.raises(DataError, match=re.escape(f"{named} ('Say {said}'): the model's chat template does not")):
+        job.encode(tokenizer, 64)
+
+
+def talk(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def test_a_validation_table_that_does_not_fit_at_all_is_told_and_parts_are_counted_apart(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    short, long = {"question": "red?", "answer": "der"}, {"question": "?", "answer": "word " * 50}
+    asked = make_recipe({"data": "df", "validation": "held"})
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+
+    def told(held: list[dict[str, str]]) -> Any:
+        table = examples.load(asked, stage(asked, [short, long, short, long], held, tmp_path), tmp_path)
+        job = jobs.of(table, asked)
+        job.encode(tokenizer, 64)
+        plan = {**job.told(tokenizer), "max_length": {"choice": 64}}
+        return job, plan, progress.split_sizes(table.report, plan), writing_words.targets(plan)
+
+    job, plan, sizes, targets = told([long, short, long])
+    assert job.is_scored
+    assert sizes == "4 to learn from; scoring: 3 rows of held (list), 2 of them left out as they do not fit"
+    assert targets.endswith("; 2 left out of learning as they do not fit")
+    why = "the answer and what asks for it take more than 64 tokens"
+    assert f"2 rows (the first: df (list), row 2) are left out of learning: {why}" in plan["notes"]
+    assert f"2 rows (the first: held (list), row 1) are left out of scoring: {why}" in plan["notes"]
+
+    job, plan, *_ = told([long, long])
+    assert not job.is_scored
+    assert (
+        plan["notes"][-1]
+        == job.why_unscored
+        == (
+            "no row held back fits, so there is no score (2 rows of held (list)). Shorten their texts, or set a larger "
+            "`max_length:`, if the model allows it"
+        )
     )
 
 

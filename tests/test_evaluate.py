@@ -23,6 +23,20 @@ def test_scores_are_those_of_the_confusion_matrix() -> None:
     assert found["loss"] == pytest.approx(-np.log([0.9, 0.4, 0.8, 0.7]).mean(), rel=1e-5)
 
 
+def test_every_score_of_a_run_and_of_its_baselines_has_an_interval_and_its_number_of_examples() -> None:
+    truth, shares = [0, 1] * 20, np.array([[0.9, 0.1], [0.1, 0.9]] * 15 + [[0.1, 0.9], [0.9, 0.1]] * 5)
+    found = evaluate.measured(["no", "yes"], truth, np.log(shares))
+    assert {name: round(each["value"], 6) for name, each in found.items()} == {
+        "accuracy": 0.75, "macro_f1": 0.75, "calibration_error": 0.15,
+    }  # fmt: skip
+    held = Examples(["good film", "bad film"] * 20, truth)
+    for each in (found, evaluate.baselines(held, held)["majority"]["scores"]):
+        for score in each.values():
+            assert (score["low"] <= score["value"] <= score["high"], score["examples"]) == (True, 40)
+            assert score["low"] < score["high"]
+    assert evaluate.baselines(held, held)["majority"]["macro_f1"] == pytest.approx(1 / 3)
+
+
 def test_a_few_rows_are_shown_always_the_same_with_the_share_of_their_label() -> None:
     held = Examples([f"text {at}" for at in range(8)], [at % 2 for at in range(8)])
     logits = np.log(np.array([[0.9, 0.1]] * 8))

@@ -4,18 +4,23 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
 from IPython.core.error import UsageError as IPythonUsageError
 from IPython.core.interactiveshell import InteractiveShell
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import gptx_nb
-from gptx_nb import launch
+from gptx_nb import launch, progress
+from gptx_nb.engine import answers
+from gptx_nb.engine.writer import How, Writer
 from gptx_nb.errors import DataError, UsageError
 from gptx_nb.recipe import make_recipe
 from gptx_nb.runs import Run
+from gptx_nb.worker.__main__ import Attempt
 
 COLOURS = ("red", "blue", "green", "black")
 QUESTIONS = pd.DataFrame([(f"{c}?", c[::-1]) for c in COLOURS] * 6, columns=["question", "answer"])
@@ -75,6 +80,27 @@ def test_a_classifier_is_scored_with_intervals_and_a_confusion_matrix(home: Path
         gptx_nb.evaluate("labels", REVIEWS, shots=2)
 
 
+def test_a_run_that_splits_labels_is_scored_on_its_own_table_as_it_has_learnt(
+    home: Path, tiny_model: Path, plain_shell: InteractiveShell
+) -> None:
+    sets = pd.DataFrame({"text": ["a rose", "the sky", "both"] * 6, "label": ["red", "blue", "red;blue"] * 6})
+    tuned("sets", tiny_model, sets, epochs=1, label_separator=";")
+    assert set(gptx_nb.evaluate("sets", sets).scores) == {"micro_f1", "macro_f1", "subset_accuracy"}
+    plain_shell.user_ns["other"] = sets.replace("red;blue", "red/blue").rename(columns={"label": "colours"})
+    found = plain_shell.run_line_magic("gpt_eval", "sets other --label colours --label-separator /")
+    assert (found.rows, found.labels) == (18, ["blue", "red"])
+
+
+def test_a_base_model_is_shown_an_example_of_each_label_of_a_sorted_table_with_named_columns(
+    home: Path, tiny_model: Path, plain_shell: InteractiveShell
+) -> None:
+    plain_shell.user_ns["df"] = REVIEWS.sort_values("label").rename(columns={"text": "review", "label": "verdict"})
+    columns = "--columns '{text: review, label: verdict}'"
+    found = plain_shell.run_line_magic("gpt_eval", f"{tiny_model} df {columns} --shots 2")
+    assert (found.task, found.rows, found.shots) == ("text-classification", 18, 2)
+    assert list(map(sum, found.confusion)) == [9, 9]
+
+
 def test_what_cannot_be_scored_is_told(home: Path, tiny_model: Path) -> None:
     base = str(tiny_model)
     with pytest.raises(UsageError, match="shots: 24 of 24 rows leave none to score"):
@@ -85,3 +111,64 @@ def test_what_cannot_be_scored_is_told(home: Path, tiny_model: Path) -> None:
         gptx_nb.evaluate(base, QUESTIONS, epochs=3)
     with pytest.raises(DataError, match="its columns do not fit summarization, which needs document and summary"):
         gptx_nb.evaluate(base, QUESTIONS, task="summarization")
+
+
+def test_rows_that_are_too_long_are_left_out_of_scoring_and_named(home: Path, tiny_model: Path) -> None:
+    held = pd.DataFrame({"question": ["red?", "blue?", "x" * 70, "y" * 200], "answer": ["der", None, "x", "y"]})
+    run = launch.train(
+        "closed",
+        make_recipe({"model": str(tiny_model), "device": "cpu", "data": "df", "validation": "held", "epochs": 1}),
+        data=QUESTIONS,
+        validation=held,
+        wait=True,
+    ).run
+    scores = run.scores()
+    assert scores is not None
+    assert (scores["validation"]["rows"], scores["validation"]["written"], scores["base"]["written"]) == (2, 1, 1)
+    told = "\n".join(progress.result_lines(run))
+    assert "note: 1 row (held (DataFrame), row 4) is left out of scoring: the answer and what asks for it take" in told
+    assert "note: 1 row (held (DataFrame), row 3) is left unanswered: with room for an answer, what asks for it" in told
+
+    found = gptx_nb.evaluate("closed", held)
+    assert (found.rows, found.scores["exact_match"]["examples"], found.scores["perplexity"]["examples"]) == (3, 1, 2)
+    assert found.notes[0] == (
+        "1 row (row 4) is left out of perplexity: the answer and what asks for it take more than 128 tokens"
+    )
+    assert found.notes[1].startswith("2 rows (the first: row 3) are left unanswered: with room for an answer, what")
+
+
+def test_a_model_is_kept_without_a_score_where_scoring_breaks_off() -> None:
+    def fails() -> dict[str, Any]:
+        raise ValueError("no such thing")
+
+    def starves() -> dict[str, Any]:
+        raise MemoryError
+
+    job: Any = SimpleNamespace(is_scored=True)
+    attempt = Attempt.__new__(Attempt)
+    told = "The scoring broke off (no such thing): the model is kept, unscored."
+    assert attempt.scores(job, fails) == (None, told)
+    assert progress.verdict({"validation": None, "note": told}) == told
+    with pytest.raises(MemoryError):  # another attempt takes less
+        attempt.scores(job, starves)
+
+
+def test_what_is_cut_and_what_cannot_be_answered_is_counted_and_named(tiny_model: Path) -> None:
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
+    writer = Writer(model, tokenizer, "question-answering", {}, tuned=False)
+    asked = [
+        {"question": "Who?", "context": "long " * 60, "answer": "I"},
+        {"question": "Who? " * 30, "context": "short", "answer": "I"},
+        {"question": "Who?", "context": "short", "answer": "I"},
+    ]
+    brief = How(temperature=0.0, max_new_tokens=2)
+    for examples in (asked, [{**each, "choices": ["I", "you"]} for each in asked]):
+        found = answers.written(writer, examples, how=brief)
+        assert (found["written"], found["left_out"], found["cut"]) == (2, [1], 1)
+        assert len(answers.samples(writer, examples, 3, 2)) == 2
+    assert answers.notes(found, lambda at: f"row {at + 5}", 128) == [
+        "1 row (row 6) is left unanswered: with room for an answer, what asks for it takes more than the 128 tokens "
+        "that the model sees",
+        "the contexts of 1 of 2 answered rows were cut to fit into the 128 tokens that the model sees, with room for "
+        "the answer",
+    ]

@@ -61,7 +61,9 @@ def long(answer: str, place: int) -> str:
 
 def job(tasks: str, rows: list[dict[str, Any]], **more: Any) -> Writing:
     recipe = Recipe(data="here", long_texts="windows", task=tasks, **more)
-    return Writing(RoleTable(tasks, rows, None, {}, {"source": "here", "roles": {}, "task_why": ""}), recipe)
+    report = {"source": "here", "roles": {}, "task_why": ""}
+    numbers = {"train": list(range(1, len(rows) + 1)), "validation": []}
+    return Writing(RoleTable(tasks, rows, None, {}, report, numbers), recipe)
 
 
 def test_the_window_with_the_answer_is_learnt_from(tiny: Any) -> None:

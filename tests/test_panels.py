@@ -19,7 +19,7 @@ from IPython.core.displaypub import CapturingDisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
 from made_runs import FAILED, FINISHED, KILLED, PLAN, REPORT, SCORES, SCRIPT, STOPPED, make
 
-from gptx_nb import files, metrics, progress
+from gptx_nb import comparison, files, metrics, progress
 from gptx_nb.recipe import make_recipe
 from gptx_nb.runs import Run, RunStore
 from gptx_nb.views import panels
@@ -108,6 +108,27 @@ def test_the_end_shows_scores_beside_baselines_per_class_confusion_and_plot(home
     for part in ("Confusion matrix", "By label", "precision", "TF-IDF does as well", "%gpt_predict reviews", "0.0005"):
         assert part in words.text
     assert base64.b64decode(shown["image/png"]).startswith(b"\x89PNG")
+
+
+def test_scores_stand_with_their_intervals_and_the_calibration_error_beside(home: Path) -> None:
+    def score(value: float, **facts: Any) -> dict[str, Any]:
+        return {"value": value, "low": value - 0.05, "high": value + 0.1, "examples": 48, "best": 1.0, **facts}
+
+    known = {"accuracy": score(0.8125), "macro_f1": score(0.811), "calibration_error": score(0.06, best=0.0)}
+    words = {"tfidf": {"accuracy": 0.83, "macro_f1": 0.8, "scores": {"accuracy": score(0.83), "macro_f1": score(0.8)}}}
+    run = finished(validation={**SCORES["validation"], "scores": known}, baselines=words)
+    shown = panels.bundle_of(run)
+    assert shown["text/plain"].splitlines()[2:6] == [
+        "                                         accuracy             macro F1",
+        "reviews v1 (tiny)             0.81 (0.76 to 0.91)  0.81 (0.76 to 0.91)",
+        "TF-IDF + logistic regression  0.83 (0.78 to 0.93)  0.80 (0.75 to 0.90)",
+        "calibration error 0.060 (0.010 to 0.160) on 48 rows",
+    ]
+    for part in ("0.81 (0.76 to 0.91)", "calibration error 0.060 (0.010 to 0.160) on 48 rows"):
+        assert part in Words(shown["text/html"]).text
+    told = comparison.compare([run])["scores"]
+    assert ["accuracy, TF-IDF + logistic regression", "0.830 (0.780 to 0.930)"] in told
+    assert ["calibration error", "0.060 (0.010 to 0.160)"] in told
 
 
 def test_a_static_view_is_small_and_needs_no_script_style_sheet_or_network(home: Path) -> None:

@@ -12,7 +12,7 @@ from gptx_nb.engine.scores import texts
 from gptx_nb.engine.scores.intervals import Score, mean
 from gptx_nb.engine.scores.programs import pass_at
 from gptx_nb.engine.tasks.encoding import Encoded
-from gptx_nb.engine.tasks.templates import Example, language
+from gptx_nb.engine.tasks.templates import Example, Segment, language
 from gptx_nb.engine.writer import How, Writer
 
 MOST_WRITTEN = 50  # examples whose answers are written: each takes as long as its answer
@@ -63,21 +63,29 @@ def written(
     """Let `writer` answer at most `most` of `examples`, greedily, and score the answers.
 
     {"written": how many, "scores": {name: Score as JSON}, "main": name of the task's own, "samples": [{"asked",
-    "right", "answer"}]}; no scores where nothing is asked (texts to continue in their style).
+    "right", "answer"}], "left_out": places of those that do not fit, "cut": how many lost a part of their context}; no
+    scores where nothing is asked (texts to continue in their style).
     """
-    task = writer.task
+    task, greedy = writer.task, how or How(temperature=0.0)
     places = [at for at in chosen(examples, most) if not task.whole_text(examples[at])]
-    asked = [examples[at] for at in places]
+    if not places:
+        continued = _continued(writer, examples)
+        return {"written": 0, "scores": {}, "main": None, "samples": continued, "left_out": [], "cut": 0}
+    choose = all("choices" in examples[at] for at in places)
+    prompts = {at: _prompts(writer, examples[at], shots, greedy, choose) for at in places}
+    left_out = [at for at in places if None in prompts[at]]
+    asked = [examples[at] for at in places if at not in left_out]
     if not asked:
-        return {"written": 0, "scores": {}, "main": None, "samples": _continued(writer, examples)}
+        return {"written": 0, "scores": {}, "main": None, "samples": [], "left_out": left_out, "cut": 0}
     found: dict[str, Score] = {}
-    if all("choices" in each for each in asked):
+    if choose:
         answers = _choose(writer, asked, shots)
+        cut = sum(any(row is not None and row.cut for row in prompts[at]) for at in places if at not in left_out)
         right = [answer == each[task.target] for answer, each in zip(answers, asked, strict=True)]
         found["accuracy"] = mean(right, "the likeliest of the choices, by log-probability a character")
     else:
-        greedy = how or How(temperature=0.0)
-        answers = [each[0].text for each in writer.write(asked, greedy, shots).written]
+        told = writer.write(asked, greedy, shots)
+        answers, cut = [each[0].text for each in told.written], told.cut
         if allow_code and any("tests" in each for each in asked):
             found["pass@1"] = _passed(asked, answers)
         found |= _by_direction(writer, asked, answers)
@@ -86,7 +94,46 @@ def written(
         for each, answer in list(zip(asked, answers, strict=True))[:SHOWN]
     ]
     scores = {name: each.to_json() for name, each in found.items()}
-    return {"written": len(asked), "scores": scores, "main": next(iter(scores)), "samples": samples}
+    told_of = {"main": next(iter(scores)), "samples": samples, "left_out": left_out, "cut": cut}
+    return {"written": len(asked), "scores": scores, **told_of}
+
+
+def _prompts(
+    writer: Writer, example: Example, shots: Sequence[Example], how: How, choose: bool = False
+) -> list[Encoded | None]:
+    """Return what `writer` reads to answer: a prompt with room for the answer, or each choice behind its own.
+
+    None for what does not fit, however much of the context is cut: `Writer.write` would refuse the whole table for it.
+    """
+    asked, encoder = writer.prompt(example, shots), writer.encoder
+    if choose:
+        return [encoder.encode([*asked, Segment(f" {choice}", target=True)]) for choice in example["choices"]]
+    room = min(how.max_new_tokens or writer.task.max_new_tokens, max(1, writer.context // 2))
+    found = encoder.prompt(asked, room)
+    if found is None and (shorter := writer.task.shorter(example)) is not None:
+        return _prompts(writer, shorter, shots, how)
+    return [found]
+
+
+def notes(found: dict[str, Any], row: Callable[[int], str], context: int) -> list[str]:
+    """Say which examples `written` has left out, and how many it has cut; `row` names one by its place."""
+    told = []
+    if places := found["left_out"]:
+        told.append(
+            f"{rows_left_out(len(places), row(places[0]))} unanswered: with room for an answer, what asks for it takes "
+            f"more than the {context:,} tokens that the model sees"
+        )
+    if found["cut"]:
+        told.append(
+            f"the contexts of {found['cut']:,} of {found['written']:,} answered rows were cut to fit into the "
+            f"{context:,} tokens that the model sees, with room for the answer"
+        )
+    return told
+
+
+def rows_left_out(count: int, first: str) -> str:
+    """Return `1 row (test.csv, row 3) is left`, `4 rows (the first: test.csv, row 3) are left`."""
+    return f"1 row ({first}) is left" if count == 1 else f"{count:,} rows (the first: {first}) are left"
 
 
 def _choose(writer: Writer, asked: Sequence[Example], shots: Sequence[Example]) -> list[str]:
@@ -125,10 +172,9 @@ def samples(writer: Writer, examples: Sequence[Example], most: int, max_new_toke
     asked = [each for each in kept if not task.whole_text(each)]
     if not asked:
         return _continued(writer, kept, max_new_tokens)
-    if all("choices" in each for each in asked):
-        said = _choose(writer, asked, ())
-    else:
-        said = [each[0].text for each in writer.write(asked, How(0.0, max_new_tokens=max_new_tokens)).written]
+    choose, greedy = all("choices" in each for each in asked), How(0.0, max_new_tokens=max_new_tokens)
+    asked = [each for each in asked if None not in _prompts(writer, each, (), greedy, choose)]
+    said = _choose(writer, asked, ()) if choose else [each[0].text for each in writer.write(asked, greedy).written]
     return [
         {"asked": task.shown(each), "right": task.accepted(each)[0], "answer": answer}
         for each, answer in zip(asked, said, strict=True)

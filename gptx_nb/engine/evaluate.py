@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gptx_nb.engine.data import Examples
+from gptx_nb.engine.scores.labels import calibration, single_label
 
 SAMPLES = 4  # held-out rows that people may look at while a model learns
 SAMPLE_LETTERS = 200
@@ -40,6 +41,20 @@ def scores(labels: list[str], truth: list[int], logits: np.ndarray) -> dict[str,
     }
 
 
+def intervals(labels: list[str], truth: list[int], guess: np.ndarray) -> dict[str, dict[str, Any]]:
+    """Return accuracy and macro F1 as Scores: each with its 95 % bootstrap interval and its number of examples."""
+    found = single_label(labels, truth, guess.tolist())
+    return {"accuracy": found.accuracy.to_json(), "macro_f1": found.macro_f1.to_json()}
+
+
+def measured(labels: list[str], truth: list[int], logits: np.ndarray) -> dict[str, dict[str, Any]]:
+    """Return `intervals` of what `logits` (rows, labels) say, and the expected calibration error as a Score."""
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    error = calibration(truth, shares).error
+    return {**intervals(labels, truth, logits.argmax(axis=1)), "calibration_error": error.to_json()}
+
+
 def places(rows: int) -> Sequence[int]:
     """Return which of so many held-out rows people may look at: from all over the table."""
     return [at * rows // SAMPLES for at in range(SAMPLES)] if rows > SAMPLES else range(rows)
@@ -57,18 +72,20 @@ def samples(labels: list[str], held: Examples, logits: np.ndarray) -> list[dict[
     return found
 
 
-def baselines(train: Examples, validation: Examples) -> dict[str, dict[str, float]]:
-    """Score a majority guess and TF-IDF (words and pairs) + logistic regression on the same rows (scikit-learn)."""
+def baselines(train: Examples, validation: Examples) -> dict[str, dict[str, Any]]:
+    """Score a majority guess and TF-IDF (words and pairs) + logistic regression on the same rows (scikit-learn).
+
+    {name: {"accuracy", "macro_f1", "scores": `intervals`}}
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import f1_score
     from sklearn.pipeline import make_pipeline
 
-    def score(guess: np.ndarray) -> dict[str, float]:
-        return {
-            "accuracy": float(np.mean(guess == np.asarray(validation.labels))),
-            "macro_f1": float(f1_score(validation.labels, guess, average="macro", zero_division=0)),
-        }
+    labels = [str(at) for at in range(1 + max(*train.labels, *validation.labels))]
+
+    def score(guess: np.ndarray) -> dict[str, Any]:
+        found = intervals(labels, validation.labels, guess)
+        return {**{name: each["value"] for name, each in found.items()}, "scores": found}
 
     majority = int(np.bincount(train.labels).argmax())
     result = {"majority": score(np.full(len(validation.labels), majority))}

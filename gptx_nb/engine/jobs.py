@@ -50,6 +50,7 @@ Once = Callable[[str, Callable[[], Any]], Any]  # gives plain values that are ma
 SAMPLES = 2  # held-out rows that a model answers at each evaluation
 SAMPLE_TOKENS = 32
 MOST_OF_THE_TIME = 0.03  # share of a run's time in which they are written
+PARTS = ("train", "validation")
 SHOTS, MOST_FEW_SHOT = 4, 20  # examples that an untuned model is shown, and answers that it then writes
 
 
@@ -60,6 +61,8 @@ class Job(Protocol):
     def report(self) -> dict[str, Any]: ...
     @property
     def is_scored(self) -> bool: ...  # rows were held back
+    @property
+    def why_unscored(self) -> str: ...  # if it is not
     @property
     def shares_vocabulary(self) -> bool: ...  # the model writes: every row of its embedding is needed
     @property
@@ -131,6 +134,10 @@ class Classification:
     @property
     def is_scored(self) -> bool:
         return self.table.validation is not None
+
+    @property
+    def why_unscored(self) -> str:
+        return str(self.report["validation_note"])
 
     @property
     def has_a_before(self) -> bool:
@@ -224,7 +231,10 @@ class Classification:
         return self._before.tokens if self._before is not None else []
 
     def before(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]:
-        return self._before.scores(model, tokenizer, self.table) if self._before is not None else {}
+        if self._before is None:
+            return {}
+        few = "the base model is not scored on examples before a text: they take more than half of what it sees"
+        return {**self._before.scores(model, tokenizer, self.table), "notes": [] if self._before.few else [few]}
 
     def evaluation(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any
@@ -239,7 +249,18 @@ class Classification:
 
     def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]:
         assert self.table.validation is not None
-        return evaluate.scores(self.table.labels, self.table.validation.labels, learner.held_logits())
+        asked = self.table.labels, self.table.validation.labels, learner.held_logits()
+        return {**evaluate.scores(*asked), "scores": evaluate.measured(*asked), "notes": self._why_no_base()}
+
+    def _why_no_base(self) -> list[str]:
+        if self._before is not None or not self.recipe.baselines:
+            return []
+        kind = (
+            "before training it gives one label a text, and these have any number"
+            if self.table.multi_label
+            else "a new head on the plain text knows nothing before it is trained"
+        )
+        return [f"the base model has no score, with or without examples: {kind}"]
 
     def baselines(self) -> dict[str, Any]:
         assert self.table.validation is not None
@@ -303,7 +324,7 @@ class MultiLabel(Classification):
         return told, [found["micro_f1"], -found["loss"]]
 
     def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]:
-        return self._scored(learner.held_logits())
+        return {**self._scored(learner.held_logits()), "notes": self._why_no_base()}
 
     def _scored(self, logits: np.ndarray) -> dict[str, Any]:
         assert self.table.validation is not None
@@ -334,6 +355,7 @@ class Writing:
         self.task = TASKS[self.table.task]
         self._rows: list[Encoded] = []
         self._held: list[Encoded] = []
+        self._scored_on: list[int] = []  # places of the examples held back that fit
         self._facts = dict(self.table.facts)
         self._counts: dict[str, int] = {}
         self._notes: list[str] = []
@@ -374,34 +396,55 @@ class Writing:
         encoder = Encoder(tokenizer, max_length)
         if self.recipe.long_texts == "windows":
             self._facts["windows"] = Windows(max_length, self.recipe.stride).to_json()
-        cut = left_out = 0
-        for examples, rows in ((self.table.train, self._rows), (self.table.validation or [], self._held)):
+        held = self.table.validation or []
+        cut, left_out = 0, {part: list[int]() for part in PARTS}
+        for part, examples, rows in zip(PARTS, (self.table.train, held), (self._rows, self._held), strict=True):
             parts: list[Any] = []
-            for number, example in enumerate(examples, 1):
+            for at, example in enumerate(examples):
                 try:
                     found, shortened, segments = self._encoded(example, encoder, tokenizer)
                 except DataError as error:
                     begins = " ".join(self.task.shown(example).split())[:40]
-                    raise DataError(f"{self.report['source']}, example {number} ({begins!r}): {error}") from None
+                    raise DataError(f"{self._row(part, at)} ({begins!r}): {error}") from None
                 fitting = [row for row in found if row is not None and any(row.loss)]
                 cut += shortened or any(row.cut for row in fitting)
-                left_out += not fitting
+                left_out[part] += [] if fitting else [at]
                 rows += fitting
                 parts += segments
             if parts and not rows and rows is self._rows:
                 encoder.rows(parts, str(self.report["source"]))  # says why nothing can be learnt
-        self._counts = {"cut": cut, "left_out": left_out}
+        self._scored_on = [at for at in range(len(held)) if at not in set(left_out["validation"])]
+        counts = {part: len(places) for part, places in left_out.items()}
+        self._counts = {"cut": cut, "left_out": sum(counts.values()), "left_out_of_scoring": counts["validation"]}
         if self._windowed:
             learnt = "the window with the answer is" if self.task.name == "question-answering" else "the beginning is"
             self._notes.append(
                 f"{self._windowed:,} contexts are longer than {max_length:,} tokens: {learnt} learnt from, and all "
                 "windows are asked when the model answers, each for the time of an answer"
             )
-        if left_out:
-            self._notes.append(
-                f"{left_out:,} example{'s are' if left_out != 1 else ' is'} left out: the answer and what asks for it "
-                f"take more than {max_length:,} tokens"
-            )
+        for part, what in zip(PARTS, ("learning", "scoring"), strict=True):
+            if places := left_out[part]:
+                which = answers.rows_left_out(len(places), self._row(part, places[0]))
+                why = f"the answer and what asks for it take more than {max_length:,} tokens"
+                self._notes.append(f"{which} out of {what}: {why}")
+        if held and not self._held:
+            self._notes.append(self.why_unscored)
+
+    def _row(self, part: str, at: int) -> str:
+        """Name the row of the table that an example was; the example where an older snapshot does not know it."""
+        own = self.report["validation_table"] if part == "validation" else None
+        number = self.table.numbers[part][at]
+        where = f"row {number}" if number else f"example {at + 1} of the {part} part"
+        return f"{(own or self.report)['source']}, {where}"
+
+    @property
+    def why_unscored(self) -> str:
+        if self.table.validation is None:
+            return str(self.report["validation_note"])
+        return (
+            f"no row held back fits, so there is no score ({self.report['validation_note']}). Shorten their texts, or "
+            "set a larger `max_length:`, if the model allows it"
+        )
 
     def _encoded(
         self, example: dict[str, Any], encoder: Encoder, tokenizer: PreTrainedTokenizerBase
@@ -474,6 +517,12 @@ class Writing:
     def resolved(self) -> dict[str, Any]:
         return {"task": self.table.task, "columns": self.report["roles"], "text": None}
 
+    @property
+    def _fitting(self) -> list[Example]:
+        """The examples held back that it is scored on."""
+        held = self.table.validation or []
+        return [held[at] for at in self._scored_on]
+
     def before(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]:
         """Return the scores of the model as it is, before it is tuned, on the rows that are held back.
 
@@ -481,21 +530,28 @@ class Writing:
         """
         if not self.is_scored or not self.recipe.baselines:
             return {}
+        few, why = self._few_shot(model, tokenizer)
         return {
             "scores": self._scored(model, tokenizer, learner, tuned=False),
-            "few_shot": self._few_shot(model, tokenizer),
+            "few_shot": few,
+            "notes": [f"the base model is not scored on examples before what is asked: {why}"] if why else [],
         }
 
-    def _few_shot(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
-        shots, held = list(self.table.train[:SHOTS]), self.table.validation or []
+    def _few_shot(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[dict[str, Any] | None, str]:
+        """Return the scores behind some examples, or None and why there are none."""
+        shots, held = list(self.table.train[:SHOTS]), self._fitting
         writer = Writer(model, tokenizer, self.table.task, self._facts, tuned=False)
-        if any(self.task.whole_text(each) for each in [*shots, *held]) or not shots:
-            return None
+        if any(self.task.whole_text(each) for each in [*shots, *held]):
+            return None, "texts to continue have no answers to show"
         try:
             found = answers.written(writer, held, allow_code=self.recipe.allow_code, shots=shots, most=MOST_FEW_SHOT)
-        except DataError:  # they do not fit before what is asked
-            return None
-        return {**found, "shots": len(shots)}
+        except DataError as error:
+            return None, str(error)
+        if not found["written"]:
+            return None, f"{len(shots)} of them do not fit into the {writer.context:,} tokens that it sees"
+        return {**found, "shots": len(shots)}, ""
 
     def evaluation(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any
@@ -510,7 +566,7 @@ class Writing:
         if self._wrote > MOST_OF_THE_TIME * (started - self._began):
             return []
         writer = Writer(model, tokenizer, self.table.task, self._facts, tuned=True)
-        found = answers.samples(writer, self.table.validation or [], SAMPLES, SAMPLE_TOKENS)
+        found = answers.samples(writer, self._fitting, SAMPLES, SAMPLE_TOKENS)
         self._wrote += time.monotonic() - started
         return found
 
@@ -520,13 +576,14 @@ class Writing:
     def _scored(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any, tuned: bool
     ) -> dict[str, Any]:
-        held = self.table.validation or []
+        held = self._fitting
         whole = all(self.task.whole_text(each) for each in held)
         texts = answers.row_texts(self._held, lambda ids: str(tokenizer.decode(ids))) if whole else None
         found = answers.likelihood(learner.held_nats(), texts)
         writer = Writer(model, tokenizer, self.table.task, self._facts, tuned=tuned)
         more = answers.written(writer, held, allow_code=self.recipe.allow_code)
-        return {"rows": len(held), **found, **more}
+        notes = answers.notes(more, lambda at: self._row("validation", self._scored_on[at]), writer.context)
+        return {"rows": len(held), **found, **more, "notes": notes}
 
     def baselines(self) -> dict[str, Any]:
         return {}

@@ -139,19 +139,22 @@ def samples(labels: list[str], held: Examples, logits: np.ndarray, threshold: Th
     ]
 
 
-def baselines(train: Examples, validation: Examples, labels: int) -> dict[str, dict[str, float]]:
+def baselines(train: Examples, validation: Examples, labels: int) -> dict[str, dict[str, Any]]:
     """Score the commonest set of labels, and TF-IDF + logistic regression for each label, on the same rows."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
     truth = flags(validation.labels, labels)
 
-    def score(answers: np.ndarray) -> dict[str, float]:
+    def score(answers: np.ndarray) -> dict[str, Any]:
         found = label_scores.multi_label([str(at) for at in range(labels)], truth, answers)
+        names = ("micro_f1", "macro_f1", "subset_accuracy")
+        told = {name: getattr(found, name).to_json() for name in names}
         return {
             "accuracy": found.subset_accuracy.value,
             "micro_f1": found.micro_f1.value,
             "macro_f1": found.macro_f1.value,
+            "scores": told,
         }
 
     commonest = list(Counter(map(tuple, train.labels)).most_common(1)[0][0])

@@ -39,18 +39,23 @@ FEWEST_GROUPS = 10  # contexts; with fewer, questions on the same text may stand
 
 @dataclass(frozen=True)
 class RoleTable:
-    """What a run learns from: examples by role, `facts` that hold for all of them, and the report."""
+    """What a run learns from: examples by role, `facts` that hold for all of them, and the report.
+
+    `numbers` of "train" and "validation": the row, from 1, of its table that each example was; 0 in older snapshots.
+    """
 
     task: str
     train: list[Example]
     validation: list[Example] | None
     facts: dict[str, Any]
     report: dict[str, Any]
+    numbers: dict[str, list[int]]
 
 
 @dataclass
 class _Read:
     examples: list[Example] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)  # of their rows in the table, from 1
     dropped: Counter[str] = field(default_factory=Counter)
     first: dict[str, int] = field(default_factory=dict)  # row that lacks the same, from 1
     counted_from: int | None = None  # 0 or 1: the first choice, where answers are numbers
@@ -104,6 +109,7 @@ def load(task: str, why: str, recipe: Recipe, sources: Mapping[str, Source | Non
         _require(other, roles, "validation: ")
         held = _examples(other, kind, roles, facts)
         train, validation = found.examples, held.examples
+        numbers = {"train": found.numbers, "validation": held.numbers}
         about = {"source": other.shown, "rows": other.rows, "used": len(validation), "dropped": dict(held.dropped)}
         note = f"{len(validation)} rows of {other.shown}"
         if its_own:
@@ -121,9 +127,13 @@ def load(task: str, why: str, recipe: Recipe, sources: Mapping[str, Source | Non
         note = note.replace(", by label", "").replace(", with one left to learn from for each label,", "")
         train = [found.examples[at] for at in kept]
         validation = [found.examples[at] for at in back] if back else None
+        numbers = {
+            part: [found.numbers[at] for at in places] for part, places in (("train", kept), ("validation", back))
+        }
     if task == "translation":
         train = _both_ways(train)
         validation = validation and _both_ways(validation)
+        numbers = {part: [row for row in rows for _ in range(2)] for part, rows in numbers.items()}
         warnings.append(
             f"both directions are learnt: {facts['from']} to {facts['to']} and back, so each row counts twice"
         )
@@ -146,13 +156,15 @@ def load(task: str, why: str, recipe: Recipe, sources: Mapping[str, Source | Non
         "warnings": warnings,
         "fingerprint": fingerprint(train, validation),
     }
-    return RoleTable(task, train, validation, facts, report)
+    return RoleTable(task, train, validation, facts, report, numbers)
 
 
 def read_examples(
     task: str, roles: Roles | None, facts: dict[str, Any], source: Source, run_folder: Path, recipe: Recipe
-) -> tuple[list[Example], Roles, str]:
-    """Return the examples of any table, the columns of their roles, and why: for a model that is to be scored on it.
+) -> tuple[list[Example], list[int], Roles, str]:
+    """Return the examples of any table, the numbers of their rows, the columns of their roles, and why.
+
+    They are for a model that is to be scored on the table.
 
     `roles`, if the table has such columns, else found anew; `facts` are the model's.
     """
@@ -162,8 +174,8 @@ def read_examples(
         found, why = roles, "the columns that the run learnt from"
     else:
         found, why = find_columns(sheet, kind, recipe.columns, recipe.text)
-    examples = _examples(sheet, kind, found, _facts(kind, found) | facts).examples
-    return examples, found, why
+    usable = _examples(sheet, kind, found, _facts(kind, found) | facts)
+    return usable.examples, usable.numbers, found, why
 
 
 def _sheet(source: Source | None, recipe: Recipe, run_folder: Path) -> Sheet:
@@ -329,6 +341,7 @@ def _examples(sheet: Sheet, kind: WritingTask, roles: Roles, facts: Mapping[str,
     for number, row in enumerate(_rows(sheet, roles)):
         try:
             found.examples.append({**_storable(kind.read({**row, "counted_from": found.counted_from})), **languages})
+            found.numbers.append(number + 1)
         except Missing as error:
             found.dropped[str(error)] += 1
             found.first.setdefault(str(error), number + 1)
@@ -412,9 +425,9 @@ def save_snapshot(table: RoleTable, folder: Path) -> None:
         if part is None:
             path.unlink(missing_ok=True)
             continue
-        rows = [json.dumps(each, ensure_ascii=False) for each in part]
+        rows = pa.array([json.dumps(each, ensure_ascii=False) for each in part], pa.string())
         buffer = io.BytesIO()
-        pq.write_table(pa.table({"example": pa.array(rows, pa.string())}), buffer, compression="zstd")
+        pq.write_table(pa.table({"example": rows, "row": table.numbers[name]}), buffer, compression="zstd")
         files.write_bytes(path, buffer.getvalue())
     files.write_json(folder / "report.json", table.report)
 
@@ -426,19 +439,21 @@ def load_snapshot(folder: Path) -> RoleTable:
         raise DataError(f"{folder} holds no complete snapshot of the examples. Run the cell again under another name")
     again = "Run the cell again under another name"
     try:
-        train = _stored(folder / "train.parquet")
-        validation = _stored(folder / "validation.parquet") if report["validation"] else None
+        train, learnt = _stored(folder / "train.parquet")
+        validation, held = _stored(folder / "validation.parquet") if report["validation"] else (None, [])
     except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are ValueErrors and OSErrors
         reason = str(error).splitlines()[0][:120]
         raise DataError(f"the snapshot of the examples in {folder} cannot be read: {reason}. {again}") from None
     if fingerprint(train, validation) != report["fingerprint"]:
         raise DataError(f"the snapshot of the examples in {folder} has been changed since it was made. {again}")
-    return RoleTable(report["task"], train, validation, report["facts"], report)
+    numbers = {"train": learnt, "validation": held}
+    return RoleTable(report["task"], train, validation, report["facts"], report, numbers)
 
 
-def _stored(path: Path) -> list[Example]:
+def _stored(path: Path) -> tuple[list[Example], list[int]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     table = pq.read_table(pa.BufferReader(path.read_bytes()))
-    return [json.loads(each) for each in table.column("example").to_pylist()]
+    examples = [json.loads(each) for each in table.column("example").to_pylist()]
+    return examples, table.column("row").to_pylist() if "row" in table.column_names else [0] * len(examples)

@@ -177,7 +177,7 @@ def _data(report: Json | None, plan: Json | None) -> Json:
 
 
 def _written(report: Json, plan: Json | None) -> Json:
-    lines, tables = [*_found(report), f"Task: {report['task']} ({report['task_why']})"], []
+    lines, tables = [*_found(report, plan), f"Task: {report['task']} ({report['task_why']})"], []
     if plan is not None:
         lines.append(f"Length: {progress.lengths(plan)}; {writing_words.targets(plan)}")
         rows = [[progress.one_line(text, 400), f"{tokens:,}"] for text, tokens in writing_words.rendered(plan)]
@@ -186,11 +186,11 @@ def _written(report: Json, plan: Json | None) -> Json:
     return {"title": "Data", "lines": [progress.one_line(line, 600) for line in lines], "tables": tables}
 
 
-def _found(report: Json) -> list[str]:
+def _found(report: Json, plan: Json | None = None) -> list[str]:
     return [
         f"{report.get('source') or 'examples'}: {progress.rows_used(report)}",
         f"Columns: {progress.mapping(report)}",
-        f"Split: {progress.split_sizes(report)}",
+        f"Split: {progress.split_sizes(report, plan)}",
     ]
 
 

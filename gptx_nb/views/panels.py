@@ -73,7 +73,7 @@ def preflight(run: Run) -> str:
         shown = report.get("source") or "examples"
         parts.append(markup.line(f"{markup.escaped(shown)}: {html.escape(progress.rows_used(report))}"))
         parts.append(markup.line(f"Columns: {markup.escaped(progress.mapping(report), 600)}"))
-        parts.append(markup.line(f"Split: {markup.escaped(progress.split_sizes(report), 600)}"))
+        parts.append(markup.line(f"Split: {markup.escaped(progress.split_sizes(report, plan), 600)}"))
         if plan is None and not writing_words.is_writing(report):
             parts.append(
                 markup.table(
@@ -270,9 +270,11 @@ def ended(run: Run, note: str = "") -> Bundle:
             parts.append(markup.table(head, shown, right=range(1, len(head))))
         if scores.get("transfer"):
             parts.append(markup.line(html.escape(progress.transfer_gain(scores["transfer"])), "margin:4px 0"))
-        rows = [(markup.escaped(who), f"{acc:.2f}", progress.share(f1)) for who, acc, f1 in progress.score_rows(run)]
+        rows = [(markup.escaped(who), *figures) for who, *figures in progress.score_cells(run)]
         if rows:
             parts.append(markup.table(("on the held-out rows", "accuracy", "macro F1"), rows, right=(1, 2)))
+        if said := progress.calibration(scores.get("validation")):
+            parts.append(markup.line(html.escape(said)))
     lines = [line if len(line) <= LINE else f"{line[:LINE]}…" for line in progress.result_lines(run)]
     if len(lines) > LINES:
         lines[LINES:] = [f"… {counted(len(lines) - LINES, 'more line')}"]

@@ -335,7 +335,10 @@ class Attempt:
         if starts_here:
             self.phase("base")
             with held.scored():
-                files.write_json(run.before_file, job.before(model, made.tokenizer, learner))
+                before = job.before(model, made.tokenizer, learner)
+            for note in before.get("notes", ()):
+                self.note(note)
+            files.write_json(run.before_file, before)
         self._keep_frozen_part(learner, lambda: arithmetic(model, device.device, device.dtype))
         self.phase("preflight")
         trial = made.preflight(with_less_memory, held)
@@ -378,8 +381,8 @@ class Attempt:
             checkpoints.load_best(run.best, best["step"], model)
             kept_step = best["step"]
         with held.scored(exactly=True):
-            scores = job.scores(model, made.tokenizer, learner) if job.is_scored else None
-        self._write_scores(recipe, job, scores, kept_step)
+            scores, why = self.scores(job, lambda: job.scores(model, made.tokenizer, learner))
+        self._write_scores(recipe, job, scores, kept_step, why)
 
         self.phase("saving")
         # A run that was stopped has left a model of its own; this one takes its place. Readers keep what they opened.
@@ -387,7 +390,7 @@ class Attempt:
             files.remove_folder(run.model)
         jobs.save(job, run.model, made.finish(kept_step), made.tokenizer, made.max_length, made.adapter_of)
         run.frozen_part.unlink(missing_ok=True)
-        if end.early or recipe.baseline is None or table.validation is None:
+        if end.early or recipe.baseline is None or scores is None:
             return end.early
         return self._compare_with_scratch(recipe, table)
 
@@ -550,7 +553,26 @@ class Attempt:
         examples.save_snapshot(table, self.run.data)
         return table
 
-    def _write_scores(self, recipe: Recipe, job: Job, scores: dict[str, Any] | None, kept_step: int) -> None:
+    def scores(self, job: Job, score: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any] | None, str | None]:
+        """Return what `score` gives, or None and why: hours of training are not lost for want of a score."""
+        from gptx_nb.engine.device import is_out_of_memory
+
+        if not job.is_scored:
+            return None, job.why_unscored
+        try:
+            found = score()
+        except Exception as error:
+            if is_out_of_memory(error):  # another attempt takes less
+                raise
+            traceback.print_exc()
+            return None, f"The scoring broke off ({str(error) or type(error).__name__}): the model is kept, unscored."
+        for note in found.get("notes", ()):
+            self.note(note)
+        return found, None
+
+    def _write_scores(
+        self, recipe: Recipe, job: Job, scores: dict[str, Any] | None, kept_step: int, why: str | None
+    ) -> None:
         steps = [record for record in self.run.history() if record.get("kind") == "step"]
         seconds = sum(record["seconds"] for record in steps)
         compare = recipe.baselines and job.is_scored
@@ -564,7 +586,7 @@ class Attempt:
                 "few_shot": before.get("few_shot"),
                 "baselines": job.baselines() if compare else {},
                 "best_step": kept_step,
-                "note": None if scores else job.report["validation_note"],
+                "note": why,
                 "seconds": seconds,
                 "tokens_per_second": sum(record["tokens"] for record in steps) / seconds if seconds else None,
             },

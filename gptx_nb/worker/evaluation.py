@@ -58,7 +58,7 @@ def _score(asked: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _has_labels(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Path) -> bool:
     from gptx_nb.engine import roles
 
-    if asked["task"] is None and not recipe.columns:
+    if asked["task"] is None:
         return roles.task_of(recipe, {"train": source, "validation": None}, folder)[0] == roles.CLASSIFICATION
     return bool(asked["task"] == roles.CLASSIFICATION)
 
@@ -66,8 +66,9 @@ def _has_labels(asked: dict[str, Any], recipe: Recipe, source: Source, folder: P
 def _labelled_untrained(
     asked: dict[str, Any], recipe: Recipe, source: Source, folder: Path, chosen: Device
 ) -> dict[str, Any]:
-    """Score a base model that gives labels by their words; the first rows of the table are its shots."""
+    """Score a base model that gives labels by their words; its shots are rows of each label in turn."""
     from gptx_nb.engine import data, models
+    from gptx_nb.engine.tasks.head_start import one_of_each
     from gptx_nb.engine.zero_shot import ZeroShot, read_wording
 
     table = data.load(recipe.model_copy(update={"validation": 0.0}), {"train": source, "validation": None}, folder)
@@ -76,14 +77,16 @@ def _labelled_untrained(
     texts, truth, count = table.train.texts, table.train.labels, asked["shots"]
     if count >= len(texts):
         raise UsageError(f"shots: {count} of {len(texts)} rows leave none to score")
-    shots = [(text, table.labels[label]) for text, label in zip(texts[:count], truth[:count], strict=True)]
+    shown = one_of_each(truth, count)
+    shots = [(texts[at], table.labels[truth[at]]) for at in shown]
+    others = [at for at in range(len(texts)) if at not in set(shown)]
     columns = table.report["text"], table.report["label"]
-    rest = texts[count:]
+    rest = [texts[at] for at in others]
     beside = rest[:: -(-len(rest) // inference.MOST_BESIDE)]
     wording = read_wording(table.labels, recipe.prompt, recipe.label_words, shots, columns, beside)
     model = ZeroShot.load(models.find(asked["base"] or asked["folder"], None), chosen)
     answer = model.classify(rest, wording, beside)
-    found = _scored(table.labels, truth[count:], answer)
+    found = _scored(table.labels, [truth[at] for at in others], answer)
     prompt = f"prompt {wording.prompt!r}, words {', '.join(map(repr, wording.words[:12]))}"
     return {
         **found,
@@ -100,9 +103,10 @@ def _labelled(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Pat
     if asked["shots"] or asked["task"] not in (None, "text-classification"):
         raise UsageError("this run gives labels: shots and task are for models that write")
     model = Classifier.load(Path(asked["folder"]), chosen)
-    wanted = recipe.model_copy(update={"labels": model.labels, "validation": 0.0})
+    learnt = {key: getattr(recipe, key) or value for key, value in asked["learnt"].items()}
+    as_learnt = {"labels": model.labels, "label_separator": learnt["label_separator"], "validation": 0.0}
+    wanted = recipe.model_copy(update=as_learnt)
     try:
-        learnt = {key: getattr(recipe, key) or value for key, value in asked["learnt"].items()}
         table = data.load(wanted.model_copy(update=learnt), {"train": source, "validation": None}, folder)
     except DataError as error:
         if "has no column" not in str(error) or recipe.text or recipe.label or recipe.columns:
@@ -173,32 +177,33 @@ def _written(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Path
     own = told["roles"] if told and told["task"] == task else None
     facts = told["facts"] if told and told["task"] == task else {}
     texts.require_for(TASKS[task].scores)
-    examples, found_roles, why = roles.read_examples(task, own, facts, source, folder, recipe)
+    examples, numbers, found_roles, why = roles.read_examples(task, own, facts, source, folder, recipe)
     count = asked["shots"]
     if count >= len(examples):
         raise UsageError(f"shots: {count} of {len(examples)} rows leave none to score")
-    shots, examples = examples[:count], examples[count:]
+    shots, examples, numbers = examples[:count], examples[count:], numbers[count:]
     writer = _writer(asked, model, task, chosen)
     if not writer.tuned:
         writer.facts.update(roles.facts_of(task, found_roles, examples))
-    rows, texts_of, left_out = [], [], 0
-    whole = all(writer.task.whole_text(each) for each in examples)
-    for each in examples:
-        for row in writer.rows(each, shots):
-            if row is None:
-                left_out += 1
-                continue
-            rows.append(row)
-            texts_of.append(writer.text_of(row))
+    tokens = [writer.rows(each, shots) for each in examples]
+    left_out = [number for number, each in zip(numbers, tokens, strict=True) if None in each]
+    rows = [row for each in tokens for row in each if row is not None]
     if not rows:
         raise DataError(f"no row fits into the {writer.context:,} tokens that the model sees. Shorten the texts")
-    likely = answers.likelihood(writer.nats(rows), texts_of if whole else None)
+    whole = all(writer.task.whole_text(each) for each in examples)
+    likely = answers.likelihood(writer.nats(rows), [writer.text_of(row) for row in rows] if whole else None)
     how = How(**{"temperature": 0.0, **asked["how"]})
     found = answers.written(
         writer, examples, allow_code=recipe.allow_code, shots=shots, most=asked["most"], how=how
     )  # fmt: skip
     scores = {**found["scores"], **{key: likely[key] for key in ("bits_per_byte", "perplexity") if key in likely}}
-    notes = [f"{left_out:,} rows left out of perplexity: they do not fit"] if left_out else []
+    notes = answers.notes(found, lambda at: f"row {numbers[at]}", writer.context)
+    if left_out:
+        which = answers.rows_left_out(len(left_out), f"row {left_out[0]}")
+        why = f"the answer and what asks for it take more than {writer.context:,} tokens"
+        notes.insert(0, f"{which} out of perplexity: {why}")
+    if contexts := sum(any(row is not None and row.cut for row in each) for each in tokens):
+        notes.append(f"for perplexity the contexts of {contexts:,} of {len(examples):,} rows were cut to fit")
     if 0 < found["written"] < len(examples):
         notes.append(f"{found['written']:,} of {len(examples):,} rows were answered, evenly spread")
     return {

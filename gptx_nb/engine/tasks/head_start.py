@@ -138,7 +138,7 @@ class Before:
         assert start.head is not None
         held = table.validation.texts
         of_zero, of_few = (_spread(len(held), most) for most in (MOST_ZERO, MOST_FEW))
-        places = _one_of_each(table.train.labels, min(MOST_SHOTS, max(LEAST_SHOTS, len(table.labels))))
+        places = one_of_each(table.train.labels, min(MOST_SHOTS, max(LEAST_SHOTS, len(table.labels))))
         shown = start.wording.after(
             [table.train.texts[place] for place in places], [table.train.labels[place] for place in places]
         )
@@ -158,15 +158,22 @@ class Before:
         )
 
     def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, table: Table) -> dict[str, Any]:
-        """Return {"scores", "few_shot"}, each {"rows", "accuracy", "macro_f1"}; few-shot ones where examples fit."""
+        """Return {"scores", "few_shot"}, each {"rows", "accuracy", "macro_f1", "scores": as `evaluate.measured`}.
+
+        Few-shot ones where the examples fit, else None.
+        """
         assert table.validation is not None
         truth, pad = table.validation.labels, int(tokenizer.pad_token_id)
 
         def score(rows: Sequence[Row], places: list[int], calibrate: bool) -> dict[str, Any]:
             states = label_words.states(model, rows, pad_id=pad, dtype=self.dtype)
             head = label_words.head(self.rows, states, states[:0]) if calibrate else self.head
-            found = evaluate.scores(table.labels, [truth[at] for at in places], (states @ head.T).numpy())
-            return {name: found[name] for name in ("rows", "accuracy", "macro_f1")}
+            told = evaluate.measured(table.labels, [truth[at] for at in places], (states @ head.T).numpy())
+            return {
+                "rows": len(rows),
+                **{name: told[name]["value"] for name in ("accuracy", "macro_f1")},
+                "scores": told,
+            }
 
         few = {**score(self.few, self.of_few, True), "shots": self.shots} if self.few else None
         return {"scores": score(self.zero, self.of_zero, False), "few_shot": few}
@@ -177,7 +184,7 @@ def _spread(count: int, most: int) -> list[int]:
     return [at * count // min(count, most) for at in range(min(count, most))]
 
 
-def _one_of_each(labels: Sequence[int], count: int) -> list[int]:
+def one_of_each(labels: Sequence[int], count: int) -> list[int]:
     """Return the places of `count` examples, of every label in turn, in their order."""
     seen: dict[int, int] = {}
     turn = []
