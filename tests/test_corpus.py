@@ -25,6 +25,8 @@ import pytest
 import zstandard
 from hubs import Hub
 from pyarrow import parquet
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from gptx_nb.engine import corpus, duplicates, shards, texts
 from gptx_nb.engine.corpus import Corpus
@@ -47,13 +49,21 @@ def writing(number: int, words: int = 60) -> str:
 TEXTS = [writing(number) for number in range(200)]
 
 
-def prepare(folder: Path, data: object, say: Callable[[str], None] = lambda done: None, **settings: Any) -> Corpus:
-    """Prepare `data` in a run's folder as the worker does."""
+def prepare(
+    folder: Path,
+    data: object,
+    say: Callable[[str], None] = lambda done: None,
+    *,
+    given: Any = None,
+    own: object = None,
+    **settings: Any,
+) -> Corpus:
+    """Prepare `data`, with `own` texts held back, in a run's folder as the worker does; `given` is a tokenizer."""
     recipe = make_recipe({"vocabulary": 300, "context": 32, **settings}, "", PretrainRecipe)
     run = folder / "run"
     run.mkdir(exist_ok=True, parents=True)
-    sources = stage(recipe, data, None, run)
-    corpus.prepare(recipe, sources, run, run / "data", None, say)
+    sources = stage(recipe, data, own, run)
+    corpus.prepare(recipe, sources, run, run / "data", given, say)
     return corpus.load(run / "data")
 
 
@@ -225,6 +235,12 @@ def test_texts_of_ones_own_are_held_back_and_what_equals_them_is_not_learnt_from
     assert made.report["dropped"]["duplicates"] == 10
 
 
+def test_texts_of_ones_own_that_are_an_object_take_nothing_from_those_to_learn_from(tmp_path: Path) -> None:
+    made = prepare(tmp_path, TEXTS[10:], own=TEXTS[:10])  # the recipe's own share stays one in a hundred
+    assert documents_of(made.validation, made.tokenizer) == TEXTS[:10]
+    assert sorted(documents_of(made.train, made.tokenizer)) == sorted(TEXTS[10:])
+
+
 # ---- tokens ---------------------------------------------------------------------------------------------------------
 
 
@@ -275,11 +291,10 @@ def test_shards_that_were_cut_short_are_refused(tmp_path: Path) -> None:
         Shards(tmp_path / "s")
 
 
-def test_a_sample_for_the_tokenizer_is_from_the_whole_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "TOKENIZER_BYTES", 2_000)
+def test_a_sample_for_the_tokenizer_is_from_the_whole_corpus(tmp_path: Path) -> None:
     with (tmp_path / "spool").open("wb") as file:
         size = sum(corpus._put(file, True, text) for text in TEXTS)
-    sample = list(corpus._sample(tmp_path / "spool", size))
+    sample = list(corpus._sample(tmp_path / "spool", size, 2_000))
     assert 1_500 < sum(map(len, sample)) < 2_500
     assert TEXTS.index(sample[-1]) > 150
 
@@ -457,6 +472,56 @@ def test_a_tokenizer_without_an_end_token_is_refused() -> None:
     tokenizer.eos_token = None
     with pytest.raises(ModelError, match="it has no end-of-text token"):
         corpus.end_of(tokenizer)
+
+
+def known_words(lower: bool) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words, which knows some of them only or writes all of them small."""
+    words = ["<end>", "[UNK]", *(WORDS if lower else WORDS[:6])]
+    made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if lower:
+        made.normalizer = normalizers.Lowercase()
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", unk_token="[UNK]")
+
+
+@pytest.mark.parametrize("setting", ["tokenizer", "from"])
+@pytest.mark.parametrize("lower", [False, True])
+def test_a_tokenizer_that_loses_text_is_refused_with_how_much_it_loses(
+    lower: bool, setting: str, tmp_path: Path
+) -> None:
+    default = PretrainRecipe.model_fields["vocabulary"].default
+    texts = [f"The {text}" for text in TEXTS] if lower else TEXTS
+    with pytest.raises(ModelError) as caught:
+        prepare(tmp_path, texts, given=known_words(lower), **{setting: "words", "vocabulary": default})
+    said = rf"{setting}: the tokenizer does not give these texts back: [0-9.]+% of their characters are lost or changed"
+    assert re.match(said, str(caught.value))
+    assert f"as in `{setting}: tiny`" in str(caught.value)
+    assert left_behind(tmp_path) == []
+    with pytest.raises(ModelError, match=r": 8\.00% of .* changed \('The river Under the stone' becomes 'the river un"):
+        corpus.require_lossless(known_words(lower=True), ["The river Under the stone"], setting)
+
+
+def test_a_given_tokenizer_that_spells_every_text_is_taken(tmp_path: Path) -> None:
+    given = corpus.train_tokenizer(iter(TEXTS), 300)
+    corpus.require_lossless(given, ["  Ünseen, <|endoftext|> 一个 \n\n  end.  "], "tokenizer")
+    assert prepare(tmp_path, TEXTS, given=given).report["tokenizer"].startswith("300 tokens, as given")
+
+
+def test_a_disk_that_is_too_small_for_the_tokens_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jsonl").write_text(lines_of())
+    size = (tmp_path / "a.jsonl").stat().st_size
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=size * 1.2))
+    with pytest.raises(DataError, match=r"the token shards need about \d+ kB, and \d+ kB are free on the disk of .*run"):
+        prepare(tmp_path, str(tmp_path / "a.jsonl"), given=corpus.train_tokenizer(iter([]), 260))
+    assert left_behind(tmp_path) == []
+
+
+def test_tokens_of_a_large_vocabulary_are_counted_with_four_bytes() -> None:
+    given = corpus.train_tokenizer(iter([]), 260)  # a token a byte
+    assert corpus.bytes_of_tokens(given, ["a" * 999]) == pytest.approx(2, rel=0.01)
+    given.add_tokens([f"<{number}>" for number in range(2**16)])
+    assert corpus.bytes_of_tokens(given, ["a" * 999]) == pytest.approx(4, rel=0.01)
 
 
 @pytest.mark.parametrize("at", ["read", "tokens"])

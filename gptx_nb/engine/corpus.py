@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import re
 import shutil
 import struct
@@ -33,6 +34,7 @@ from gptx_nb.sources import Source
 END_OF_TEXT = "<|endoftext|>"
 SHORTEST = 16  # characters; a shorter document teaches nothing about texts
 TOKENIZER_BYTES = 100_000_000  # of text that a tokenizer is trained on
+CHECKED = 1_000_000  # bytes of text on which a tokenizer is tried out before it makes tokens of all
 TOKENIZER_PIECE = 20_000  # characters of a document that it sees at once: no book rules the sample
 BATCH_BYTES = 2_000_000  # of text that is tokenised at once
 PIECE = 100_000  # characters; longer documents are tokenised in pieces, so that every core has some
@@ -105,13 +107,17 @@ def prepare(
         spools = {part: beside / f"{SPOOL}-{part}" for part in ("train", "validation")}
         report = _clean(recipe, sources, run_folder, spools, say)
         say("training a tokenizer") if given is None else None
-        tokenizer = given or train_tokenizer(_sample(spools["train"], report["train"]["bytes"]), recipe.vocabulary)
+        size = report["train"]["bytes"]
+        tokenizer = given or train_tokenizer(_sample(spools["train"], size, TOKENIZER_BYTES), recipe.vocabulary)
         end = end_of(tokenizer)
+        sample = list(_sample(spools["train"], size, CHECKED))
+        if given is not None:
+            require_lossless(given, sample, "tokenizer" if recipe.base is None else "from")
         if recipe.base is None:
             tokenizer.model_max_length = recipe.context
         require_room(
             folder.parent,
-            report["bytes"] // 3 * shards.token_type(len(tokenizer)).itemsize,  # a token spells some 3 to 4 bytes
+            round(report["bytes"] * bytes_of_tokens(tokenizer, sample)),
             "the token shards",
         )
         for part, spool in spools.items():
@@ -151,8 +157,8 @@ def _clean(
     dropped, cleaned = Counter[str](), Counter[str]()
     counts = {part: {"documents": 0, "bytes": 0} for part in spools}
     read, told, last = 0, time.monotonic(), 0
-    share = recipe.validation if isinstance(recipe.validation, float | int) else 0.0
     own = sources["validation"]
+    share = recipe.validation if own is None and isinstance(recipe.validation, float | int) else 0.0
 
     def watched(pieces: Iterator[str]) -> Iterator[str]:
         nonlocal read, told
@@ -326,9 +332,9 @@ def _spooled(path: Path) -> Iterator[texts.Piece]:
 # ---- tokenizer ------------------------------------------------------------------------------------------------------
 
 
-def _sample(spool: Path, size: int) -> Iterator[str]:
-    """Yield a fair sample of at most TOKENIZER_BYTES of the spooled text."""
-    share = min(1.0, TOKENIZER_BYTES / max(1, size))
+def _sample(spool: Path, size: int, most: int) -> Iterator[str]:
+    """Yield a fair sample of at most `most` bytes of the spooled text, which has `size`."""
+    share = min(1.0, most / max(1, size))
     taken = 0.0
     for _, text in _spooled(spool):
         for start in range(0, len(text), TOKENIZER_PIECE):
@@ -368,6 +374,45 @@ def end_of(tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id)
 
 
+def require_lossless(tokenizer: Any, sample: Sequence[str], setting: str) -> None:
+    """Raise ModelError where `tokenizer` does not give `sample` back: bits a byte would leave out what it loses.
+
+    Blanks at the ends of a text do not count: many tokenizers put one before the first word.
+    """
+    changed, example = 0, None
+    for text, row in zip(sample, _rows(tokenizer, sample), strict=True):
+        back = tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+        if back == text.strip():
+            continue
+        before, after = Counter(text), Counter(back)
+        changed += max((before - after).total(), (after - before).total(), 1)
+        if example is None:
+            place = max(0, len(os.path.commonprefix([text.strip(), back])) - 10)
+            example = f"{text.strip()[place : place + 30]!r} becomes {back[place : place + 30]!r}"
+    if example is not None:
+        share = max(0.0001, changed / sum(map(len, sample)))
+        advice = "tokenizer: tiny`, or leave it out: one is trained" if setting == "tokenizer" else "from: tiny`"
+        raise ModelError(
+            f"{setting}: the tokenizer does not give these texts back: {share:.2%} of their characters are lost or "
+            f"changed ({example}), and what is lost cannot be learnt or scored. Take one that spells every text, as in "
+            f"`{advice}"
+        )
+
+
+def bytes_of_tokens(tokenizer: Any, sample: Sequence[str]) -> float:
+    """Return how many bytes of tokens a byte of text becomes in the shards, by `sample`."""
+    tokens = sum(len(row) + 1 for row in _rows(tokenizer, sample))  # and what opens a document
+    return tokens * shards.token_type(len(tokenizer)).itemsize / max(1, sum(len(text.encode()) for text in sample))
+
+
+def _rows(tokenizer: Any, every: Sequence[str]) -> list[list[int]]:
+    """Return the tokens of each text, which never becomes a special token."""
+    rows: list[list[int]] = tokenizer(
+        list(every), add_special_tokens=False, split_special_tokens=True, verbose=False
+    )["input_ids"]
+    return rows
+
+
 # ---- second pass ----------------------------------------------------------------------------------------------------
 
 
@@ -375,8 +420,7 @@ def _encoded(tokenizer: Any, spool: Path, size: int, say: Say) -> Iterator[tuple
     """Yield the spooled documents in pieces for `shards.write`; text never becomes a special token."""
     done, told = 0, time.monotonic()
     for batch in _batches(spool):
-        every = [text for _, text in batch]
-        rows = tokenizer(every, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        rows = _rows(tokenizer, [text for _, text in batch])
         for (begins, text), row in zip(batch, rows, strict=True):
             text_bytes = len(text.encode("utf-8"))
             done += text_bytes
