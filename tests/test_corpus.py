@@ -28,6 +28,7 @@ from pyarrow import parquet
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from gptx_nb import pretraining_words
 from gptx_nb.engine import corpus, duplicates, shards, texts
 from gptx_nb.engine.corpus import Corpus
 from gptx_nb.engine.shards import Shards
@@ -125,7 +126,8 @@ def test_a_plain_file_is_one_document_unless_said_otherwise_and_its_end_is_held_
     assert made.train.documents == made.validation.documents == 1
     whole = "\n".join(documents_of(each, made.tokenizer)[0] for each in (made.train, made.validation))
     assert whole == "\n".join(TEXTS)
-    assert made.report["validation_note"].startswith("the end of the last document")
+    assert made.report["validation_note"].startswith("the end of the longest document")
+    assert made.report["documents"] == 1
 
 
 def test_the_column_with_the_text_is_found_or_asked_for(tmp_path: Path) -> None:
@@ -241,6 +243,61 @@ def test_texts_of_ones_own_that_are_an_object_take_nothing_from_those_to_learn_f
     assert sorted(documents_of(made.train, made.tokenizer)) == sorted(TEXTS[10:])
 
 
+def test_texts_that_all_equal_those_held_back_leave_nothing_and_that_is_said(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(lines_of())
+    same = str(tmp_path / "a.jsonl")
+    with pytest.raises(DataError, match=r"data: nothing is left of .*a\.jsonl: its texts \(200\) equal or nearly equal "):
+        prepare(tmp_path, same, own=same)
+
+
+def test_the_end_of_the_longest_document_is_held_back_of_few(tmp_path: Path) -> None:
+    every = [TEXTS[0], "\n".join(TEXTS[10:60]), *TEXTS[1:4]]
+    made = prepare(tmp_path, every, validation=0)
+    kept, held = (documents_of(each, made.tokenizer) for each in (made.train, made.validation))
+    assert [*kept[:-1], f"{kept[-1]}\n{held[0]}"] == [TEXTS[0], *TEXTS[1:4], every[1]]
+    assert made.report["documents"] == 5
+    lines = dict(pretraining_words.corpus_lines(made.report))
+    assert lines["held back"].startswith("1 document, ")
+    assert "5 documents, " in lines["texts"]
+
+
+# ---- folders --------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_left_out_of_a_folder_and_of_its_tables_is_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    rows = [{"text": each} for each in TEXTS[:75]] + [{"content": each} for each in TEXTS[75:150]] + [{"text": None}]
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "b.csv").write_text(f"id,text\n1,{TEXTS[150]}\n2\n")
+    (folder / "meta.csv").write_text("id,year,place\n1,1900,here\n")
+    for name in ("page.html", "other.html", "paper.pdf", "README.md"):
+        (folder / name).write_text("nothing")
+    made = prepare(tmp_path, str(folder))
+    assert made.report["documents"] == 76
+    assert made.report["dropped"] == {
+        "rows without text": 77,
+        "tables without a text column (meta.csv)": 1,
+        ".html files": 2,
+        ".pdf files": 1,
+        "README files": 1,
+    }
+    assert "77 rows without text, 1 README files, " in dict(pretraining_words.corpus_lines(made.report))["left out"]
+    (folder / "a.jsonl").unlink()
+    (folder / "b.csv").unlink()
+    with pytest.raises(DataError, match=r"meta\.csv has the columns id, year, place, and which one holds the text\?"):
+        prepare(tmp_path / "alone", str(folder))
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "a.txt").write_text("\n".join(TEXTS))
+    (folder / "b.txt").symlink_to(tmp_path / "gone.txt")
+    with pytest.raises(DataError, match=r"^data: .*/set/b\.txt is a link to a file that is not there\. Mend or remove"):
+        prepare(tmp_path, str(folder))
+
+
 # ---- tokens ---------------------------------------------------------------------------------------------------------
 
 
@@ -304,6 +361,7 @@ def test_a_sample_for_the_tokenizer_is_from_the_whole_corpus(tmp_path: Path) -> 
 # Reads all texts of each data set and prints how many there are or what went wrong.
 READER = """
 import sys
+from collections import Counter
 import datasets
 from gptx_nb.engine import texts
 from gptx_nb.errors import DataError
@@ -312,7 +370,8 @@ datasets.config.STREAMING_READ_MAX_RETRIES, datasets.config.STREAMING_READ_RETRY
 for name in sys.argv[1:]:
     try:
         found = texts.documents(
-            Source("hub", name, ""), None, setting="data", column=None, document="file", subset=None
+            Source("hub", name, ""), None, setting="data", column=None, document="file", subset=None,
+            left_out=Counter(),
         )
         print(sum(1 for text in found), "texts")
     except DataError as error:

@@ -156,7 +156,8 @@ def _clean(
     seen = Seen(recipe.near_duplicates)
     dropped, cleaned = Counter[str](), Counter[str]()
     counts = {part: {"documents": 0, "bytes": 0} for part in spools}
-    read, told, last = 0, time.monotonic(), 0
+    read, told = 0, time.monotonic()
+    longest = (0, 0)  # bytes of text, and where it begins
     own = sources["validation"]
     share = recipe.validation if own is None and isinstance(recipe.validation, float | int) else 0.0
 
@@ -174,7 +175,7 @@ def _clean(
         for setting, source in (("validation", own), ("data", sources["train"])):
             if source is None:
                 continue
-            kept_before = 0
+            kept, equal = 0, -_duplicates(dropped)
             pieces = texts.documents(
                 source,
                 run_folder,
@@ -182,6 +183,7 @@ def _clean(
                 column=recipe.text,
                 document=recipe.document,
                 subset=recipe.subset,
+                left_out=dropped,
             )
             file = validation if setting == "validation" else train
             for document in texts.one_by_one(pieces):
@@ -197,15 +199,22 @@ def _clean(
                     continue
                 part = "validation" if setting == "validation" or found.order < share else "train"
                 if part == "train":
-                    last = found.start
+                    longest = max(longest, (found.bytes, found.start))
                 elif file is train:
                     file.seek(found.start)
                     shutil.copyfileobj(file, validation)
                     _take_back(file, found)
                 counts[part]["documents"] += 1
                 counts[part]["bytes"] += found.bytes
-                kept_before += 1
-            if not kept_before:
+                kept += 1
+            equal += _duplicates(dropped)
+            if not kept and equal and own is not None:
+                raise DataError(
+                    f"{setting}: nothing is left of {source.shown}: its texts ({equal:,}) equal or nearly equal those "
+                    f"held back, of {own.shown}. Give other texts for `validation`, or leave it out: a share of these "
+                    "is held back"
+                )
+            if not kept:
                 raise DataError(
                     f"{setting}: {source.shown} holds no text of {SHORTEST} characters or more. Name texts, as in "
                     "`data: books/`"
@@ -213,16 +222,17 @@ def _clean(
     source = sources["train"]
     assert source is not None
     note = f"all of {own.shown}" if own else f"{share:.1%} of the documents, chosen by their content"
+    documents = sum(each["documents"] for each in counts.values())
     if not counts["validation"]["documents"]:
-        _hold_back_an_end(spools, counts, last)
-        note = "the end of the last document, as " + (
+        _hold_back_an_end(spools, counts, longest[1])
+        note = "the end of the longest document, as " + (
             f"a share of {share:g} holds no whole one back" if share else "`validation: 0` holds no whole one back"
         )
     return {
         "source": source.shown,
-        "documents": sum(each["documents"] for each in counts.values()),
+        "documents": documents,
         "bytes": sum(each["bytes"] for each in counts.values()),
-        "dropped": dict(dropped),
+        "dropped": {why: count for why, count in dropped.items() if count},
         "cleaned": dict(cleaned),
         **counts,
         "validation_note": note,
@@ -233,6 +243,10 @@ def _clean(
             "takes more than a gigabyte of memory"
         ],
     }
+
+
+def _duplicates(dropped: Counter[str]) -> int:
+    return dropped["duplicates"] + dropped["near duplicates"]
 
 
 @dataclass(frozen=True)
@@ -272,11 +286,12 @@ def _take_back(file: IO[bytes], draft: _Draft) -> None:
 
 
 def _hold_back_an_end(spools: dict[str, Path], counts: dict[str, dict[str, int]], start: int) -> None:
-    """Hold back the end of the last document, which begins at byte `start` of its spool: a hundredth of all text.
+    """Hold back the end of the document that begins at byte `start` of its spool: a hundredth of all text.
 
     At most half of it goes. It is cut at the end of a line where one is near.
     """
     with spools["train"].open("r+b") as file, spools["validation"].open("wb") as held:
+        start = _put_last(file, start)
         pieces = list(_places(file, start))
         ends = list(itertools.accumulate(size for _, size in pieces))
         length = ends[-1]
@@ -299,6 +314,32 @@ def _hold_back_an_end(spools: dict[str, Path], counts: dict[str, dict[str, int]]
         counts["train"]["bytes"] += before + _put(file, not first, kept) - length
         file.truncate()
         counts["validation"].update(documents=1, bytes=size)
+
+
+def _put_last(file: IO[bytes], start: int) -> int:
+    """Move the document that begins at byte `start` behind all others, and return where it begins then."""
+    file.seek(start)
+    stop = start
+    while head := file.read(_HEAD.size):
+        size, begins = _HEAD.unpack(head)
+        if begins and stop > start:
+            break
+        stop = file.seek(size, os.SEEK_CUR)
+    end = file.seek(0, os.SEEK_END)
+    if stop == end:
+        return start
+    _copy(file, start, end, stop - start)
+    _copy(file, stop, start, end - start)
+    file.truncate(end)
+    return end - (stop - start)
+
+
+def _copy(file: IO[bytes], source: int, target: int, size: int) -> None:
+    """Copy `size` bytes of `file` from `source` to `target`, the first ones first."""
+    for done in range(0, size, BATCH_BYTES):
+        content = _content(file, source + done, min(BATCH_BYTES, size - done))
+        file.seek(target + done)
+        file.write(content)
 
 
 def _put(file: IO[bytes], begins: bool, text: str) -> int:
