@@ -260,9 +260,7 @@ def _typed(examples: Sequence[Sequence[str] | Mapping[str, str]], folder: Path) 
     return _staged("examples", "examples", target)
 
 
-def _write(
-    given: object, setting: str, shown: str | None, folder: Path, stem: str, *, texts: bool = False
-) -> Source:
+def _write(given: object, setting: str, shown: str | None, folder: Path, stem: str, *, texts: bool = False) -> Source:
     """Write the rows of `given` to `folder`/`stem`.parquet or .jsonl, exactly as they are now."""
     folder.mkdir(parents=True, exist_ok=True)
     kind = type(given).__name__

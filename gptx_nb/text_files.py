@@ -1,4 +1,4 @@
-"""Which files of a folder hold texts to pretrain on: one answer for the fingerprint and for what is read. Opens none."""
+"""Which files of a folder hold texts to pretrain on: one answer for fingerprint and reading. Opens none."""
 
 from __future__ import annotations
 

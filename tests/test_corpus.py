@@ -246,7 +246,7 @@ def test_texts_of_ones_own_that_are_an_object_take_nothing_from_those_to_learn_f
 def test_texts_that_all_equal_those_held_back_leave_nothing_and_that_is_said(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(lines_of())
     same = str(tmp_path / "a.jsonl")
-    with pytest.raises(DataError, match=r"data: nothing is left of .*a\.jsonl: its texts \(200\) equal or nearly equal "):
+    with pytest.raises(DataError, match=r"data: nothing is left of .*a\.jsonl: its texts \(200\) equal or nearly eq"):
         prepare(tmp_path, same, own=same)
 
 
@@ -571,7 +571,7 @@ def test_a_disk_that_is_too_small_for_the_tokens_is_told(tmp_path: Path, monkeyp
     size = (tmp_path / "a.jsonl").stat().st_size
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=size * 1.2))
-    with pytest.raises(DataError, match=r"the token shards need about \d+ kB, and \d+ kB are free on the disk of .*run"):
+    with pytest.raises(DataError, match=r"the token shards need about \d+ kB, and \d+ kB are free on the disk of "):
         prepare(tmp_path, str(tmp_path / "a.jsonl"), given=corpus.train_tokenizer(iter([]), 260))
     assert left_behind(tmp_path) == []
 

@@ -104,7 +104,10 @@ def test_a_recipe_is_the_same_after_a_round_through_yaml() -> None:
         ("from: gpt2\nwidth: 64", "from: gpt2 has a shape and a tokenizer of its own. Leave out width"),
         ("tokenizer: gpt2\nvocabulary: 300", "the tokenizer gpt2 has a vocabulary of its own. Leave out vocabulary"),
         ("width: 100\nheads: 3", "a width of 100 cannot be shared by 3 heads. Type `heads: 2`"),
-        ("architecture: llama\ndropout: 0.1", "dropout: llama drops nothing. Leave it out, or type `architecture: gpt2`"),
+        (
+            "architecture: llama\ndropout: 0.1",
+            "dropout: llama drops nothing. Leave it out, or type `architecture: gpt2`",
+        ),
         ("architecture: llama\nwidth: 21\nheads: 1", "llama turns pairs of values, and a head has 21"),
         ("size: tny", "size: 'tny' does not fit: input should be 'tiny', 'mini'"),
         ("epocs: 1", "unknown setting 'epocs'. Did you mean 'epochs'?"),
@@ -245,7 +248,13 @@ def test_dropout_reaches_a_base_model_that_has_some_and_is_refused_by_others() -
 
 def test_llama_muon_wsd_and_counted_embeddings_go_together(home: Path) -> None:
     run = pretrained(
-        "other", architecture="llama", dropout=0.0, optimizer="muon", schedule="wsd", embeddings="cooccurrence", cooldown=0.5
+        "other",
+        architecture="llama",
+        dropout=0.0,
+        optimizer="muon",
+        schedule="wsd",
+        embeddings="cooccurrence",
+        cooldown=0.5,
     )
     rates = [record["learning_rate"] for record in run.history() if record.get("kind") == "step"]
     assert rates[1:6] == [0.01] * 5

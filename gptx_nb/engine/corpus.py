@@ -428,7 +428,8 @@ def require_lossless(tokenizer: Any, sample: Sequence[str], setting: str) -> Non
         before, after = Counter(text), Counter(back)
         changed += max((before - after).total(), (after - before).total(), 1)
         if example is None:
-            place = max(0, len(os.path.commonprefix([text.strip(), back])) - 10)
+            differ = (number for number, (one, other) in enumerate(zip(text.strip(), back)) if one != other)
+            place = max(0, next(differ, min(len(text.strip()), len(back))) - 10)
             example = f"{text.strip()[place : place + 30]!r} becomes {back[place : place + 30]!r}"
     if example is not None:
         share = max(0.0001, changed / sum(map(len, sample)))
@@ -448,9 +449,9 @@ def bytes_of_tokens(tokenizer: Any, sample: Sequence[str]) -> float:
 
 def _rows(tokenizer: Any, every: Sequence[str]) -> list[list[int]]:
     """Return the tokens of each text, which never becomes a special token."""
-    rows: list[list[int]] = tokenizer(
-        list(every), add_special_tokens=False, split_special_tokens=True, verbose=False
-    )["input_ids"]
+    rows: list[list[int]] = tokenizer(list(every), add_special_tokens=False, split_special_tokens=True, verbose=False)[
+        "input_ids"
+    ]
     return rows
 
 
