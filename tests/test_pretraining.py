@@ -15,6 +15,7 @@ import made_runs
 import pandas as pd
 import pytest
 import torch
+from IPython.core.interactiveshell import InteractiveShell
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -25,7 +26,7 @@ from gptx_nb.errors import DataError, ModelError, RecipeError, RunFailed
 from gptx_nb.pretraining import SIZES, PretrainRecipe
 from gptx_nb.recipe import Recipe, make_recipe, parse_yaml
 from gptx_nb.runs import Run, RunStore
-from gptx_nb.views import panels
+from gptx_nb.views import cli, panels
 from gptx_nb.worker import pretraining as worker
 from gptx_nb.worker.__main__ import _last_words
 
@@ -358,6 +359,27 @@ def test_a_full_disk_is_told_without_a_traceback(home: Path, monkeypatch: pytest
         f"run base version 1 broke off: no room is left on the disk of {run.folder}: 2 MB are free, and more is "
         "needed. Free some first.\nRun the cell `%%gpt_finetune base` again to try once more; nothing was saved yet."
     )
+
+
+def test_a_cell_and_the_command_line_pretrain_the_same_run(
+    plain_shell: InteractiveShell, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    asked = recipe(data=str(tmp_path / "texts.jsonl"), tokens=256).to_yaml()
+    assert plain_shell.run_cell(f"%%gpt_pretrain base\n{asked}").success
+    run = RunStore().find("base")
+    wait_for(lambda: not run.active)
+    assert run.state() == "finished"
+    assert run.recipe().kind == "pretrain"
+    capsys.readouterr()
+    (tmp_path / "recipe.yaml").write_text(asked)
+    assert cli.main(["pretrain", "base", str(tmp_path / "recipe.yaml")]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("base v1  finished")
+    assert " bits a byte" in said
+    assert cli.main(["pretrain", "other", str(tmp_path / "recipe.yaml"), "--data", str(tmp_path / "no.jsonl")]) == 2
+    assert "data: there is no file" in capsys.readouterr().err
+    assert [each.name for each in RunStore().runs()] == ["base"]
 
 
 def test_two_processes_learn_what_one_does(home: Path) -> None:

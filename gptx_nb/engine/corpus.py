@@ -428,7 +428,9 @@ def require_lossless(tokenizer: Any, sample: Sequence[str], setting: str) -> Non
         before, after = Counter(text), Counter(back)
         changed += max((before - after).total(), (after - before).total(), 1)
         if example is None:
-            differ = (number for number, (one, other) in enumerate(zip(text.strip(), back)) if one != other)
+            differ = (
+                number for number, (one, other) in enumerate(zip(text.strip(), back, strict=False)) if one != other
+            )
             place = max(0, next(differ, min(len(text.strip()), len(back))) - 10)
             example = f"{text.strip()[place : place + 30]!r} becomes {back[place : place + 30]!r}"
     if example is not None:
