@@ -243,7 +243,7 @@ def test_texts_alone_are_taken_from_series_arrays_and_lists(tmp_path: Path, data
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("It was a dark night. " * 300, r"data: 'It was a dark night\. It was a dark night\.'… is a text, not a place"),
+        ("It was a dark night. " * 300, r"data: 'It was a dark night\. It was a dark night'… is a text, not a place"),
         ("一个句子" * 300, r"is a text, not a place: .* Give a list, as in `data=\[text\]`"),
         ("A short text.", r"'A short text\.' is a text, not a place"),
         ((each for each in "ab"), r"this generator gives its rows only once\. .*`data=list\(rows\)`"),

@@ -337,7 +337,8 @@ def _put_last(file: IO[bytes], start: int) -> int:
 def _copy(file: IO[bytes], source: int, target: int, size: int) -> None:
     """Copy `size` bytes of `file` from `source` to `target`, the first ones first."""
     for done in range(0, size, BATCH_BYTES):
-        content = _content(file, source + done, min(BATCH_BYTES, size - done))
+        file.seek(source + done)
+        content = file.read(min(BATCH_BYTES, size - done))
         file.seek(target + done)
         file.write(content)
 
