@@ -441,7 +441,8 @@ def transfer_gain(transfer: dict[str, Any]) -> str:
     points = 100 * transfer["gain"]
     if transfer["low"] is None:
         return f"Transfer gain: {points:+.1f} points over random weights, with one seed; that can be chance."
-    between = f"{100 * transfer['low']:+.1f} to {100 * transfer['high']:+.1f}"
+    low, high = (max(-100.0, min(100.0, 100 * transfer[end])) for end in ("low", "high"))
+    between = f"{low:+.1f} to {high:+.1f}"
     chance = "; that can be chance" if transfer["low"] <= 0 <= transfer["high"] else ""
     return f"Transfer gain: {points:+.1f} points over random weights (95 % interval {between}, {seeds}){chance}."
 
@@ -469,8 +470,10 @@ def score_rows(run: Run) -> list[tuple[str, float, float | None]]:
     ]
     baselines = scores.get("baselines") or {}
     if transfer := scores.get("transfer"):
-        mean = sum(transfer["scratch"]) / len(transfer["scratch"])
-        rows.append((f"same architecture, random weights ({counted(len(transfer['scratch']), 'seed')})", mean, None))
+        seeds = counted(len(transfer["scratch"]), "seed")
+        if len(transfer["pretrained"]) > 1:  # the model itself has one of them, and the gain is that of the means
+            rows.append((f"the same from {model_name(run)} ({seeds})", _mean(transfer["pretrained"]), None))
+        rows.append((f"same architecture, random weights ({seeds})", _mean(transfer["scratch"]), None))
     for name, how in (("few_shot", "shown {shots} examples"), ("base", "untrained")):
         if (found := scores.get(name)) and "accuracy" in found:
             who = f"{model_name(run)}, {how.format_map(found)}"
@@ -482,6 +485,10 @@ def score_rows(run: Run) -> list[tuple[str, float, float | None]]:
         if name in baselines
     ]
     return rows
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def model_name(run: Run) -> str:

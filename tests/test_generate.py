@@ -221,3 +221,23 @@ def test_prepared_products_give_the_same(kind: str, laid_out: bool, monkeypatch:
     products.prepare(rounded, torch.bfloat16)
     error = (rounded(ids).logits - exact).abs().max() / exact.abs().max()
     assert 1e-5 < error < 0.05  # bfloat16 is at work, and no more than rounding
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_under_autocast_keys_and_values_are_kept_as_the_model_makes_them(kind: str) -> None:
+    model = small(kind)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = generate(model, [[5, 6, 7, 8], [5, 6, 9]], max_new_tokens=4)
+    assert [len(each.tokens) for each in found] == [4, 4]
+
+
+def test_a_gpu_keeps_no_more_than_half_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small("llama")
+    config = model.config
+    a_token = (
+        8 * config.num_hidden_layers * config.num_key_value_heads * config.hidden_size // config.num_attention_heads
+    )
+    monkeypatch.setattr(generation.devices, "memory", lambda device: (None, 2000 * a_token))
+    assert generation._gpu_cache_tokens(model) == 1000
+    monkeypatch.setattr(generation.devices, "memory", lambda device: (None, None))
+    assert generation._gpu_cache_tokens(model) == generation.GPU_CACHE_TOKENS

@@ -1,6 +1,7 @@
 """Pretraining as a run: from a cell to a base model that is fine-tuned, and back from every way of breaking off."""
 
 import errno
+import importlib.util
 import json
 import os
 import random
@@ -21,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import gptx_nb
 from gptx_nb import fields, files, launch, metrics, progress
-from gptx_nb.engine import pretrain
+from gptx_nb.engine import models, pretrain
 from gptx_nb.errors import DataError, ModelError, RecipeError, RunFailed
 from gptx_nb.pretraining import SIZES, PretrainRecipe
 from gptx_nb.recipe import Recipe, make_recipe, parse_yaml
@@ -203,6 +204,44 @@ def test_running_it_again_shows_it_and_a_change_makes_the_next_version(run: Run)
     assert "is another kind of run" in third.note
 
 
+def script(name: str) -> Any:
+    """The script of that name in benchmarks/pretrain_tiny, as a module."""
+    file = Path(__file__).parents[1] / "benchmarks" / "pretrain_tiny" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_script_that_makes_tiny_keeps_its_records_and_puts_the_model_into_the_package(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, package, beside = script("make"), tmp_path / "package", tmp_path / "beside"
+    package.mkdir()
+    beside.mkdir()
+    monkeypatch.setattr(make, "HERE", beside)
+    monkeypatch.setattr(make, "PACKAGE", package)
+    make.write_records(run)
+    assert sorted(path.name for path in beside.iterdir()) == ["curve.png", "log.jsonl", "run.json"]
+    assert str(tmp_path) not in (beside / "run.json").read_text(), "no path of this machine"
+    assert '"bits_per_byte"' in (beside / "log.jsonl").read_text()
+    make.put_into_package(run)
+    assert AutoModelForCausalLM.from_pretrained(package).dtype == torch.bfloat16
+    assert len(AutoTokenizer.from_pretrained(package)) == 300
+    for name in ("recipe", "recipe_gpu"):
+        file = Path(make.__file__).with_name(f"{name}.yaml")
+        settings = parse_yaml(file.read_text(encoding="utf-8"), str(file), PretrainRecipe)
+        make.check_size(make_recipe({**settings, "data": "corpus"}, "", PretrainRecipe))
+    with pytest.raises(SystemExit, match=r"the model would take 67\.\d MB, and the package has room for 32"):
+        make.check_size(PretrainRecipe(data="corpus", size="compact", vocabulary=16384, context=512))
+    texts = tmp_path / "texts"
+    for files_of_a_corpus in (["a.jsonl", "b.jsonl"], ["b.jsonl"]):
+        make.link_all([tmp_path / name for name in files_of_a_corpus], texts)
+    assert [path.name for path in texts.iterdir()] == ["b.jsonl"]
+
+
 def test_a_pretrained_run_is_gone_on_with_and_fine_tuned_from_and_the_chain_is_shown(run: Run) -> None:
     onward = launch.train(
         "domain",
@@ -231,6 +270,9 @@ def test_a_pretrained_run_is_gone_on_with_and_fine_tuned_from_and_the_chain_is_s
     assert plan is not None
     assert plan["model"]["where"] == "run domain version 1 <- run base version 1 <- random weights"
     assert "run base version 1" in "\n".join(progress.preflight_lines(tuned))
+    shutil.rmtree(run.folder)  # what came of it needs it no more, and knows it still
+    assert models.find("run:domain").where == plan["model"]["where"]
+    assert models.find("run:tuned").where == f"run tuned version 1 <- {plan['model']['where']}"
     with pytest.raises(ModelError, match=r"model: no run is called 'domian'\. Did you mean 'domain'\?"):
         launch.train("tuned", Recipe(model="run:domian", data="df"), data=table)
 

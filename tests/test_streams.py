@@ -125,7 +125,11 @@ def test_rows_are_shared_out_evenly_and_each_once() -> None:
     assert batches.by_length([[1]], token_budget=10, packed=True, streams=4) == [[0]]
 
 
-def test_a_step_on_masters_equals_adamw_on_float32_weights() -> None:
+@pytest.mark.parametrize("way", ["as on a CPU", "as on a GPU"])
+def test_a_step_on_masters_equals_adamw_on_float32_weights(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if way == "as on a GPU":
+        monkeypatch.setattr(optimizers, "_on_cpu", lambda tensors: False)
+        monkeypatch.setattr(optimizers, "AT_ONCE", 1000)
     torch.manual_seed(0)
     plain = torch.nn.Sequential(torch.nn.Linear(700, 600), torch.nn.LayerNorm(600))  # more than one block
     lower = torch.nn.Sequential(torch.nn.Linear(700, 600), torch.nn.LayerNorm(600))
@@ -149,6 +153,13 @@ def test_a_step_on_masters_equals_adamw_on_float32_weights() -> None:
     lowered.restore()
     for mine, its in zip(lower.parameters(), plain.parameters(), strict=True):
         assert (mine - its).abs().max() < 1e-6
+
+
+def test_all_that_a_fused_step_reads_is_on_the_device_of_the_weights() -> None:
+    weights = [torch.nn.Parameter(torch.empty(3, 4, device="meta", dtype=torch.bfloat16))]
+    masters = [torch.empty(3, 4, device="meta")]
+    ours = optimizers.MasterAdamW(weights, masters, 1e-3, 0.1, (0.9, 0.999))
+    assert {each.device.type for each in ours.state[weights[0]].values()} == {"meta"}
 
 
 def test_lowered_weights_learn_what_autocast_does_within_rounding() -> None:

@@ -1,10 +1,12 @@
 """Make the embedded base model `tiny`: pretrain it with the tool, score it beside references, put it into the package.
 
-    python benchmarks/pretrain_tiny/make.py CORPUS [--tokens N] [--size NAME] [--device cuda] [--keep]
+    python benchmarks/pretrain_tiny/make.py CORPUS [--recipe FILE] [--tokens N] [--device cuda] [--keep]
 
-CORPUS holds `*.jsonl` or `*.jsonl.xz` with one document a line (`{"text": ...}`); files whose name starts with
-`validation` are held out. The run is called `tiny` in $GPTX_HOME: the same command goes on with it after it was stopped
-or killed. --keep leaves the package's model as it is. Beside this file are written
+--recipe is recipe.yaml beside this file, or recipe_gpu.yaml for a machine with a GPU. CORPUS holds `*.jsonl` or
+`*.jsonl.xz` with one document a line (`{"text": ...}`); files whose name starts with `validation` are held out. The run
+is called `tiny` in $GPTX_HOME: the same command goes on with it after it was stopped or killed. A model that the
+package has no room for is refused before it is trained. --keep leaves the package's model as it is. Beside this file
+are written
 
     run.json      what the run decided, how it scored and what it cost; what was left out of the texts
     log.jsonl     loss by step, thinned; every score on held-out documents
@@ -20,6 +22,7 @@ import json
 import lzma
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 import gptx_nb
-from gptx_nb import launch, progress
+from gptx_nb import curves, launch, progress
 from gptx_nb.engine import corpus, models
 from gptx_nb.engine.tasks import language_modeling
 from gptx_nb.pretraining import PretrainRecipe
@@ -36,7 +39,7 @@ from gptx_nb.progress import Progress, StatusLine
 from gptx_nb.recipe import make_recipe, parse_yaml
 from gptx_nb.runs import Run, home
 from gptx_nb.sources import stage
-from gptx_nb.views import panels
+from gptx_nb.views import figures
 
 HERE = Path(__file__).parent
 PACKAGE = Path(gptx_nb.__file__).parent / "models" / "tiny"
@@ -46,8 +49,8 @@ LIMIT = 32_000_000  # bytes of the weights in the package
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
+    parser.add_argument("--recipe", type=Path, default=HERE / "recipe.yaml")
     parser.add_argument("--tokens", type=int)
-    parser.add_argument("--size")
     parser.add_argument("--device")
     parser.add_argument("--keep", action="store_true", help="do not put the model into the package")
     given = parser.parse_args()
@@ -55,18 +58,16 @@ def main() -> None:
     held_out = [path for path in files if path.name.startswith("validation")]
     if len(held_out) != 1 or len(files) < 2:
         parser.error(f"{given.corpus} needs *.jsonl(.xz) files, one of them named validation*")
-    recipe_file = HERE / "recipe.yaml"
-    settings = dict(parse_yaml(recipe_file.read_text(encoding="utf-8"), str(recipe_file), PretrainRecipe))
-    settings |= {name: value for name in ("tokens", "size", "device") if (value := getattr(given, name)) is not None}
+    settings = dict(parse_yaml(given.recipe.read_text(encoding="utf-8"), str(given.recipe), PretrainRecipe))
+    settings |= {name: value for name in ("tokens", "device") if (value := getattr(given, name)) is not None}
 
     training = home() / "pretrain-tiny-texts"
-    training.mkdir(parents=True, exist_ok=True)
-    for path in files:
-        if path not in held_out and not (training / path.name).exists():
-            (training / path.name).symlink_to(path.absolute())
+    link_all([path for path in files if path not in held_out], training)
     recipe = make_recipe(
         {**settings, "data": str(training), "validation": str(held_out[0].absolute())}, "", PretrainRecipe
     )
+    if not given.keep:
+        check_size(recipe)
     line = StatusLine()
     run = launch.train("tiny", recipe, wait=True, progress=line).run
     line.close()
@@ -79,6 +80,26 @@ def main() -> None:
         put_into_package(run)
 
 
+def link_all(files: Sequence[Path], folder: Path) -> None:
+    """Let `folder` hold links to `files`, and to nothing else."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
+    for path in files:
+        (folder / path.name).symlink_to(path.absolute())
+
+
+def check_size(recipe: PretrainRecipe) -> None:
+    """End here where the package has no room for the weights of such a model."""
+    layers, _, width = recipe.shape()
+    numbers = width * (recipe.vocabulary + recipe.context) + layers * (12 * width + 13) * width + 2 * width
+    if 2 * numbers > LIMIT:
+        raise SystemExit(
+            f"the model would take {2 * numbers / 1e6:.1f} MB, and the package has room for {LIMIT / 1e6:.0f}. Take "
+            "fewer layers or a smaller width or vocabulary, or --keep"
+        )
+
+
 def write_records(run: Run) -> None:
     seen = Progress(run).refresh()
     facts = {
@@ -89,15 +110,16 @@ def write_records(run: Run) -> None:
     }
     for name in ("data", "validation"):  # paths of this machine
         facts["recipe"].pop(name)
-    facts["corpus"].pop("source")
+    for name in ("source", "validation_note"):
+        facts["corpus"].pop(name, None)
     (HERE / "run.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     with (HERE / "log.jsonl").open("w", encoding="utf-8") as log:
-        for step, loss in panels.thinned([(each["step"], each["loss"]) for each in seen.steps], 500):
+        for step, loss in curves.thinned([(each["step"], each["loss"]) for each in seen.steps], 500):
             log.write(json.dumps({"step": step, "loss": round(loss, 4)}) + "\n")
         for each in seen.evaluations:
             kept = {key: each[key] for key in ("step", "bits_per_byte", "low", "high", "samples")}
             log.write(json.dumps(kept, ensure_ascii=False) + "\n")
-    if picture := panels.plot(seen, run.scores()):
+    if picture := figures.small(seen, run.scores()):
         (HERE / "curve.png").write_bytes(picture)
 
 

@@ -6,12 +6,13 @@ DATA holds a folder for each set, with train and test tables (.csv.xz) that have
 Each seed draws its own examples from train, at least one of every label, and the order in which they are learnt. All is
 as the tool does it by itself, with the settings that it chooses; the weights of the last step are scored on the test
 table, so that nothing is chosen by it. transfer.json beside this file is written after each seed, and what it holds is
-not measured again; the table of the model card is printed at the end.
+not measured again, unless `tiny` has other weights since; the table of the model card is printed at the end.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import tempfile
 from pathlib import Path
@@ -20,11 +21,14 @@ from typing import Any
 import pandas as pd
 import transformers
 
+import gptx_nb
+from gptx_nb import files
 from gptx_nb.engine import data, evaluate, transfer
 from gptx_nb.recipe import make_recipe
 from gptx_nb.sources import stage
 
 HERE = Path(__file__).parent
+MODEL = Path(gptx_nb.__file__).parent / "models" / "tiny"
 SETS = ("sst2", "ag_news", "trec", "sms_spam", "goemotions_ekman", "banking77")
 
 
@@ -38,7 +42,11 @@ def main() -> None:
     given = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    found: dict[str, dict[str, list[float]]] = json.loads(given.out.read_text()) if given.out.exists() else {}
+    weights = hashlib.sha256((MODEL / "model.safetensors").read_bytes()).hexdigest()
+    kept = json.loads(given.out.read_text()) if given.out.exists() else {}
+    if kept and kept["weights"] != weights:
+        print("tiny has other weights than those in transfer.json: all is measured anew")
+    found: dict[str, dict[str, list[float]]] = kept["accuracy"] if kept.get("weights") == weights else {}
     for seed in range(given.seeds):
         for count in given.examples:
             for name in given.sets:
@@ -48,7 +56,7 @@ def main() -> None:
                 for arm, accuracy in measured(given.data / name, count, seed).items():
                     scores.setdefault(arm, []).append(round(accuracy, 4))
                 print(name, count, seed, {arm: each[-1] for arm, each in scores.items()}, flush=True)
-                given.out.write_text(json.dumps(found, indent=1) + "\n")
+                files.write_json(given.out, {"weights": weights, "accuracy": found})
     print(card(found))
 
 
@@ -93,8 +101,9 @@ def card(found: dict[str, dict[str, list[float]]]) -> str:
         gain = transfer.Gain(scores["tiny"], scores["random weights"])
         mean = {arm: sum(each) / len(each) for arm, each in scores.items()}
         ahead = sum(each > 0 for each in gain.differences)
+        margin = "one seed" if gain.margin is None else f"± {gain.margin:.3f}"
         lines.append(
-            f"| {name} | {mean['tiny']:.3f} | {mean['random weights']:.3f} | {gain.mean:+.3f} ± {gain.margin or 0:.3f} "
+            f"| {name} | {mean['tiny']:.3f} | {mean['random weights']:.3f} | {gain.mean:+.3f} {margin} "
             f"| {ahead} of {len(gain.differences)} | {mean['TF-IDF']:.3f} | {mean['commonest label']:.3f} |"
         )
     return "\n".join(lines)

@@ -139,6 +139,7 @@ def load(recipe: Recipe, sources: Mapping[str, Source | None], run_folder: Path)
         index = {name: at for at, name in enumerate(labels)}
         everything = Examples(rows.texts, [index[renamed.get(label, label)] for label in rows.labels])
         counts = Counter(everything.labels)
+        rows.warnings += label_sets.doubts(sheet, columns.label, recipe)
     warnings = [*sheet.notes, *rows.warnings, *_repeats(everything, sheet.shown)]
     if sets is not None and (bare := sum(not row for row in everything.labels)):
         warnings.append(f"{bare:,} of {len(everything):,} texts have no label at all, and are learnt as such")
@@ -298,12 +299,12 @@ def _by_role(sheet: Sheet, recipe: Recipe) -> tuple[Recipe, str | None, str]:
 
 
 def _indicators(sheet: Sheet, recipe: Recipe, facts: dict[str, _Facts]) -> list[str]:
-    """Return the columns of 0 and 1 that are labels each, if that is how this table has them."""
+    """Return the columns of 0 and 1 (or true and false) that are labels each, if that is how this table has them."""
     if recipe.labels is None and any(_plain(name) in LABEL_NAMES for name in facts):
         return []
-    rest = [name for name in facts if name != recipe.text and not _is_id(name) and not facts[name].worded]
-    worded = [name for name in facts if name != recipe.text and facts[name].worded and not _is_id(name)]
-    only = len(worded) == (0 if recipe.text else 1)  # nothing else could be the label
+    others = [name for name in facts if name != recipe.text and not _is_id(name)]
+    rest = [name for name in others if not facts[name].worded or label_sets.holds_flags(sheet.columns[name])]
+    only = len(others) - len(rest) == (0 if recipe.text else 1)  # nothing else could be the label
     return label_sets.indicators(sheet, recipe, rest if only else [])
 
 

@@ -218,8 +218,10 @@ def matrix_peak(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) 
 
 
 def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type in ("cuda", "xpu"):
+        getattr(torch, device.type).synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def memory(device: torch.device) -> tuple[int | None, int | None]:
@@ -236,8 +238,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Say whether `error` means that the device or the machine has no memory left."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    # Allocators other than CUDA's have no error class of their own.
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in str(error) or "out of memory" in str(error))
+    # Allocators other than CUDA's have no error class of their own; cuBLAS reserves a workspace by itself.
+    words = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(each in str(error) for each in words)
 
 
 def _name(device: torch.device) -> str:

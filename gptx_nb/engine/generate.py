@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 
+from gptx_nb.engine import device as devices
 from gptx_nb.engine import packing
 from gptx_nb.engine.models import context
 
@@ -194,7 +195,7 @@ def _grow_together(
     shared = _shared_length([row.prompt for row in alive]) if share_prefix else 0
     # The last token that is written is never read, so its keys take no room.
     room = min(max(len(row.prompt) for row in alive) + max_new_tokens - 1, limit) - shared
-    fitting = max(1, (CPU_CACHE_TOKENS if on_cpu else GPU_CACHE_TOKENS) // max(1, room))
+    fitting = max(1, (CPU_CACHE_TOKENS if on_cpu else _gpu_cache_tokens(model)) // max(1, room))
     slots = min(len(alive), most_rows or (CPU_ROWS if on_cpu else GPU_ROWS), fitting)
     reader = _Reader(model, CPU_READ_TOKENS if on_cpu else GPU_READ_TOKENS)
     cache = _Cache(model, slots, room, reader.prefix(alive[0].prompt[:shared]) if shared else None)
@@ -212,6 +213,15 @@ def _grow_together(
         if growing:
             take(growing, reader.read(cache, 0, growing, [row.new[-1:] for row in growing]))
             _retire(growing, cache)
+
+
+def _gpu_cache_tokens(model: PreTrainedModel) -> int:
+    """Return for how many tokens keys and values may be kept: in half of what is free, and no more than is of use."""
+    free, config = devices.memory(model.device)[1], model.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    a_token = 2 * 4 * config.num_hidden_layers * heads * size  # bytes, in float32
+    return GPU_CACHE_TOKENS if free is None else min(GPU_CACHE_TOKENS, free // 2 // a_token)
 
 
 def _shared_length(prompts: Sequence[Sequence[int]]) -> int:
@@ -265,13 +275,16 @@ class _Cache:
     def prefix_length(self) -> int:
         return self.prefix.room if self.prefix else 0
 
-    def layer(self, number: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the memory of a layer; `like` (1, key heads, tokens, size) says of what kind it is."""
+    def layer(self, number: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the memory of a layer, of the same kind as its `key` and `value` (1, key heads, tokens, size).
+
+        Under autocast these differ: what turns keys by their places is float32, and values are lower.
+        """
         keys, values = self.keys[number], self.values[number]
         if keys is None or values is None:
-            shape = (self.slots, like.shape[1], self.room, like.shape[3])
+            shape = (self.slots, key.shape[1], self.room, key.shape[3])
             # Zeros, as what attention masks is multiplied by 0, which does not undo a NaN.
-            keys, values = like.new_zeros(shape), like.new_zeros(shape)
+            keys, values = key.new_zeros(shape), value.new_zeros(shape)
             self.keys[number], self.values[number] = keys, values
         return keys, values
 
@@ -402,7 +415,7 @@ def _attention(
     nothing is copied. Scores and their softmax are float32.
     """
     cache, rows = places.cache, places.end - places.first
-    keys, values = cache.layer(module.layer_idx, key)
+    keys, values = cache.layer(module.layer_idx, key, value)
     keys[places.slot, :, places.place] = key[0].transpose(0, 1)
     values[places.slot, :, places.place] = value[0].transpose(0, 1)
     key_heads, size = keys.shape[1], keys.shape[3]
@@ -423,7 +436,7 @@ def _attention(
     if cache.prefix is None:
         mixed = torch.matmul(scores.softmax(-1).to(values.dtype), values[kept, :, : places.width])
     else:
-        prefix_keys, prefix_values = cache.prefix.layer(module.layer_idx, key)
+        prefix_keys, prefix_values = cache.prefix.layer(module.layer_idx, key, value)
         together = q.transpose(0, 1).reshape(key_heads, -1, size)  # all rows look at the same keys: one product
         before = torch.matmul(together, prefix_keys[0].transpose(1, 2)).float()
         before = before.view(key_heads, rows, -1, before.shape[-1]).transpose(0, 1)
@@ -464,7 +477,9 @@ def draw(logits: torch.Tensor, sampling: Sampling, uniforms: Sequence[float] | N
         candidates = min(FIRST_CANDIDATES, size)
         total = scaled.logsumexp(-1, keepdim=True)
     chosen = []
-    ordered, tokens = scaled.topk(candidates, dim=-1)
+    # On the CPU from here: row by row, each would wait for a GPU several times, and Apple's has no float64.
+    ordered, tokens = (each.cpu() for each in scaled.topk(candidates, dim=-1))
+    total = total if total is None else total.cpu()
     for row, uniform in enumerate(uniforms):
         normaliser = ordered[row].logsumexp(-1) if total is None else total[row]
         sums = (ordered[row] - normaliser).double().exp().cumsum(-1)
@@ -472,7 +487,7 @@ def draw(logits: torch.Tensor, sampling: Sampling, uniforms: Sequence[float] | N
         found = tokens[row]
         if total is not None and float(sums[-1]) < (uniform if sampling.top_p is None else wanted):
             # Rarely so flat: then the whole vocabulary is put in order.
-            everything, found = scaled[row].sort(descending=True, stable=True)
+            everything, found = scaled[row].cpu().sort(descending=True, stable=True)
             sums = (everything - normaliser).double().exp().cumsum(-1)
         if sampling.top_p is not None:
             # The smallest set that sums to top_p: up to the first sum that reaches it.

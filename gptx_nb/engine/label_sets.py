@@ -17,8 +17,10 @@ from gptx_nb.recipe import Recipe
 
 Names = list[str]
 
-SEPARATORS = (";", "|", ",")  # that tables put between labels; none of them is assumed
-REPEATED = 2 / 3  # of the parts of joined labels, those that stand in other labels too
+SEPARATORS = (";", "|", ",", "；", "，", "、", "/", " ")  # that tables put between labels; none of them is assumed
+REPEATED = 2 / 3  # of the parts of joined labels, those that stand in other labels too: then they surely are several
+DOUBTFUL = 1 / 2  # the same, from where they may be
+A_FEW = 100  # numbers that may be labels with blanks between
 _LIST = re.compile(r"\[.*\]|\{.*\}|\(.*\)", re.DOTALL)
 _QUOTED = re.compile(r"""(['"])(.*)\1""", re.DOTALL)
 _ON = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
@@ -44,10 +46,11 @@ def indicators(sheet: Sheet, recipe: Recipe, rest: Sequence[str]) -> Names:
                         "name a column of labels with `label:`"
                     )
         return named
-    return list(rest) if len(rest) > 1 and all(_holds_flags(sheet.columns[name]) for name in rest) else []
+    return list(rest) if len(rest) > 1 and all(holds_flags(sheet.columns[name]) for name in rest) else []
 
 
-def _holds_flags(values: Sequence[Any]) -> bool:
+def holds_flags(values: Sequence[Any]) -> bool:
+    """Say whether `values` are 0 and 1 throughout, or true and false, as `pandas.get_dummies` writes them."""
     return all(_is_on(value) is not None for value in values) and len(values) > 0
 
 
@@ -110,12 +113,39 @@ def _refuse_joined(sheet: Sheet, column: str, recipe: Recipe) -> None:
         lists = [text for text in distinct if _LIST.fullmatch(text)]
         if separator == "," and lists and 2 * len(lists) >= len(distinct):
             _refuse(sheet, column, texts, lists, separator)
-        joined = [text for text in distinct if separator in text]
-        counts = Counter(part.strip() for text in distinct for part in set(text.split(separator)))
-        parts = {part.strip() for text in joined for part in text.split(separator)}
-        repeated = sum(counts[part] > 1 for part in parts)
-        if joined and "" not in parts and repeated >= max(2, REPEATED * len(parts)):
+        joined, share = _joined(distinct, separator)
+        if share >= REPEATED:
             _refuse(sheet, column, texts, joined, separator)
+
+
+def doubts(sheet: Sheet, column: str, recipe: Recipe) -> list[str]:
+    """Return a warning where texts that are read as one label each may be several, though that is not sure."""
+    values = sheet.columns[column]
+    distinct = {value.strip() for value in values if isinstance(value, str)} - set(recipe.labels or ())
+    for separator in SEPARATORS:
+        joined, share = _joined(distinct, separator, sure=False)
+        if share >= DOUBTFUL:
+            return [
+                f"labels such as {min(joined)[:60]!r} look like several in one text, and are read as one each. If they "
+                f"are several, type `label_separator: '{separator}'`"
+            ]
+    return []
+
+
+def _joined(distinct: set[str], separator: str, sure: bool = True) -> tuple[list[str], float]:
+    """Return those of the `distinct` labels that may be several, and the share of their parts that others have too.
+
+    What stands in names as well is `sure` only if two parts at least are labels of their own ("/": else a path), or if
+    all is numbers (" ").
+    """
+    joined = [text for text in distinct if separator in text]
+    counts = Counter(part for text in distinct for part in {part.strip() for part in text.split(separator)})
+    parts = {part.strip() for text in joined for part in text.split(separator)} - ({""} if separator == " " else set())
+    repeated = {part for part in parts if counts[part] > 1}
+    if separator == " " and (len(counts) > A_FEW or not all(part.isdecimal() for part in counts if part)):
+        return [], 0
+    enough = len(repeated & distinct if separator == "/" else repeated) >= 2 or (not sure and repeated)
+    return (joined, len(repeated) / len(parts)) if enough and "" not in parts else ([], 0)
 
 
 def _refuse(sheet: Sheet, column: str, texts: list[str], joined: list[str], separator: str) -> None:

@@ -130,13 +130,20 @@ def _from_run(name: str) -> tuple[str, str, str | None, str]:
 
 
 def chain(name: str) -> list[str]:
-    """Return what the base model `name` came from, latest first: ["run my-domain version 1", "gpt2"]."""
+    """Return what the base model `name` came from, latest first: ["run my-domain version 1", "gpt2"].
+
+    What a pretrained run came from is what it has written down: that one may be gone, or made anew, meanwhile.
+    """
     if not name.startswith(RUN):
         return [name]
-    run = RunStore().find(name.removeprefix(RUN))
-    request = run.request()["recipe"]
-    before = request[run.kind.base_setting]
-    return [f"run {run.name} version {run.version}", *(chain(before) if before else ["random weights"])]
+    try:
+        run = RunStore().find(name.removeprefix(RUN))
+    except UsageError:
+        return [f"run {name.removeprefix(RUN)}, which is gone"]
+    before = run.request()["recipe"][run.kind.base_setting]
+    known = ((run.plan() or {}).get("model") or {}).get("chain")
+    came_from = known or (chain(before) if before else ["random weights"])
+    return [f"run {run.name} version {run.version}", *came_from]
 
 
 def _near_path(path: Path) -> str:

@@ -15,6 +15,8 @@ from gptx_nb.engine import device as devices
 from gptx_nb.engine import streams
 from gptx_nb.errors import DeviceError, RecipeError
 
+AT_ONCE = 2**24  # numbers that a GPU steps at once, which have float32 gradients meanwhile
+
 
 class Chain:
     """Several optimisers, each with its own parameters, that step as one."""
@@ -119,13 +121,13 @@ class MasterAdamW(torch.optim.Optimizer):
                 "master": master,
                 "exp_avg": torch.zeros_like(master),
                 "exp_avg_sq": torch.zeros_like(master),
-                "step": torch.zeros(()),
+                "step": torch.zeros((), device=master.device),  # where the fused kernel reads it
             }
 
     def clip(self, most: float) -> float:
         """Return the L2 norm of the gradient; the next step divides by so much that it is at most `most`."""
         gradients = [each.grad.detach() for each in self._parameters() if each.grad is not None]
-        if all(each.device.type == "cpu" for each in gradients):
+        if _on_cpu(gradients):
             shares = streams.blocks([each.numel() for each in gradients], streams.number_for(torch.device("cpu")))
             flat = [each.flatten() for each in gradients]
 
@@ -137,7 +139,8 @@ class MasterAdamW(torch.optim.Optimizer):
             found = dict(pair for pairs in streams.each(squares, shares) for pair in pairs)
             norm = float(torch.stack([found[block] for block in sorted(found)]).sum().sqrt()) if found else 0.0
         else:
-            norm = float(torch.nn.utils.get_total_norm([each.float() for each in gradients]))
+            norms = [torch.linalg.vector_norm(each, dtype=torch.float32) for each in gradients]
+            norm = float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
         self._divisor = max(1.0, norm / most)
         return norm
 
@@ -145,13 +148,13 @@ class MasterAdamW(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             parameters = [each for each in group["params"] if each.grad is not None]
-            for parameter in parameters:
-                self.state[parameter]["step"] += 1
-            if parameters and all(each.device.type == "cpu" for each in parameters):
+            if parameters:
+                torch._foreach_add_([self.state[each]["step"] for each in parameters], 1)
+            if _on_cpu(parameters):
                 shares = streams.blocks([each.numel() for each in parameters], streams.number_for(parameters[0].device))
                 streams.each(functools.partial(self._step_blocks, parameters, group), shares)
-            elif parameters:
-                self._update(parameters, [each.grad.float() for each in parameters], slice(None), group)
+            else:
+                self._step_whole(parameters, group)
         self._divisor = 1.0
 
     @torch.no_grad()
@@ -163,6 +166,12 @@ class MasterAdamW(torch.optim.Optimizer):
             assert parameter.grad is not None
             gradient = parameter.grad.flatten()[begin:end].float()
             self._update([parameter], [gradient], slice(begin, end), group)
+
+    @torch.no_grad()
+    def _step_whole(self, parameters: list[torch.nn.Parameter], group: dict[str, Any]) -> None:
+        for some in _together(parameters):
+            gradients = [each.grad.float() for each in some if each.grad is not None]
+            self._update(some, gradients, slice(None), group)
 
     def _update(
         self, parameters: list[torch.nn.Parameter], gradients: list[torch.Tensor], at: slice, group: dict[str, Any]
@@ -196,6 +205,22 @@ class MasterAdamW(torch.optim.Optimizer):
     def _parameters(self) -> Iterator[torch.nn.Parameter]:
         for group in self.param_groups:
             yield from group["params"]
+
+
+def _on_cpu(tensors: Sequence[torch.Tensor]) -> bool:
+    return all(each.device.type == "cpu" for each in tensors)
+
+
+def _together(parameters: Sequence[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
+    """Part `parameters` into what is stepped at once on a GPU: many are quick, and each has a float32 gradient then."""
+    some: list[torch.nn.Parameter] = []
+    for parameter in parameters:
+        if some and sum(each.numel() for each in some) + parameter.numel() > AT_ONCE:
+            yield some
+            some = []
+        some.append(parameter)
+    if some:
+        yield some
 
 
 def clip(optimizer: Optimizer, parameters: Sequence[torch.nn.Parameter], most: float) -> float:

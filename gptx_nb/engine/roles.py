@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from gptx_nb.engine.tables import Sheet, read
 from gptx_nb.engine.tasks import columns as guessing
 from gptx_nb.engine.tasks import templates
 from gptx_nb.engine.tasks.columns import Guess
-from gptx_nb.engine.tasks.writing import TASKS, Missing, WritingTask
+from gptx_nb.engine.tasks.writing import TASKS, Missing, WritingTask, counted_from
 from gptx_nb.errors import DataError, nearest
 from gptx_nb.recipe import Recipe
 
@@ -52,6 +52,8 @@ class RoleTable:
 class _Read:
     examples: list[Example] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
+    first: dict[str, int] = field(default_factory=dict)  # row that lacks the same, from 1
+    counted_from: int | None = None  # 0 or 1: the first choice, where answers are numbers
 
 
 def task_of(recipe: Recipe, sources: Mapping[str, Source | None], run_folder: Path) -> tuple[str, str]:
@@ -83,6 +85,11 @@ def load(task: str, why: str, recipe: Recipe, sources: Mapping[str, Source | Non
     if "joint" in facts:
         facts["joint"] = templates.joint_of(*([each[role] for each in found.examples] for role in kind_pair(kind)))
     warnings = [*sheet.notes]
+    warnings += [f"row {row} is left out, the first with {why}" for why, row in found.first.items()]
+    if found.counted_from is not None:
+        facts["counted_from"] = found.counted_from
+    if found.counted_from == 1:
+        warnings.append("answers that are numbers count from 1: one is the number of its choices, and none is 0")
     own = sources.get("validation")
     about: dict[str, Any] | None = None
     validation: list[Example] | None
@@ -90,10 +97,10 @@ def load(task: str, why: str, recipe: Recipe, sources: Mapping[str, Source | Non
     if its_own:
         own = _of_split(source, its_own)
     if own is not None:
-        other = read(
+        other = _unfolded(read(
             own, run_folder, subset=own.options.get("subset", recipe.subset), split=own.options.get("split"),
             named=_flat(roles), setting="validation", plain_text=task == "text-generation",
-        )  # fmt: skip
+        ))  # fmt: skip
         _require(other, roles, "validation: ")
         held = _examples(other, kind, roles, facts)
         train, validation = found.examples, held.examples
@@ -164,10 +171,22 @@ def _sheet(source: Source | None, recipe: Recipe, run_folder: Path) -> Sheet:
         raise DataError("there are no examples. Type some below `examples:`, or name a table with `data:`")
     named = [name for name in (recipe.text, recipe.label, *_flat(recipe.columns or {})) if name]
     options = source.options
-    return read(
+    return _unfolded(read(
         source, run_folder, subset=options.get("subset", recipe.subset), split=options.get("split", recipe.split),
         named=named, plain_text=recipe.task in (None, "text-generation"),
-    )  # fmt: skip
+    ))  # fmt: skip
+
+
+def _unfolded(sheet: Sheet) -> Sheet:
+    """Return the table with a column for each language where it has objects of them, as the Hub's `translation`."""
+    for name, values in list(sheet.columns.items()):
+        keys = guessing.languages_of(values[:SEEN])
+        if keys and not set(keys) & set(sheet.columns):
+            objects = [guessing.parsed(each) for each in values]
+            more = {key: [each.get(key) if isinstance(each, dict) else None for each in objects] for key in keys}
+            columns = {other: column for other, column in sheet.columns.items() if other != name}
+            sheet = replace(sheet, columns={**columns, **more})
+    return sheet
 
 
 def _of_split(source: Source, split: str) -> Source:
@@ -235,7 +254,11 @@ def find_columns(
     if not kind.shape(roles):
         taken = set(_flat(roles))
         if guess is not None:
-            more = {role: column for role, column in guess.roles.items() if role not in roles and column not in taken}
+            more = {
+                role: column
+                for role, column in guess.roles.items()
+                if role not in roles and taken.isdisjoint(_flat({role: column}))
+            }
             if kind.shape({**more, **roles}):
                 roles = {**more, **roles}
                 parts.append(guess.why)
@@ -300,17 +323,15 @@ def _examples(sheet: Sheet, kind: WritingTask, roles: Roles, facts: Mapping[str,
     """Return the usable rows as examples; count the others by what they lack."""
     found = _Read()
     languages = {end: facts[end] for end in ("from", "to") if kind.name == "translation"}
-    for number in range(sheet.rows):
-        row = {
-            role: [sheet.columns[name][number] for name in column]
-            if isinstance(column, list)
-            else sheet.columns[column][number]
-            for role, column in roles.items()
-        }
+    if "choices" in roles:
+        sure = counted_from(_rows(sheet, roles))
+        found.counted_from = facts.get("counted_from") if sure is None else sure
+    for number, row in enumerate(_rows(sheet, roles)):
         try:
-            found.examples.append({**_storable(kind.read(row)), **languages})
+            found.examples.append({**_storable(kind.read({**row, "counted_from": found.counted_from})), **languages})
         except Missing as error:
             found.dropped[str(error)] += 1
+            found.first.setdefault(str(error), number + 1)
         except DataError as error:
             raise DataError(f"{sheet.shown}, row {number + 1}: {error}") from None
     if not found.examples:
@@ -320,6 +341,21 @@ def _examples(sheet: Sheet, kind: WritingTask, roles: Roles, facts: Mapping[str,
             "`columns:`"
         )
     return found
+
+
+def _rows(sheet: Sheet, roles: Roles) -> Iterator[dict[str, Any]]:
+    for number in range(sheet.rows):
+        yield {role: _cell(sheet, column, number, roles) for role, column in roles.items()}
+
+
+def _cell(sheet: Sheet, column: str | list[str], number: int, roles: Roles) -> Any:
+    """Return a role's value in a row; of several columns (choices) the texts, and what their columns call them."""
+    if isinstance(column, str):
+        return sheet.columns[column][number]
+    texts = [sheet.columns[name][number] for name in column]
+    if roles.get("answer") in column:  # the right one among the others: sorted, or its place would give it away
+        return sorted((each for each in texts if not data._missing(each)), key=str)
+    return {"text": texts, "label": guessing.choice_names(column)}
 
 
 def _storable(value: Any) -> Any:

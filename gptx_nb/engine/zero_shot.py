@@ -85,7 +85,7 @@ class ZeroShot:
             if len(self._heads) > KEPT_HEADS:
                 self._heads.popitem(last=False)
         states, cut = self._states(texts, wording)
-        shares: list[list[float]] = (states @ self._heads[key].T).double().softmax(-1).tolist()
+        shares: list[list[float]] = (states @ self._heads[key].T).cpu().double().softmax(-1).tolist()
         return Answer(shares, cut)
 
     def _states(self, texts: Sequence[str], wording: Wording) -> tuple[torch.Tensor, int]:

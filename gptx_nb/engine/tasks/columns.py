@@ -7,6 +7,8 @@ looks at every value; here they are only told from the other tasks.
 
 from __future__ import annotations
 
+import ast
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,10 +32,11 @@ DOCUMENT = (
     "text",
     "文章",
     "正文",
+    "原文",
 )
-SUMMARY = ("summary", "summaries", "highlights", "tldr", "headline", "abstract_summary", "gist", "摘要")
-CONTEXT = ("context", "passage", "paragraph", "document", "background", "上下文", "文章")
-QUESTION = ("question", "query", "problem", "term", "问题")
+SUMMARY = ("summary", "summaries", "highlights", "tldr", "headline", "abstract_summary", "gist", "摘要", "总结")
+CONTEXT = ("context", "passage", "paragraph", "document", "background", "support", "上下文", "背景", "文章")
+QUESTION = ("question", "query", "problem", "term", "问题", "题目", "问")
 ANSWER = (
     "answer",
     "answers",
@@ -45,19 +48,20 @@ ANSWER = (
     "target",
     "答案",
     "回答",
+    "答",
 )
-CHOICES = ("choices", "options", "endings", "candidates", "alternatives")
-RIGHT_CHOICE = ("answer", "correct_answer", "answer_key", "label", "target")
-MESSAGES = ("messages", "conversation", "conversations", "turns", "dialog", "dialogue", "chat")
-PROMPT = ("prompt", "source", "input", "mr")
-COMPLETION = ("completion", "response", "continuation", "target", "output", "answer")
+CHOICES = ("choices", "options", "endings", "candidates", "alternatives", "选项")
+RIGHT_CHOICE = ("answer", "correct_answer", "answer_key", "label", "target", "答案", "正确答案")
+MESSAGES = ("messages", "conversation", "conversations", "turns", "dialog", "dialogue", "chat", "对话")
+PROMPT = ("prompt", "source", "input", "mr", "提示", "输入")
+COMPLETION = ("completion", "response", "continuation", "target", "output", "answer", "回答", "输出")
 CODE = ("code", "snippet", "canonical_solution", "solution", "program")
 WORDS = ("intent", "rewritten_intent", "docstring", "description", "text", "prompt", "instruction", "question")
 TESTS = ("test", "tests", "test_list")
 PAIRS = (
     ("premise", "hypothesis"), ("sentence1", "sentence2"), ("text1", "text2"), ("question1", "question2"),
     ("question", "sentence"), ("text_a", "text_b"), ("sentence_a", "sentence_b"), ("s1", "s2"), ("query", "passage"),
-    ("claim", "evidence"),
+    ("claim", "evidence"), ("句子1", "句子2"), ("文本1", "文本2"), ("问题1", "问题2"), ("前提", "假设"),
 )  # fmt: skip
 LABEL = (
     "label",
@@ -73,11 +77,22 @@ LABEL = (
     "类别",
     "分类",
 )
+PAIR_LABEL = (*LABEL, "is_duplicate", "is_paraphrase", "entailment_judgment")
 TEXT = ("text", "content", "line", "document", "sentence", "verse", "poem", "文本", "内容", "评论")
 
-_LANGUAGE_NAMES = {name.lower(): code for code, name in LANGUAGES.items()}
+_CHINESE_STEMS = {
+    "英": "en", "中": "zh", "汉": "zh", "法": "fr", "德": "de", "日": "ja", "韩": "ko", "俄": "ru", "西班牙": "es",
+    "意大利": "it", "葡萄牙": "pt", "阿拉伯": "ar", "荷兰": "nl", "越南": "vi", "泰": "th", "印尼": "id",
+    "土耳其": "tr",
+}  # fmt: skip
+_LANGUAGE_NAMES = {
+    **{name.lower(): code for code, name in LANGUAGES.items()},
+    **{stem + ending: code for stem, code in _CHINESE_STEMS.items() for ending in "语文"},
+}
 _KNOWN_CODES = {*LANGUAGES, "eng", "deu", "fra", "spa", "ita", "rus", "zho", "jpn", "cmn"}
-_OPTION = re.compile(r"(?:choice|option|ending|distractor)s?_?([a-e1-5]|[0-4])")
+_OPTION = re.compile(r"(?:choice|option|ending|distractor|选项)s?_?([a-j]|\d)")
+_LETTER = re.compile(r"[^\W\d_]")
+_WORDED = re.compile(r"[^\W\d_]{2}\s+[^\W\d_]{2}|^[^\W\d_]?[^\W\d_A-Z]{3,}\W*$")  # two words, or one that is no code
 _LONGER = 1.5  # a document is that many times as long as what it is asked for
 
 
@@ -106,8 +121,9 @@ def messages_of(value: Any) -> list[dict[str, str]] | None:
     """Return a conversation as a list of {role, content}, from the shapes that tables have; None for anything else.
 
     Roles may be called role, from or speaker, contents content, value or text. Of two other speakers (`agent_1`,
-    `agent_2`) the first is the user.
+    `agent_2`) the first is the user; a tool, or a third speaker, keeps its name, for whoever has to refuse it.
     """
+    value = parsed(value)
     if not isinstance(value, list | tuple) or not value:
         return None
     turns = []
@@ -125,16 +141,34 @@ def messages_of(value: Any) -> list[dict[str, str]] | None:
         if role == "system" and ("assistant" not in {_ROLES.get(each) for each, _ in turns} and len(turns) > 1):
             role = "assistant" if turns[0][0] != who else "system"  # in dialogue corpora the system answers
         if role is None:
-            role = "user" if "user" not in speakers.values() else "assistant"
+            role = next((each for each in ("user", "assistant") if each not in speakers.values()), who)
         speakers.setdefault(who, role)
     return [{"role": speakers[who], "content": said} for who, said in turns]
 
 
+# Who calls tools, or answers for them.
+TOOLS = (
+    *("tool", "function", "ipython", "observation", "tool_call", "tool_response", "function_call"),
+    *("function_response", "function_return"),
+)
 _ROLES = {
     **dict.fromkeys(("user", "human", "customer", "prompter"), "user"),
     **dict.fromkeys(("assistant", "gpt", "bot", "model", "chatgpt", "agent"), "assistant"),
-    "system": "system",
+    **dict.fromkeys(("system", "developer"), "system"),
+    **{tool: tool for tool in TOOLS},
 }
+
+
+def parsed(value: Any) -> Any:
+    """Return the list or object that a cell of a CSV holds as text, in JSON or as Python prints it, or the cell."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        for read in (json.loads, ast.literal_eval):
+            try:
+                found = read(value.strip())
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                continue
+            return found if isinstance(found, list | dict) else value
+    return value
 
 
 class _Table:
@@ -183,12 +217,20 @@ def _found(task: str, why: str, **roles: str | list[str] | None) -> Guess:
 
 
 def _chat(table: _Table) -> Guess | None:
-    named = [column for name in MESSAGES if (column := table.called((name,)))]
-    for column in [*named, *(each for each in table.columns if each not in named)]:
-        values = table.values(column)
-        if values and all(messages_of(each) is not None for each in values):
-            return _found("chat", f"column {column!r} holds turns with a role and a content each", messages=column)
-    return None
+    named = [
+        column for name in MESSAGES if (column := table.called((name,))) and any(map(_turns, table.values(column)))
+    ]
+    others = (name for name, values in table.columns.items() if values and all(messages_of(each) for each in values))
+    column = next(iter([*named, *others]), None)
+    if column is None:
+        return None
+    return _found("chat", f"column {column!r} holds turns with a role and a content each", messages=column)
+
+
+def _turns(value: Any) -> bool:
+    """Say whether a value is meant for a conversation, however well it is one: its mistakes are told with their row."""
+    value = parsed(value)
+    return isinstance(value, list) and bool(value) and all(isinstance(turn, Mapping) for turn in value)
 
 
 def _code(table: _Table) -> Guess | None:
@@ -221,8 +263,9 @@ def _multiple_choice(table: _Table) -> Guess | None:
         choices = listed
     else:
         single = [name for name, plain in table.plain().items() if _OPTION.fullmatch(plain)]
-        letters = [name for name, plain in table.plain().items() if plain in ("a", "b", "c", "d", "e")]
-        choices = next((each for each in (single, letters) if len(each) > 1), None)
+        letters = [name for name, plain in table.plain().items() if len(plain) == 1 and plain in "abcdefghij"]
+        wrong = [name for name in single if _plain(name).startswith("distractor")]
+        choices = next((each for each in ([*wrong, answer] if wrong else [], single, letters) if len(each) > 1), None)
     if choices is None:
         return None
     context = table.called(CONTEXT)
@@ -230,10 +273,17 @@ def _multiple_choice(table: _Table) -> Guess | None:
     return _found("question-answering", why, question=question, choices=choices, answer=answer, context=context)
 
 
+def choice_names(columns: Sequence[str]) -> list[str]:
+    """Return what the columns call their choices (`A`, `option_1`: "A", "1"); none if they do not."""
+    plain = [_plain(name) for name in columns]
+    named = [each if len(each) == 1 else found[1] if (found := _OPTION.fullmatch(each)) else "" for each in plain]
+    return [each.upper() for each in named] if all(named) else []
+
+
 def _is_choices(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return isinstance(value.get("text"), list)
-    return isinstance(value, list | tuple) and len(value) > 1
+    """Say whether a value may be choices. A text is taken too, as none shall vanish: it is read, or refused, by row."""
+    value = parsed(value)
+    return isinstance(value, Mapping | str) or (isinstance(value, list | tuple) and len(value) > 1)
 
 
 def _question(table: _Table) -> Guess | None:
@@ -263,13 +313,39 @@ def _summary(table: _Table) -> Guess | None:
 
 
 def _translation(table: _Table) -> Guess | None:
-    coded = {name: code for name, plain in table.plain().items() if (code := _language(plain)) and table.texts(name)}
+    coded = {
+        name: code
+        for name, plain in table.plain().items()
+        if (code := _language(plain)) and _written(table, name, plain)
+    }
     if len(coded) < 2:
+        source, target = table.called(("原文",)), table.called(("译文",))
+        if source and target and table.texts(source) and table.texts(target):
+            return _found("translation", f"{target!r} translates {source!r}, by name", source=source, target=target)
         return None
     first, second = list(coded)[:2]
     more = f"; {', '.join(map(repr, list(coded)[2:]))} left out" if len(coded) > 2 else ""
     why = f"columns {first!r} and {second!r} are called after languages{more}"
     return Guess("translation", {"source": first, "target": second}, why)
+
+
+def languages_of(values: Sequence[Any]) -> list[str]:
+    """Return the keys of a column of objects that hold a text for each of several languages, else nothing."""
+    objects = [parsed(each) for each in values if not _empty(each)]
+    if not objects or not all(isinstance(each, Mapping) for each in objects):
+        return []
+    keys = list(dict.fromkeys(key for each in objects for key in each))
+    texts = all(_empty(text) or isinstance(text, str) for each in objects for text in each.values())
+    return keys if len(keys) > 1 and texts and all(_language(_plain(key)) for key in keys) else []
+
+
+def _written(table: _Table, name: str, plain: str) -> bool:
+    """Say whether a column called after a language holds texts in it. `id` and `no` may be numbers or codes of rows."""
+    if not table.texts(name):
+        return False
+    pattern = _WORDED if plain in ("id", "no") else _LETTER
+    values = table.values(name)
+    return 2 * sum(pattern.search(str(each)) is not None for each in values) > len(values)
 
 
 def _language(plain: str) -> str | None:
@@ -286,17 +362,17 @@ def _language(plain: str) -> str | None:
 
 
 def _instruction(table: _Table) -> Guess | None:
-    instruction = table.called(("instruction", "instructions"))
-    output = table.called(("output", "response", "completion", "answer"))
+    instruction = table.called(("instruction", "instructions", "指令"))
+    output = table.called(("output", "response", "completion", "answer", "输出", "回答"))
     if instruction is None or output is None:
         return None
-    given = table.called(("input", "context"), but=(output,))
+    given = table.called(("input", "context", "输入"), but=(output,))
     why = f"{instruction!r} is answered by {output!r}, by name" + (f", with {given!r} beside it" if given else "")
     return _found("chat", why, instruction=instruction, input=given, output=output)
 
 
 def _text_pair(table: _Table) -> Guess | None:
-    label = table.called(LABEL)
+    label = table.called(PAIR_LABEL)
     for first, second in PAIRS:
         one, other = table.called((first,)), table.called((second,))
         if one and other and label:

@@ -215,7 +215,7 @@ def nats(
                 tensors = tensors_of([rows[index] for index in group], pad_id, packed)
                 counts = tensors["rows"].numpy()
                 on_device = {name: each.to(device) for name, each in tensors.items()}
-                each = _each_nats(model, _states(model, on_device), on_device["targets"]).double().cpu().numpy()
+                each = _each_nats(model, _states(model, on_device), on_device["targets"]).cpu().double().numpy()
                 sums = np.add.reduceat(each, np.concatenate([[0], counts.cumsum()[:-1]])) if len(each) else counts
                 found[group] = np.stack([sums, counts], axis=1)
 

@@ -7,13 +7,12 @@ segments (`templates`, `chat_templates`), which answers are accepted, and which 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gptx_nb.engine.tasks import chat_templates, templates
-from gptx_nb.engine.tasks.columns import messages_of
+from gptx_nb.engine.tasks.columns import TOOLS, messages_of, parsed
 from gptx_nb.engine.tasks.templates import Example, Segment
 from gptx_nb.errors import DataError
 
@@ -123,16 +122,6 @@ def _kind(value: Any) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def _parsed(value: Any) -> Any:
-    """Return what a cell of a CSV holds as JSON (a list, an object), or the cell."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return value
-
-
 def _texts(*roles: str, optional: Sequence[str] = ()) -> Callable[[dict[str, Any]], dict[str, Any]]:
     def read(row: dict[str, Any]) -> dict[str, Any]:
         found = {role: _text(row, role) for role in roles if role in row}
@@ -159,7 +148,7 @@ def _with_references(target: str, *others: str) -> Callable[[dict[str, Any]], di
 
 
 def _references(value: Any, role: str) -> list[str]:
-    value = _parsed(value)
+    value = parsed(value)
     if isinstance(value, Mapping):  # SQuAD: {"text": [...], "answer_start": [...]}
         value = value.get("text", value.get("value"))
     listed = [_text_in(each) for each in (value if isinstance(value, list) else [value])]
@@ -176,8 +165,8 @@ def _question(row: dict[str, Any]) -> dict[str, Any]:
     if "choices" not in row:
         return {**found, **_with_references("answer")(row)}
     choices, names = _choices(row["choices"])
-    found["choices"] = choices
-    found["answer"] = choices[_right(row.get("answer"), choices, names)]
+    found["choices"] = [each for each in choices if each]
+    found["answer"] = choices[_right(row.get("answer"), choices, names, row.get("counted_from"))]
     return found
 
 
@@ -187,32 +176,68 @@ def _text_in(answer: Any) -> Any:
 
 
 def _choices(value: Any) -> tuple[list[str], list[str]]:
-    """Return the choices, and what they are called: "A", "B", … unless the table says otherwise."""
-    value = _parsed(value)
+    """Return the choices, "" for an empty one, and what they are called: "A", "B", … unless the table says more."""
+    value = parsed(value)
     names: list[str] = []
-    if isinstance(value, Mapping):  # ARC: {"text": [...], "label": [...]}
+    if isinstance(value, Mapping) and isinstance(value.get("text"), list):  # ARC: {"text": [...], "label": [...]}
         names = [str(each) for each in value.get("label") or ()]
-        value = value.get("text")
-    choices = [str(each).strip() for each in value or () if each is not None and str(each).strip()]
-    if len(choices) < 2:
+        value = value["text"]
+    elif isinstance(value, Mapping):  # MedQA: {"A": …, "B": …}
+        names, value = list(value), list(value.values())
+    elif isinstance(value, str) and value.strip():
+        value = [each for each in value.splitlines() if each.strip()]
+        if len(value) < 2:
+            raise DataError(
+                f'choices are {value[0][:60]!r}, and a list is needed, as in ["yes", "no"], a line for each, or a '
+                "column for each. To do without them, name the others, as in `columns: {question: …, answer: …}`"
+            )
+    choices = ["" if each is None or each != each else str(each).strip() for each in value or ()]
+    if sum(map(bool, choices)) < 2:
         raise Missing("fewer than two choices")
     return choices, names if len(names) == len(choices) else [chr(ord("A") + at) for at in range(len(choices))]
 
 
-def _right(answer: Any, choices: list[str], names: list[str]) -> int:
+def _called(said: str, choices: list[str], names: list[str]) -> int | None:
+    """Return the place of the choice that is called so, by its text or its name."""
+    lower = [each.lower() for each in names]
+    return next((known.index(said) for known in (choices, names, lower) if said and said in known), None)
+
+
+def counted_from(rows: Iterable[Mapping[str, Any]]) -> int | None:
+    """Return whether answers that are numbers count their choices from 0 or from 1; None where no row makes it sure."""
+    last = False
+    for row in rows:
+        try:
+            choices, names = _choices(row["choices"])
+        except (Missing, DataError):  # told when the row is read
+            continue
+        said = str(row.get("answer")).strip().removesuffix(".0")
+        if _called(said, choices, names) is None and said.isdecimal():
+            if int(said) == 0:
+                return 0
+            last = last or int(said) == len(choices)
+    return 1 if last else None
+
+
+def _right(answer: Any, choices: list[str], names: list[str], first: int | None) -> int:
+    """Return the place of the right choice; an answer that is its number counts from `first`."""
     if answer is None or answer != answer or str(answer).strip() == "":
         raise Missing("empty answer")
     said = str(answer).strip()
-    if said in choices:
-        return choices.index(said)
-    for known in (names, [name.lower() for name in names]):
-        if said in known:
-            return known.index(said)
-    if said.removesuffix(".0").isdigit() and int(float(said)) < len(choices):
-        return int(float(said))  # counted from 0
+    at = _called(said, choices, names)
+    number = said.removesuffix(".0")
+    if at is None and number.isdecimal() and not names[0].isdecimal() and int(number) <= len(choices):
+        if first is None:
+            raise DataError(
+                f"the answer {said} is a number, and no row shows whether they count from 0 or from 1. Give the "
+                "answers' texts or letters"
+            )
+        at = int(number) - first
+    if at is not None and 0 <= at < len(choices) and choices[at]:
+        return at
     raise DataError(
-        f"the answer {said[:40]!r} is none of the choices: {', '.join(choices)[:120]}. Give its text, its letter, or "
-        "its place from 0"
+        f"the answer {said[:40]!r} is none of the choices: {', '.join(filter(None, choices))[:120]}. Give its text, "
+        f"its letter, or its place from {first or 0}"
     )
 
 
@@ -222,24 +247,46 @@ def _conversation(row: dict[str, Any]) -> dict[str, Any]:
         given = row.get("input")
         given = "" if given is None or given != given else str(given)
         return {"messages": templates.messages_of_instruction({**texts, "input": given})}
-    value = _parsed(row["messages"])
+    value = parsed(row["messages"])
     if value is None or value == []:
         raise Missing("no messages")
     messages = messages_of(value)
     if messages is None:
-        raise DataError("messages are no list of turns, as in [{role: user, content: Hello}, …]")
+        raise DataError(_wrong_turn(value))
+    for number, (turn, given) in enumerate(zip(messages, value, strict=True), 1):
+        calls = given.get("tool_calls") or given.get("function_call")
+        if turn["role"] in TOOLS or calls:
+            raise DataError(
+                f"turn {number} of a conversation {'calls a tool' if calls else 'is of ' + repr(turn['role'])}, and "
+                "only texts of system, user and assistant can be learnt. Leave out the rows that use tools, or write "
+                "what a tool says into the user's turn"
+            )
     while messages and messages[-1]["role"] != "assistant":  # nobody answers these
         messages.pop()
     if not messages:
         raise Missing("no answer of the assistant")
     chat_templates.check(messages)
+    if any(turn["role"] == "assistant" and not turn["content"].strip() for turn in messages):
+        raise Missing("an empty turn of the assistant")
     return {"messages": messages}
+
+
+def _wrong_turn(value: Any) -> str:
+    """Say what keeps `value` from being a conversation: its first turn without a role or a text."""
+    for number, turn in enumerate(value if isinstance(value, list) else (), 1):
+        if messages_of([turn]) is None:
+            tools = ". Tool calls cannot be learnt: leave out rows that have some" if "tool_calls" in str(turn) else ""
+            return (
+                f"turn {number} of a conversation is {str(turn)[:60]}, and needs a role and a text, as in "
+                f"{{role: user, content: Hello}}{tools}"
+            )
+    return "messages are no list of turns, as in [{role: user, content: Hello}, …]"
 
 
 def _code(row: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"code": _text(row, "code")}
     found |= {role: _text(row, role) for role in ("prompt", "text") if role in row}
-    tests = _parsed(row.get("tests"))
+    tests = parsed(row.get("tests"))
     if tests is not None and tests == tests and tests != "":
         found["tests"] = "\n".join(map(str, tests)) if isinstance(tests, list) else str(tests)
     if row.get("entry_point"):
