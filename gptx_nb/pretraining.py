@@ -181,6 +181,8 @@ class PretrainRecipe(Settings):
             raise ValueError(f"from: {self.from_} has a shape and a tokenizer of its own. Leave out {', '.join(given)}")
         if self.from_ is None and self.tokenizer is not None and self._is_chosen("vocabulary"):
             raise ValueError(f"the tokenizer {self.tokenizer} has a vocabulary of its own. Leave out vocabulary")
+        if self.from_ is None and self.architecture == "llama" and self._is_chosen("dropout"):
+            raise ValueError("dropout: llama drops nothing. Leave it out, or type `architecture: gpt2`")
         return self
 
     def _is_chosen(self, name: str) -> bool:

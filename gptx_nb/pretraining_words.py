@@ -9,7 +9,7 @@ def corpus_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (what, words) of the texts: where from, what was left out, what is held back."""
     counts = report["train"], report["validation"]
     found = [
-        ("texts", f"{report['source']}: {report['documents']:,} documents, {size(report['bytes'])}"),
+        ("texts", f"{report['source']}: {_documents(report['documents'])}, {size(report['bytes'])}"),
         ("columns", report.get("why") or ""),
         ("left out", ", ".join(f"{count:,} {why}" for why, count in report["dropped"].items() if count)),
         ("cleaned", ", ".join(f"{count:,} {what}" for what, count in report["cleaned"].items() if count)),
@@ -21,7 +21,11 @@ def corpus_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _counted(part: dict[str, int]) -> str:
-    return f"{part['documents']:,} documents, {size(part['bytes'])}, {part['tokens']:,} tokens"
+    return f"{_documents(part['documents'])}, {size(part['bytes'])}, {part['tokens']:,} tokens"
+
+
+def _documents(count: int) -> str:
+    return f"{count:,} document{'s' if count != 1 else ''}"
 
 
 def size(count: float) -> str:
@@ -35,9 +39,11 @@ def size(count: float) -> str:
 
 def scored(validation: dict[str, Any]) -> str:
     """Say how well held-back documents are predicted, and how sure that is."""
-    between = f" ({validation['low']:.3f} to {validation['high']:.3f})" if validation.get("low") is not None else ""
-    documents = validation["documents"]
-    return f"{validation['bits_per_byte']:.3f} bits a byte{between} on {documents:,} held-back documents"
+    bits, count = f"{validation['bits_per_byte']:.3f} bits a byte", validation["documents"]
+    held = f"{count:,} held-back document{'s' if count != 1 else ''}"
+    if validation.get("low") is None:
+        return f"{bits} on {held} of {size(validation['text_bytes'])} in all, too little to say how sure that is"
+    return f"{bits} ({validation['low']:.3f} to {validation['high']:.3f}) on {held}"
 
 
 def verdict(scores: dict[str, Any], name: str) -> str:

@@ -21,13 +21,15 @@ from typing import Any, Literal
 from gptx_nb import files
 from gptx_nb.errors import DataError, nearest
 from gptx_nb.pretraining import AnyRecipe, PretrainRecipe
+from gptx_nb.text_files import files_of
 
 # What ends like this is a file, even where there is none; a name on the Hub may hold dots as well.
 FILE_ENDINGS = (
     *(".csv", ".tsv", ".tab", ".txt", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".feather", ".xlsx", ".xls"),
     *(".ods", ".gz", ".xz", ".bz2", ".zip", ".zst", ".pkl", ".npz", ".npy", ".sqlite", ".db", ".yaml", ".yml", ".html"),
-    ".md",
+    *(".md", ".text"),
 )
+_MISSING = ("NAType", "NaTType")  # pandas' own words for a missing value
 MOST_FILES = 10_000  # in a data set's folder
 
 NO_EXAMPLES = (
@@ -81,28 +83,45 @@ def stage(recipe: AnyRecipe, data: object | None, validation: object | None, fol
             share = type(recipe).model_fields["validation"].default
             if "validation" in splits and own == share and recipe.split != "validation":
                 own = splits["validation"]
-        train = _source(_as_rows(given, recipe), "data", recipe.data, recipe, folder, "train")
+        train = _source(_as_rows(given, recipe, "data"), "data", recipe.data, recipe, folder, "train")
     if isinstance(own, float | int):
         return {"train": train, "validation": None}
     if _is_dataset_dict(own):
         own = _split(own, "validation")  # type: ignore[arg-type]
     shown = recipe.validation if isinstance(recipe.validation, str) else None
-    own = _as_rows(own, recipe)
+    own = _as_rows(own, recipe, "validation")
     return {"train": train, "validation": _source(own, "validation", shown, recipe, folder, "validation")}
 
 
-def _as_rows(given: object, recipe: AnyRecipe) -> object:
-    """Return `given`; where texts alone are wanted, a list of them as rows."""
-    texts = isinstance(recipe, PretrainRecipe) or recipe.task == "text-generation"
-    if not texts or not isinstance(given, list | tuple):
+def _as_rows(given: object, recipe: AnyRecipe, setting: str) -> object:
+    """Return `given`; where texts alone are wanted, a list, Series or array of them as rows."""
+    if isinstance(given, Iterator):
+        raise DataError(
+            f"{setting}: this {type(given).__name__} gives its rows only once. Give a list of them, as in "
+            f"`{setting}=list(rows)`"
+        )
+    pretraining = isinstance(recipe, PretrainRecipe)
+    if not pretraining and recipe.task != "text-generation":  # type: ignore[union-attr]
         return given
-    return [{"text": each} if isinstance(each, str) else each for each in given]
+    values: Any = given
+    if pretraining and (hasattr(given, "to_list") or (hasattr(given, "tolist") and getattr(given, "ndim", 0) == 1)):
+        values = values.to_list() if hasattr(given, "to_list") else values.tolist()
+    if not isinstance(values, list | tuple):
+        return given
+    for number, each in enumerate(values, 1):
+        if pretraining and not isinstance(each, str | Mapping | list | tuple) and not _is_missing(each):
+            raise DataError(f"{setting}: row {number} is {type(each).__name__} {str(each)[:40]!r}, and no text")
+    return [{"text": each} if isinstance(each, str) or _is_missing(each) else each for each in values]
+
+
+def _is_missing(value: object) -> bool:
+    return value is None or type(value).__name__ in _MISSING or (isinstance(value, float) and value != value)
 
 
 def _source(given: object, setting: str, shown: str | None, recipe: AnyRecipe, folder: Path, stem: str) -> Source:
     if isinstance(given, str | os.PathLike):
         return _named(given, setting, recipe)
-    return _write(given, setting, shown, folder / "source", stem)
+    return _write(given, setting, shown, folder / "source", stem, texts=isinstance(recipe, PretrainRecipe))
 
 
 # ---- what lies elsewhere --------------------------------------------------------------------------------------------
@@ -111,7 +130,15 @@ def _source(given: object, setting: str, shown: str | None, recipe: AnyRecipe, f
 def _named(given: str | os.PathLike[str], setting: str, recipe: AnyRecipe) -> Source:
     """Return the source for a path or a name on the Hub."""
     text = os.fspath(given)
+    if isinstance(given, str) and _is_a_text(text):
+        wanted = "[text]" if isinstance(recipe, PretrainRecipe) else "[(text, label), ...]"
+        raise DataError(
+            f"{setting}: {text[:40]!r}{'…' if len(text) > 40 else ''} is a text, not a place: there is no file or "
+            f"folder of that name. Give a list, as in `{setting}={wanted}`"
+        )
     path = Path(text).expanduser().absolute()
+    if path.is_dir() and isinstance(recipe, PretrainRecipe):
+        return Source("folder", text, _fingerprint_texts(path, text, setting), str(path), {"holds": "texts"})
     if path.is_dir():
         return Source("folder", text, _fingerprint_folder(path, setting), str(path))
     if path.exists():
@@ -135,9 +162,19 @@ def check_unchanged(source: Source, setting: str, run_folder: Path) -> None:
     if source.path is None:
         return
     path = run_folder / source.path
-    now = _fingerprint_folder(path, setting) if source.kind == "folder" else _fingerprint_file(path, setting)
+    if source.options.get("holds") == "texts":
+        now = _fingerprint_texts(path, source.shown, setting)
+    else:
+        now = _fingerprint_folder(path, setting) if source.kind == "folder" else _fingerprint_file(path, setting)
     if now != source.fingerprint:
         raise DataError(f"{setting}: {source.shown} was changed while it was read. Run the cell again once it is saved")
+
+
+def _is_a_text(text: str) -> bool:
+    """Say whether what is given as a place holds the text itself: no file is called so, and no name on the Hub."""
+    if "\n" in text or len(text) > 4096 or any(len(os.fsencode(part)) > 255 for part in text.split("/")):
+        return True
+    return " " in text and not _looks_like_path(text) and not Path(text).exists()
 
 
 def _looks_like_path(text: str) -> bool:
@@ -205,6 +242,15 @@ def _fingerprint_folder(folder: Path, setting: str) -> str:
     return digest.hexdigest()
 
 
+def _fingerprint_texts(folder: Path, shown: str, setting: str) -> str:
+    """Return a SHA-256 over the names, sizes and times of the texts below `folder`, however many they are."""
+    digest = hashlib.sha256()
+    for path in files_of(folder, shown, setting):
+        known = path.stat()
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{known.st_size} {known.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
 # ---- what lives in this process -------------------------------------------------------------------------------------
 
 
@@ -214,7 +260,7 @@ def _typed(examples: Sequence[Sequence[str] | Mapping[str, str]], folder: Path) 
     return _staged("examples", "examples", target)
 
 
-def _write(given: object, setting: str, shown: str | None, folder: Path, stem: str) -> Source:
+def _write(given: object, setting: str, shown: str | None, folder: Path, stem: str, *, texts: bool = False) -> Source:
     """Write the rows of `given` to `folder`/`stem`.parquet or .jsonl, exactly as they are now."""
     folder.mkdir(parents=True, exist_ok=True)
     kind = type(given).__name__
@@ -248,9 +294,10 @@ def _write(given: object, setting: str, shown: str | None, folder: Path, stem: s
     elif hasattr(given, "tolist") and hasattr(given, "shape"):  # numpy.ndarray
         _write_lines(_rows(given.tolist(), setting), lines)
     else:
+        rows = "texts" if texts else "(text, label) pairs"
         raise DataError(
-            f"{setting}: {label} is no table. Give a DataFrame, a list of (text, label) pairs, a datasets.Dataset, or "
-            "the name of a file"
+            f"{setting}: {label} is no table. Give a DataFrame, a list of {rows}, a datasets.Dataset, or the name of a "
+            "file"
         )
     return _staged("frame", label, target)
 
@@ -366,7 +413,7 @@ def _write_lines(rows: Iterable[Mapping[str, Any]], target: Path) -> None:
 
 def _plain(value: object) -> Any:
     """Return a value that JSON has no word for as one it has: NumPy's numbers and arrays, dates, anything as text."""
-    if type(value).__name__ in ("NAType", "NaTType"):  # pandas' own words for a missing value
+    if type(value).__name__ in _MISSING:
         return None
     convert: Callable[[], Any] | None = getattr(value, "tolist", None)
     return files.finite(convert()) if callable(convert) else str(value)

@@ -25,7 +25,10 @@ import pytest
 import zstandard
 from hubs import Hub
 from pyarrow import parquet
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
+from gptx_nb import pretraining_words
 from gptx_nb.engine import corpus, duplicates, shards, texts
 from gptx_nb.engine.corpus import Corpus
 from gptx_nb.engine.shards import Shards
@@ -47,13 +50,21 @@ def writing(number: int, words: int = 60) -> str:
 TEXTS = [writing(number) for number in range(200)]
 
 
-def prepare(folder: Path, data: object, say: Callable[[str], None] = lambda done: None, **settings: Any) -> Corpus:
-    """Prepare `data` in a run's folder as the worker does."""
+def prepare(
+    folder: Path,
+    data: object,
+    say: Callable[[str], None] = lambda done: None,
+    *,
+    given: Any = None,
+    own: object = None,
+    **settings: Any,
+) -> Corpus:
+    """Prepare `data`, with `own` texts held back, in a run's folder as the worker does; `given` is a tokenizer."""
     recipe = make_recipe({"vocabulary": 300, "context": 32, **settings}, "", PretrainRecipe)
     run = folder / "run"
     run.mkdir(exist_ok=True, parents=True)
-    sources = stage(recipe, data, None, run)
-    corpus.prepare(recipe, sources, run, run / "data", None, say)
+    sources = stage(recipe, data, own, run)
+    corpus.prepare(recipe, sources, run, run / "data", given, say)
     return corpus.load(run / "data")
 
 
@@ -115,7 +126,8 @@ def test_a_plain_file_is_one_document_unless_said_otherwise_and_its_end_is_held_
     assert made.train.documents == made.validation.documents == 1
     whole = "\n".join(documents_of(each, made.tokenizer)[0] for each in (made.train, made.validation))
     assert whole == "\n".join(TEXTS)
-    assert made.report["validation_note"].startswith("the end of the last document")
+    assert made.report["validation_note"].startswith("the end of the longest document")
+    assert made.report["documents"] == 1
 
 
 def test_the_column_with_the_text_is_found_or_asked_for(tmp_path: Path) -> None:
@@ -225,6 +237,68 @@ def test_texts_of_ones_own_are_held_back_and_what_equals_them_is_not_learnt_from
     assert made.report["dropped"]["duplicates"] == 10
 
 
+def test_texts_of_ones_own_that_are_an_object_take_nothing_from_those_to_learn_from(tmp_path: Path) -> None:
+    made = prepare(tmp_path, TEXTS[10:], own=TEXTS[:10])  # the recipe's own share stays one in a hundred
+    assert documents_of(made.validation, made.tokenizer) == TEXTS[:10]
+    assert sorted(documents_of(made.train, made.tokenizer)) == sorted(TEXTS[10:])
+
+
+def test_texts_that_all_equal_those_held_back_leave_nothing_and_that_is_said(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(lines_of())
+    same = str(tmp_path / "a.jsonl")
+    with pytest.raises(DataError, match=r"data: nothing is left of .*a\.jsonl: its texts \(200\) equal or nearly eq"):
+        prepare(tmp_path, same, own=same)
+
+
+def test_the_end_of_the_longest_document_is_held_back_of_few(tmp_path: Path) -> None:
+    every = [TEXTS[0], "\n".join(TEXTS[10:60]), *TEXTS[1:4]]
+    made = prepare(tmp_path, every, validation=0)
+    kept, held = (documents_of(each, made.tokenizer) for each in (made.train, made.validation))
+    assert [*kept[:-1], f"{kept[-1]}\n{held[0]}"] == [TEXTS[0], *TEXTS[1:4], every[1]]
+    assert made.report["documents"] == 5
+    lines = dict(pretraining_words.corpus_lines(made.report))
+    assert lines["held back"].startswith("1 document, ")
+    assert "5 documents, " in lines["texts"]
+
+
+# ---- folders --------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_left_out_of_a_folder_and_of_its_tables_is_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    rows = [{"text": each} for each in TEXTS[:75]] + [{"content": each} for each in TEXTS[75:150]] + [{"text": None}]
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "b.csv").write_text(f"id,text\n1,{TEXTS[150]}\n2\n")
+    (folder / "meta.csv").write_text("id,year,place\n1,1900,here\n")
+    for name in ("page.html", "other.html", "paper.pdf", "README.md"):
+        (folder / name).write_text("nothing")
+    made = prepare(tmp_path, str(folder))
+    assert made.report["documents"] == 76
+    assert made.report["dropped"] == {
+        "rows without text": 77,
+        "tables without a text column (meta.csv)": 1,
+        ".html files": 2,
+        ".pdf files": 1,
+        "README files": 1,
+    }
+    told = dict(pretraining_words.corpus_lines(made.report))["left out"].split(", ")
+    assert {"77 rows without text", "2 .html files", "1 tables without a text column (meta.csv)"} <= set(told)
+    (folder / "a.jsonl").unlink()
+    (folder / "b.csv").unlink()
+    with pytest.raises(DataError, match=r"meta\.csv has the columns id, year, place, and which one holds the text\?"):
+        prepare(tmp_path / "alone", str(folder))
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "a.txt").write_text("\n".join(TEXTS))
+    (folder / "b.txt").symlink_to(tmp_path / "gone.txt")
+    with pytest.raises(DataError, match=r"^data: .*/set/b\.txt is a link to a file that is not there\. Mend or remove"):
+        prepare(tmp_path, str(folder))
+
+
 # ---- tokens ---------------------------------------------------------------------------------------------------------
 
 
@@ -275,11 +349,10 @@ def test_shards_that_were_cut_short_are_refused(tmp_path: Path) -> None:
         Shards(tmp_path / "s")
 
 
-def test_a_sample_for_the_tokenizer_is_from_the_whole_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "TOKENIZER_BYTES", 2_000)
+def test_a_sample_for_the_tokenizer_is_from_the_whole_corpus(tmp_path: Path) -> None:
     with (tmp_path / "spool").open("wb") as file:
         size = sum(corpus._put(file, True, text) for text in TEXTS)
-    sample = list(corpus._sample(tmp_path / "spool", size))
+    sample = list(corpus._sample(tmp_path / "spool", size, 2_000))
     assert 1_500 < sum(map(len, sample)) < 2_500
     assert TEXTS.index(sample[-1]) > 150
 
@@ -289,6 +362,7 @@ def test_a_sample_for_the_tokenizer_is_from_the_whole_corpus(tmp_path: Path, mon
 # Reads all texts of each data set and prints how many there are or what went wrong.
 READER = """
 import sys
+from collections import Counter
 import datasets
 from gptx_nb.engine import texts
 from gptx_nb.errors import DataError
@@ -297,7 +371,8 @@ datasets.config.STREAMING_READ_MAX_RETRIES, datasets.config.STREAMING_READ_RETRY
 for name in sys.argv[1:]:
     try:
         found = texts.documents(
-            Source("hub", name, ""), None, setting="data", column=None, document="file", subset=None
+            Source("hub", name, ""), None, setting="data", column=None, document="file", subset=None,
+            left_out=Counter(),
         )
         print(sum(1 for text in found), "texts")
     except DataError as error:
@@ -457,6 +532,56 @@ def test_a_tokenizer_without_an_end_token_is_refused() -> None:
     tokenizer.eos_token = None
     with pytest.raises(ModelError, match="it has no end-of-text token"):
         corpus.end_of(tokenizer)
+
+
+def known_words(lower: bool) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words, which knows some of them only or writes all of them small."""
+    words = ["<end>", "[UNK]", *(WORDS if lower else WORDS[:6])]
+    made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if lower:
+        made.normalizer = normalizers.Lowercase()
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", unk_token="[UNK]")
+
+
+@pytest.mark.parametrize("setting", ["tokenizer", "from"])
+@pytest.mark.parametrize("lower", [False, True])
+def test_a_tokenizer_that_loses_text_is_refused_with_how_much_it_loses(
+    lower: bool, setting: str, tmp_path: Path
+) -> None:
+    default = PretrainRecipe.model_fields["vocabulary"].default
+    texts = [f"The {text}" for text in TEXTS] if lower else TEXTS
+    with pytest.raises(ModelError) as caught:
+        prepare(tmp_path, texts, given=known_words(lower), **{setting: "words", "vocabulary": default})
+    said = rf"{setting}: the tokenizer does not give these texts back: [0-9.]+% of their characters are lost or changed"
+    assert re.match(said, str(caught.value))
+    assert f"as in `{setting}: tiny`" in str(caught.value)
+    assert left_behind(tmp_path) == []
+    with pytest.raises(ModelError, match=r": 8\.00% of .* changed \('The river Under the stone' becomes 'the river un"):
+        corpus.require_lossless(known_words(lower=True), ["The river Under the stone"], setting)
+
+
+def test_a_given_tokenizer_that_spells_every_text_is_taken(tmp_path: Path) -> None:
+    given = corpus.train_tokenizer(iter(TEXTS), 300)
+    corpus.require_lossless(given, ["  Ünseen, <|endoftext|> 一个 \n\n  end.  "], "tokenizer")
+    assert prepare(tmp_path, TEXTS, given=given).report["tokenizer"].startswith("300 tokens, as given")
+
+
+def test_a_disk_that_is_too_small_for_the_tokens_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jsonl").write_text(lines_of())
+    size = (tmp_path / "a.jsonl").stat().st_size
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=size * 1.2))
+    with pytest.raises(DataError, match=r"the token shards need about \d+ kB, and \d+ kB are free on the disk of "):
+        prepare(tmp_path, str(tmp_path / "a.jsonl"), given=corpus.train_tokenizer(iter([]), 260))
+    assert left_behind(tmp_path) == []
+
+
+def test_tokens_of_a_large_vocabulary_are_counted_with_four_bytes() -> None:
+    given = corpus.train_tokenizer(iter([]), 260)  # a token a byte
+    assert corpus.bytes_of_tokens(given, ["a" * 999]) == pytest.approx(2, rel=0.01)
+    given.add_tokens([f"<{number}>" for number in range(2**16)])
+    assert corpus.bytes_of_tokens(given, ["a" * 999]) == pytest.approx(4, rel=0.01)
 
 
 @pytest.mark.parametrize("at", ["read", "tokens"])

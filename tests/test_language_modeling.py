@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from gptx_nb import pretraining_words
 from gptx_nb.engine import checkpoints, shards
 from gptx_nb.engine.batches import Step
 from gptx_nb.engine.optimizer import Muon, orthogonal
@@ -184,6 +186,8 @@ def test_bits_per_byte_of_a_model_that_knows_nothing_are_those_of_guessing(tmp_p
     score = language_modeling.score(model, read, length=32, token_budget=64)
     per_token = read.text_bytes / (read.tokens - 1)
     assert score.bits_per_byte == pytest.approx(math.log2(VOCABULARY) / per_token, rel=1e-4)
+    assert score.low is not None
+    assert score.high is not None
     assert score.low <= score.bits_per_byte * 1.0001
     assert score.high >= score.bits_per_byte * 0.9999
     assert (score.tokens, score.text_bytes, score.documents) == (read.tokens - 1, read.text_bytes, 40)
@@ -197,7 +201,18 @@ def test_the_score_of_some_rows_is_near_that_of_all_and_less_sure(tmp_path: Path
     part = language_modeling.score(model, read, length=32, token_budget=64, most_rows=20)
     assert part.tokens <= 20 * 32
     assert part.bits_per_byte == pytest.approx(whole.bits_per_byte, rel=0.05)
+    assert part.low is not None
+    assert part.high is not None
+    assert whole.low is not None
+    assert whole.high is not None
     assert part.high - part.low > whole.high - whole.low
+    few = language_modeling.score(model, read, length=32, token_budget=64, most_rows=9)
+    assert few.low is few.high is None
+    assert re.fullmatch(
+        r"[0-9.]+ bits a byte on 400 held-back documents of 1 kB in all, too little to say how sure that is",
+        pretraining_words.scored(few.to_json()),
+    )
+    assert pretraining_words.scored(whole.to_json()).endswith(f" to {whole.high:.3f}) on 400 held-back documents")
 
 
 def test_a_step_that_needs_less_memory_learns_the_same(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import made_runs
 import pandas as pd
 import pytest
 import torch
+from IPython.core.interactiveshell import InteractiveShell
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -26,7 +27,7 @@ from gptx_nb.errors import DataError, ModelError, RecipeError, RunFailed
 from gptx_nb.pretraining import SIZES, PretrainRecipe
 from gptx_nb.recipe import Recipe, make_recipe, parse_yaml
 from gptx_nb.runs import Run, RunStore
-from gptx_nb.views import panels
+from gptx_nb.views import cli, panels
 from gptx_nb.worker import pretraining as worker
 from gptx_nb.worker.__main__ import _last_words
 
@@ -105,6 +106,10 @@ def test_a_recipe_is_the_same_after_a_round_through_yaml() -> None:
         ("from: gpt2\nwidth: 64", "from: gpt2 has a shape and a tokenizer of its own. Leave out width"),
         ("tokenizer: gpt2\nvocabulary: 300", "the tokenizer gpt2 has a vocabulary of its own. Leave out vocabulary"),
         ("width: 100\nheads: 3", "a width of 100 cannot be shared by 3 heads. Type `heads: 2`"),
+        (
+            "architecture: llama\ndropout: 0.1",
+            "dropout: llama drops nothing. Leave it out, or type `architecture: gpt2`",
+        ),
         ("architecture: llama\nwidth: 21\nheads: 1", "llama turns pairs of values, and a head has 21"),
         ("size: tny", "size: 'tny' does not fit: input should be 'tiny', 'mini'"),
         ("epocs: 1", "unknown setting 'epocs'. Did you mean 'epochs'?"),
@@ -241,7 +246,10 @@ def test_a_pretrained_run_is_gone_on_with_and_fine_tuned_from_and_the_chain_is_s
     onward = launch.train(
         "domain",
         make_recipe(
-            {"data": "texts", "from": "run:base", "context": 32, "tokens": 1024, "device": "cpu", "dtype": "float32"},
+            {
+                **{"data": "texts", "from": "run:base", "context": 32, "tokens": 1024, "dropout": 0.3},
+                **{"device": "cpu", "dtype": "float32"},
+            },
             "",
             PretrainRecipe,
         ),
@@ -249,6 +257,7 @@ def test_a_pretrained_run_is_gone_on_with_and_fine_tuned_from_and_the_chain_is_s
         wait=True,
     ).run
     assert onward.recipe().base == "run:base/1"
+    assert AutoModelForCausalLM.from_pretrained(onward.model).config.resid_pdrop == 0.3
     before, after = (load_file(each.model / "model.safetensors") for each in (run, onward))
     assert before.keys() == after.keys()
     name = "transformer.h.0.attn.c_attn.weight"
@@ -268,9 +277,27 @@ def test_a_pretrained_run_is_gone_on_with_and_fine_tuned_from_and_the_chain_is_s
         launch.train("tuned", Recipe(model="run:domian", data="df"), data=table)
 
 
+def test_dropout_reaches_a_base_model_that_has_some_and_is_refused_by_others() -> None:
+    asked = make_recipe({"data": "x", "layers": 1, "width": 32, "heads": 2, "context": 32}, "", PretrainRecipe)
+    tokenizer = AutoTokenizer.from_pretrained(Path(gptx_nb.__file__).parent / "models" / "tiny")
+    model = pretrain.new_model(asked, tokenizer)
+    pretrain._drop(model, 0.3, "mine")
+    assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0.3}
+    llama = pretrain.new_model(asked.model_copy(update={"architecture": "llama"}), tokenizer)
+    pretrain._drop(llama, 0.0, "mine")
+    with pytest.raises(ModelError, match=r"dropout: mine \(llama\) drops nothing\. Leave it out"):
+        pretrain._drop(llama, 0.3, "mine")
+
+
 def test_llama_muon_wsd_and_counted_embeddings_go_together(home: Path) -> None:
     run = pretrained(
-        "other", architecture="llama", optimizer="muon", schedule="wsd", embeddings="cooccurrence", cooldown=0.5
+        "other",
+        architecture="llama",
+        dropout=0.0,
+        optimizer="muon",
+        schedule="wsd",
+        embeddings="cooccurrence",
+        cooldown=0.5,
     )
     rates = [record["learning_rate"] for record in run.history() if record.get("kind") == "step"]
     assert rates[1:6] == [0.01] * 5
@@ -374,6 +401,27 @@ def test_a_full_disk_is_told_without_a_traceback(home: Path, monkeypatch: pytest
         f"run base version 1 broke off: no room is left on the disk of {run.folder}: 2 MB are free, and more is "
         "needed. Free some first.\nRun the cell `%%gpt_finetune base` again to try once more; nothing was saved yet."
     )
+
+
+def test_a_cell_and_the_command_line_pretrain_the_same_run(
+    plain_shell: InteractiveShell, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    asked = recipe(data=str(tmp_path / "texts.jsonl"), tokens=256).to_yaml()
+    assert plain_shell.run_cell(f"%%gpt_pretrain base\n{asked}").success
+    run = RunStore().find("base")
+    wait_for(lambda: not run.active)
+    assert run.state() == "finished"
+    assert run.recipe().kind == "pretrain"
+    capsys.readouterr()
+    (tmp_path / "recipe.yaml").write_text(asked)
+    assert cli.main(["pretrain", "base", str(tmp_path / "recipe.yaml")]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("base v1  finished")
+    assert " bits a byte" in said
+    assert cli.main(["pretrain", "other", str(tmp_path / "recipe.yaml"), "--data", str(tmp_path / "no.jsonl")]) == 2
+    assert "data: there is no file" in capsys.readouterr().err
+    assert [each.name for each in RunStore().runs()] == ["base"]
 
 
 def test_two_processes_learn_what_one_does(home: Path) -> None:

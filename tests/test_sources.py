@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gptx_nb.errors import DataError
+from gptx_nb.pretraining import PretrainRecipe
 from gptx_nb.recipe import Recipe, make_recipe
 from gptx_nb.sources import Source, check_unchanged, stage
 
@@ -196,6 +197,63 @@ def test_a_folder_of_very_many_files_is_refused_unread(tmp_path: Path, monkeypat
         (folder / f"{number}.csv").touch()
     with pytest.raises(DataError, match=r"data: .*disk holds more than 3 files, and is no data set's folder\. Name"):
         train(tmp_path, data=str(folder))
+
+
+def texts_of(folder: Path, data: object) -> Source:
+    source = stage(PretrainRecipe(), data, None, folder)["train"]
+    assert source is not None
+    return source
+
+
+def test_a_folder_of_texts_is_known_by_what_is_read_of_it_however_many_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gptx_nb.sources.MOST_FILES", 3)
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number in range(5):
+        (folder / f"{number}.text").write_text("a text")
+    first = texts_of(tmp_path, str(folder))
+    (folder / "README.md").write_text("about them")
+    (folder / "table.xlsx").write_text("not read")
+    assert texts_of(tmp_path, str(folder)) == first
+    check_unchanged(first, "data", tmp_path)
+    (folder / "3.text").write_text("another text")
+    assert texts_of(tmp_path, str(folder)).fingerprint != first.fingerprint
+    with pytest.raises(DataError, match="was changed while it was read"):
+        check_unchanged(first, "data", tmp_path)
+    monkeypatch.setattr("gptx_nb.text_files.MOST_FILES", 3)
+    with pytest.raises(DataError, match=r"texts holds more than 3 files\. Put texts together, as JSON lines"):
+        texts_of(tmp_path, str(folder))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pd.Series(["one", None, "two"], index=[3, 4, 5]),
+        np.array(["one", None, "two"], dtype=object),
+        ["one", float("nan"), "two"],
+    ],
+    ids=["series", "array", "list"],
+)
+def test_texts_alone_are_taken_from_series_arrays_and_lists(tmp_path: Path, data: object) -> None:
+    assert [row["text"] for row in read(texts_of(tmp_path, data), tmp_path)] == ["one", None, "two"]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("It was a dark night. " * 300, r"data: 'It was a dark night\. It was a dark night'… is a text, not a place"),
+        ("一个句子" * 300, r"is a text, not a place: .* Give a list, as in `data=\[text\]`"),
+        ("A short text.", r"'A short text\.' is a text, not a place"),
+        ((each for each in "ab"), r"this generator gives its rows only once\. .*`data=list\(rows\)`"),
+        (["one", 5], r"data: row 2 is int '5', and no text"),
+        (5, r"this int is no table\. Give a DataFrame, a list of texts, a "),
+    ],
+)
+def test_what_holds_no_texts_is_told_with_what_fits(tmp_path: Path, data: object, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        texts_of(tmp_path, data)
 
 
 @pytest.mark.parametrize("name", ["stanfordnlp/sst2", "imdb", "someone/reviews.v2"])

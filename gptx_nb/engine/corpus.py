@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import re
 import shutil
 import struct
@@ -33,6 +34,7 @@ from gptx_nb.sources import Source
 END_OF_TEXT = "<|endoftext|>"
 SHORTEST = 16  # characters; a shorter document teaches nothing about texts
 TOKENIZER_BYTES = 100_000_000  # of text that a tokenizer is trained on
+CHECKED = 1_000_000  # bytes of text on which a tokenizer is tried out before it makes tokens of all
 TOKENIZER_PIECE = 20_000  # characters of a document that it sees at once: no book rules the sample
 BATCH_BYTES = 2_000_000  # of text that is tokenised at once
 PIECE = 100_000  # characters; longer documents are tokenised in pieces, so that every core has some
@@ -105,13 +107,17 @@ def prepare(
         spools = {part: beside / f"{SPOOL}-{part}" for part in ("train", "validation")}
         report = _clean(recipe, sources, run_folder, spools, say)
         say("training a tokenizer") if given is None else None
-        tokenizer = given or train_tokenizer(_sample(spools["train"], report["train"]["bytes"]), recipe.vocabulary)
+        size = report["train"]["bytes"]
+        tokenizer = given or train_tokenizer(_sample(spools["train"], size, TOKENIZER_BYTES), recipe.vocabulary)
         end = end_of(tokenizer)
+        sample = list(_sample(spools["train"], size, CHECKED))
+        if given is not None:
+            require_lossless(given, sample, "tokenizer" if recipe.base is None else "from")
         if recipe.base is None:
             tokenizer.model_max_length = recipe.context
         require_room(
             folder.parent,
-            report["bytes"] // 3 * shards.token_type(len(tokenizer)).itemsize,  # a token spells some 3 to 4 bytes
+            round(report["bytes"] * bytes_of_tokens(tokenizer, sample)),
             "the token shards",
         )
         for part, spool in spools.items():
@@ -150,9 +156,10 @@ def _clean(
     seen = Seen(recipe.near_duplicates)
     dropped, cleaned = Counter[str](), Counter[str]()
     counts = {part: {"documents": 0, "bytes": 0} for part in spools}
-    read, told, last = 0, time.monotonic(), 0
-    share = recipe.validation if isinstance(recipe.validation, float | int) else 0.0
+    read, told = 0, time.monotonic()
+    longest = (0, 0)  # bytes of text, and where it begins
     own = sources["validation"]
+    share = recipe.validation if own is None and isinstance(recipe.validation, float | int) else 0.0
 
     def watched(pieces: Iterator[str]) -> Iterator[str]:
         nonlocal read, told
@@ -168,7 +175,7 @@ def _clean(
         for setting, source in (("validation", own), ("data", sources["train"])):
             if source is None:
                 continue
-            kept_before = 0
+            kept, equal = 0, -_duplicates(dropped)
             pieces = texts.documents(
                 source,
                 run_folder,
@@ -176,6 +183,7 @@ def _clean(
                 column=recipe.text,
                 document=recipe.document,
                 subset=recipe.subset,
+                left_out=dropped,
             )
             file = validation if setting == "validation" else train
             for document in texts.one_by_one(pieces):
@@ -191,15 +199,22 @@ def _clean(
                     continue
                 part = "validation" if setting == "validation" or found.order < share else "train"
                 if part == "train":
-                    last = found.start
+                    longest = max(longest, (found.bytes, found.start))
                 elif file is train:
                     file.seek(found.start)
                     shutil.copyfileobj(file, validation)
                     _take_back(file, found)
                 counts[part]["documents"] += 1
                 counts[part]["bytes"] += found.bytes
-                kept_before += 1
-            if not kept_before:
+                kept += 1
+            equal += _duplicates(dropped)
+            if not kept and equal and own is not None:
+                raise DataError(
+                    f"{setting}: nothing is left of {source.shown}: its texts ({equal:,}) equal or nearly equal those "
+                    f"held back, of {own.shown}. Give other texts for `validation`, or leave it out: a share of these "
+                    "is held back"
+                )
+            if not kept:
                 raise DataError(
                     f"{setting}: {source.shown} holds no text of {SHORTEST} characters or more. Name texts, as in "
                     "`data: books/`"
@@ -207,16 +222,17 @@ def _clean(
     source = sources["train"]
     assert source is not None
     note = f"all of {own.shown}" if own else f"{share:.1%} of the documents, chosen by their content"
+    documents = sum(each["documents"] for each in counts.values())
     if not counts["validation"]["documents"]:
-        _hold_back_an_end(spools, counts, last)
-        note = "the end of the last document, as " + (
+        _hold_back_an_end(spools, counts, longest[1])
+        note = "the end of the longest document, as " + (
             f"a share of {share:g} holds no whole one back" if share else "`validation: 0` holds no whole one back"
         )
     return {
         "source": source.shown,
-        "documents": sum(each["documents"] for each in counts.values()),
+        "documents": documents,
         "bytes": sum(each["bytes"] for each in counts.values()),
-        "dropped": dict(dropped),
+        "dropped": {why: count for why, count in dropped.items() if count},
         "cleaned": dict(cleaned),
         **counts,
         "validation_note": note,
@@ -227,6 +243,10 @@ def _clean(
             "takes more than a gigabyte of memory"
         ],
     }
+
+
+def _duplicates(dropped: Counter[str]) -> int:
+    return dropped["duplicates"] + dropped["near duplicates"]
 
 
 @dataclass(frozen=True)
@@ -266,11 +286,12 @@ def _take_back(file: IO[bytes], draft: _Draft) -> None:
 
 
 def _hold_back_an_end(spools: dict[str, Path], counts: dict[str, dict[str, int]], start: int) -> None:
-    """Hold back the end of the last document, which begins at byte `start` of its spool: a hundredth of all text.
+    """Hold back the end of the document that begins at byte `start` of its spool: a hundredth of all text.
 
     At most half of it goes. It is cut at the end of a line where one is near.
     """
     with spools["train"].open("r+b") as file, spools["validation"].open("wb") as held:
+        start = _put_last(file, start)
         pieces = list(_places(file, start))
         ends = list(itertools.accumulate(size for _, size in pieces))
         length = ends[-1]
@@ -293,6 +314,33 @@ def _hold_back_an_end(spools: dict[str, Path], counts: dict[str, dict[str, int]]
         counts["train"]["bytes"] += before + _put(file, not first, kept) - length
         file.truncate()
         counts["validation"].update(documents=1, bytes=size)
+
+
+def _put_last(file: IO[bytes], start: int) -> int:
+    """Move the document that begins at byte `start` behind all others, and return where it begins then."""
+    file.seek(start)
+    stop = start
+    while head := file.read(_HEAD.size):
+        size, begins = _HEAD.unpack(head)
+        if begins and stop > start:
+            break
+        stop = file.seek(size, os.SEEK_CUR)
+    end = file.seek(0, os.SEEK_END)
+    if stop == end:
+        return start
+    _copy(file, start, end, stop - start)
+    _copy(file, stop, start, end - start)
+    file.truncate(end)
+    return end - (stop - start)
+
+
+def _copy(file: IO[bytes], source: int, target: int, size: int) -> None:
+    """Copy `size` bytes of `file` from `source` to `target`, the first ones first."""
+    for done in range(0, size, BATCH_BYTES):
+        file.seek(source + done)
+        content = file.read(min(BATCH_BYTES, size - done))
+        file.seek(target + done)
+        file.write(content)
 
 
 def _put(file: IO[bytes], begins: bool, text: str) -> int:
@@ -326,9 +374,9 @@ def _spooled(path: Path) -> Iterator[texts.Piece]:
 # ---- tokenizer ------------------------------------------------------------------------------------------------------
 
 
-def _sample(spool: Path, size: int) -> Iterator[str]:
-    """Yield a fair sample of at most TOKENIZER_BYTES of the spooled text."""
-    share = min(1.0, TOKENIZER_BYTES / max(1, size))
+def _sample(spool: Path, size: int, most: int) -> Iterator[str]:
+    """Yield a fair sample of at most `most` bytes of the spooled text, which has `size`."""
+    share = min(1.0, most / max(1, size))
     taken = 0.0
     for _, text in _spooled(spool):
         for start in range(0, len(text), TOKENIZER_PIECE):
@@ -368,6 +416,48 @@ def end_of(tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id)
 
 
+def require_lossless(tokenizer: Any, sample: Sequence[str], setting: str) -> None:
+    """Raise ModelError where `tokenizer` does not give `sample` back: bits a byte would leave out what it loses.
+
+    Blanks at the ends of a text do not count: many tokenizers put one before the first word.
+    """
+    changed, example = 0, None
+    for text, row in zip(sample, _rows(tokenizer, sample), strict=True):
+        back = tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+        if back == text.strip():
+            continue
+        before, after = Counter(text), Counter(back)
+        changed += max((before - after).total(), (after - before).total(), 1)
+        if example is None:
+            differ = (
+                number for number, (one, other) in enumerate(zip(text.strip(), back, strict=False)) if one != other
+            )
+            place = max(0, next(differ, min(len(text.strip()), len(back))) - 10)
+            example = f"{text.strip()[place : place + 30]!r} becomes {back[place : place + 30]!r}"
+    if example is not None:
+        share = max(0.0001, changed / sum(map(len, sample)))
+        advice = "tokenizer: tiny`, or leave it out: one is trained" if setting == "tokenizer" else "from: tiny`"
+        raise ModelError(
+            f"{setting}: the tokenizer does not give these texts back: {share:.2%} of their characters are lost or "
+            f"changed ({example}), and what is lost cannot be learnt or scored. Take one that spells every text, as in "
+            f"`{advice}"
+        )
+
+
+def bytes_of_tokens(tokenizer: Any, sample: Sequence[str]) -> float:
+    """Return how many bytes of tokens a byte of text becomes in the shards, by `sample`."""
+    tokens = sum(len(row) + 1 for row in _rows(tokenizer, sample))  # and what opens a document
+    return tokens * shards.token_type(len(tokenizer)).itemsize / max(1, sum(len(text.encode()) for text in sample))
+
+
+def _rows(tokenizer: Any, every: Sequence[str]) -> list[list[int]]:
+    """Return the tokens of each text, which never becomes a special token."""
+    rows: list[list[int]] = tokenizer(list(every), add_special_tokens=False, split_special_tokens=True, verbose=False)[
+        "input_ids"
+    ]
+    return rows
+
+
 # ---- second pass ----------------------------------------------------------------------------------------------------
 
 
@@ -375,8 +465,7 @@ def _encoded(tokenizer: Any, spool: Path, size: int, say: Say) -> Iterator[tuple
     """Yield the spooled documents in pieces for `shards.write`; text never becomes a special token."""
     done, told = 0, time.monotonic()
     for batch in _batches(spool):
-        every = [text for _, text in batch]
-        rows = tokenizer(every, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        rows = _rows(tokenizer, [text for _, text in batch])
         for (begins, text), row in zip(batch, rows, strict=True):
             text_bytes = len(text.encode("utf-8"))
             done += text_bytes

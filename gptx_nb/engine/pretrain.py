@@ -315,10 +315,23 @@ def _begin(
         return _Begun(model, _called(recipe), "drawn at random", None, [], context, context, parameters)
     base = models.find(recipe.base, recipe.revision, note)
     model = models.load_causal(base)
+    _drop(model, recipe.dropout, base.name)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     context = models.context(base.config)
     length, chain = min(recipe.context, context), models.chain(recipe.base)
     return _Begun(model, base.name, base.where, base.licence, chain, context, length, parameters)
+
+
+def _drop(model: PreTrainedModel, share: float, name: str) -> None:
+    """Let a model that has dropout drop `share`. Raises ModelError where it has none and some is asked for."""
+    places = [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    if share and not places:
+        raise ModelError(f"dropout: {name} ({model.config.model_type}) drops nothing. Leave it out")
+    for place in places:
+        place.p = share
+    for key in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
+        if hasattr(model.config, key):
+            setattr(model.config, key, share)
 
 
 @dataclass(frozen=True)

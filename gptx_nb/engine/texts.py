@@ -14,7 +14,6 @@ import io
 import itertools
 import json
 import lzma
-import os
 import re
 import sys
 import unicodedata
@@ -27,12 +26,10 @@ from typing import IO, Any, Literal
 from gptx_nb.engine import hub
 from gptx_nb.errors import DataError, nearest
 from gptx_nb.sources import Source
+from gptx_nb.text_files import PACKED, PLAIN, ROWS, files_of, kind_of
 
 Document = Literal["file", "line", "paragraph"]
 
-PLAIN = (".txt", ".md", ".text")
-ROWS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
-PACKED = (".gz", ".xz", ".bz2", ".zst")
 PIECE = 1_000_000  # characters of a document that are held at once
 NAMES = ("text", "content", "document", "body", "article")  # of the column that holds the text
 
@@ -40,19 +37,52 @@ NAMES = ("text", "content", "document", "body", "article")  # of the column that
 Piece = tuple[bool, str]  # whether it begins a document, and its text
 
 
+class _NoTextColumn(DataError):
+    """A table of a folder is left out for this."""
+
+
 def documents(
-    source: Source, run_folder: Path, *, setting: str, column: str | None, document: Document, subset: str | None
+    source: Source,
+    run_folder: Path,
+    *,
+    setting: str,
+    column: str | None,
+    document: Document,
+    subset: str | None,
+    left_out: Counter[str],
 ) -> Iterator[Piece]:
-    """Yield the texts of `source`, raw, in pieces. Raises DataError: missing, unreadable, not UTF-8, no text column."""
+    """Yield the texts of `source`, raw, in pieces. Raises DataError: missing, unreadable, not UTF-8, no text column.
+
+    `left_out` is told how many rows have no text, and which files of a folder are not read.
+    """
     if source.kind == "hub":
-        for text in _of_hub(source, setting, column, subset):
-            yield from in_pieces([text])
+        yield from _of_rows(_of_hub(source, setting, column, subset), left_out)
         return
     assert source.path is not None
     path = run_folder / source.path
-    for file in files_of(path, source.shown, setting) if path.is_dir() else [path]:
-        shown = source.shown if file == path else f"{source.shown.rstrip('/')}/{file.relative_to(path)}"
-        yield from _of_file(file, shown, setting, column, document)
+    if not path.is_dir():
+        yield from _of_file(path, source.shown, setting, column, document, left_out)
+        return
+    read, without, first = 0, 0, None
+    for file in files_of(path, source.shown, setting, left_out):
+        shown = f"{source.shown.rstrip('/')}/{file.relative_to(path)}"
+        try:
+            yield from _of_file(file, shown, setting, column, document, left_out)
+            read += 1
+        except _NoTextColumn as error:
+            first, without = first or (file.name, error), without + 1
+    if first and not read:
+        raise first[1]
+    if first:
+        left_out[f"tables without a text column ({first[0]}{', …' if without > 1 else ''})"] += without
+
+
+def _of_rows(rows: Iterable[str], left_out: Counter[str]) -> Iterator[Piece]:
+    for text in rows:
+        if text.strip():
+            yield from in_pieces([text])
+        else:
+            left_out["rows without text"] += 1
 
 
 def one_by_one(pieces: Iterable[Piece]) -> Iterator[Iterator[str]]:
@@ -92,29 +122,6 @@ def in_pieces(parts: Iterable[str]) -> Iterator[Piece]:
     yield begins, "".join(waiting)
 
 
-def files_of(folder: Path, shown: str, setting: str) -> list[Path]:
-    """Return the text files below `folder`, sorted by name; hidden ones are left out."""
-    found = [
-        Path(place, name)
-        for place, folders, names in os.walk(folder)
-        if not any(part.startswith(".") for part in Path(place).relative_to(folder).parts)
-        for name in names
-        if not name.startswith(".") and kind_of(Path(name)) and not (name.lower().startswith("readme"))
-    ]
-    if not found:
-        endings = ", ".join((*PLAIN, *ROWS))
-        raise DataError(f"{setting}: {shown} holds no texts: files that end in {endings} (.gz, .xz, .bz2, .zst too)")
-    return sorted(found)
-
-
-def kind_of(path: Path) -> str:
-    """Return the ending that says what is in a file, without that of its packing; empty where it is none of ours."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in PACKED:
-        suffixes.pop()
-    return suffixes[-1] if suffixes and suffixes[-1] in (*PLAIN, *ROWS) else ""
-
-
 def size_of(source: Source, run_folder: Path, shown_setting: str) -> int | None:
     """Return about how many bytes of text `source` has: those of its files, four times as many where packed."""
     if source.path is None:
@@ -127,7 +134,9 @@ def size_of(source: Source, run_folder: Path, shown_setting: str) -> int | None:
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
-def _of_file(path: Path, shown: str, setting: str, column: str | None, document: Document) -> Iterator[Piece]:
+def _of_file(
+    path: Path, shown: str, setting: str, column: str | None, document: Document, left_out: Counter[str]
+) -> Iterator[Piece]:
     kind = kind_of(path)
     if not kind:
         raise DataError(
@@ -136,8 +145,7 @@ def _of_file(path: Path, shown: str, setting: str, column: str | None, document:
         )
     try:
         if kind == ".parquet":
-            for text in _of_parquet(path, shown, setting, column):
-                yield from in_pieces([text])
+            yield from _of_rows(_of_parquet(path, shown, setting, column), left_out)
             return
         with _opened(path) as file:
             if kind in PLAIN:
@@ -148,8 +156,7 @@ def _of_file(path: Path, shown: str, setting: str, column: str | None, document:
                 if kind in (".jsonl", ".ndjson")
                 else _of_delimited(file, shown, setting, column, "\t" if kind == ".tsv" else ",")
             )
-            for text in rows:
-                yield from in_pieces([text])
+            yield from _of_rows(rows, left_out)
     except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, _zstandard_error()) as error:
         raise DataError(f"{setting}: {shown} cannot be unpacked: {error}. Is it complete? Get it again") from None
     except OSError as error:
@@ -355,14 +362,14 @@ def _column(head: list[str], shown: str, setting: str, row: dict[str, Any] | Non
     texts = head if row is None else [name for name in head if isinstance(row[name], str)]
     if len(texts) == 1:
         return texts[0]
-    raise DataError(
+    raise _NoTextColumn(
         f"{setting}: {shown} has the columns {', '.join(head[:12])}, and which one holds the text? Type for example "
         f"`text: {head[-1]}`"
     )
 
 
 def _column_missing(name: str, head: list[str], shown: str) -> None:
-    raise DataError(f"text: {shown} has no column {name!r}.{nearest(name, head)} Columns: {', '.join(head[:12])}")
+    raise _NoTextColumn(f"text: {shown} has no column {name!r}.{nearest(name, head)} Columns: {', '.join(head[:12])}")
 
 
 # ---- the Hub --------------------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ ATTENTION = "gptx_documents"
 CPU_LOGITS = 4 * 2**20
 GPU_LOGITS = 128 * 2**20
 RESAMPLES = 1_000  # of the bootstrap
+LEAST_ROWS = 10  # that a bootstrap says something about
 
 
 class Learner:
@@ -280,11 +281,14 @@ def chunk_size(device: torch.device, vocabulary: int) -> int:
 
 @dataclass(frozen=True)
 class Score:
-    """How well held-back documents are predicted, with a 95 % interval (percentile bootstrap over rows)."""
+    """How well held-back documents are predicted, with a 95 % interval (percentile bootstrap over rows).
+
+    Fewer rows than LEAST_ROWS say nothing about that: `low` and `high` are None.
+    """
 
     bits_per_byte: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     validation_loss: float  # nats a token
     tokens: int
     text_bytes: int
@@ -325,15 +329,17 @@ def score(
     rows = np.array([each for found in _side_by_side(model, nats, groups, device) for each in found])
     model.train(was_training)
     bytes_per_token = shards.text_bytes / count
-    chosen_rows = np.random.default_rng(0).integers(len(rows), size=(RESAMPLES, len(rows)))
-    sums = rows[chosen_rows].sum(axis=1)
-    low, high = np.percentile(sums[:, 0] / sums[:, 1], [2.5, 97.5])
     total, tokens = rows.sum(axis=0)
     per_nat = 1 / math.log(2) / bytes_per_token
+    low = high = None
+    if len(rows) >= LEAST_ROWS:
+        chosen_rows = np.random.default_rng(0).integers(len(rows), size=(RESAMPLES, len(rows)))
+        sums = rows[chosen_rows].sum(axis=1)
+        low, high = (float(each) for each in np.percentile(sums[:, 0] / sums[:, 1], [2.5, 97.5]) * per_nat)
     return Score(
         bits_per_byte=float(total / tokens * per_nat),
-        low=float(low * per_nat),
-        high=float(high * per_nat),
+        low=low,
+        high=high,
         validation_loss=float(total / tokens),
         tokens=int(tokens),
         text_bytes=round(tokens * bytes_per_token),
