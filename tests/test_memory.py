@@ -36,6 +36,7 @@ GRID = [
     Cell("gpt2", 512, 8, "full", "float32", "padded", 64, 6, 256, 1, processes=2, sharded=True),
     Cell("llama", 512, 8, "lora", "bfloat16", "packed", 32, 4, 128, 1, processes=2, sharded=True),
     Cell("llama", 512, 12, "lora", "float32", "packed", 64, 4, 128, 1, bits=4),
+    Cell("gpt2", 128, 2, "top:1", "float32", "packed", 128, 4000, 4096, 1, kept=True),
 ]
 
 

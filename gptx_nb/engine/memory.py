@@ -56,6 +56,7 @@ class Estimate:
     working: int  # everything else that a pass computes with, logits among it
     allocator: int  # holes in the heap
     process: int  # Python, libraries and data: what is held before training, without the weights
+    frozen: int = 0  # what is kept of a frozen part (`tuning.FrozenPart`) in this memory
 
     @property
     def total(self) -> int:
@@ -140,11 +141,13 @@ def estimate(
     process: int | None = None,
     summed: int = 0,
     shards: Shards | None = None,
+    frozen: int = 0,
 ) -> Estimate:
     """Estimate a run of `engine.train` whose largest micro-batch is `micro`.
 
     `loss_of` is given a model whose weights are fake, the very object `model`. Where a frozen part is computed once and
-    kept (`tuning.FrozenPart`), give the loss that does without: filling it takes most; its `bytes` are extra.
+    kept (`tuning.FrozenPart`), give the loss that does without, as filling it takes most; `frozen`: its bytes, where
+    they are kept in the memory of `device`.
     `several`: a stream has more than one micro-batch, so that gradients stand while the next one is computed.
     `streams`: so many are computed at once, each in a thread, which has a heap of its own. The weights of `model` may
     be on the meta device: they are not looked at. `process`: see `held`; None: measured now. `summed`: bytes of
@@ -206,6 +209,7 @@ def estimate(
         working=at_most["working"],
         allocator=max(0, resident - most),
         process=process,
+        frozen=frozen,
     )
 
 

@@ -162,7 +162,7 @@ def proposal(
     shares = {"head": once} if recipe.task in LABELS else {}
     if layers > TOP_LAYERS:
         shares[TOP] = TOP_LAYERS / layers + (1 - TOP_LAYERS / layers) * once
-    fitting = {name for name in shares if free is None or kept[name] <= free * MEMORY_SHARE}
+    fitting = {name for name in shares if stays_in_memory(kept[name], free)}
     quicker = [name for name in shares if name in fitting and shares[name] <= WORTH_IT]  # what learns more comes later
     if not quicker:
         return {}
@@ -182,9 +182,14 @@ def _duration(seconds: float) -> str:
     return f"about {seconds / 60:.0f} min" if seconds < 6000 else f"about {seconds / 3600:.1f} h"
 
 
+def stays_in_memory(size: int, free: int | None) -> bool:
+    """Whether `size` bytes of the frozen part are kept in main memory, of which so much is `free`."""
+    return free is None or size <= free * MEMORY_SHARE
+
+
 def place_of_frozen_part(size: int, memory_free: int | None, disk_free: int) -> tuple[str, str]:
     """Return where `size` bytes of the frozen part are kept, "memory", "disk" or "nowhere", and why."""
-    if memory_free is None or size <= memory_free * MEMORY_SHARE:
+    if stays_in_memory(size, memory_free):
         return "memory", f"{size / 1e6:,.0f} MB, at most {MEMORY_SHARE:.0%} of what is free"
     if size <= disk_free * DISK_SHARE:
         return "disk", f"{size / 1e6:,.0f} MB, too much for memory"

@@ -420,6 +420,7 @@ def estimate_memory(
     """
     step = learner.longest(ranks)
     together = min(step.streams, len(step.micro))
+    kept = learner.frozen.bytes if learner.frozen is not None and device.type == "cpu" else 0  # in main memory, always
 
     def make(each: torch.nn.Module) -> Optimizer:
         if settings.optimizer == "adamw-8bit":
@@ -443,4 +444,5 @@ def estimate_memory(
             process=held_before,
             summed=distributed.BUCKET * 4 if ranks > 1 and not sharded else 0,
             shards=sharding.memory_of(model, dtype, device, rank, ranks) if sharded else None,
+            frozen=kept if plan.stays_in_memory(kept, memory.available(device)) else 0,  # else on disk, or nowhere
         )
