@@ -176,6 +176,20 @@ def test_a_frozen_part_that_no_memory_holds_is_kept_on_disk_or_computed_anew() -
     assert plan.place_of_frozen_part(3 * gigabyte, 8 * gigabyte, 5 * gigabyte)[0] == "nowhere"
 
 
+def test_a_plan_promises_nothing_that_is_computed_once_to_a_padded_model() -> None:
+    head = tuning.Tuning("head", trained=10, frozen_layers=2, layers=2)
+    assert plan.tuning(head, None)["tune"]["reason"] == (
+        "the head alone; all else is computed once for every row: 10 weights"
+    )
+    assert plan.tuning(head, "as gpt_neox is")["tune"]["reason"] == "the head alone: 10 weights"
+    asked = make_recipe({"data": "df", "task": "chat", "epochs": 3})
+    found = plan.proposal(asked, 900, 30, None, 0)["proposal"]
+    assert (found["choice"], found["reason"]) == (
+        "tune: top:4",
+        "about 6 min instead of about 15 min, as nothing else is learnt",
+    )
+
+
 def test_a_plan_proposes_what_takes_less_time_and_says_what_it_costs() -> None:
     asked = make_recipe({"data": "df", "task": "text-classification", "epochs": 3})
     small = {"head": 10**6, "top:4": 10**8}
@@ -186,8 +200,8 @@ def test_a_plan_proposes_what_takes_less_time_and_says_what_it_costs() -> None:
 
     assert proposed(asked, 100) == "", "short enough"
     assert proposed(asked, 900) == (
-        "tune: top:4: about 3 min instead of about 15 min, as what lies below is computed once for every row; 0.84 "
-        "right on SST-2 where every weight gets 0.86 (1,000 examples)"
+        "tune: top:4: about 3 min instead of about 15 min, as what lies below is computed once for every row; with "
+        "smollm2-135m, on 1,000 sentences of SST-2, it got 0.84 right, every weight 0.86"
     )
     assert proposed(asked, 36_000).startswith(
         "tune: head: about 67 min instead of about 10.0 h, as all else is computed"
@@ -195,5 +209,7 @@ def test_a_plan_proposes_what_takes_less_time_and_says_what_it_costs() -> None:
     assert proposed(asked, 900, free=10**8).startswith("tune: head: "), "so many tokens are too many to keep"
     assert proposed(asked, 900, layers=4).startswith("tune: head: "), "top:4 would be all of it"
     written = asked.model_copy(update={"task": "chat"})
-    assert proposed(written, 36_000).startswith("tune: top:4"), "a head is for labels"
+    assert proposed(written, 36_000) == (
+        "tune: top:4: about 2.3 h instead of about 10.0 h, as what lies below is computed once for every row"
+    ), "a head is for labels, and chat was not measured"
     assert proposed(asked.model_copy(update={"tune": "lora"}), 36_000) == "", "the user has chosen"

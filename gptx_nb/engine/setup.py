@@ -129,7 +129,9 @@ class Setup:
         if "proposal" in self.decided:  # what is there does not fit
             return {}
         epoch, rows, width = self.learner.tokens, self.decided["train_rows"], self.model.config.hidden_size
-        kept = {"head": 4 * rows * width, plan.TOP: 4 * epoch * width}  # as `tuning.FrozenPart` keeps them
+        kept = None
+        if self.learner.padded_because is None:
+            kept = {"head": 4 * rows * width, plan.TOP: 4 * epoch * width}  # as `tuning.FrozenPart` keeps them
         layers, free = len(tuning.layers_of(self.model)), devices.memory(torch.device("cpu"))[1]
         return plan.proposal(self.resolved, seconds, layers, kept, free)
 
