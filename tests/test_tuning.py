@@ -11,9 +11,13 @@ from test_packing import CPU, PAD, ROWS, small
 from transformers import AutoModelForSequenceClassification
 
 from gptx_nb import launch
-from gptx_nb.engine import models, packing, plan, tuning
+from gptx_nb.engine import models, packing, plan, trial, tuning
+from gptx_nb.engine.batches import Step
+from gptx_nb.engine.device import choose
 from gptx_nb.engine.memory import Estimate
+from gptx_nb.engine.sharding import Whole
 from gptx_nb.engine.tasks import text_classification as task
+from gptx_nb.engine.train import Settings, make_optimizer
 from gptx_nb.recipe import make_recipe
 
 WORDS = {"lovely": "good", "great": "good", "awful": "bad", "poor": "bad"}
@@ -167,6 +171,37 @@ def test_a_plan_says_what_memory_is_needed_and_warns_where_it_may_be_too_little(
     _, warnings = plan.memory(needs, 4 * 10**9, lambda free: f"Free more than {free}")
     assert warnings == ["training needs about 4.0 GB more, and 4.0 GB of memory are free. Free more than 4000000000"]
     assert plan.memory(needs, None, lambda free: "")[1] == []
+
+
+def test_a_gpu_is_timed_when_it_is_warm_and_a_slow_pass_of_a_cpu_once() -> None:
+    def passes(device: str, seconds: float, sharded: bool = False) -> int:
+        took: list[float] = []
+        while not trial.enough(took, torch.device(device), sharded):
+            took.append(seconds)
+        return len(took)
+
+    assert [passes("cuda", 5.0), passes("mps", 0.01), passes("cuda", 5.0, sharded=True)] == [3, 3, 3]
+    assert [passes("cpu", 5.0), passes("cpu", 0.01), passes("cpu", 5.0, sharded=True)] == [1, 2, 2]
+
+
+def test_a_trial_tells_the_time_of_the_batch_that_fitted() -> None:
+    model = small("gpt2")
+    large, fitting = (Step([{"input_ids": torch.ones(1, size).long()}], size, [1.0]) for size in (8, 4))
+    asked = []
+
+    def loss_of(_: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        asked.append(tensors["input_ids"].numel())
+        if asked == [8, 8]:
+            asked.append(0)
+            raise MemoryError
+        return model.score.weight.sum()
+
+    held = Whole(model, make_optimizer(model, Settings(steps=1, learning_rate=1.0)), torch.float32, None)
+    before = model.score.weight.clone()
+    _, tried = trial.seconds_of(held, large, loss_of, choose("cpu", "float32"), 0, lambda step, _: fitting)
+    assert (tried, asked) == (fitting, [8, 8, 0, 4, 4]), "what the larger one took does not count"
+    assert torch.equal(model.score.weight, before)
+    assert model.score.weight.grad is None
 
 
 def test_a_frozen_part_that_no_memory_holds_is_kept_on_disk_or_computed_anew() -> None:

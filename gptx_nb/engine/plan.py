@@ -32,6 +32,8 @@ TOP = f"top:{TOP_LAYERS}"
 # Validation accuracy (benchmarks/results/finetune-smollm2-135m.json).
 MEASURED_ON = "with smollm2-135m, on 1,000 sentences of SST-2,"
 MEASURED = {"full": 0.86, "head": 0.81, TOP: 0.84}
+# Parts that hang on what this attempt runs on, and beside what.
+OF_AN_ATTEMPT = ("devices", "device", "dtype", "sharding", "rows", "memory", "proposal", "time", "limit", "notes")
 MEMORY_SHARE, DISK_SHARE = 0.25, 0.5  # of what is free, for the frozen part
 
 
@@ -45,6 +47,11 @@ def machine(device: Device, ranks: int = 1) -> dict[str, Any]:
         "device": {"choice": str(device.device), "reason": device.reason, "name": device.name},
         "dtype": {"choice": str(device.dtype).removeprefix("torch."), "reason": device.dtype_reason},
     }
+
+
+def resumed(decided: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the plan of a later attempt: as decided `before`, but for what it has measured or will measure itself."""
+    return {**decided, **{name: each for name, each in (before or {}).items() if name not in OF_AN_ATTEMPT}}
 
 
 def examples(
@@ -133,8 +140,8 @@ def speed(
     found: dict[str, dict[str, Any]] = {
         "time": {
             "choice": _duration(tokens_here / rate),
-            "reason": f"{tokens:,} tokens at {rate:,.0f} a second{each}, measured on the longest rows; scoring not "
-            "counted",
+            "reason": f"{tokens:,} tokens at {rate:,.0f} a second{each}, measured on the longest rows; the optimiser's "
+            "steps and scoring not counted",
             "seconds": tokens_here / rate,
         }
     }
