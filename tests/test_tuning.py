@@ -145,6 +145,12 @@ def test_a_run_trains_the_part_that_its_recipe_names_and_saves_a_plain_model(hom
         assert 2 <= weights <= (4.8 if method == "top:2" else 2.2)
     else:
         assert weights == pytest.approx(4, rel=0.05)
+    batch = plan["tokens_per_step"]["choice"]
+    assert batch <= plan["batch_size"]["choice"] * plan["tokens"]["max"]
+    assert batch * plan["steps"] >= 3 * plan["train_rows"] * plan["tokens"]["min"], "three epochs"
+    if method != "head":
+        assert plan["limit"]["bytes_per_second"] > 1e8
+        assert plan["limit"]["reason"].endswith(f". Memory moves {plan['limit']['bytes_per_second'] / 1e9:,.0f} GB/s")
     notes = [record["text"] for record in run.history() if record.get("kind") == "note"]
     assert any("frozen part kept in memory" in note for note in notes) == (method != "lora")
     assert not run.frozen_part.exists()

@@ -222,6 +222,22 @@ def matrix_peak(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) 
     return fastest
 
 
+def copy_speed(device: torch.device) -> float:
+    """Return the bytes a second that `device` reads and writes in its memory: those of the fastest of a few copies.
+
+    What is copied is larger than the usual caches.
+    """
+    left, right = torch.ones(2, 2**23 if device.type == "cpu" else 2**26, device=device)  # 32 MB, 256 MB each
+    took = []
+    for _ in range(3):
+        _wait_for(device)
+        started = time.perf_counter()
+        left.copy_(right)
+        _wait_for(device)
+        took.append(time.perf_counter() - started)
+    return 2 * right.nbytes / min(took)
+
+
 def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -128,11 +128,18 @@ def memory(
 
 
 def speed(
-    tokens: int, seconds: float, step_tokens: int, flops_per_token: float, peak: float, ranks: int = 1
+    tokens: int,
+    seconds: float,
+    step_tokens: int,
+    flops_per_token: float,
+    peak: float,
+    copies: float,
+    ranks: int = 1,
 ) -> dict[str, dict[str, Any]]:
     """Return what the plan says of time: `tokens` in all, after a trial of `step_tokens` that took `seconds`.
 
-    `peak`: FLOPs a second of this device's fastest matrix product. `ranks`: processes that train at once, each so fast.
+    `peak`: FLOPs a second of this device's fastest matrix product. `copies`: bytes a second that a copy
+    reads and writes in its memory. `ranks`: processes that train at once, each so fast.
     """
     each = f" in each of {ranks} processes" if ranks > 1 else ""
     tokens_here = tokens / ranks
@@ -149,8 +156,10 @@ def speed(
         share = rate * flops_per_token / peak
         found["limit"] = {
             "choice": f"{peak / 1e9:,.0f} GFLOP/s",
-            "reason": f"the fastest matrix product here; training reaches {share:.0%} of it",
+            "reason": f"the fastest matrix product here; training reaches {share:.0%} of it. Memory moves "
+            f"{copies / 1e9:,.0f} GB/s",
             "share": share,
+            "bytes_per_second": copies,
         }
     return found
 
@@ -196,6 +205,12 @@ def _duration(seconds: float) -> str:
 def stays_in_memory(size: int, free: int | None) -> bool:
     """Whether `size` bytes of the frozen part are kept in main memory, of which so much is `free`."""
     return free is None or size <= free * MEMORY_SHARE
+
+
+def step_tokens(tokens: int, steps: int, budget: int) -> dict[str, dict[str, Any]]:
+    """Return what the plan says of a batch in tokens: `tokens` of an epoch in so many `steps`, by `budget` at once."""
+    mean = round(tokens / steps)
+    return {"tokens_per_step": {"choice": mean, "reason": f"on average; computed by at most {budget:,} at once"}}
 
 
 def place_of_frozen_part(size: int, memory_free: int | None, disk_free: int) -> tuple[str, str]:

@@ -93,7 +93,8 @@ class Pretraining:
         seconds, tried = trial.seconds_of(held, step, loss_of, self.device, self.settings.seed, with_less_memory)
         tokens = self.settings.steps * self.learner.tokens_per_step
         peak = devices.matrix_peak(self.device.device, self.device.dtype, seconds=0.05)
-        return plan.speed(tokens, seconds, tried.tokens, 6 * matrix_parameters(self.model), peak, self.ranks)
+        flops, copies = 6 * matrix_parameters(self.model), devices.copy_speed(self.device.device)
+        return plan.speed(tokens, seconds, tried.tokens, flops, peak, copies, self.ranks)
 
     def restore(self) -> None:
         """Make the weights float32 again."""

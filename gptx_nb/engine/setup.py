@@ -106,7 +106,8 @@ class Setup:
         )
         tokens = round(self.learner.tokens * self.settings.steps / self.steps_per_epoch)
         peak = devices.matrix_peak(self.device.device, self.device.dtype, seconds=0.05)
-        told = plan.speed(tokens, seconds, step.tokens, tuning.flops_per_token(self.model), peak, self.ranks)
+        flops, copies = tuning.flops_per_token(self.model), devices.copy_speed(self.device.device)
+        told = plan.speed(tokens, seconds, step.tokens, flops, peak, copies, self.ranks)
         return {**told, **self._proposal(told["time"]["seconds"])}
 
     def _proposal(self, seconds: float) -> dict[str, Any]:
@@ -197,6 +198,7 @@ def prepare(
             **plan.tuning(tuned, learner.padded_because, not job.shares_vocabulary),
             **start.told(),
             **chosen.told,
+            **plan.step_tokens(learner.tokens, chosen.steps_per_epoch, learner.token_budget),
             **job.told(tokenizer),
         },
         None,

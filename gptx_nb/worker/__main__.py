@@ -67,7 +67,8 @@ def main(arguments: list[str]) -> int:
 
         chosen = device.choose()
         peak = device.matrix_peak(chosen.device, chosen.dtype, seconds=0.1)
-        print(json.dumps({**chosen.to_json(), "matrix_peak": peak}))
+        told = {"matrix_peak": peak, "copy_speed": device.copy_speed(chosen.device)}
+        print(json.dumps({**chosen.to_json(), **told}))
         return FINISHED
     if arguments[0] == "--evaluate":
         from gptx_nb.worker import evaluation
