@@ -227,7 +227,8 @@ def copy_speed(device: torch.device) -> float:
 
     What is copied is larger than the usual caches.
     """
-    left, right = torch.ones(2, 2**23 if device.type == "cpu" else 2**26, device=device)  # 32 MB, 256 MB each
+    values = 2**23 if device.type == "cpu" else 2**26  # 32 MB, 256 MB
+    left, right = (torch.ones(values, device=device) for _ in range(2))
     took = []
     for _ in range(3):
         _wait_for(device)
