@@ -371,7 +371,8 @@ def device() -> dict[str, Any]:
     """Return the device that a run would train on, and why, as a short-lived process of the engine finds it.
 
     {"device", "reason", "dtype", "dtype_reason", "name", "memory_total", "memory_free": bytes or None, "cores",
-    "torch": version, "matrix_peak": FLOPs a second of its fastest matrix product, measured now}. Raises DeviceError.
+    "torch": version, "matrix_peak": FLOPs a second of its fastest matrix product, "copy_speed": bytes a second that a
+    copy reads and writes in its memory, both measured now}. Raises DeviceError.
     """
     return errands.ask(
         "--device",

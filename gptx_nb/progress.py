@@ -685,6 +685,7 @@ def device_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("arithmetic", f"{facts['dtype']}: {facts['dtype_reason']}"),
         ("matrix products", f"{facts['matrix_peak'] / 1e9:,.0f} GFLOP/s, measured" if facts.get("matrix_peak") else ""),
         ("memory", memory),
+        ("memory moves", f"{facts['copy_speed'] / 1e9:,.0f} GB/s, measured" if facts.get("copy_speed") else ""),
         ("processor cores", str(facts.get("cores") or "")),
         ("torch", str(facts.get("torch") or "")),
     ]

@@ -39,11 +39,12 @@ class Cell:
     processes: int = 1
     sharded: bool = False
     bits: int = 32
+    kept: bool = False  # the frozen part, of rows that make many steps
 
     def __str__(self) -> str:
         words = [str(value) for value in [*vars(self).values()][:10]]
         more = [f"{self.processes} processes"] * (self.processes > 1) + ["shards"] * self.sharded
-        return " ".join([*words, *more, *([f"{self.bits} bits"] if self.bits != 32 else [])])
+        return " ".join([*words, *more, *([f"{self.bits} bits"] if self.bits != 32 else []), *["kept"] * self.kept])
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,10 @@ def model_of(kind: str, width: int, layers: int) -> Any:
     return AutoModelForSequenceClassification.from_config(config)
 
 
-def learner_of(model: Any, method: str, longest: int, texts: int, budget: int, streams: int = 1) -> Any:
-    """A learner without a frozen part that is kept, so that every step runs the whole model."""
+def learner_of(
+    model: Any, method: str, longest: int, texts: int, budget: int, streams: int = 1, kept: bool = False
+) -> Any:
+    """A learner; without a frozen part that is `kept`, every step runs the whole model on all texts."""
     import torch
 
     from gptx_nb.engine import tuning
@@ -102,9 +105,10 @@ def learner_of(model: Any, method: str, longest: int, texts: int, budget: int, s
 
     rows = [[5] * (longest - index % 4 * longest // 8) for index in range(texts)]
     tuned = tuning.prepare(model, method)
-    options: dict[str, Any] = {"pad_id": PAD, "device": torch.device("cpu"), "batch_size": texts, "seed": 0}
-    learner = Learner(model, tuned, rows, [0] * texts, [], token_budget=budget, streams=streams, **options)
-    learner.frozen = None
+    options: dict[str, Any] = {"pad_id": PAD, "device": torch.device("cpu"), "batch_size": 16 if kept else texts}
+    learner = Learner(model, tuned, rows, [0] * texts, [], seed=0, token_budget=budget, streams=streams, **options)
+    if not kept:
+        learner.frozen = None
     return learner
 
 
@@ -114,7 +118,7 @@ def measure(cell: Cell, ranks: Any = None) -> Measured:
 
     from gptx_nb.engine import dropout, memory, packing, precision, quantized, setup
     from gptx_nb.engine.sharding import Sharded, Whole
-    from gptx_nb.engine.train import Settings, make_optimizer, train
+    from gptx_nb.engine.train import Settings, arithmetic, make_optimizer, train
 
     if cell.rows == "padded":
         packing.PACKABLE = ()
@@ -123,7 +127,7 @@ def measure(cell: Cell, ranks: Any = None) -> Measured:
     if cell.bits == 4:
         quantized.to_4bit(model, dtype)
         model.to(cpu)  # which quantises
-    learner = learner_of(model, cell.tune, cell.longest, cell.texts, cell.at_once, cell.streams)
+    learner = learner_of(model, cell.tune, cell.longest, cell.texts, cell.at_once, cell.streams, cell.kept)
     dropout.use(model)
     held = memory.held(model, cpu)
     lowered = precision.Lowered(model, dtype) if dtype is torch.bfloat16 else None
@@ -142,6 +146,7 @@ def measure(cell: Cell, ranks: Any = None) -> Measured:
         optimizer = lowered.optimizer(1e-4, 0.01, (0.9, 0.999)) if lowered else make_optimizer(model, settings)
         way = Whole(model, optimizer, dtype, ranks)
     CLEAR.write_text("5", encoding="ascii")  # the peak counts from here
+    learner.prepare(lambda: arithmetic(model, cpu, dtype))
     nothing: Callable[..., Any] = lambda *_: None  # noqa: E731
     train(
         way.model,

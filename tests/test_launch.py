@@ -699,7 +699,17 @@ def test_a_worker_that_is_killed_is_resumed_from_its_last_checkpoint(home: Path,
     until(lambda: run.checkpoints.is_dir() and any(each.name.isdigit() for each in run.checkpoints.iterdir()), 120)
     os.kill(run.processes(1)["worker"].pid, signal.SIGKILL)
     assert ended(run) == "interrupted"
+    before = run.plan()
+    assert before is not None
+    names = ("memory", "time", "learning_rate")
+    elsewhere = {name: {**before[name], "choice": "of another computer"} for name in names}
+    files.write_json(run.plan_file, {**before, **elsewhere, "notes": ["too little memory"], "proposal": {}})
     assert launch.train("killed", recipe, data=REVIEWS, wait=True).action == "resumed"
+    after = run.plan()
+    assert after is not None
+    assert after["learning_rate"]["choice"] == "of another computer", "what was chosen stays"
+    assert "of another computer" not in (after["memory"]["choice"], after["time"]["choice"])
+    assert (after["notes"], "proposal" in after) == (before["notes"], False)
     first = next(record for record in run.history() if record["kind"] == "start")
     assert first["step"] == 0
     resumed = [record for record in run.history() if record["kind"] == "start"][-1]

@@ -8,12 +8,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from gptx_nb import api, launch, metrics
+from gptx_nb.engine import memory
+from gptx_nb.engine.memory import Estimate
 from gptx_nb.errors import RunFailed, UsageError
 from gptx_nb.line import LIMIT, Demand, Line, Place, decide, limit, waits
 from gptx_nb.process import Process, resident
@@ -45,6 +49,25 @@ def test_a_run_that_fits_beside_the_others_trains() -> None:
     assert answer(place(1, 1.1)) == "waits", "what the other will take is counted before it has taken it"
     assert answer(place(1, 5.0), held=4.5) == "trains", "what it has taken is counted once: it is not free any more"
     assert answer(place(1, 9.0, device="cuda:0")) == "trains"
+
+
+def test_gpus_are_told_apart_that_two_processes_know_by_one_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = Estimate(GB, 0, 0, GB, 0, 0, 0)
+    monkeypatch.setattr(memory, "available", lambda device: 2 * GB)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+
+    def demands(uuid: str | None, device: str = "cuda") -> dict[str, Demand]:
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid=uuid))
+        return memory.demand(needs, torch.device(device))
+
+    first = Place("/home/runs/r/1", 1, 1, HERE, {name: each.peak for name, each in demands("8a-1").items()}, True)
+    answers = [
+        decide(demand, [first], 2, held=lambda *_: 0).answer
+        for demand in (demands("8a-2"), demands("8a-1"), demands("8a-1", "cuda:1"))
+    ]
+    assert answers == ["trains", "waits", "waits"], "another GPU; the same; the same by another number"
+    assert [*demands("8a-1")] == ["GPU-8a-1"]
+    assert [*demands(None)] == ["cuda:0"]
 
 
 def test_a_run_that_would_not_fit_alone_does_not_wait() -> None:

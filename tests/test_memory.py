@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from memory_cells import CLEAR, Cell, learner_of, measured, model_of
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gptx_nb import main_memory
 from gptx_nb.engine import memory, setup
@@ -36,6 +36,7 @@ GRID = [
     Cell("gpt2", 512, 8, "full", "float32", "padded", 64, 6, 256, 1, processes=2, sharded=True),
     Cell("llama", 512, 8, "lora", "bfloat16", "packed", 32, 4, 128, 1, processes=2, sharded=True),
     Cell("llama", 512, 12, "lora", "float32", "packed", 64, 4, 128, 1, bits=4),
+    Cell("gpt2", 128, 2, "top:1", "float32", "packed", 128, 4000, 4096, 1, kept=True),
 ]
 
 
@@ -90,6 +91,17 @@ def test_what_saves_memory_is_estimated_lower(kind: str, dtype: torch.dtype) -> 
     assert to_come("head") < to_come("top:1")
 
 
+def test_logits_of_a_model_that_writes_are_told_apart() -> None:
+    model = AutoModelForCausalLM.from_config(model_of("gpt2", 64, 2).config)
+    micro = {"input_ids": torch.ones(4, 32, dtype=torch.int64), "labels": torch.ones(4, 32, dtype=torch.int64)}
+    options: dict[str, Any] = {"make_optimizer": optimizer_of, "device": CPU, "dtype": torch.float32}
+    made = memory.estimate(model, micro, loss_of=lambda each, tensors: each(**tensors).loss, **options)
+    one = 4 * 32 * 8000 * 4  # bytes: texts, tokens, vocabulary, float32
+    assert 2 * one <= made.logits <= 4 * one, "logits, and what the loss and its gradient make of them"
+    assert "logits" in str(made)
+    assert estimate(model_of("gpt2", 64, 2), learner_of(model_of("gpt2", 64, 2), "full", 32, 4, 4096)).logits == 0
+
+
 def test_a_model_without_weights_is_estimated_like_one_with_them() -> None:
     def parts(kind: str) -> dict[str, int]:
         with torch.device(kind):
@@ -102,22 +114,6 @@ def test_a_model_without_weights_is_estimated_like_one_with_them() -> None:
 
 def of(tokens: int) -> Estimate:
     return Estimate(0, 0, 0, activations=tokens * 1000, working=0, allocator=0, process=10**9)
-
-
-def test_the_largest_budget_that_fits_is_found_with_few_estimates() -> None:
-    asked = []
-
-    def estimate_of(budget: int) -> Estimate:
-        asked.append(budget)
-        return of(budget)
-
-    assert memory.largest_budget(estimate_of, 5_000_000)[0] == 4096
-    assert len(asked) <= 4
-    assert memory.largest_budget(of, 10**9)[0] == 32768
-    assert memory.largest_budget(of, None)[0] == 32768
-    budget, smallest = memory.largest_budget(of, 1000)
-    assert budget is None
-    assert smallest == of(256)
 
 
 def test_the_nearest_recipe_that_fits_is_said_as_it_is_typed() -> None:

@@ -328,8 +328,10 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(home: Path) -> None:
     wait_for(lambda: not cut.active)
     assert cut.state() == "interrupted"
     assert len(losses(cut)) < 60
+    files.write_json(cut.plan_file, {**(cut.plan() or {}), "memory": "of another computer"})
     again = launch.train("cut", recipe(**settings), data=TEXTS, wait=True)
     assert again.action == "resumed"
+    assert (cut.plan() or {})["memory"] != "of another computer"
     assert losses(cut) == losses(whole)
     ours, theirs = (load_file(each.model / "model.safetensors") for each in (cut, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

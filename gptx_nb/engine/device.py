@@ -107,9 +107,8 @@ class Use:
 
 def _busy(device: torch.device) -> float | None:
     """Return the share of the last second in which a GPU computed, as its driver has it."""
-    name = str(getattr(torch.cuda.get_device_properties(device), "uuid", ""))
     try:
-        return next((gpu.busy for gpu in gpus.found() if gpu.uuid.removeprefix("GPU-") == name), None)
+        return next((gpu.busy for gpu in gpus.found() if gpu.uuid == whole_name(device)), None)
     except gpus.NoGpu:  # a driver without NVML
         return None
 
@@ -127,8 +126,14 @@ def available() -> list[str]:
 
 
 def whole_name(device: torch.device) -> str:
-    """Return the name of `device` with its number: cuda:0 for cuda."""
-    return f"cuda:{torch.cuda.current_device()}" if str(device) == "cuda" else str(device)
+    """Return what `device` is called in every process of this computer: GPU- and the UUID of an NVIDIA GPU.
+
+    Its number is by what CUDA_VISIBLE_DEVICES lets a process see, and tells nothing to another one.
+    """
+    if device.type != "cuda":
+        return str(device)
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)  # an older ROCm has none
+    return f"GPU-{uuid}" if uuid else f"cuda:{torch.cuda.current_device() if device.index is None else device.index}"
 
 
 def _device(asked: str) -> tuple[torch.device, str]:
@@ -215,6 +220,23 @@ def matrix_peak(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) 
             _wait_for(device)
             fastest = max(fastest, 2 * size**3 / (time.perf_counter() - started))
     return fastest
+
+
+def copy_speed(device: torch.device) -> float:
+    """Return the bytes a second that `device` reads and writes in its memory: those of the fastest of a few copies.
+
+    What is copied is larger than the usual caches.
+    """
+    values = 2**23 if device.type == "cpu" else 2**26  # 32 MB, 256 MB
+    left, right = (torch.ones(values, device=device) for _ in range(2))
+    took = []
+    for _ in range(3):
+        _wait_for(device)
+        started = time.perf_counter()
+        left.copy_(right)
+        _wait_for(device)
+        took.append(time.perf_counter() - started)
+    return 2 * right.nbytes / min(took)
 
 
 def _wait_for(device: torch.device) -> None:

@@ -40,7 +40,6 @@ from gptx_nb.line import Demand
 Tensors = dict[str, torch.Tensor]
 
 TUNABLE = "glibc.malloc.tcache_count=0"  # small objects that were freed no longer keep large blocks apart
-BUDGETS = tuple(2**power for power in range(15, 7, -1))  # tokens in a micro-batch: 32,768 down to 256
 M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 MARGIN = 0.15  # of what is to come, kept free: the error that an estimate may have
 
@@ -53,9 +52,11 @@ class Estimate:
     gradients: int
     optimiser: int
     activations: int  # what the forward pass keeps for the backward pass
-    working: int  # everything else that a pass computes with, logits among it
+    working: int  # everything else that a pass computes with
     allocator: int  # holes in the heap
     process: int  # Python, libraries and data: what is held before training, without the weights
+    logits: int = 0  # a language model's, with what has their shape, such as their gradient
+    frozen: int = 0  # what is kept of a frozen part (`tuning.FrozenPart`) in this memory
 
     @property
     def total(self) -> int:
@@ -140,11 +141,13 @@ def estimate(
     process: int | None = None,
     summed: int = 0,
     shards: Shards | None = None,
+    frozen: int = 0,
 ) -> Estimate:
     """Estimate a run of `engine.train` whose largest micro-batch is `micro`.
 
     `loss_of` is given a model whose weights are fake, the very object `model`. Where a frozen part is computed once and
-    kept (`tuning.FrozenPart`), give the loss that does without: filling it takes most; its `bytes` are extra.
+    kept (`tuning.FrozenPart`), give the loss that does without, as filling it takes most; `frozen`: its bytes, where
+    they are kept in the memory of `device`.
     `several`: a stream has more than one micro-batch, so that gradients stand while the next one is computed.
     `streams`: so many are computed at once, each in a thread, which has a heap of its own. The weights of `model` may
     be on the meta device: they are not looked at. `process`: see `held`; None: measured now. `summed`: bytes of
@@ -179,7 +182,8 @@ def estimate(
         for event in events:
             alike = 1 if events is update and log.part[event.key] != "gradients" else streams
             size = log.sizes[event.key]
-            live[log.part[event.key]] += alike * (size if event.begins else -size)
+            part = "logits" if event.key in log.logits else log.part[event.key]
+            live[part] += alike * (size if event.begins else -size)
             if (now := live.total()) > most:
                 at_most, most = live.copy(), now
             if has_heap:
@@ -206,6 +210,8 @@ def estimate(
         working=at_most["working"],
         allocator=max(0, resident - most),
         process=process,
+        logits=at_most["logits"],
+        frozen=frozen,
     )
 
 
@@ -290,25 +296,6 @@ def taken(device: torch.device) -> int | None:
         return None  # not Linux
 
 
-def largest_budget(
-    estimate_of: Callable[[int], Estimate], free: int | None, budgets: Sequence[int] = BUDGETS
-) -> tuple[int | None, Estimate]:
-    """Return the largest of `budgets` (tokens in a micro-batch, falling) whose estimate fits `free`, and the estimate.
-
-    None, with the estimate of the smallest, if none fits.
-    """
-    found: tuple[int | None, Estimate] | None = None
-    low, high = 0, len(budgets)  # memory grows with the budget: each estimate halves the candidates
-    while low < high:
-        middle = (low + high) // 2
-        made = estimate_of(budgets[middle])
-        if made.fits(free):
-            found, high = (budgets[middle], made), middle
-        else:
-            low = middle + 1
-    return found or (None, estimate_of(budgets[-1]))
-
-
 def nearest_recipe(
     estimate_of: Callable[[str, int], Estimate | None], *, tune: str, max_length: int, free: int | None
 ) -> str | None:
@@ -350,8 +337,10 @@ class _Event:
 class _Log(TorchDispatchMode):
     """Writes down when the memory of each tensor begins and ends, and how many bytes it has."""
 
-    def __init__(self) -> None:
+    def __init__(self, vocabulary: int | None) -> None:
         super().__init__()
+        self._vocabulary = vocabulary  # None: the model writes no tokens
+        self.logits: set[int] = set()  # keys
         self.events: list[_Event] = []
         self.sizes: dict[int, int] = {}
         self.part: dict[int, str] = {}
@@ -362,6 +351,8 @@ class _Log(TorchDispatchMode):
         for each in tree_leaves(result):
             if isinstance(each, torch.Tensor):
                 self.see(each, "working")
+                if each.shape[-1:] == (self._vocabulary,) and each.is_floating_point():
+                    self.logits.add(self._live[id(each.untyped_storage())][0])
         return result
 
     def see(self, tensor: torch.Tensor, part: str, *, rename: bool = False) -> None:
@@ -401,7 +392,9 @@ def _fake_step(
     """Return the log, the events of one micro-batch (all that begins ends, but gradients), and those of the update."""
     from torch._subclasses.fake_tensor import FakeTensorMode  # takes a while to import
 
-    log = _Log()
+    known: Any = model
+    output = known.get_output_embeddings() if hasattr(known, "get_output_embeddings") else None
+    log = _Log(None if output is None else output.weight.shape[0])
     was_training = model.training
     # Tensors that a module keeps outside of its buffers stay real: fake mode then converts them.
     with FakeTensorMode(allow_non_fake_inputs=True) as fake, log, _fake_weights(model, device, log):

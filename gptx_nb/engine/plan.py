@@ -29,8 +29,11 @@ LONG = 300.0  # seconds of training, from which on a quicker method is proposed
 WORTH_IT = 0.5  # of the time of a run; what saves less is not worth what it learns less
 TOP_LAYERS = 4
 TOP = f"top:{TOP_LAYERS}"
-# Accuracy on SST-2 after 1,000 sentences, smollm2-135m (benchmarks/results/finetune-smollm2-135m.json).
+# Validation accuracy (benchmarks/results/finetune-smollm2-135m.json).
+MEASURED_ON = "with smollm2-135m, on 1,000 sentences of SST-2,"
 MEASURED = {"full": 0.86, "head": 0.81, TOP: 0.84}
+# Parts that hang on what this attempt runs on, and beside what.
+OF_AN_ATTEMPT = ("devices", "device", "dtype", "sharding", "rows", "memory", "proposal", "time", "limit", "notes")
 MEMORY_SHARE, DISK_SHARE = 0.25, 0.5  # of what is free, for the frozen part
 
 
@@ -44,6 +47,11 @@ def machine(device: Device, ranks: int = 1) -> dict[str, Any]:
         "device": {"choice": str(device.device), "reason": device.reason, "name": device.name},
         "dtype": {"choice": str(device.dtype).removeprefix("torch."), "reason": device.dtype_reason},
     }
+
+
+def resumed(decided: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the plan of a later attempt: as decided `before`, but for what it has measured or will measure itself."""
+    return {**decided, **{name: each for name, each in (before or {}).items() if name not in OF_AN_ATTEMPT}}
 
 
 def examples(
@@ -84,7 +92,7 @@ def tuning(tuned: Tuning, padded_because: str | None, has_head: bool = True) -> 
     what = {
         "full": "every weight",
         "lora": f"low-rank updates of every layer's matrices, rank {LORA_RANK}{head and ','}{head}",
-        "head": "the head alone; all else is computed once for every row",
+        "head": "the head alone" + ("" if padded_because else "; all else is computed once for every row"),
     }.get(tuned.method, f"the last {tuned.layers - tuned.frozen_layers} of {tuned.layers} layers{head}")
     return {
         "tune": {"choice": tuned.method, "reason": f"{what}: {tuned.trained:,} weights"},
@@ -120,11 +128,18 @@ def memory(
 
 
 def speed(
-    tokens: int, seconds: float, step_tokens: int, flops_per_token: float, peak: float, ranks: int = 1
+    tokens: int,
+    seconds: float,
+    step_tokens: int,
+    flops_per_token: float,
+    peak: float,
+    copies: float,
+    ranks: int = 1,
 ) -> dict[str, dict[str, Any]]:
     """Return what the plan says of time: `tokens` in all, after a trial of `step_tokens` that took `seconds`.
 
-    `peak`: FLOPs a second of this device's fastest matrix product. `ranks`: processes that train at once, each so fast.
+    `peak`: FLOPs a second of this device's fastest matrix product. `copies`: bytes a second that a copy
+    reads and writes in its memory. `ranks`: processes that train at once, each so fast.
     """
     each = f" in each of {ranks} processes" if ranks > 1 else ""
     tokens_here = tokens / ranks
@@ -132,8 +147,8 @@ def speed(
     found: dict[str, dict[str, Any]] = {
         "time": {
             "choice": _duration(tokens_here / rate),
-            "reason": f"{tokens:,} tokens at {rate:,.0f} a second{each}, measured on the longest rows; scoring not "
-            "counted",
+            "reason": f"{tokens:,} tokens at {rate:,.0f} a second{each}, measured on the longest rows; the optimiser's "
+            "steps and scoring not counted",
             "seconds": tokens_here / rate,
         }
     }
@@ -141,38 +156,43 @@ def speed(
         share = rate * flops_per_token / peak
         found["limit"] = {
             "choice": f"{peak / 1e9:,.0f} GFLOP/s",
-            "reason": f"the fastest matrix product here; training reaches {share:.0%} of it",
+            "reason": f"the fastest matrix product here; training reaches {share:.0%} of it. Memory moves "
+            f"{copies / 1e9:,.0f} GB/s",
             "share": share,
+            "bytes_per_second": copies,
         }
     return found
 
 
 def proposal(
-    recipe: Recipe, seconds: float, layers: int, kept: Mapping[str, int], free: int | None
+    recipe: Recipe, seconds: float, layers: int, kept: Mapping[str, int] | None, free: int | None
 ) -> dict[str, dict[str, Any]]:
     """Return what the plan proposes to train instead of every weight, where that takes long; nothing elsewhere.
 
     `recipe` is resolved; training by it takes `seconds`, for a model of so many `layers`. `kept`: the bytes that a
-    method keeps of its frozen part, by which so many rows may be too many for the memory that is `free`. A pass forward
-    is taken for a third of a step. What a method costs in accuracy is as measured (MEASURED).
+    method keeps of its frozen part, by which so many rows may be too many for the memory that is `free`; None: padded
+    rows, whose frozen part is computed in every epoch. A pass forward is taken for a third of a step. What a method
+    costs in accuracy is said where it was measured (MEASURED).
     """
     if recipe.tune != "full" or recipe.context is not None or seconds < LONG or recipe.epochs is None:
         return {}
-    once = 1 / (3 * recipe.epochs)  # of the time of a run
+    once = 1 / (3 * recipe.epochs if kept is not None else 3)  # of the time of a run
     shares = {"head": once} if recipe.task in LABELS else {}
     if layers > TOP_LAYERS:
         shares[TOP] = TOP_LAYERS / layers + (1 - TOP_LAYERS / layers) * once
-    fitting = {name for name in shares if free is None or kept[name] <= free * MEMORY_SHARE}
+    fitting = {name for name in shares if kept is None or stays_in_memory(kept[name], free)}
     quicker = [name for name in shares if name in fitting and shares[name] <= WORTH_IT]  # what learns more comes later
     if not quicker:
         return {}
     short = [name for name in quicker if shares[name] * seconds < LONG]
     method = short[-1] if short else min(quicker, key=lambda name: shares[name])
-    below = "all else is" if method == "head" else "what lies below is"
-    reason = (
-        f"{_duration(seconds * shares[method])} instead of {_duration(seconds)}, as {below} computed once for every "
-        f"row; {MEASURED[method]:.2f} right on SST-2 where every weight gets {MEASURED['full']:.2f} (1,000 examples)"
-    )
+    if kept is None:
+        why = "as nothing else is learnt"
+    else:
+        why = f"as {'all else is' if method == 'head' else 'what lies below is'} computed once for every row"
+    reason = f"{_duration(seconds * shares[method])} instead of {_duration(seconds)}, {why}"
+    if recipe.task == "text-classification":
+        reason += f"; {MEASURED_ON} it got {MEASURED[method]:.2f} right, every weight {MEASURED['full']:.2f}"
     return {"proposal": {"choice": f"tune: {method}", "reason": reason}}
 
 
@@ -182,9 +202,20 @@ def _duration(seconds: float) -> str:
     return f"about {seconds / 60:.0f} min" if seconds < 6000 else f"about {seconds / 3600:.1f} h"
 
 
+def stays_in_memory(size: int, free: int | None) -> bool:
+    """Whether `size` bytes of the frozen part are kept in main memory, of which so much is `free`."""
+    return free is None or size <= free * MEMORY_SHARE
+
+
+def step_tokens(tokens: int, steps: int, budget: int) -> dict[str, dict[str, Any]]:
+    """Return what the plan says of a batch in tokens: `tokens` of an epoch in so many `steps`, by `budget` at once."""
+    mean = round(tokens / steps)
+    return {"tokens_per_step": {"choice": mean, "reason": f"on average; computed by at most {budget:,} at once"}}
+
+
 def place_of_frozen_part(size: int, memory_free: int | None, disk_free: int) -> tuple[str, str]:
     """Return where `size` bytes of the frozen part are kept, "memory", "disk" or "nowhere", and why."""
-    if memory_free is None or size <= memory_free * MEMORY_SHARE:
+    if stays_in_memory(size, memory_free):
         return "memory", f"{size / 1e6:,.0f} MB, at most {MEMORY_SHARE:.0%} of what is free"
     if size <= disk_free * DISK_SHARE:
         return "disk", f"{size / 1e6:,.0f} MB, too much for memory"

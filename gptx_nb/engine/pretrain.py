@@ -6,7 +6,6 @@ tasks/language_modeling.py's.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,7 +24,7 @@ from transformers import (
 )
 
 from gptx_nb.engine import device as devices
-from gptx_nb.engine import dropout, memory, models, plan, precision, sharding, streams
+from gptx_nb.engine import dropout, memory, models, plan, precision, sharding, streams, trial
 from gptx_nb.engine.corpus import Corpus
 from gptx_nb.engine.device import Device
 from gptx_nb.engine.distributed import ALONE, BUCKET, Alone, Ranks
@@ -33,7 +32,7 @@ from gptx_nb.engine.optimizer import MasterAdamW, Optimizer
 from gptx_nb.engine.predict import use_all_cores
 from gptx_nb.engine.sharding import Sharded, Whole
 from gptx_nb.engine.tasks import language_modeling as task
-from gptx_nb.engine.train import Batch, Settings, gradient, make_optimizer, make_scaler
+from gptx_nb.engine.train import Batch, Settings, make_optimizer
 from gptx_nb.errors import ModelError
 from gptx_nb.pretraining import PretrainRecipe
 
@@ -89,29 +88,13 @@ class Pretraining:
 
         `held`: as this process holds the model; None: the whole of it.
         """
-        device, dtype = self.device.device, self.device.dtype
         held = held or self.hold()
-        step: Batch = held.even(self.learner.trial())
-        loss_of = held.loss(self.learner.loss)
-        held.model.train()
-        while True:
-            begun = time.perf_counter()
-            scaler = make_scaler(device, dtype)
-            try:
-                losses = gradient(held.model, step, loss_of, device, held.dtype, scaler, (self.settings.seed, -1))
-                float(torch.stack(losses).sum())  # waits for the device
-                seconds = time.perf_counter() - begun
-                break
-            except (RuntimeError, MemoryError) as error:
-                less = with_less_memory(-1, error) if devices.is_out_of_memory(error) else None
-                if less is None:
-                    raise
-                step = less
-            finally:
-                held.optimizer.zero_grad(set_to_none=True)
+        step, loss_of = held.even(self.learner.trial()), held.loss(self.learner.loss)
+        seconds, tried = trial.seconds_of(held, step, loss_of, self.device, self.settings.seed, with_less_memory)
         tokens = self.settings.steps * self.learner.tokens_per_step
-        peak = devices.matrix_peak(device, dtype, seconds=0.05)
-        return plan.speed(tokens, seconds, step.tokens, 6 * matrix_parameters(self.model), peak, self.ranks)
+        peak = devices.matrix_peak(self.device.device, self.device.dtype, seconds=0.05)
+        flops, copies = 6 * matrix_parameters(self.model), devices.copy_speed(self.device.device)
+        return plan.speed(tokens, seconds, tried.tokens, flops, peak, copies, self.ranks)
 
     def restore(self) -> None:
         """Make the weights float32 again."""

@@ -5,7 +5,6 @@ Reads the base model; writes no file and trains nothing.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,6 +29,7 @@ from gptx_nb.engine import (
     quantized,
     sharding,
     streams,
+    trial,
     tuning,
     vocabulary,
 )
@@ -41,13 +41,12 @@ from gptx_nb.engine.jobs import Job, Learner
 from gptx_nb.engine.optimizer import MasterAdamW, Optimizer, SizesOf8bit
 from gptx_nb.engine.predict import use_all_cores
 from gptx_nb.engine.sharding import Sharded, Whole
-from gptx_nb.engine.train import Batch, Settings, gradient, make_optimizer, make_scaler
+from gptx_nb.engine.train import Batch, Settings, make_optimizer
 from gptx_nb.errors import ModelError
 from gptx_nb.recipe import Recipe
 
 # Tokens of a micro-batch. A CPU gains nothing from more than its caches hold; a GPU wants work.
 CPU_TOKENS, GPU_TOKENS = 1_024, 16_384
-QUICK = 0.3  # seconds; a first step that takes less is taken again, as its start weighs too much
 MOST_EVALUATIONS = 20  # of one run: scoring should stay a small part of its time
 
 
@@ -100,36 +99,24 @@ class Setup:
         Nothing is learnt from it. Where memory runs out, `with_less_memory(-1, error)` is asked as in training. `held`:
         as this process holds the model; None: the whole of it.
         """
-        device, settings = self.device.device, self.settings
         held = held or self.hold()
-        step: Batch = held.even(self.trial())
         loss_of = held.loss(self.learner.whole_loss if self.learner.frozen is None else self.learner.loss)
-        held.model.train()
-        seconds: list[float] = []
-        while len(seconds) < 2 and (sum(seconds) < QUICK or self.sharded):  # shards need as many passes of each
-            begun = time.perf_counter()
-            scaler = make_scaler(device, self.device.dtype)
-            try:
-                losses = gradient(held.model, step, loss_of, device, held.dtype, scaler, (settings.seed, -1))
-                float(torch.stack(losses).sum())  # waits for the device
-                seconds.append(time.perf_counter() - begun)
-            except (RuntimeError, MemoryError) as error:
-                less = with_less_memory(-1, error) if devices.is_out_of_memory(error) else None
-                if less is None:
-                    raise
-                step = less
-            finally:
-                held.optimizer.zero_grad(set_to_none=True)
-        tokens = round(self.learner.tokens * settings.steps / self.steps_per_epoch)
-        peak = devices.matrix_peak(device, self.device.dtype, seconds=0.05)
-        told = plan.speed(tokens, min(seconds), step.tokens, tuning.flops_per_token(self.model), peak, self.ranks)
+        seconds, step = trial.seconds_of(
+            held, held.even(self.trial()), loss_of, self.device, self.settings.seed, with_less_memory
+        )
+        tokens = round(self.learner.tokens * self.settings.steps / self.steps_per_epoch)
+        peak = devices.matrix_peak(self.device.device, self.device.dtype, seconds=0.05)
+        flops, copies = tuning.flops_per_token(self.model), devices.copy_speed(self.device.device)
+        told = plan.speed(tokens, seconds, step.tokens, flops, peak, copies, self.ranks)
         return {**told, **self._proposal(told["time"]["seconds"])}
 
     def _proposal(self, seconds: float) -> dict[str, Any]:
         if "proposal" in self.decided:  # what is there does not fit
             return {}
         epoch, rows, width = self.learner.tokens, self.decided["train_rows"], self.model.config.hidden_size
-        kept = {"head": 4 * rows * width, plan.TOP: 4 * epoch * width}  # as `tuning.FrozenPart` keeps them
+        kept = None
+        if self.learner.padded_because is None:
+            kept = {"head": 4 * rows * width, plan.TOP: 4 * epoch * width}  # as `tuning.FrozenPart` keeps them
         layers, free = len(tuning.layers_of(self.model)), devices.memory(torch.device("cpu"))[1]
         return plan.proposal(self.resolved, seconds, layers, kept, free)
 
@@ -211,6 +198,7 @@ def prepare(
             **plan.tuning(tuned, learner.padded_because, not job.shares_vocabulary),
             **start.told(),
             **chosen.told,
+            **plan.step_tokens(learner.tokens, chosen.steps_per_epoch, learner.token_budget),
             **job.told(tokenizer),
         },
         None,
@@ -420,6 +408,7 @@ def estimate_memory(
     """
     step = learner.longest(ranks)
     together = min(step.streams, len(step.micro))
+    kept = learner.frozen.bytes if learner.frozen is not None and device.type == "cpu" else 0  # in main memory, always
 
     def make(each: torch.nn.Module) -> Optimizer:
         if settings.optimizer == "adamw-8bit":
@@ -443,4 +432,5 @@ def estimate_memory(
             process=held_before,
             summed=distributed.BUCKET * 4 if ranks > 1 and not sharded else 0,
             shards=sharding.memory_of(model, dtype, device, rank, ranks) if sharded else None,
+            frozen=kept if plan.stays_in_memory(kept, memory.available(device)) else 0,  # else on disk, or nowhere
         )

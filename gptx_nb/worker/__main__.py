@@ -67,7 +67,8 @@ def main(arguments: list[str]) -> int:
 
         chosen = device.choose()
         peak = device.matrix_peak(chosen.device, chosen.dtype, seconds=0.1)
-        print(json.dumps({**chosen.to_json(), "matrix_peak": peak}))
+        told = {"matrix_peak": peak, "copy_speed": device.copy_speed(chosen.device)}
+        print(json.dumps({**chosen.to_json(), **told}))
         return FINISHED
     if arguments[0] == "--evaluate":
         from gptx_nb.worker import evaluation
@@ -273,9 +274,10 @@ class Attempt:
         )
         model, learner, settings, device = made.model, made.learner, made.settings, made.device
         if self.rank == 0:
-            # A later attempt may have another device; all else was decided by the first that began to train.
+            # What was chosen stays as the first attempt that began to train has put it.
             before = run.plan() if run.recipe_file.exists() else None
-            files.write_json(run.plan_file, {**made.decided, **(before or {}), **plan.machine(device, self.count)})
+            decided = plan.resumed(made.decided, before)
+            files.write_json(run.plan_file, {**decided, **plan.machine(device, self.count)})
         self.take_place(made)
         if self.rank == 0 and not run.recipe_file.exists():
             files.write_text(run.recipe_file, made.resolved.model_copy(update={"device": recipe.device}).to_yaml())

@@ -60,9 +60,10 @@ def carry_out(attempt: Attempt, recipe: PretrainRecipe) -> bool:
     model, learner, settings, device = made.model, made.learner, made.settings, made.device
     if rank == 0:
         made.decided["notes"] += _require_room(run, made)
-        # A later attempt may have another device; all else was decided by the first that began to train.
+        # What was chosen stays as the first attempt that began to train has put it.
         before = run.plan() if run.recipe_file.exists() else None
-        files.write_json(run.plan_file, {**made.decided, **(before or {}), **plan.machine(device, attempt.count)})
+        decided = plan.resumed(made.decided, before)
+        files.write_json(run.plan_file, {**decided, **plan.machine(device, attempt.count)})
     attempt.take_place(made)
     if rank == 0 and not run.recipe_file.exists():
         files.write_text(run.recipe_file, made.resolved.model_copy(update={"device": recipe.device}).to_yaml())
