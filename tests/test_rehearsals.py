@@ -46,6 +46,14 @@ def test_of_several_devices_each_is_told_its_share(home: Path, tiny_model: Path)
     assert shared["time"]["reason"] == "not tried: it takes 2 processes to hold the model"
 
 
+@pytest.mark.parametrize("tune", ["head", "top:1"])
+def test_what_is_computed_once_is_timed_and_not_kept(home: Path, tiny_model: Path, tune: str) -> None:
+    recipe = make_recipe({"model": str(tiny_model), "head": "plain", "tune": tune, "device": "cpu"})
+    plan = rehearsals.rehearse(recipe, ROWS)["plan"]
+    assert plan["time"]["choice"].startswith("at least ")
+    assert plan["time"]["reason"].endswith("; this is the part that is computed once, and training on it comes to it")
+
+
 def test_of_a_task_that_writes_the_answer_alone_is_to_be_predicted(home: Path, tiny_model: Path) -> None:
     rows = [{"question": f"Is {number} odd?", "answer": "Yes." if number % 2 else "No."} for number in range(12)]
     recipe = make_recipe({"model": str(tiny_model), "validation": 0})

@@ -84,7 +84,7 @@ class Setup:
 
     def trial(self) -> Step:
         """Return a step that takes most memory: the micro-batches with the longest rows, one for each stream."""
-        if self.learner.frozen is not None:
+        if self._is_frozen_part_kept:
             return self.learner.step(0)
         step = self.learner.longest()
         micro = step.micro[-step.streams :]
@@ -100,15 +100,28 @@ class Setup:
         as this process holds the model; None: the whole of it.
         """
         held = held or self.hold()
-        loss_of = held.loss(self.learner.whole_loss if self.learner.frozen is None else self.learner.loss)
+        loss_of = held.loss(self.learner.loss if self._is_frozen_part_kept else self.learner.whole_loss)
         seconds, step = trial.seconds_of(
             held, held.even(self.trial()), loss_of, self.device, self.settings.seed, with_less_memory
         )
-        tokens = round(self.learner.tokens * self.settings.steps / self.steps_per_epoch)
+        once = self.learner.frozen is not None and not self._is_frozen_part_kept
+        tokens = (
+            self.learner.tokens if once else round(self.learner.tokens * self.settings.steps / self.steps_per_epoch)
+        )
         peak = devices.matrix_peak(self.device.device, self.device.dtype, seconds=0.05)
         flops, copies = tuning.flops_per_token(self.model), devices.copy_speed(self.device.device)
-        told = plan.speed(tokens, seconds, step.tokens, flops, peak, copies, self.ranks)
+        once = self.learner.frozen is not None and not self._is_frozen_part_kept
+        told = plan.speed(
+            self.learner.tokens if once else tokens, seconds, step.tokens, flops, peak, copies, self.ranks
+        )
+        if once:  # a rehearsal, which does not keep it
+            told["time"]["choice"] = f"at least {told['time']['choice'].removeprefix('about ')}"
+            told["time"]["reason"] += "; this is the part that is computed once, and training on it comes to it"
         return {**told, **self._proposal(told["time"]["seconds"])}
+
+    @property
+    def _is_frozen_part_kept(self) -> bool:
+        return self.learner.frozen is not None and self.learner.frozen.is_kept
 
     def _proposal(self, seconds: float) -> dict[str, Any]:
         if "proposal" in self.decided:  # what is there does not fit

@@ -221,6 +221,11 @@ class FrozenPart:
         """What it takes to keep, in bytes."""
         return int(self._starts[-1]) * self._width * 4
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether `compute` has been called."""
+        return self._kept is not None
+
     def compute(
         self,
         device: torch.device,
