@@ -785,7 +785,7 @@ def test_a_stopped_run_takes_another_device_and_one_that_is_absent_is_refused(ho
     renewed = run.plan()
     assert renewed is not None
     assert renewed["device"]["reason"] != "asked for in the recipe"
-    own = ("device", "dtype", "time", "limit")  # each attempt's own
+    own = ("device", "dtype", "memory", "time", "limit")  # each attempt's own
     assert {**renewed, **{name: plan[name] for name in own}} == plan
     launch.stop(run)
 
