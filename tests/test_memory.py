@@ -94,7 +94,7 @@ def test_what_saves_memory_is_estimated_lower(kind: str, dtype: torch.dtype) -> 
 def test_logits_of_a_model_that_writes_are_told_apart() -> None:
     model = AutoModelForCausalLM.from_config(model_of("gpt2", 64, 2).config)
     micro = {"input_ids": torch.ones(4, 32, dtype=torch.int64), "labels": torch.ones(4, 32, dtype=torch.int64)}
-    options: dict[str, Any] = {"make_optimizer": optimizer_of, "device": CPU, "dtype": torch.float32}
+    options: dict[str, Any] = {"make_optimizer": optimizer_of, "device": CPU, "dtype": torch.float32, "process": 0}
     made = memory.estimate(model, micro, loss_of=lambda each, tensors: each(**tensors).loss, **options)
     one = 4 * 32 * 8000 * 4  # bytes: texts, tokens, vocabulary, float32
     assert 2 * one <= made.logits <= 4 * one, "logits, and what the loss and its gradient make of them"
