@@ -102,9 +102,9 @@ def load(task: str, why: str, recipe: Recipe, sources: Mapping[str, Source | Non
     if its_own:
         own = _of_split(source, its_own)
     if own is not None:
-        other = _unfolded(read(
+        other = unfolded(read(
             own, run_folder, subset=own.options.get("subset", recipe.subset), split=own.options.get("split"),
-            named=_flat(roles), setting="validation", plain_text=task == "text-generation",
+            named=flattened(roles), setting="validation", plain_text=task == "text-generation",
         ))  # fmt: skip
         _require(other, roles, "validation: ")
         held = _examples(other, kind, roles, facts)
@@ -170,7 +170,7 @@ def read_examples(
     """
     kind = TASKS[task]
     sheet = _sheet(source, recipe, run_folder)
-    if roles is not None and set(_flat(roles)) <= set(sheet.columns):
+    if roles is not None and set(flattened(roles)) <= set(sheet.columns):
         found, why = roles, "the columns that the run learnt from"
     else:
         found, why = find_columns(sheet, kind, recipe.columns, recipe.text)
@@ -181,15 +181,15 @@ def read_examples(
 def _sheet(source: Source | None, recipe: Recipe, run_folder: Path) -> Sheet:
     if source is None:
         raise DataError("there are no examples. Type some below `examples:`, or name a table with `data:`")
-    named = [name for name in (recipe.text, recipe.label, *_flat(recipe.columns or {})) if name]
+    named = [name for name in (recipe.text, recipe.label, *flattened(recipe.columns or {})) if name]
     options = source.options
-    return _unfolded(read(
+    return unfolded(read(
         source, run_folder, subset=options.get("subset", recipe.subset), split=options.get("split", recipe.split),
         named=named, plain_text=recipe.task in (None, "text-generation"),
     ))  # fmt: skip
 
 
-def _unfolded(sheet: Sheet) -> Sheet:
+def unfolded(sheet: Sheet) -> Sheet:
     """Return the table with a column for each language where it has objects of them, as the Hub's `translation`."""
     for name, values in list(sheet.columns.items()):
         keys = guessing.languages_of(values[:SEEN])
@@ -205,7 +205,8 @@ def _of_split(source: Source, split: str) -> Source:
     return replace(source, options={**source.options, "split": split})
 
 
-def _flat(roles: Mapping[str, str | list[str]]) -> list[str]:
+def flattened(roles: Mapping[str, str | list[str]]) -> list[str]:
+    """Return the columns of all roles, each by itself."""
     return [name for each in roles.values() for name in (each if isinstance(each, list) else [each])]
 
 
@@ -238,7 +239,7 @@ def _has_label(sheet: Sheet, recipe: Recipe, guess: Guess) -> bool:
     if set(guess.roles) == {"text"}:
         return True
     few = distinct <= max(2, len(labels) // 10)
-    return few and by_name and found.label in _flat(guess.roles) and "choices" not in guess.roles
+    return few and by_name and found.label in flattened(guess.roles) and "choices" not in guess.roles
 
 
 def find_columns(
@@ -264,12 +265,12 @@ def find_columns(
     roles: Roles = dict(asked)
     parts = ["set"] if asked else []
     if not kind.shape(roles):
-        taken = set(_flat(roles))
+        taken = set(flattened(roles))
         if guess is not None:
             more = {
                 role: column
                 for role, column in guess.roles.items()
-                if role not in roles and taken.isdisjoint(_flat({role: column}))
+                if role not in roles and taken.isdisjoint(flattened({role: column}))
             }
             if kind.shape({**more, **roles}):
                 roles = {**more, **roles}
@@ -320,7 +321,7 @@ def _facts(kind: WritingTask, roles: Roles) -> dict[str, Any]:
     if kind.name == "translation":
         names = {role: str(roles[role]) for role in ("source", "target")}
         return {
-            end: guessing._language(guessing._plain(name)) or name
+            end: guessing.language_code(guessing.plain_name(name)) or name
             for end, name in (("from", names["source"]), ("to", names["target"]))
         }
     if kind.name == "text-generation" and "completion" in roles:
@@ -340,7 +341,7 @@ def _examples(sheet: Sheet, kind: WritingTask, roles: Roles, facts: Mapping[str,
         found.counted_from = facts.get("counted_from") if sure is None else sure
     for number, row in enumerate(_rows(sheet, roles)):
         try:
-            found.examples.append({**_storable(kind.read({**row, "counted_from": found.counted_from})), **languages})
+            found.examples.append({**storable(kind.read({**row, "counted_from": found.counted_from})), **languages})
             found.numbers.append(number + 1)
         except Missing as error:
             found.dropped[str(error)] += 1
@@ -358,10 +359,10 @@ def _examples(sheet: Sheet, kind: WritingTask, roles: Roles, facts: Mapping[str,
 
 def _rows(sheet: Sheet, roles: Roles) -> Iterator[dict[str, Any]]:
     for number in range(sheet.rows):
-        yield {role: _cell(sheet, column, number, roles) for role, column in roles.items()}
+        yield {role: cell_of(sheet, column, number, roles) for role, column in roles.items()}
 
 
-def _cell(sheet: Sheet, column: str | list[str], number: int, roles: Roles) -> Any:
+def cell_of(sheet: Sheet, column: str | list[str], number: int, roles: Roles) -> Any:
     """Return a role's value in a row; of several columns (choices) the texts, and what their columns call them."""
     if isinstance(column, str):
         return sheet.columns[column][number]
@@ -371,12 +372,13 @@ def _cell(sheet: Sheet, column: str | list[str], number: int, roles: Roles) -> A
     return {"text": texts, "label": guessing.choice_names(column)}
 
 
-def _storable(value: Any) -> Any:
+def storable(value: Any) -> Any:
+    """Return `value` with every text in it as UTF-8 can store it (`data._encodable`)."""
     if isinstance(value, str):
         return data._encodable(value)
     if isinstance(value, dict):
-        return {key: _storable(each) for key, each in value.items()}
-    return [_storable(each) for each in value] if isinstance(value, list) else value
+        return {key: storable(each) for key, each in value.items()}
+    return [storable(each) for each in value] if isinstance(value, list) else value
 
 
 def _both_ways(examples: Sequence[Example]) -> list[Example]:

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from gptx_nb import files
 from gptx_nb.engine import beams, generate, models, packing, products
-from gptx_nb.engine.asking import Asking
+from gptx_nb.engine.asked import Asking
 from gptx_nb.engine.device import Device, is_out_of_memory
 from gptx_nb.engine.models import context
 from gptx_nb.engine.roles import Roles

@@ -107,7 +107,7 @@ class Guess:
 
 def guesses(columns: Columns) -> list[Guess]:
     """Return what the table of `columns`, each with a few of its values, may be for: the likeliest first."""
-    table = _Table(columns)
+    table = Table(columns)
     found = (find(table) for find in _FINDERS)
     return [guess for guess in found if guess is not None]
 
@@ -171,12 +171,12 @@ def parsed(value: Any) -> Any:
     return value
 
 
-class _Table:
+class Table:
     """The columns by plain name, and what their values are like."""
 
     def __init__(self, columns: Columns) -> None:
         self.columns = {name: [each for each in values if not _empty(each)] for name, values in columns.items()}
-        self._plain = {name: _plain(name) for name in columns}
+        self._plain = {name: plain_name(name) for name in columns}
 
     def called(self, names: Sequence[str], but: Sequence[str] = ()) -> str | None:
         """Return the column whose name is the first of `names` that there is."""
@@ -208,7 +208,8 @@ def _empty(value: Any) -> bool:
     return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Return a column's name in small letters, its words joined by _: "Sentence (FR)", "sentenceFR" are sentence_fr."""
     return re.sub(r"[\W_]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)).strip("_").lower()
 
 
@@ -216,7 +217,7 @@ def _found(task: str, why: str, **roles: str | list[str] | None) -> Guess:
     return Guess(task, {role: column for role, column in roles.items() if column is not None}, why)
 
 
-def _chat(table: _Table) -> Guess | None:
+def _chat(table: Table) -> Guess | None:
     named = [
         column for name in MESSAGES if (column := table.called((name,))) and any(map(_turns, table.values(column)))
     ]
@@ -233,7 +234,7 @@ def _turns(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(turn, Mapping) for turn in value)
 
 
-def _code(table: _Table) -> Guess | None:
+def _code(table: Table) -> Guess | None:
     code = table.called(CODE)
     if code is None or not table.texts(code):
         return None
@@ -253,7 +254,7 @@ def _code(table: _Table) -> Guess | None:
     return _found("code-generation", why, code=code, **asked_in, tests=tests, entry_point=entry_point)
 
 
-def _multiple_choice(table: _Table) -> Guess | None:
+def _multiple_choice(table: Table) -> Guess | None:
     question, answer = table.called(QUESTION), table.called(RIGHT_CHOICE)
     if question is None or answer is None:
         return None
@@ -264,7 +265,7 @@ def _multiple_choice(table: _Table) -> Guess | None:
     else:
         single = [name for name, plain in table.plain().items() if _OPTION.fullmatch(plain)]
         letters = [name for name, plain in table.plain().items() if len(plain) == 1 and plain in "abcdefghij"]
-        wrong = [name for name in single if _plain(name).startswith("distractor")]
+        wrong = [name for name in single if plain_name(name).startswith("distractor")]
         choices = next((each for each in ([*wrong, answer] if wrong else [], single, letters) if len(each) > 1), None)
     if choices is None:
         return None
@@ -275,7 +276,7 @@ def _multiple_choice(table: _Table) -> Guess | None:
 
 def choice_names(columns: Sequence[str]) -> list[str]:
     """Return what the columns call their choices (`A`, `option_1`: "A", "1"); none if they do not."""
-    plain = [_plain(name) for name in columns]
+    plain = [plain_name(name) for name in columns]
     named = [each if len(each) == 1 else found[1] if (found := _OPTION.fullmatch(each)) else "" for each in plain]
     return [each.upper() for each in named] if all(named) else []
 
@@ -286,7 +287,7 @@ def _is_choices(value: Any) -> bool:
     return isinstance(value, Mapping | str) or (isinstance(value, list | tuple) and len(value) > 1)
 
 
-def _question(table: _Table) -> Guess | None:
+def _question(table: Table) -> Guess | None:
     question = table.called(QUESTION)
     answer = table.called(ANSWER, but=(question or "",))
     if question is None or answer is None:
@@ -297,7 +298,7 @@ def _question(table: _Table) -> Guess | None:
     return _found("question-answering", why, question=question, context=context, answer=answer)
 
 
-def _summary(table: _Table) -> Guess | None:
+def _summary(table: Table) -> Guess | None:
     summary = table.called(SUMMARY)
     document = table.called(DOCUMENT, but=(summary or "",))
     if summary is None or document is None or not (table.texts(summary) and table.texts(document)):
@@ -312,11 +313,11 @@ def _summary(table: _Table) -> Guess | None:
     )
 
 
-def _translation(table: _Table) -> Guess | None:
+def _translation(table: Table) -> Guess | None:
     coded = {
         name: code
         for name, plain in table.plain().items()
-        if (code := _language(plain)) and _written(table, name, plain)
+        if (code := language_code(plain)) and is_written(table, name, plain)
     }
     if len(coded) < 2:
         source, target = table.called(("原文",)), table.called(("译文",))
@@ -336,10 +337,10 @@ def languages_of(values: Sequence[Any]) -> list[str]:
         return []
     keys = list(dict.fromkeys(key for each in objects for key in each))
     texts = all(_empty(text) or isinstance(text, str) for each in objects for text in each.values())
-    return keys if len(keys) > 1 and texts and all(_language(_plain(key)) for key in keys) else []
+    return keys if len(keys) > 1 and texts and all(language_code(plain_name(key)) for key in keys) else []
 
 
-def _written(table: _Table, name: str, plain: str) -> bool:
+def is_written(table: Table, name: str, plain: str) -> bool:
     """Say whether a column called after a language holds texts in it. `id` and `no` may be numbers or codes of rows."""
     if not table.texts(name):
         return False
@@ -348,7 +349,7 @@ def _written(table: _Table, name: str, plain: str) -> bool:
     return 2 * sum(pattern.search(str(each)) is not None for each in values) > len(values)
 
 
-def _language(plain: str) -> str | None:
+def language_code(plain: str) -> str | None:
     """Return the code of the language that a column is called after: fr, fra, pt_br, french, sentence_fr."""
     if plain in _LANGUAGE_NAMES:
         return _LANGUAGE_NAMES[plain]
@@ -361,7 +362,7 @@ def _language(plain: str) -> str | None:
     return None
 
 
-def _instruction(table: _Table) -> Guess | None:
+def _instruction(table: Table) -> Guess | None:
     instruction = table.called(("instruction", "instructions", "指令"))
     output = table.called(("output", "response", "completion", "answer", "输出", "回答"))
     if instruction is None or output is None:
@@ -371,7 +372,7 @@ def _instruction(table: _Table) -> Guess | None:
     return _found("chat", why, instruction=instruction, input=given, output=output)
 
 
-def _text_pair(table: _Table) -> Guess | None:
+def _text_pair(table: Table) -> Guess | None:
     label = table.called(PAIR_LABEL)
     for first, second in PAIRS:
         one, other = table.called((first,)), table.called((second,))
@@ -381,7 +382,7 @@ def _text_pair(table: _Table) -> Guess | None:
     return None
 
 
-def _completion(table: _Table) -> Guess | None:
+def _completion(table: Table) -> Guess | None:
     meaning = table.called(("mr", "meaning_representation"))
     completion = table.called(COMPLETION) or (
         table.called(("text", "ref", "reference", "references")) if meaning else None
@@ -395,7 +396,7 @@ def _completion(table: _Table) -> Guess | None:
     return _found("text-generation", why, prompt=prompt, completion=completion)
 
 
-def _label(table: _Table) -> Guess | None:
+def _label(table: Table) -> Guess | None:
     label = table.called(LABEL)
     text = table.called((*TEXT, "review", "comment", "message", "question", "title"), but=(label or "",))
     if label is None or text is None:
@@ -403,7 +404,7 @@ def _label(table: _Table) -> Guess | None:
     return _found("text-classification", f"{text!r} has its label in {label!r}, by name", text=text, label=label)
 
 
-def _text(table: _Table) -> Guess | None:
+def _text(table: Table) -> Guess | None:
     text = table.called(TEXT)
     if text is None and len(table.columns) == 1:
         text = next(iter(table.columns))
@@ -414,7 +415,7 @@ def _text(table: _Table) -> Guess | None:
 
 
 # Special shapes first: a table with choices has a question and an answer too.
-_FINDERS: tuple[Callable[[_Table], Guess | None], ...] = (
+_FINDERS: tuple[Callable[[Table], Guess | None], ...] = (
     _chat, _text_pair, _code, _multiple_choice, _summary, _question, _instruction, _translation, _label, _completion,
     _text,
 )  # fmt: skip

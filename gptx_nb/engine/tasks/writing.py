@@ -164,7 +164,7 @@ def _question(row: dict[str, Any]) -> dict[str, Any]:
         found["context"] = _text(row, "context")
     if "choices" not in row:
         return {**found, **_with_references("answer")(row)}
-    choices, names = _choices(row["choices"])
+    choices, names = choices_of(row["choices"])
     found["choices"] = [each for each in choices if each]
     found["answer"] = choices[_right(row.get("answer"), choices, names, row.get("counted_from"))]
     return found
@@ -175,7 +175,7 @@ def _text_in(answer: Any) -> Any:
     return answer["text"] if isinstance(answer, Mapping) and isinstance(answer.get("text"), str) else answer
 
 
-def _choices(value: Any) -> tuple[list[str], list[str]]:
+def choices_of(value: Any) -> tuple[list[str], list[str]]:
     """Return the choices, "" for an empty one, and what they are called: "A", "B", … unless the table says more."""
     value = parsed(value)
     names: list[str] = []
@@ -208,7 +208,7 @@ def counted_from(rows: Iterable[Mapping[str, Any]]) -> int | None:
     last = False
     for row in rows:
         try:
-            choices, names = _choices(row["choices"])
+            choices, names = choices_of(row["choices"])
         except (Missing, DataError):  # told when the row is read
             continue
         said = str(row.get("answer")).strip().removesuffix(".0")
@@ -252,7 +252,7 @@ def _conversation(row: dict[str, Any]) -> dict[str, Any]:
         raise Missing("no messages")
     messages = messages_of(value)
     if messages is None:
-        raise DataError(_wrong_turn(value))
+        raise DataError(wrong_turn(value))
     for number, (turn, given) in enumerate(zip(messages, value, strict=True), 1):
         calls = given.get("tool_calls") or given.get("function_call")
         if turn["role"] in TOOLS or calls:
@@ -271,7 +271,7 @@ def _conversation(row: dict[str, Any]) -> dict[str, Any]:
     return {"messages": messages}
 
 
-def _wrong_turn(value: Any) -> str:
+def wrong_turn(value: Any) -> str:
     """Say what keeps `value` from being a conversation: its first turn without a role or a text."""
     for number, turn in enumerate(value if isinstance(value, list) else (), 1):
         if messages_of([turn]) is None:

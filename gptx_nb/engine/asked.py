@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gptx_nb.engine.roles import Roles, _cell, _flat, _storable, _unfolded
+from gptx_nb.engine.roles import Roles, cell_of, flattened, storable, unfolded
 from gptx_nb.engine.tables import Sheet
 from gptx_nb.engine.tasks import chat_templates, columns, templates
 from gptx_nb.engine.tasks.columns import messages_of, parsed
 from gptx_nb.engine.tasks.templates import Example
-from gptx_nb.engine.tasks.writing import Facts, Missing, WritingTask, _choices, _wrong_turn, counted_from
+from gptx_nb.engine.tasks.writing import Facts, Missing, WritingTask, choices_of, counted_from, wrong_turn
 from gptx_nb.errors import DataError
 
 Row = Mapping[str, Any]
@@ -86,10 +86,10 @@ class Asking:
         if "messages" in given:
             talk = messages_of(given["messages"])
             if talk is None:
-                raise DataError(_wrong_turn(parsed(given["messages"])))
+                raise DataError(wrong_turn(parsed(given["messages"])))
             chat_templates.check(talk, asked=True)
             return {"messages": talk}
-        answer = next(filter(None, _choices(given["choices"])[0])) if "choices" in given else STAND_IN
+        answer = next(filter(None, choices_of(given["choices"])[0])) if "choices" in given else STAND_IN
         return task.without_target(task.read({**given, task.target: answer}))
 
     def _first_role(self) -> str:
@@ -113,7 +113,7 @@ class Asking:
         """Return `rows` as a table, the column of each role, and what holds for all rows (languages)."""
         names = dict.fromkeys(name for row in rows if not isinstance(row, str) for name in row)
         values = {name: [None if isinstance(row, str) else row.get(name) for row in rows] for name in names}
-        sheet = _unfolded(Sheet("", values, len(rows)))
+        sheet = unfolded(Sheet("", values, len(rows)))
         if self.task.name == "translation":
             return sheet, *self._direction(sheet.columns)
         return sheet, self._columns(sheet.columns), {}
@@ -127,9 +127,11 @@ class Asking:
 
     def _columns(self, table: Mapping[str, list[Any]]) -> Roles:
         learnt = self.learnt or {}
-        if learnt and set(_flat(learnt)) <= set(table):
+        if learnt and set(flattened(learnt)) <= set(table):
             return learnt  # a table as it was learnt from, nothing added
-        found = {role: column for role, column in learnt.items() if not table.keys().isdisjoint(_flat({role: column}))}
+        found = {
+            role: column for role, column in learnt.items() if not table.keys().isdisjoint(flattened({role: column}))
+        }
         for role, several in found.items():
             if isinstance(several, list) and (gone := [name for name in several if name not in table]):
                 raise DataError(f"the {role} are columns {', '.join(several)}, and the rows have no {gone[0]!r}")
@@ -152,18 +154,18 @@ class Asking:
         for each in (table, bare, {**table, **answers}, {**bare, **answers}):
             if guess := columns.guess(each, self.task.name):
                 roles = guess.roles.items()
-                return {role: column for role, column in roles if set(_flat({role: column})) <= set(table)}
+                return {role: column for role, column in roles if set(flattened({role: column})) <= set(table)}
         return {}
 
     # ---- translation ------------------------------------------------------------------------------------------------
 
     def _direction(self, table: Mapping[str, list[Any]]) -> tuple[Roles, dict[str, str]]:
         """Return the columns of source and target, which change places in a translation back, and the languages."""
-        looked = columns._Table(table)
+        looked = columns.Table(table)
         coded = {
             name: code
             for name, plain in looked.plain().items()
-            if (code := columns._language(plain)) and columns._written(looked, name, plain)
+            if (code := columns.language_code(plain)) and columns.is_written(looked, name, plain)
         }
         languages = self._learnt_languages() or self._told_languages(list(coded.values()))
         wanted = self._wanted()
@@ -213,12 +215,12 @@ def _languages(facts: Facts) -> dict[str, str]:
 
 def _beside(found: Roles, more: Roles) -> Roles:
     """Return the roles of `more` whose columns play none yet."""
-    taken = set(_flat(found))
-    return {role: column for role, column in more.items() if taken.isdisjoint(_flat({role: column}))}
+    taken = set(flattened(found))
+    return {role: column for role, column in more.items() if taken.isdisjoint(flattened({role: column}))}
 
 
 def _by_role(sheet: Sheet, roles: Roles, at: int) -> dict[str, Any]:
-    return {role: _cell(sheet, column, at, roles) for role, column in roles.items()}
+    return {role: cell_of(sheet, column, at, roles) for role, column in roles.items()}
 
 
 def _alone(row: str | Row) -> str | Row:
@@ -231,7 +233,7 @@ def _alone(row: str | Row) -> str | Row:
 def _numbered(where: str, read: Callable[[int], Example], at: int) -> Example:
     """Read the row `at` a place; say `where` that is if it cannot be read."""
     try:
-        found: Example = _storable(read(at))
+        found: Example = storable(read(at))
         return found
     except (DataError, Missing) as error:
         raise DataError(f"{where}{error}") from None
