@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import kernels
 import pytest
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import KernelManager
@@ -261,7 +262,7 @@ def test_a_kernel_from_such_a_kernelspec_has_magics_defaults_and_its_choice(
     recipe = tmp_path / "quick.yaml"
     recipe.write_text("model: gpt2\nepochs: 2\n")
     folder = specs.add("none", recipe, user=True)
-    manager = KernelManager(kernel_name=folder.name, kernel_spec_manager=KernelSpecManager())
+    manager = kernels.manager(kernel_name=folder.name, kernel_spec_manager=KernelSpecManager())
     manager.start_kernel()
     client = manager.client()
     client.start_channels()

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import kernels
 import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
@@ -20,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def kernel(home: Path, tmp_path: Path) -> Iterator[tuple[KernelManager, BlockingKernelClient]]:
-    manager = KernelManager()
+    manager = kernels.manager()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "IPYTHONDIR": str(tmp_path / "ipython")}
     manager.start_kernel(env=environment, cwd=str(tmp_path), stderr=subprocess.DEVNULL)
     client = manager.client()

@@ -16,9 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import kernels
 import pandas as pd
 import pytest
-from jupyter_client.manager import KernelManager
 
 import gptx_nb
 from gptx_nb import api, files, launch, process
@@ -571,7 +571,7 @@ recipe = Recipe(examples=[["Good", "positive"], ["Bad", "negative"]])
 
 def test_a_run_outlives_interrupt_restart_and_shutdown_of_its_kernel(behave: Callable[[str], None]) -> None:
     behave("train")
-    manager = KernelManager()
+    manager = kernels.manager()
     manager.start_kernel(cwd="/", env=launch.environment())
     client = manager.client()
     client.start_channels()
@@ -615,7 +615,7 @@ def test_an_interrupt_while_a_cell_starts_its_run_leaves_the_run_on_the_screen(b
     behave("train")
     slow = IN_KERNEL.replace(SUPERVISOR, f"import time; time.sleep(2); {SUPERVISOR}")
     cell = "%%gpt_finetune demo\nexamples:\n  - [Good, positive]\n  - [Bad, negative]"
-    manager = KernelManager()
+    manager = kernels.manager()
     manager.start_kernel(cwd="/", env=launch.environment(), stderr=subprocess.DEVNULL)
     client = manager.client()
     client.start_channels()

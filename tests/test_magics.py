@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import kernels
 import pytest
 from IPython.core.error import UsageError as IPythonUsageError
 from IPython.core.interactiveshell import InteractiveShell
-from jupyter_client.manager import KernelManager
 from made_runs import FAILED, FINISHED, STOPPED, make
 
 import gptx_nb
@@ -518,7 +518,7 @@ class Kernel:
 
     def __init__(self, folder: Path) -> None:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "IPYTHONDIR": str(folder / "ipython")}
-        self.manager = KernelManager()
+        self.manager = kernels.manager()
         self.manager.start_kernel(env=environment, cwd=str(folder), stderr=subprocess.DEVNULL)
         self.client = self.manager.client()
         self.client.start_channels()
