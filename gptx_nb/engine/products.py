@@ -2,12 +2,17 @@
 
 Only the products are in bfloat16: what is added up from layer to layer, norms, positions and attention stay float32.
 So less is rounded than in a model that is wholly in bfloat16, and nothing more than in training under autocast.
+
+A model in bfloat16 can be computed with in float32 for a while (`exactly`). For that, the 16 bits of each weight that
+bfloat16 has no room for are kept beside it: together they take what float32 takes, and where a model was saved in
+bfloat16 there are none to keep.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +42,42 @@ def prepare(model: PreTrainedModel, dtype: torch.dtype) -> None:
             setattr(parent, name, Product([layer], torch.float32 if layer is head else dtype))
 
 
+@contextlib.contextmanager
+def exactly(model: torch.nn.Module) -> Iterator[None]:
+    """Let the products of `model` be float32 ones for a while, for all who compute with it.
+
+    Each product puts its float32 weights together anew, so this is for many rows at once, or for few calls.
+    """
+    products = [each for each in model.modules() if isinstance(each, Product)]
+    for each in products:
+        each.exact = True
+    try:
+        yield
+    finally:
+        for each in products:
+            each.exact = False
+
+
+def split(whole: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return float32 numbers as bfloat16 and what that leaves out: the lower 16 bits, int16, or None if all are zero.
+
+    What lies midway between two numbers of bfloat16 goes to the larger one, for 16 bits to hold the difference.
+    """
+    rounded = whole.to(torch.bfloat16)
+    rest = whole.view(torch.int32) - (rounded.view(torch.int16).int() << 16)
+    midway = rest == 2**15
+    rounded = (rounded.view(torch.int16) + midway).view(torch.bfloat16)
+    rest = torch.where(midway, -(2**15), rest)
+    return rounded, rest.short() if bool(rest.any()) else None
+
+
+def joined(rounded: torch.Tensor, rest: torch.Tensor | None) -> torch.Tensor:
+    """Return the float32 numbers that `split` has taken apart, to the last bit."""
+    if rest is None:
+        return rounded.float()
+    return ((rounded.view(torch.int16).int() << 16) + rest).view(torch.float32)
+
+
 def size(model: torch.nn.Module) -> int:
     """Return the bytes that the weights and buffers of `model` take, those of its products included."""
     own = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
@@ -51,9 +92,12 @@ class Product(torch.nn.Module):
 
     def __init__(self, layers: Sequence[torch.nn.Module], dtype: torch.dtype) -> None:
         super().__init__()
-        weights = [_weight(layer).to(dtype) for layer in layers]
+        weights = [_weight(layer).float() for layer in layers]
         weight = torch.cat(weights) if len(weights) > 1 else weights[0].contiguous()
-        self.dtype, self.sizes = dtype, [len(each) for each in weights]
+        self.dtype, self.sizes, self.exact = dtype, [len(each) for each in weights], False
+        self._rest: torch.Tensor | None = None
+        if dtype is torch.bfloat16:
+            weight, self._rest = split(weight)
         biases = [_bias(layer, size, weight.device) for layer, size in zip(layers, self.sizes, strict=True)]
         self._bias = torch.cat(biases) if any(bool(bias.any()) for bias in biases) else None
         # torch lays weights out in blocks when it compiles a model for inference ("freezing"), with these two
@@ -62,11 +106,14 @@ class Product(torch.nn.Module):
         self._is_laid_out = weight.device.type == "cpu" and _can_lay_out(dtype)
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self._is_laid_out else weight
         # A layout of its own does not tell its size. It is no buffer: it could be neither saved nor moved.
-        self.bytes = weight.nbytes + (0 if self._bias is None else self._bias.nbytes)
+        self.bytes = sum(each.nbytes for each in (weight, self._rest, self._bias) if each is not None)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        given: Any = states.to(self.dtype)
-        if self._is_laid_out:
+        given: Any = states.to(torch.float32 if self.exact else self.dtype)
+        if self.exact and self.dtype is torch.bfloat16:
+            rounded = self._weight.to_dense() if self._is_laid_out else self._weight
+            product = torch.nn.functional.linear(given, joined(rounded, self._rest))
+        elif self._is_laid_out:
             product = torch.ops.mkldnn._linear_pointwise(given, self._weight, None, "none", [], "")
         else:
             product = torch.nn.functional.linear(given, self._weight)
@@ -117,6 +164,8 @@ def _can_lay_out(dtype: torch.dtype) -> bool:
         weight, states = torch.ones(2, 3, dtype=dtype), torch.ones(1, 3, dtype=dtype)
         laid_out = torch.ops.mkldnn._reorder_linear_weight(weight)
         found = torch.ops.mkldnn._linear_pointwise(states, laid_out, None, "none", [], "")
+        if not torch.equal(laid_out.to_dense(), weight):
+            return False
     except (AttributeError, RuntimeError):  # another version of torch, or a CPU without the units
         return False
     return bool(torch.equal(found, torch.full((1, 2), 3, dtype=dtype)))
