@@ -1,0 +1,57 @@
+"""Choose the arithmetic of answers on a device, with its reason: bfloat16 where a product in it is measured faster.
+
+What is measured is a product as answers have it (`products`), with what turns float32 states into bfloat16 and back.
+A device without units for bfloat16 is not asked.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+
+from gptx_nb.engine import device as devices
+from gptx_nb.engine.device import Device
+from gptx_nb.engine.products import Product
+
+FASTER = 1.5  # times; below, what is computed in float32 again eats up what is gained
+SECONDS = 0.02  # spent on each dtype; a large product on a slow CPU takes longer, once
+CPU_SHAPE, GPU_SHAPE = (1024, 1024), (4096, 2048)  # rows of states, and their width
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """The dtype of matrix products, and why it is that."""
+
+    dtype: torch.dtype
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')}: {self.reason}"
+
+
+def of_answers(device: Device) -> Arithmetic:
+    """Return in which arithmetic answers are computed on `device`: in float32, if that is its own."""
+    if device.dtype is torch.float32:
+        return Arithmetic(torch.float32, device.dtype_reason)
+    if devices.fast_dtype(device.device) is not torch.bfloat16:
+        return Arithmetic(torch.float32, "this device has no bfloat16 units")
+    times = bfloat16_gain(device.device)
+    if times < FASTER:
+        return Arithmetic(torch.float32, f"products in bfloat16 are measured at only {times:.1f} times its speed")
+    return Arithmetic(torch.bfloat16, f"measured at {times:.1f} times the speed of float32; labels are float32's")
+
+
+@functools.cache
+def bfloat16_gain(device: torch.device) -> float:
+    """Return how many times as fast as in float32 `device` computes a product in bfloat16; measured once a process."""
+    rows, width = CPU_SHAPE if device.type == "cpu" else GPU_SHAPE
+    states = torch.randn(rows, width, device=device)
+    layer = torch.nn.Linear(width, width, bias=False, device=device)
+
+    def seconds(dtype: torch.dtype) -> float:
+        return devices.least_seconds(device, functools.partial(Product([layer], dtype), states), SECONDS)
+
+    with torch.inference_mode():
+        return seconds(torch.float32) / seconds(torch.bfloat16)
