@@ -372,7 +372,8 @@ def device() -> dict[str, Any]:
 
     {"device", "reason", "dtype", "dtype_reason", "name", "memory_total", "memory_free": bytes or None, "cores",
     "torch": version, "matrix_peak": FLOPs a second of its fastest matrix product, "copy_speed": bytes a second that a
-    copy reads and writes in its memory, both measured now}. Raises DeviceError.
+    copy reads and writes in its memory, both measured now, "answers": the arithmetic of predictions, and why}. Raises
+    DeviceError.
     """
     return errands.ask(
         "--device",

@@ -121,7 +121,7 @@ def evaluate(
             "folder": str(who.model) if isinstance(who, Run) else None,
             "base": None if isinstance(who, Run) else who,
             "writes": not isinstance(who, Run) or inference.writes(who),
-            "device": who.recipe().device if isinstance(who, Run) else recipe.device,
+            **{name: getattr(who.recipe() if isinstance(who, Run) else recipe, name) for name in ("device", "dtype")},
             "learnt": {name: getattr(who.recipe(), name, None) for name in LEARNT} if isinstance(who, Run) else {},
             "recipe": recipe.model_dump(mode="json"),
             "source": source.to_json(),

@@ -678,11 +678,13 @@ def device_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     if facts.get("memory_total"):
         free = f", {size(facts['memory_free'])} free" if facts.get("memory_free") is not None else ""
         memory = size(facts["memory_total"]) + free
+    trains, answers = f"{facts['dtype']}: {facts['dtype_reason']}", facts.get("answers", "")
     found = [
         ("device", f"{facts['device']}: {facts['reason']}"),
         ("given to this kernel", facts.get("kernel") or ""),
         ("name", facts.get("name") or ""),
-        ("arithmetic", f"{facts['dtype']}: {facts['dtype_reason']}"),
+        ("arithmetic", trains),
+        ("of answers", answers if answers != trains else ""),
         ("matrix products", f"{facts['matrix_peak'] / 1e9:,.0f} GFLOP/s, measured" if facts.get("matrix_peak") else ""),
         ("memory", memory),
         ("memory moves", f"{facts['copy_speed'] / 1e9:,.0f} GB/s, measured" if facts.get("copy_speed") else ""),

@@ -77,8 +77,9 @@ class Job(Protocol):
         tokenizer: PreTrainedTokenizerBase,
         max_length: int,
         dtype: Any,
+        looks_in: Any,
         once: Once,
-    ) -> None: ...  # decides what a new head begins with; `model` is as `load_model` gave it
+    ) -> None: ...  # decides what a new head begins with, in the dtype `looks_in`; `model` is as `load_model` gave it
     def encode(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None: ...
     @property
     def rows(self) -> int: ...  # to learn from
@@ -156,17 +157,19 @@ class Classification:
         tokenizer: PreTrainedTokenizerBase,
         max_length: int,
         dtype: Any,
+        looks_in: Any,
         once: Once,
     ) -> None:
         if self._scratch:  # words mean nothing to random weights
             return
-        known = Base(model, tokenizer, lambda: models.output_rows(base, model), self._reading_at(max_length), dtype)
+        known = Base(model, tokenizer, lambda: models.output_rows(base, model), self._reading_at(max_length), looks_in)
         # Of several processes one looks at the examples, and the others take its word.
         self.start = _start_of(once("head start", lambda: _plain(head_start.choose(known, self.table, self.recipe))))
         if self.start.head is not None:
             score: Any = model.get_submodule("score")
             score.weight.data.copy_(self.start.head)
             if self.is_scored and self.recipe.baselines:
+                known = replace(known, dtype=dtype)  # it is scored where and as the run is trained
                 self._before = head_start.Before.of(known, self.start, self.table, models.context(base.config))
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
@@ -384,6 +387,7 @@ class Writing:
         tokenizer: PreTrainedTokenizerBase,
         max_length: int,
         dtype: Any,
+        looks_in: Any,
         once: Once,
     ) -> None:
         return  # it writes with the head that it has

@@ -1,12 +1,18 @@
 """A trained classifier: texts in, probabilities out. It loads a plain Hugging Face folder and knows no run.
 
-Tokens, batches and arithmetic are those of training's scoring (`text_classification`): float32, rows of similar length
-together, packed where the model allows that. So a text's result does not depend on the texts beside it.
+Tokens and batches are those of training's scoring (`text_classification`): rows of similar length together, packed
+where the model allows that. So a text's result does not depend on the texts beside it.
+
+Labels are float32's. Where the device computes bfloat16 faster (`arithmetic`), products are in it, and the texts whose
+labels rounding could change are computed again (`close_calls`): with heads whose logits differ by about 2, on joined
+SST-2 sentences, products in bfloat16 alone change 0.35 % of 2,000 labels with tiny, and move a probability by up to
+0.03. What is left of that is in the probabilities of texts whose labels are sure.
 """
 
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,22 +28,18 @@ from transformers import (
 )
 
 from gptx_nb import files
-from gptx_nb.engine import models, multi_label, packing, products
+from gptx_nb.engine import arithmetic, close_calls, models, multi_label, packing, products
 from gptx_nb.engine.device import Device, cores, is_out_of_memory
 from gptx_nb.engine.models import context
 from gptx_nb.engine.tasks import label_words, text_classification
 from gptx_nb.engine.tasks.label_words import Wording
-from gptx_nb.engine.tasks.reading import Reading
+from gptx_nb.engine.tasks.reading import Reading, Row
 from gptx_nb.errors import ModelError
 from gptx_nb.inference import CLASSIFIER_FILE
 
 # Tokens of one batch, padding included. A CPU gains nothing from more than its caches hold; a GPU wants work.
 CPU_TOKENS = 4_096
 GPU_TOKENS = 32_768
-
-# Not bfloat16: measured with heads whose logits differ by about 2, on joined SST-2 sentences, products in bfloat16
-# change 0.35 % of 2,000 labels with tiny (none of 300 with smollm2-135m) and move a probability by up to 0.03, for 1.2
-# to 1.45 times the texts a second.
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Classifier:
 
     `labels` are in the order of the columns, `max_length` is in tokens, `bytes` is what the weights take. `threshold`:
     from which probability on a label is given, or one for each label, where a text may have several; else None.
-    `reading` by default sees the first tokens of a text.
+    `reading` by default sees the first tokens of a text. `dtype` is the products', by default what `arithmetic` chooses.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Classifier:
         reading: Reading | None = None,
         threshold: multi_label.Threshold | None = None,
         wording: Wording | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         pad_id = model.config.pad_token_id
         if pad_id is None:
@@ -79,16 +82,18 @@ class Classifier:
         self.threshold = (threshold or multi_label.USUAL) if several else None
         self._device = device.device
         torch.nn.Module.to(model, device.device)  # transformers' own `to` is typed wrongly
-        products.prepare(model, torch.float32)
+        self.dtype = dtype or arithmetic.of_answers(device).dtype
+        products.prepare(model, self.dtype)
         self.bytes = products.size(model)
         self._packed = packing.use(model) is None
         self._model = model.eval()
         self._tokenizer = tokenizer
         self._wording = wording
         self._pad_id: int = pad_id
+        self._moved = self._try() if self.dtype is torch.bfloat16 else None
 
     @classmethod
-    def load(cls, folder: Path, device: Device) -> Classifier:
+    def load(cls, folder: Path, device: Device, dtype: torch.dtype | None = None) -> Classifier:
         """Load a folder made by `save_pretrained`: only safetensors, only local files, no code from the folder.
 
         Raises ModelError for a folder that is missing, harmed, or holds no classifier.
@@ -111,7 +116,7 @@ class Classifier:
         told = files.read_json(folder / CLASSIFIER_FILE) or {}
         longest = min(context(model.config), tokenizer.model_max_length)
         reading, wording = Reading.of_folder(folder, longest), label_words.beside(folder)
-        return cls(model, tokenizer, device, reading, told.get("threshold"), wording)
+        return cls(model, tokenizer, device, reading, told.get("threshold"), wording, dtype)
 
     def predict(self, texts: list[str]) -> list[list[float]]:
         """Return a row of probabilities for each text, in the order of the texts."""
@@ -123,20 +128,34 @@ class Classifier:
         Raises ModelError if the weights give no finite number.
         """
         found = label_words.read(self._tokenizer, self._wording, texts, self.reading)
-        logits = text_classification.logits(
+        logits = self._logits(found.rows)
+        if not np.isfinite(logits).all():
+            raise ModelError("the model gives no finite numbers: its training has diverged")
+        if self._moved is not None:
+            again = close_calls.unsure(logits, self.threshold, self._moved)
+            with products.exactly(self._model):
+                logits[again] = self._logits([found.rows[at] for at in again])
+        wide = torch.from_numpy(logits).double()
+        probabilities: list[list[float]] = (wide.softmax(-1) if self.threshold is None else wide.sigmoid()).tolist()
+        return Answer(probabilities, found.cut)
+
+    def _logits(self, rows: Sequence[Row]) -> np.ndarray:
+        return text_classification.logits(
             self._model,
-            found.rows,
+            rows,
             pad_id=self._pad_id,
             device=self._device,
             labels=len(self.labels),
             packed=self._packed,
             token_budget=CPU_TOKENS if self._device.type == "cpu" else GPU_TOKENS,
         )
-        if not np.isfinite(logits).all():
-            raise ModelError("the model gives no finite numbers: its training has diverged")
-        wide = torch.from_numpy(logits).double()
-        probabilities: list[list[float]] = (wide.softmax(-1) if self.threshold is None else wide.sigmoid()).tolist()
-        return Answer(probabilities, found.cut)
+
+    def _try(self) -> float:
+        """Return by how much bfloat16 may move what decides a label."""
+        rows = label_words.read(self._tokenizer, self._wording, close_calls.TRIED, self.reading).rows
+        rounded = self._logits(rows)
+        with products.exactly(self._model):
+            return close_calls.bound(self._logits(rows), rounded, self.threshold)
 
     def close(self) -> None:
         """Give the memory back. The classifier cannot be used after this."""

@@ -78,6 +78,12 @@ def joined(rounded: torch.Tensor, rest: torch.Tensor | None) -> torch.Tensor:
     return ((rounded.view(torch.int16).int() << 16) + rest).view(torch.float32)
 
 
+def dtype_of(model: PreTrainedModel) -> torch.dtype:
+    """Return the dtype of the products of `model`, or of its weights where they are as they were."""
+    every = {each.dtype for each in model.modules() if isinstance(each, Product)}
+    return torch.bfloat16 if torch.bfloat16 in every else model.dtype
+
+
 def size(model: torch.nn.Module) -> int:
     """Return the bytes that the weights and buffers of `model` take, those of its products included."""
     own = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))

@@ -171,7 +171,8 @@ def prepare(
         quantized.require(device.device)
     start = _load(recipe, job, note, device, scratch, ranks.count)
     model, tokenizer = start.model, start.tokenizer
-    job.begin(start.base, model, tokenizer, start.max_length, device.dtype, ranks.once)
+    looks_in = sharding.dtype_at(start.place, device)
+    job.begin(start.base, model, tokenizer, start.max_length, device.dtype, looks_in, ranks.once)
     tuned = longer_context.train_positions(model, tuning.prepare(model, recipe.tune, recipe.seed), recipe)
     job.encode(tokenizer, start.max_length)
     chosen = _choose(recipe, job, start.parameters)

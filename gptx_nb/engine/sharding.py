@@ -28,7 +28,9 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from gptx_nb.engine import checkpoints, memory, tuning
+from gptx_nb.engine import device as devices
 from gptx_nb.engine.batches import Step
+from gptx_nb.engine.device import Device
 from gptx_nb.engine.optimizer import Chain, Optimizer
 from gptx_nb.engine.train import Settings, make_optimizer
 
@@ -54,6 +56,16 @@ def place(recipe: AnyRecipe, parameters: int, device: torch.device, count: int) 
     free = memory.available(device)
     large = free is not None and PREPARED * parameters > free
     return torch.device("cpu") if recipe.sharding == "on" or large else device
+
+
+def dtype_at(place: torch.device, device: Device) -> torch.dtype:
+    """Return in which dtype a model that is to train on `device` looks at its examples while its weights are at `place`.
+
+    A CPU need not have the units that the device has: without them bfloat16 takes many times as long as float32.
+    """
+    if place == device.device or device.dtype is torch.float32:
+        return device.dtype
+    return devices.fast_dtype(place)
 
 
 def chosen(

@@ -2,6 +2,10 @@
 
 A model that was tuned here brings `gptx_task.json` beside its weights: its task, and what its prompts look like. Any
 other language model can be asked too: then the prompt is the task's own, and the answer ends where the task says.
+
+It writes with products in bfloat16 where the device computes them faster (`arithmetic`), as servers of language models
+do: where two tokens are all but equally likely, a text may then go on otherwise than in float32. What is compared with
+each other, choices and the likelihood of given texts, is computed in float32 always.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from gptx_nb import files
-from gptx_nb.engine import beams, generate, models, packing, products
+from gptx_nb.engine import arithmetic, beams, generate, models, packing, products
 from gptx_nb.engine.asked import Asking
 from gptx_nb.engine.device import Device, is_out_of_memory
 from gptx_nb.engine.models import context
@@ -93,7 +97,7 @@ class Writer:
             chat_templates.choose(tokenizer)
         self.encoder = Encoder(tokenizer, self.context)
         self.end_ids = chat_templates.end_ids(tokenizer) if task == "chat" else {self.encoder.end_id}
-        self.bytes = products.size(model)
+        self.bytes, self.dtype = products.size(model), products.dtype_of(model)
         self._model, self._tokenizer = model, tokenizer
 
     @classmethod
@@ -128,10 +132,14 @@ class Writer:
         device: Device,
         told: Mapping[str, Any] | None,
         task: str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Writer:
-        """Put `model` on `device`; `told` is what its `gptx_task.json` says, if it has one."""
+        """Put `model` on `device`; `told` is what its `gptx_task.json` says, if it has one.
+
+        `dtype` is that of the products it writes with, by default what `arithmetic` chooses.
+        """
         torch.nn.Module.to(model, device.device)  # transformers' own `to` is typed wrongly
-        products.prepare(model, torch.float32)
+        products.prepare(model, dtype or arithmetic.of_answers(device).dtype)
         model.eval()
         if told is not None and task in (None, told["task"]):
             return cls(model, tokenizer, told["task"], told["facts"], tuned=True)
@@ -364,7 +372,8 @@ class Writer:
     def nats(self, rows: Sequence[Encoded]) -> np.ndarray:
         """Return float64 (rows, 2): the nats of each row's targets, and their number."""
         packed = self._model.config._attn_implementation == packing.ATTENTION or packing.use(self._model) is None
-        return targets.nats(self._model, rows, pad_id=self.encoder.end_id, packed=packed)
+        with products.exactly(self._model):
+            return targets.nats(self._model, rows, pad_id=self.encoder.end_id, packed=packed)
 
     def close(self) -> None:
         """Give the memory back. The writer cannot be used after this."""

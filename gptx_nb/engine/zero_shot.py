@@ -2,7 +2,8 @@
 
 Examples with their labels may stand before each text (Brown et al. 2020, arXiv:2005.14165). What every text gets by the
 prompt alone is taken out (see `label_words`): for that, and for nothing else, it looks at some of the texts that it is
-asked about, and at texts that say nothing. Trains nothing, and knows no run.
+asked about, and at texts that say nothing. Labels are float32's, as those of `predict`. Trains nothing, and knows no
+run.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gptx_nb.engine import models, products
+from gptx_nb.engine import arithmetic, close_calls, models, products
 from gptx_nb.engine.device import Device
 from gptx_nb.engine.models import Base, context
 from gptx_nb.engine.predict import CPU_TOKENS, GPU_TOKENS, Answer
 from gptx_nb.engine.tasks import label_words
-from gptx_nb.engine.tasks.label_words import Wording
+from gptx_nb.engine.tasks.label_words import SAY_NOTHING, Wording
 from gptx_nb.errors import DataError
 
 SHARPNESS = 2.0  # spread of the logits: so sure was smollm2-135m rightly on SST-2
@@ -55,44 +57,68 @@ def read_wording(
 
 
 class ZeroShot:
-    """A base model on one device, asked for labels. `bytes` is what its weights take."""
+    """A base model on one device, asked for labels. `bytes` is what its weights take, `dtype` as a `Classifier` has it."""
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: torch.Tensor, device: Device
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        output: torch.Tensor,
+        device: Device,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.max_length = context(model.config)
         self._output = output.float().cpu()
         torch.nn.Module.to(model, device.device)  # transformers' own `to` is typed wrongly
-        products.prepare(model, torch.float32)
+        self.dtype = dtype or arithmetic.of_answers(device).dtype
+        products.prepare(model, self.dtype)
         self.bytes = products.size(model)
         self._model, self._tokenizer, self._device = model.eval(), tokenizer, device.device
-        self._heads: OrderedDict[tuple[Any, ...], torch.Tensor] = OrderedDict()
+        self._heads: OrderedDict[tuple[Any, ...], tuple[torch.Tensor, float]] = OrderedDict()
 
     @classmethod
-    def load(cls, base: Base, device: Device) -> ZeroShot:
+    def load(cls, base: Base, device: Device, dtype: torch.dtype | None = None) -> ZeroShot:
         """Load a base model. Raises ModelError."""
         tokenizer = models.load_tokenizer(base)
         model = models.load_classifier(base, tokenizer, ["0", "1"], 0)  # whose head is never asked
-        return cls(model, tokenizer, models.output_rows(base, model), device)
+        return cls(model, tokenizer, models.output_rows(base, model), device, dtype)
 
     def classify(self, texts: Sequence[str], wording: Wording, beside: Sequence[str]) -> Answer:
         """Return probabilities in the order of the texts; `beside` are texts of their kind that calibrate them."""
         key = (wording, tuple(beside))
         if key not in self._heads:
-            rows = label_words.word_rows(self._output, self._tokenizer, wording.words)
-            silent = self._states(label_words.SAY_NOTHING, wording)[0]
-            self._heads[key] = SHARPNESS * label_words.head(rows, self._states(beside, wording)[0], silent)
+            self._heads[key] = self._head(wording, beside)
             if len(self._heads) > KEPT_HEADS:
                 self._heads.popitem(last=False)
-        states, cut = self._states(texts, wording)
-        shares: list[list[float]] = (states @ self._heads[key].T).cpu().double().softmax(-1).tolist()
+        head, moved = self._heads[key]
+        rows, cut = label_words.encode(self._tokenizer, wording, texts, self.max_length)
+        logits = self._states(rows) @ head.T
+        if self.dtype is torch.bfloat16:
+            again = close_calls.unsure(logits.numpy(), None, moved)
+            with products.exactly(self._model):
+                logits[again] = self._states([rows[at] for at in again]) @ head.T
+        shares: list[list[float]] = logits.double().softmax(-1).tolist()
         return Answer(shares, cut)
 
-    def _states(self, texts: Sequence[str], wording: Wording) -> tuple[torch.Tensor, int]:
-        rows, cut = label_words.encode(self._tokenizer, wording, texts, self.max_length)
+    def _head(self, wording: Wording, beside: Sequence[str]) -> tuple[torch.Tensor, float]:
+        """Return the head (labels, width) as float32 has it, and by how much bfloat16 may move what decides a label."""
+        words = label_words.word_rows(self._output, self._tokenizer, wording.words)
+        silent, seen = (
+            label_words.encode(self._tokenizer, wording, texts, self.max_length)[0] for texts in (SAY_NOTHING, beside)
+        )
+        with products.exactly(self._model):
+            exact = self._states([*silent, *seen])
+        head = SHARPNESS * label_words.head(words, exact[len(silent) :], exact[: len(silent)])
+        if self.dtype is torch.float32:
+            return head, 0.0
+        tried = [*silent, *seen][: len(silent) + len(close_calls.TRIED)]
+        logits: list[np.ndarray] = [(states @ head.T).numpy() for states in (exact[: len(tried)], self._states(tried))]
+        return head, close_calls.bound(*logits, None)
+
+    def _states(self, rows: Sequence[list[int]]) -> torch.Tensor:
         pad: Any = self._tokenizer.pad_token_id
         budget = CPU_TOKENS if self._device.type == "cpu" else GPU_TOKENS
-        return label_words.states(self._model, rows, pad_id=pad, token_budget=budget), cut
+        return label_words.states(self._model, rows, pad_id=pad, token_budget=budget)
 
     def close(self) -> None:
         """Give the memory back. It cannot be asked after this."""

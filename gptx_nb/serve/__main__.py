@@ -177,9 +177,10 @@ class Models:
         if key in self._loaded:
             self._loaded.move_to_end(key)
             return self._loaded[key]
-        # The recipe's GPU may be gone or another one; its wish for the CPU is kept.
-        asked = Run(self._run_of(folder)).recipe().device if folder.is_relative_to(self._root) else "auto"
-        chosen = device.choose("cpu" if asked == "cpu" else "auto")
+        # The recipe's GPU may be gone or another one; its wish for the CPU is kept, and that for float32.
+        recipe = Run(self._run_of(folder)).recipe() if folder.is_relative_to(self._root) else None
+        asked = (recipe.device, recipe.dtype) if recipe else ("auto", "auto")
+        chosen = device.choose(*(wish if wish in ("cpu", "float32") else "auto" for wish in asked))
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder.is_dir() else 0
         if chosen.memory_free is not None:
             self._make_room(size, (chosen.memory_free + self.held()) // 2)
@@ -189,7 +190,8 @@ class Models:
         model = load(chosen)
         self._loaded[key] = model
         seconds = time.monotonic() - started
-        log(f"loaded {self.names()[-1]}: {model.bytes / 2**20:.0f} MiB on {chosen.device} in {seconds:.1f} s")
+        held = f"{model.bytes / 2**20:.0f} MiB on {chosen.device}, {str(model.dtype).removeprefix('torch.')}"
+        log(f"loaded {self.names()[-1]}: {held}, in {seconds:.1f} s")
         return model
 
     def _make_room(self, size: int, limit: int | None) -> None:

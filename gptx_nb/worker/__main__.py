@@ -63,11 +63,12 @@ IN_LINE = "in line"  # last word of a rank whose run has to wait
 
 def main(arguments: list[str]) -> int:
     if arguments == ["--device"]:
-        from gptx_nb.engine import device
+        from gptx_nb.engine import arithmetic, device
 
         chosen = device.choose()
         peak = device.matrix_peak(chosen.device, chosen.dtype, seconds=0.1)
-        told = {"matrix_peak": peak, "copy_speed": device.copy_speed(chosen.device)}
+        answers = str(arithmetic.of_answers(chosen))
+        told = {"matrix_peak": peak, "copy_speed": device.copy_speed(chosen.device), "answers": answers}
         print(json.dumps({**chosen.to_json(), **told}))
         return FINISHED
     if arguments[0] == "--evaluate":
