@@ -58,7 +58,7 @@ class Classifier:
 
     `labels` are in the order of the columns, `max_length` is in tokens, `bytes` is what the weights take. `threshold`:
     from which probability on a label is given, or one for each label, where a text may have several; else None.
-    `reading` by default sees the first tokens of a text. `dtype` is the products', by default what `arithmetic` chooses.
+    `reading` by default sees the first tokens of a text. `dtype` of the products: by default `arithmetic`'s.
     """
 
     def __init__(

@@ -59,7 +59,7 @@ def place(recipe: AnyRecipe, parameters: int, device: torch.device, count: int) 
 
 
 def dtype_at(place: torch.device, device: Device) -> torch.dtype:
-    """Return in which dtype a model that is to train on `device` looks at its examples while its weights are at `place`.
+    """Return in which dtype a model that is to train on `device` looks at its examples while it is at `place`.
 
     A CPU need not have the units that the device has: without them bfloat16 takes many times as long as float32.
     """

@@ -57,7 +57,7 @@ def read_wording(
 
 
 class ZeroShot:
-    """A base model on one device, asked for labels. `bytes` is what its weights take, `dtype` as a `Classifier` has it."""
+    """A base model on one device, asked for labels. `bytes` is what its weights take, `dtype` that of its products."""
 
     def __init__(
         self,

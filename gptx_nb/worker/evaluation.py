@@ -46,7 +46,8 @@ def _score(asked: dict[str, Any], folder: Path) -> dict[str, Any]:
     use_all_cores()
     recipe = make_recipe({key: value for key, value in asked["recipe"].items() if value is not None})
     source = Source.from_json(asked["source"])
-    chosen = device.choose("cpu" if asked["device"] == "cpu" else "auto", "float32" if asked["dtype"] == "float32" else "auto")
+    wishes = (asked["device"], asked["dtype"])
+    chosen = device.choose(*(wish if wish in ("cpu", "float32") else "auto" for wish in wishes))
     if not asked["writes"]:
         return _labelled(asked, recipe, source, folder, chosen)
     tuned = asked["folder"] and (Path(asked["folder"]) / inference.TASK_FILE).exists()
