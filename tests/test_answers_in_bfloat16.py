@@ -133,9 +133,25 @@ def test_close_calls_are_within_the_bound_of_another_label() -> None:
     assert close_calls.unsure(logits, 0.5, 0.3).tolist() == [0, 1]
     assert close_calls.unsure(logits, [0.5, 0.5, 0.95], 0.3).tolist() == [0, 1]  # the logit of 0.95 is 2.94
     assert close_calls.unsure(logits, [1.0, 1.0, 0.0], 0.3).tolist() == []
-    moves = np.array([[0.1, -0.1, 0.0], [0.0, 0.0, 0.02]], dtype=np.float32)
-    assert close_calls.bound(logits[:2], logits[:2] + moves, None) == pytest.approx(0.2 * close_calls.SURE, abs=1e-5)
-    assert close_calls.bound(logits[:2], logits[:2] + moves, 0.5) == pytest.approx(0.1 * close_calls.SURE, abs=1e-5)
+    moves = np.array([[0.1, -0.1, 0.0], [-0.1, 0.1, 0.02]], dtype=np.float32)
+    assert close_calls.bound(logits[:2], logits[:2] + moves, None) == pytest.approx(0.2 * close_calls.SURE, abs=1e-4)
+    assert close_calls.bound(logits[:2], logits[:2] + moves, 0.5) == pytest.approx(0.1 * close_calls.SURE, abs=1e-4)
+
+
+def test_more_is_computed_again_where_rounding_moved_more_than_was_thought() -> None:
+    rounded = np.array([[0.0, 0.05], [0.0, 0.15], [0.0, 0.35], [0.0, 0.9]], dtype=np.float32)
+    exact = np.array([[0.09, 0.0], [0.0, 0.15], [0.4, 0.35], [1.0, 0.9]], dtype=np.float32)
+    asked: list[list[int]] = []
+
+    def exactly(places: list[int]) -> np.ndarray:
+        asked.append(places)
+        return exact[places]
+
+    assert (close_calls.settle(rounded, None, 0.1, exactly)[:3] == exact[:3]).all()
+    assert asked == [[0], [1], [2], [3]]
+    asked.clear()
+    assert (close_calls.settle(rounded, None, 0.3, exactly)[:2] == exact[:2]).all()
+    assert asked == [[0, 1]], "what was moved by less than half of it was no surprise"
 
 
 def test_a_base_model_gives_the_labels_that_it_gives_in_float32(

@@ -132,9 +132,10 @@ class Classifier:
         if not np.isfinite(logits).all():
             raise ModelError("the model gives no finite numbers: its training has diverged")
         if self._moved is not None:
-            again = close_calls.unsure(logits, self.threshold, self._moved)
             with products.exactly(self._model):
-                logits[again] = self._logits([found.rows[at] for at in again])
+                logits = close_calls.settle(
+                    logits, self.threshold, self._moved, lambda again: self._logits([found.rows[at] for at in again])
+                )
         wide = torch.from_numpy(logits).double()
         probabilities: list[list[float]] = (wide.softmax(-1) if self.threshold is None else wide.sigmoid()).tolist()
         return Answer(probabilities, found.cut)
@@ -152,7 +153,8 @@ class Classifier:
 
     def _try(self) -> float:
         """Return by how much bfloat16 may move what decides a label."""
-        rows = label_words.read(self._tokenizer, self._wording, close_calls.TRIED, self.reading).rows
+        texts = close_calls.texts_to_try(self._tokenizer)
+        rows = label_words.read(self._tokenizer, self._wording, texts, self.reading).rows
         rounded = self._logits(rows)
         with products.exactly(self._model):
             return close_calls.bound(self._logits(rows), rounded, self.threshold)

@@ -92,28 +92,32 @@ class ZeroShot:
                 self._heads.popitem(last=False)
         head, moved = self._heads[key]
         rows, cut = label_words.encode(self._tokenizer, wording, texts, self.max_length)
-        logits = self._states(rows) @ head.T
+        logits = self._logits(rows, head)
         if self.dtype is torch.bfloat16:
-            again = close_calls.unsure(logits.numpy(), None, moved)
             with products.exactly(self._model):
-                logits[again] = self._states([rows[at] for at in again]) @ head.T
-        shares: list[list[float]] = logits.double().softmax(-1).tolist()
+                logits = close_calls.settle(
+                    logits, None, moved, lambda again: self._logits([rows[at] for at in again], head)
+                )
+        shares: list[list[float]] = torch.from_numpy(logits).double().softmax(-1).tolist()
         return Answer(shares, cut)
 
     def _head(self, wording: Wording, beside: Sequence[str]) -> tuple[torch.Tensor, float]:
         """Return the head (labels, width) as float32 has it, and by how much bfloat16 may move what decides a label."""
         words = label_words.word_rows(self._output, self._tokenizer, wording.words)
-        silent, seen = (
-            label_words.encode(self._tokenizer, wording, texts, self.max_length)[0] for texts in (SAY_NOTHING, beside)
+        silent, seen, tried = (
+            label_words.encode(self._tokenizer, wording, texts, self.max_length)[0]
+            for texts in (SAY_NOTHING, beside, close_calls.texts_to_try(self._tokenizer))
         )
         with products.exactly(self._model):
-            exact = self._states([*silent, *seen])
-        head = SHARPNESS * label_words.head(words, exact[len(silent) :], exact[: len(silent)])
-        if self.dtype is torch.float32:
-            return head, 0.0
-        tried = [*silent, *seen][: len(silent) + len(close_calls.TRIED)]
-        logits: list[np.ndarray] = [(states @ head.T).numpy() for states in (exact[: len(tried)], self._states(tried))]
-        return head, close_calls.bound(*logits, None)
+            head = SHARPNESS * label_words.head(words, self._states(seen), self._states(silent))
+            if self.dtype is torch.float32:
+                return head, 0.0
+            exact = self._logits(tried, head)
+        return head, close_calls.bound(exact, self._logits(tried, head), None)
+
+    def _logits(self, rows: Sequence[list[int]], head: torch.Tensor) -> np.ndarray:
+        found: np.ndarray = (self._states(rows) @ head.T).numpy()
+        return found
 
     def _states(self, rows: Sequence[list[int]]) -> torch.Tensor:
         pad: Any = self._tokenizer.pad_token_id
