@@ -10,7 +10,7 @@ generate.md (the table).
     documented     `model.generate` as the transformers documentation has it: float32, the prompts padded on the left,
                    greedy, its default cache
     bfloat16       the same with the model in bfloat16
-    ours           `gptx_nb.engine.generate`, products in the arithmetic that the device is fast in
+    ours           `gptx_nb.engine.generate`, products in the arithmetic that the package chooses for answers here
     ours-float32   the same, all in float32
 
 Every run is a process of its own, uses every core, and waits for work asleep (OMP_WAIT_POLICY), as processes of gptx_nb
@@ -42,7 +42,7 @@ from report import report
 from transformers import AutoModelForCausalLM
 
 from gptx_nb.engine import device as devices
-from gptx_nb.engine import models, products
+from gptx_nb.engine import arithmetic, models, products
 from gptx_nb.engine.generate import generate
 from gptx_nb.engine.predict import use_all_cores
 
@@ -82,7 +82,7 @@ def measure(arguments: argparse.Namespace) -> Measured:
     model = AutoModelForCausalLM.from_pretrained(base.path, dtype=dtype, **base.options).to(device.device)
     model.generation_config.eos_token_id = None
     if arguments.one == "ours":
-        products.prepare(model, device.dtype)
+        products.prepare(model, arithmetic.of_answers(device).dtype)
     elif arguments.one == "ours-float32":
         products.prepare(model, torch.float32)
 

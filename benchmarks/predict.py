@@ -6,12 +6,12 @@
 SST2_FOLDER holds a test table (.csv or .csv.xz) with a column `text`. Of the texts 7 in 10 are single ones, 2 in 10 are
 joins of 2 to 5, 1 in 10 of 6 to 16. --model is as in finetune.py. --out writes predict.json and predict.md.
 
-    ours           `gptx_nb.engine.predict.Classifier`
+    ours           `gptx_nb.engine.predict.Classifier`, in the arithmetic that it chooses here; labels are float32's
     pipeline       `pipeline("text-classification")` as documented: one text a batch
     pipeline-16    the same with batch_size=16
 
-All read the same saved folder, in float32, in one process, use every core and take turns within a repeat; ratios are
-medians over the repeats of the ratio within one. Loading is left out. One text at a time: the first --singles texts,
+All read the same saved folder, the pipelines in float32, in one process, use every core and take turns within a
+repeat; ratios are medians over the repeats of the ratio within one. Loading is left out. One text at a time: the first --singles texts,
 one call each, after a call that is not counted. The head is drawn at random and then scaled, so that the
 probabilities spread as a trained classifier's do and a difference would show; the largest is reported, against the
 pipeline as documented.
@@ -37,7 +37,7 @@ from finetune import MAX_LENGTH, WAITING, load, machine, read, synchronise
 from report import report
 
 from gptx_nb.engine import device as devices
-from gptx_nb.engine import models
+from gptx_nb.engine import arithmetic, models
 from gptx_nb.engine.predict import Classifier, use_all_cores
 
 Classify = Callable[[list[str]], np.ndarray]  # the probabilities (texts, labels)
@@ -142,7 +142,7 @@ def measure(arguments: argparse.Namespace) -> None:
     ]
     about = {
         **machine(device),
-        "arithmetic": "float32",
+        "arithmetic": f"float32; ours {arithmetic.of_answers(device)}",
         "tokens a text": f"{lengths[len(lengths) // 2]} (median), {lengths[len(lengths) * 95 // 100]} (95 %), "
         f"{lengths[-1]} (most)",
         "repeats": arguments.repeats,

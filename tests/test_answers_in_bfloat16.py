@@ -16,6 +16,7 @@ from test_generate import ALIKE, small
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 import gptx_nb
+from gptx_nb import progress
 from gptx_nb.engine import arithmetic, close_calls, packing, products, sharding
 from gptx_nb.engine import device as devices
 from gptx_nb.engine.device import choose
@@ -30,7 +31,7 @@ from gptx_nb.engine.zero_shot import ZeroShot
 TINY = Path(gptx_nb.__file__).parent / "models" / "tiny"
 CPU = choose("cpu", "float32")
 CONTEXT = 64
-WORDS = "the a film was not very good bad dull bright slow quick long short and or but story end begin play".split()
+WORDS = ["the", "a", "film", "was", "not", "very", "good", "bad", "dull", "bright", "slow", "and", "or", "but", "story"]
 SIZES: dict[str, Any] = {
     "num_hidden_layers": 2,
     "hidden_size": 32,
@@ -140,18 +141,19 @@ def test_close_calls_are_within_the_bound_of_another_label() -> None:
 
 def test_more_is_computed_again_where_rounding_moved_more_than_was_thought() -> None:
     rounded = np.array([[0.0, 0.05], [0.0, 0.15], [0.0, 0.35], [0.0, 0.9]], dtype=np.float32)
-    exact = np.array([[0.09, 0.0], [0.0, 0.15], [0.4, 0.35], [1.0, 0.9]], dtype=np.float32)
+    exact = np.array([[0.09, 0.0], [0.0, 0.15], [0.38, 0.35], [1.0, 0.9]], dtype=np.float32)
     asked: list[list[int]] = []
 
     def exactly(places: list[int]) -> np.ndarray:
         asked.append(places)
         return exact[places]
 
-    assert (close_calls.settle(rounded, None, 0.1, exactly)[:3] == exact[:3]).all()
-    assert asked == [[0], [1], [2], [3]]
+    found = close_calls.settle(rounded, None, 0.1, exactly)
+    assert asked == [[0], [1], [2]], "the last is not within twice of what moved the others"
+    assert (found == np.concatenate([exact[:3], rounded[3:]])).all()
     asked.clear()
     assert (close_calls.settle(rounded, None, 0.3, exactly)[:2] == exact[:2]).all()
-    assert asked == [[0, 1]], "what was moved by less than half of it was no surprise"
+    assert asked == [[0, 1]], "what is moved by less than half of it is no surprise"
 
 
 def test_a_base_model_gives_the_labels_that_it_gives_in_float32(
@@ -224,6 +226,14 @@ def test_arithmetic_of_answers_is_by_measurement(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(arithmetic, "bfloat16_gain", lambda device: 6.0)
     told = "bfloat16: measured at 6.0 times the speed of float32; labels are float32's"
     assert str(arithmetic.of_answers(choose("cpu"))) == told
+
+
+def test_the_device_tells_of_the_arithmetic_of_answers_where_it_is_another_one() -> None:
+    facts = choose("cpu", "bfloat16").to_json()
+    told = {**facts, "answers": "float32: products in bfloat16 are measured at only 1.2 times its speed"}
+    assert dict(progress.device_lines(told))["of answers"] == told["answers"]
+    same = {**facts, "answers": "bfloat16: asked for in the recipe"}
+    assert "of answers" not in dict(progress.device_lines(same))
 
 
 def test_a_device_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,5 +120,6 @@ def test_the_device_is_told_with_its_reasons() -> None:
     facts = gptx_nb.device()
     assert {"device", "reason", "dtype", "dtype_reason", "name", "memory_total", "cores", "torch"} <= set(facts)
     assert facts["matrix_peak"] > 1e9
+    assert facts["answers"].partition(":")[0] in ("float32", "bfloat16")
     assert facts["copy_speed"] > 1e8
     assert dict(progress.device_lines(facts))["memory moves"] == f"{facts['copy_speed'] / 1e9:,.0f} GB/s, measured"

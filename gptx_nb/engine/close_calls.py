@@ -14,8 +14,10 @@ from transformers import PreTrainedTokenizerBase
 
 from gptx_nb.engine.multi_label import Threshold
 
-# Times the root mean square of the moves of the texts that a model is tried on. MEASURED
-SURE = 12.0
+# Times the root mean square of the moves of the texts that a model is tried on. With a tuned tiny,
+# of 800 joined SST-2 sentences the one that was moved most is at 5.4 times, and 6 are computed again; of 800 questions
+# of banking77, with 77 labels, at 1.6 times, and 52 (benchmarks have not been run where bfloat16 is fast).
+SURE = 8.0
 TRIED = 24  # texts; on a CPU with AMX they take smollm2-135m about a second
 LENGTHS = (4, 25)  # tokens; from, and below
 
@@ -49,13 +51,14 @@ def settle(
     `exactly` gives them for the places of some rows. Where one of these turns out to have been moved by more than half
     of what was thought, more rows are looked at.
     """
-    found, open_ = logits.copy(), np.ones(len(logits), dtype=bool)
+    found, done, largest = logits.copy(), set[int](), 0.0
     while True:
-        again = [int(at) for at in unsure(logits, threshold, moved) if open_[at]]
-        if not again:
-            return found
-        found[again], open_[again] = exactly(again), False
-        if 2 * _moves(found[again], logits[again], threshold).max() <= moved:
+        again = [int(at) for at in unsure(logits, threshold, moved) if at not in done]
+        if again:
+            found[again] = exactly(again)
+            done.update(again)
+            largest = max(largest, float(_moves(found[again], logits[again], threshold).max()))
+        if 2 * largest <= moved:
             return found
         moved *= 2
 
