@@ -37,7 +37,8 @@ from gptx_nb.engine.tasks import language_modeling
 from gptx_nb.pretraining import PretrainRecipe
 from gptx_nb.progress import Progress, StatusLine
 from gptx_nb.recipe import make_recipe, parse_yaml
-from gptx_nb.runs import Run, home
+from gptx_nb.run_files import home
+from gptx_nb.runs import Run
 from gptx_nb.sources import stage
 from gptx_nb.views import figures
 
