@@ -104,16 +104,17 @@ class ZeroShot:
     def _head(self, wording: Wording, beside: Sequence[str]) -> tuple[torch.Tensor, float]:
         """Return the head (labels, width) as float32 has it, and by how much bfloat16 may move what decides a label."""
         words = label_words.word_rows(self._output, self._tokenizer, wording.words)
-        silent, seen, tried = (
-            label_words.encode(self._tokenizer, wording, texts, self.max_length)[0]
-            for texts in (SAY_NOTHING, beside, close_calls.texts_to_try(self._tokenizer))
+        silent, seen = (
+            label_words.encode(self._tokenizer, wording, texts, self.max_length)[0] for texts in (SAY_NOTHING, beside)
         )
+        rows = [*silent, *seen]
         with products.exactly(self._model):
-            head = SHARPNESS * label_words.head(words, self._states(seen), self._states(silent))
-            if self.dtype is torch.float32:
-                return head, 0.0
-            exact = self._logits(tried, head)
-        return head, close_calls.bound(exact, self._logits(tried, head), None)
+            states = self._states(rows)
+        head = SHARPNESS * label_words.head(words, states[len(silent) :], states[: len(silent)])
+        if self.dtype is torch.float32:
+            return head, 0.0
+        exact = (states @ head.T).numpy()[: close_calls.TRIED]
+        return head, close_calls.bound(exact, self._logits(rows[: close_calls.TRIED], head), None)
 
     def _logits(self, rows: Sequence[list[int]], head: torch.Tensor) -> np.ndarray:
         found: np.ndarray = (self._states(rows) @ head.T).numpy()
