@@ -41,8 +41,8 @@ from finetune import WAITING, forget_high_water, high_water, machine, read, sync
 from report import report
 from transformers import AutoModelForCausalLM
 
-from gptx_nb.engine import device as devices
 from gptx_nb.engine import arithmetic, models, products
+from gptx_nb.engine import device as devices
 from gptx_nb.engine.generate import generate
 from gptx_nb.engine.predict import use_all_cores
 

@@ -11,9 +11,9 @@ joins of 2 to 5, 1 in 10 of 6 to 16. --model is as in finetune.py. --out writes 
     pipeline-16    the same with batch_size=16
 
 All read the same saved folder, the pipelines in float32, in one process, use every core and take turns within a
-repeat; ratios are medians over the repeats of the ratio within one. Loading is left out. One text at a time: the first --singles texts,
-one call each, after a call that is not counted. The head is drawn at random and then scaled, so that the
-probabilities spread as a trained classifier's do and a difference would show; the largest is reported, against the
+repeat; ratios are medians over the repeats of the ratio within one. Loading is left out. One text at a time: the first
+--singles texts, one call each, after a call that is not counted. The head is drawn at random and then scaled, so that
+the probabilities spread as a trained classifier's do and a difference would show; the largest is reported, against the
 pipeline as documented.
 """
 
@@ -36,8 +36,8 @@ import transformers
 from finetune import MAX_LENGTH, WAITING, load, machine, read, synchronise
 from report import report
 
-from gptx_nb.engine import device as devices
 from gptx_nb.engine import arithmetic, models
+from gptx_nb.engine import device as devices
 from gptx_nb.engine.predict import Classifier, use_all_cores
 
 Classify = Callable[[list[str]], np.ndarray]  # the probabilities (texts, labels)
