@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from gptx_nb.engine import defaults
 from gptx_nb.engine.data import label_name
 from gptx_nb.engine.tasks.reading import windows_of
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from gptx_nb.engine.data import Table
     from gptx_nb.engine.device import Device
     from gptx_nb.engine.memory import Estimate
-    from gptx_nb.engine.tasks.reading import Row
+    from gptx_nb.engine.tasks.reading import Row, TokenRows
     from gptx_nb.engine.tuning import Tuning
 
 MOST_LENGTH = 512  # tokens; longer rows are taken where the recipe asks for them
@@ -57,12 +59,16 @@ def resumed(decided: dict[str, Any], before: dict[str, Any] | None) -> dict[str,
 def examples(
     table: Table,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Row],
-    held_rows: Sequence[Row],
+    rows: TokenRows,
+    held_rows: TokenRows,
+    first: Sequence[Row],
     cut: int,
 ) -> dict[str, Any]:
-    """Return what the plan says of the encoded examples: numbers, lengths, the first three as the model sees them."""
-    lengths = sorted(len(row) for row in [*rows, *held_rows])
+    """Return what the plan says of the encoded examples: numbers, lengths, the `first` few as the model sees them.
+
+    Those have the tokenizer's numbers; `rows` may have others.
+    """
+    lengths = np.sort(np.concatenate([rows.lengths, held_rows.lengths])).tolist()
     return {
         "labels": table.labels,
         "train_rows": len(rows),
@@ -76,11 +82,11 @@ def examples(
         },
         "rendered": [
             {
-                "text": str(tokenizer.decode(windows_of(rows[index])[0])).strip("\ufffd"),  # a cut splits a character
+                "text": str(tokenizer.decode(windows_of(row)[0])).strip("\ufffd"),  # a cut splits a character
                 "label": label_name(table.labels, table.train.labels[index]),
-                "tokens": len(rows[index]),
+                "tokens": len(row),
             }
-            for index in range(min(3, len(rows)))
+            for index, row in enumerate(first)
         ],
         "notes": [*table.report.get("warnings", [])],
     }

@@ -5,6 +5,7 @@ Reads the base model; writes no file and trains nothing.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -320,7 +321,7 @@ def _cut_vocabulary(recipe: Recipe, job: Job, model: PreTrainedModel, pad_id: in
     if recipe.tune != "full" or job.shares_vocabulary or packing.why_not(model) is not None:
         return None, pad_id
     rows, held_rows = job.token_rows
-    cut = vocabulary.Cut(model, [*rows, *held_rows], [pad_id, *job.more_tokens])
+    cut = vocabulary.Cut(model, itertools.chain(rows, held_rows), [pad_id, *job.more_tokens])
     job.renumber(cut)
     return cut, cut.tokens([pad_id])[0]
 
@@ -355,7 +356,7 @@ def _with_estimate(
         )
 
     def advice(free: int) -> str:
-        longest = max(map(len, [row for rows in job.token_rows for row in rows]))
+        longest = max(int(rows.lengths.max()) for rows in job.token_rows if len(rows))
         found = fitting.nearest(
             recipe, job, made.model, made.tokenizer, longest=longest, free=free, device=device, estimate_of=estimate_of
         )

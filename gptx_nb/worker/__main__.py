@@ -553,7 +553,8 @@ class Attempt:
                 if source:
                     check_unchanged(source, setting, self.run.folder)
         examples.save_snapshot(table, self.run.data)
-        return table
+        del table  # from here on its texts are read from the snapshot, as in every later attempt
+        return examples.load_snapshot(self.run.data, recipe)
 
     def scores(self, job: Job, score: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any] | None, str | None]:
         """Return what `score` gives, or None and why: hours of training are not lost for want of a score."""
