@@ -65,9 +65,7 @@ def longest_first(lengths: np.ndarray, most: int) -> list[int]:
     return found
 
 
-def by_lengths(
-    lengths: Sequence[int], *, token_budget: int, packed: bool = False, streams: int = 1
-) -> list[list[int]]:
+def by_lengths(lengths: Sequence[int], *, token_budget: int, packed: bool = False, streams: int = 1) -> list[list[int]]:
     """Group row numbers, shortest first, so that a group's tokens stay within `token_budget`.
 
     Padding counts. A packed group has none but inside attention, where it may take as much again: else one long text

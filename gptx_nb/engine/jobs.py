@@ -175,7 +175,7 @@ class Classification:
         more = self._read(tokenizer, self.table.validation.texts if self.table.validation is not None else [])
         self._rows, self._held, self._cut = found.rows, more.rows, found.cut + more.cut
         self._renumbered = None
-        self._cost = self._reading.cost(found.rows, more.rows, self._cut, found.tokens + more.tokens)
+        self._cost = self._reading.cost(found.rows, self._cut, found.tokens + more.tokens, more.rows)
 
     def _reading_at(self, max_length: int) -> Reading:
         pair = self.report.get("text_pair") is not None

@@ -138,7 +138,9 @@ def _scored(labels: list[str], truth: Sequence[int], answer: Answer) -> dict[str
     return {**_told(labels, scores, answer), "confusion": found.confusion}
 
 
-def _scored_sets(labels: list[str], truth: Sequence[Any], answer: Answer, threshold: float | list[float]) -> dict[str, Any]:
+def _scored_sets(
+    labels: list[str], truth: Sequence[Any], answer: Answer, threshold: float | list[float]
+) -> dict[str, Any]:
     """Return the scores of an answer to texts with several labels."""
     import numpy as np
 

@@ -55,20 +55,21 @@ class Reading:
         """Tokens from the beginning of a window to that of the next."""
         return min(self.stride or max(1, int(self.max_length * STRIDE)), self.max_length)
 
-    def cost(self, rows: TokenRows, held: TokenRows, cut: int, uncut: int) -> dict[str, str] | None:
+    def cost(self, rows: TokenRows, cut: int, uncut: int, held: TokenRows | None = None) -> dict[str, str] | None:
         """Return what the plan says of long texts: how they are read, and what that costs; None where there are none.
 
         `cut` texts were not read whole; all of them would have about `uncut` tokens. `held` are rows held back.
         """
-        windows = np.concatenate([rows.windows_each, held.windows_each])
+        parts = (rows, held if held is not None else TokenRows())
+        windows = np.concatenate([part.windows_each for part in parts])
         longer = int((windows > 1).sum()) if self.way == "windows" else cut
         if not longer:
             return None
-        tokens = int(rows.lengths.sum() + held.lengths.sum())
+        tokens = sum(int(part.lengths.sum()) for part in parts)
         what = f"{longer:,} of {len(windows):,} texts are longer than {self.max_length:,} tokens"
         if self.way == "windows":
             number = int(windows[windows > 1].sum())
-            times = tokens / max(1, sum(len(windows_of(row)[0]) for part in (rows, held) for row in part))
+            times = tokens / max(1, sum(len(windows_of(row)[0]) for part in parts for row in part))
             left = f"; of {cut:,} only the first {MOST_WINDOWS} windows are read" if cut else ""
             what += f", and are read in {number:,} windows, {self.step:,} tokens from one to the next{left}"
             return {
