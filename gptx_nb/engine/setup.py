@@ -95,7 +95,7 @@ class Setup:
     def preflight(
         self, with_less_memory: Callable[[int, BaseException], Batch | None], held: Whole | Sharded | None = None
     ) -> dict[str, Any]:
-        """Compute the gradient of `trial` before anything counts on it; return what the plan says of speed.
+        """Compute the gradient of `trial`, and make what the optimiser keeps; return what the plan says of speed.
 
         Nothing is learnt from it. Where memory runs out, `with_less_memory(-1, error)` is asked as in training. `held`:
         as this process holds the model; None: the whole of it.

@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from gptx_nb.engine import checkpoints, memory, tuning
+from gptx_nb.engine import optimizer as optimizers
 from gptx_nb.engine.batches import Step
 from gptx_nb.engine.optimizer import Chain, Optimizer
 from gptx_nb.engine.train import Settings, make_optimizer
@@ -115,6 +116,10 @@ class Whole:
         """Return whether a checkpoint is saved `now`."""
         return now
 
+    def allocate(self) -> None:
+        """Take the memory that the optimiser's first step would take; gradients are there."""
+        optimizers.allocate(self.optimizer)
+
     def collect(self) -> None:
         """Bring what was trained to the plain model."""
 
@@ -196,6 +201,10 @@ class Sharded:
         summed = loss.detach().clone().reshape(1)
         dist.all_reduce(summed)
         return summed[0]
+
+    def allocate(self) -> None:
+        self.optimizer.take()
+        optimizers.allocate(self.optimizer)
 
     def collect(self) -> None:
         kept = dict(self._plain.named_parameters()) if self._ranks.rank == 0 else {}
