@@ -471,7 +471,7 @@ def learnt(held: Whole, found: task.Learner, optimizer: str) -> list[float]:
         save=lambda step: None,
         should_stop=lambda: False,
     )
-    return [*seen, *(float(each.double().sum()) for each in held.model.parameters())]
+    return [*seen, *(float(each.detach().double().sum()) for each in held.model.parameters())]
 
 
 def kept_beside(held: Whole) -> dict[str, torch.Size]:

@@ -110,12 +110,13 @@ def tuning(tuned: Tuning, padded_because: str | None, has_head: bool = True) -> 
 
 
 def memory(
-    estimate: Estimate, free: int | None, advice: Callable[[int], str], sharing: int = 1
+    estimate: Estimate, free: int | None, advice: Callable[[int], str], sharing: int = 1, beside: int = 0
 ) -> tuple[dict[str, Any], list[str]]:
     """Return what the plan says of memory, in bytes, and a warning where there may be too little.
 
     `advice` says what to type where only so many bytes are free; it is asked where that is too little. `estimate` is of
-    one process; `sharing` of them have to do with what is free.
+    one process; `sharing` of them have to do with what is free. `beside`: bytes of main memory that a run on another
+    device keeps for its frozen part.
     """
     parts = str(estimate).partition(": ")[2]
     known = f"; {free / 1e9:.1f} GB are free" if free is not None else ""
@@ -130,7 +131,9 @@ def memory(
         "choice": f"{sharing * estimate.total / 1e9:.1f} GB",
         "reason": f"at the peak{several}: {parts}{known}",
     }
-    return {**said, "parts": estimate.parts(), "free": free}, warnings
+    if beside:
+        said["reason"] += f"; {beside / 1e9:.1f} GB of main memory besides, for the frozen part"
+    return {**said, "parts": estimate.parts(), "free": free, "main_memory": beside}, warnings
 
 
 def speed(

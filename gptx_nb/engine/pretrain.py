@@ -74,6 +74,8 @@ class Pretraining:
             return make_optimizer(self.model, settings)
         return self.lowered.optimizer(settings.learning_rate, settings.weight_decay, settings.betas)
 
+    in_main_memory = 0  # nothing is frozen
+
     def hold(self, ranks: Ranks | None = None, checkpoint: Path | None = None) -> Whole | Sharded:
         """Return how this process holds the model while it trains; `ranks` have joined. `checkpoint`: to go on from."""
         device, dtype = self.device.device, self.device.dtype

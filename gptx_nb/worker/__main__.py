@@ -455,7 +455,7 @@ class Attempt:
         from gptx_nb.engine import memory
 
         ranks = self.ranks
-        demands = memory.demand(made.estimate, made.device.device)
+        demands = memory.demand(made.estimate, made.device.device, made.in_main_memory)
         if ranks is not None:  # one place for all: of several devices, a run must not hold some and wait for others
             told = ranks.gather("demands", {name: asdict(each) for name, each in demands.items()})
             if ranks.rank:
