@@ -1,10 +1,10 @@
 """What a run costs as the work grows: with the number of examples, and with their length.
 
     python benchmarks/growth.py SST2_FOLDER [--model tiny] [--examples 1000,10000,100000] [--lengths 32,128,512]
-        [--out growth]
+        [--epochs 1] [--out growth]
 
 SST2_FOLDER holds a training table (.csv or .csv.xz) with columns `text` and `label`; its sentences are joined until a
-text has as many tokens as asked for. Every row of the table is one run of the package, as a user starts it: one epoch,
+text has as many tokens as asked for. Every row of the table is one run of the package, as a user starts it: `--epochs`,
 every weight, and nothing else that costs time (no baselines, a plain head, 100 rows held out). Numbers of examples are
 tried at the first length, lengths with the first number of examples.
 
@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--examples", type=numbers, default=[1000, 10_000, 100_000])
     parser.add_argument("--lengths", type=numbers, default=[32, 128, 512])
+    parser.add_argument("--epochs", type=float, default=1, help="a small part of one measures memory in little time")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     from gptx_nb.engine import device, models
@@ -55,7 +56,7 @@ def main() -> None:
         made = examples(table, tokenizer, count + HELD_OUT, length)
         with tempfile.TemporaryDirectory() as home:
             os.environ["GPTX_HOME"] = home
-            rows.append({"examples": count, "tokens a text": length, **run(given.model, made, length)})
+            rows.append({"examples": count, "tokens a text": length, **run(given.model, made, length, given.epochs)})
         print(rows[-1], flush=True)
     about = {"device": chosen.name, "arithmetic": str(chosen.dtype).removeprefix("torch."), "model": given.model}
     report("What a run costs as the work grows", about, rows, rows, given.out)
@@ -79,7 +80,7 @@ def examples(table: pd.DataFrame, tokenizer: Any, count: int, length: int) -> pd
     return pd.DataFrame(made, columns=["text", "label"])
 
 
-def run(model: str, made: pd.DataFrame, length: int) -> dict[str, Any]:
+def run(model: str, made: pd.DataFrame, length: int, epochs: float) -> dict[str, Any]:
     import gptx_nb
 
     begun = time.time()
@@ -92,7 +93,7 @@ def run(model: str, made: pd.DataFrame, length: int) -> dict[str, Any]:
         head="plain",
         baselines=False,
         keep="last",
-        epochs=1,
+        epochs=epochs,
         max_length=length,
         wait=True,
     )

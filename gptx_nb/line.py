@@ -55,7 +55,8 @@ class Place:
         if device == "cpu":
             return resident(self.process.pid)
         run = RunFiles(Path(self.run))
-        rank = list(self.peaks).index(device)  # of several devices each has a process of its own
+        devices = [each for each in self.peaks if each != "cpu"]
+        rank = devices.index(device)  # of several devices each has a process of its own
         records, _ = metrics.read(run.of_rank(run.metrics_file(self.attempt), rank))
         return next((int(each["memory"]) for each in reversed(records) if each.get("memory") is not None), 0)
 

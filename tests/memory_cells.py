@@ -40,11 +40,15 @@ class Cell:
     sharded: bool = False
     bits: int = 32
     kept: bool = False  # the frozen part, of rows that make many steps
+    task: str = "classification"  # or "writing", "pretraining"
+    optimizer: str = "adamw"
 
     def __str__(self) -> str:
         words = [str(value) for value in [*vars(self).values()][:10]]
         more = [f"{self.processes} processes"] * (self.processes > 1) + ["shards"] * self.sharded
-        return " ".join([*words, *more, *([f"{self.bits} bits"] if self.bits != 32 else []), *["kept"] * self.kept])
+        more += [f"{self.bits} bits"] * (self.bits != 32) + ["kept"] * self.kept
+        usual = {"classification", "adamw"}
+        return " ".join([*words, *more, *(each for each in (self.task, self.optimizer) if each not in usual)])
 
 
 @dataclass(frozen=True)
@@ -75,9 +79,9 @@ def measured(cell: Cell) -> list[Measured]:
     return [Measured(**each) for each in json.loads(done.stdout.splitlines()[-1])]
 
 
-def model_of(kind: str, width: int, layers: int) -> Any:
-    """A classifier of random weights, GPT-2 or Llama."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+def model_of(kind: str, width: int, layers: int, classifies: bool = True) -> Any:
+    """A classifier or a language model of random weights, GPT-2 or Llama."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": PAD}
     if kind == "gpt2":
@@ -91,7 +95,7 @@ def model_of(kind: str, width: int, layers: int) -> Any:
             "num_key_value_heads": width // 128,
         }
     config = AutoConfig.for_model(kind, vocab_size=8000, num_labels=2, **size, **ends)
-    return AutoModelForSequenceClassification.from_config(config)
+    return (AutoModelForSequenceClassification if classifies else AutoModelForCausalLM).from_config(config)
 
 
 def learner_of(
@@ -112,28 +116,63 @@ def learner_of(
     return learner
 
 
+def writer_of(model: Any, cell: Cell) -> Any:
+    """A learner of answers: the last quarter of each row."""
+    import torch
+
+    from gptx_nb.engine import tuning
+    from gptx_nb.engine.tasks.encoding import Encoded
+    from gptx_nb.engine.tasks.targets import Learner
+
+    lengths = [cell.longest - index % 4 * cell.longest // 8 for index in range(cell.texts)]
+    rows = [Encoded([5] * length, [at >= 3 * length // 4 for at in range(length)]) for length in lengths]
+    tuned = tuning.prepare(model, cell.tune)
+    options: dict[str, Any] = {"pad_id": PAD, "device": torch.device("cpu"), "batch_size": cell.texts, "seed": 0}
+    return Learner(model, tuned, rows, [], token_budget=cell.at_once, streams=cell.streams, **options)
+
+
+def reader_of(model: Any, cell: Cell, folder: Path) -> Any:
+    """A learner of plain text in rows of `longest` tokens, `texts` of which are a step."""
+    from gptx_nb.engine import shards
+    from gptx_nb.engine.tasks.language_modeling import Learner
+
+    shards.write(folder, ((True, [5] * 300, 900) for _ in range(200)), end=0, vocabulary=8000)
+    options: dict[str, Any] = {"length": cell.longest, "tokens_per_step": cell.longest * cell.texts, "seed": 0}
+    return Learner(model, shards.Shards(folder), token_budget=cell.at_once, streams=cell.streams, **options)
+
+
 def measure(cell: Cell, ranks: Any = None) -> Measured:
     """Estimate, and train two steps; `ranks`: the processes that do so together."""
     import torch
 
-    from gptx_nb.engine import dropout, memory, packing, precision, quantized, setup
+    from gptx_nb.engine import dropout, memory, packing, precision, pretrain, quantized, setup
     from gptx_nb.engine.sharding import Sharded, Whole
     from gptx_nb.engine.train import Settings, arithmetic, make_optimizer, train
 
     if cell.rows == "padded":
         packing.PACKABLE = ()
-    cpu, dtype, settings = torch.device("cpu"), getattr(torch, cell.dtype), Settings(steps=2, learning_rate=1e-4)
-    model = model_of(cell.model, cell.width, cell.layers)
+    cpu, dtype = torch.device("cpu"), getattr(torch, cell.dtype)
+    settings = Settings(steps=2, learning_rate=1e-4, optimizer=cell.optimizer)
+    model = model_of(cell.model, cell.width, cell.layers, cell.task == "classification")
     if cell.bits == 4:
         quantized.to_4bit(model, dtype)
         model.to(cpu)  # which quantises
-    learner = learner_of(model, cell.tune, cell.longest, cell.texts, cell.at_once, cell.streams, cell.kept)
+    learner: Any
+    if cell.task == "writing":
+        learner = writer_of(model, cell)
+    elif cell.task == "pretraining":
+        learner = reader_of(model, cell, Path(tempfile.mkdtemp()) / "shards")
+    else:
+        learner = learner_of(model, cell.tune, cell.longest, cell.texts, cell.at_once, cell.streams, cell.kept)
     dropout.use(model)
+    if cell.optimizer == "adamw-8bit":
+        import bitsandbytes  # noqa: F401 (its code is in main memory; what is estimated is a GPU's)
     held = memory.held(model, cpu)
     lowered = precision.Lowered(model, dtype) if dtype is torch.bfloat16 else None
     held += lowered.beside if lowered else 0
     rank, count = (ranks.rank, ranks.count) if ranks else (0, 1)
-    estimate = setup.estimate_memory(model, learner, settings, dtype, cpu, held, count, sharded=cell.sharded, rank=rank)
+    estimated = pretrain.estimate_memory if cell.task == "pretraining" else setup.estimate_memory
+    estimate = estimated(model, learner, settings, dtype, cpu, held, count, sharded=cell.sharded, rank=rank)
     if ranks:
         ranks.join(cpu)
     way: Whole | Sharded
@@ -146,7 +185,8 @@ def measure(cell: Cell, ranks: Any = None) -> Measured:
         optimizer = lowered.optimizer(1e-4, 0.01, (0.9, 0.999)) if lowered else make_optimizer(model, settings)
         way = Whole(model, optimizer, dtype, ranks)
     CLEAR.write_text("5", encoding="ascii")  # the peak counts from here
-    learner.prepare(lambda: arithmetic(model, cpu, dtype))
+    if cell.task != "pretraining":
+        learner.prepare(lambda: arithmetic(model, cpu, dtype))
     nothing: Callable[..., Any] = lambda *_: None  # noqa: E731
     train(
         way.model,

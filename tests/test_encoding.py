@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 import gptx_nb
-from gptx_nb.engine.tasks import chat_templates, reading, templates
+from gptx_nb.engine.tasks import chat_templates, templates
 from gptx_nb.engine.tasks.encoding import Encoded, Encoder
 from gptx_nb.engine.tasks.templates import END, START, Segment
 from gptx_nb.errors import DataError, ModelError
@@ -352,16 +352,3 @@ def test_a_conversation_in_another_shape_is_refused() -> None:
         chat_templates.check([{"role": "user"}])
     with pytest.raises(DataError, match="a conversation is a list of turns"):
         chat_templates.check("Hello")
-
-
-def test_rows_share_the_numbers_of_their_tokens_so_that_many_texts_take_little_memory() -> None:
-    tokenizer = AutoTokenizer.from_pretrained(SHIPPED)
-    texts = [f"The film, number {number}, was remarkably good." for number in range(2 * reading.AT_ONCE + 1)]
-    rows = reading.flat(reading.encode(tokenizer, texts, reading.Reading(64)).rows)
-    assert rows == tokenizer(texts)["input_ids"], "in blocks as all at once"
-    encoder = Encoder(tokenizer, 64)
-    targets = [found.ids for text in texts if (found := encoder.encode([Segment(text, target=True)]))]
-    for each in (rows, targets):
-        objects = {token: {id(same) for row in each for same in row if same == token} for token in each[0]}
-        assert max(map(len, objects.values())) == 1
-        assert max(objects) > 256

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -68,6 +69,44 @@ def test_gpus_are_told_apart_that_two_processes_know_by_one_number(monkeypatch: 
     assert answers == ["trains", "waits", "waits"], "another GPU; the same; the same by another number"
     assert [*demands("8a-1")] == ["GPU-8a-1"]
     assert [*demands(None)] == ["cuda:0"]
+
+
+def test_what_a_run_on_a_gpu_keeps_in_main_memory_is_counted_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = Estimate(GB, 0, 0, GB, 0, 0, 0)
+    free = {"cuda": 9 * GB, "cpu": 3 * GB}
+    monkeypatch.setattr(memory, "available", lambda device: free[device.type])
+    monkeypatch.setattr(memory, "taken", lambda device: GB)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="8a-1"))
+
+    def demands(kept: int) -> dict[str, Demand]:
+        return memory.demand(needs, torch.device("cuda"), kept)
+
+    def with_place(demands: dict[str, Demand], *others: Place) -> str:
+        return decide(demands, others, 2, held=lambda *_: 0).answer
+
+    assert [*demands(0)] == ["GPU-8a-1"]
+    assert demands(2 * GB)["cpu"] == Demand(held=GB, to_come=2 * GB, free=3 * GB)
+    on_cpu = place(1, 2.0)
+    assert with_place(demands(0), on_cpu) == "trains", "it takes nothing of what the other needs"
+    assert with_place(demands(GB), on_cpu) == "trains", "both fit"
+    assert with_place(demands(2 * GB), on_cpu) == "waits"
+    of_gpu = Place("/home/runs/r/1", 1, 1, HERE, {name: each.peak for name, each in demands(2 * GB).items()}, True)
+    assert with_place({"cpu": Demand(0, GB, 3 * GB)}, of_gpu) == "waits", "nor does another begin beside it"
+    assert memory.demand(replace(needs, frozen=GB), torch.device("cpu"), GB).keys() == {"cpu"}, "counted once"
+
+
+def test_of_several_gpus_each_is_asked_for_what_its_own_process_holds(home: Path) -> None:
+    one, other = ({f"GPU-{name}": NEEDS, "cpu": NEEDS} for name in "ab")
+    peaks = {name: each.peak for name, each in memory.together([one, other]).items()}
+    assert peaks == {"GPU-a": 3 * GB, "cpu": 6 * GB, "GPU-b": 3 * GB}
+    run = RunStore().create("demo", lambda folder: None)
+    for rank, held in enumerate((5, 7)):
+        writer = metrics.MetricsWriter(run.of_rank(run.metrics_file(1), rank))
+        writer.append({"kind": "step", "step": 1, "memory": held})
+        writer.close()
+    found = Place(str(run.folder), 1, 1, HERE, peaks, True)
+    assert (found.held("GPU-a"), found.held("GPU-b")) == (5, 7)
 
 
 def test_a_run_that_would_not_fit_alone_does_not_wait() -> None:

@@ -28,8 +28,6 @@ GRID = [
     Cell("gpt2", 256, 8, "top:2", "float32", "padded", 512, 4, 4096, 1),
     Cell("gpt2", 256, 8, "head", "float32", "packed", 128, 16, 4096, 1),
     Cell("gpt2", 128, 8, "lora", "bfloat16", "packed", 256, 4, 512, 2),
-    Cell("llama", 256, 8, "full", "float32", "padded", 128, 16, 1024, 1),
-    Cell("llama", 256, 8, "lora", "float32", "packed", 32, 64, 4096, 1),
     Cell("llama", 256, 8, "top:4", "float32", "packed", 512, 4, 1024, 2),
     Cell("llama", 128, 8, "full", "bfloat16", "packed", 128, 8, 1024, 1),
     Cell("llama", 512, 8, "full", "float32", "packed", 64, 6, 256, 1, processes=2),
@@ -37,6 +35,9 @@ GRID = [
     Cell("llama", 512, 8, "lora", "bfloat16", "packed", 32, 4, 128, 1, processes=2, sharded=True),
     Cell("llama", 512, 12, "lora", "float32", "packed", 64, 4, 128, 1, bits=4),
     Cell("gpt2", 128, 2, "top:1", "float32", "packed", 128, 4000, 4096, 1, kept=True),
+    Cell("llama", 256, 8, "full", "float32", "packed", 128, 16, 1024, 1, task="writing"),
+    Cell("gpt2", 256, 8, "full", "float32", "packed", 128, 16, 1024, 1, task="pretraining", optimizer="muon"),
+    Cell("gpt2", 512, 8, "full", "float32", "packed", 32, 8, 256, 1, optimizer="adamw-8bit"),
 ]
 
 
@@ -54,7 +55,7 @@ def estimate(model: PreTrainedModel, learner: Learner, dtype: torch.dtype = torc
 @pytest.mark.skipif(not CLEAR.exists(), reason="the peak of a process can be measured on Linux only")
 @pytest.mark.parametrize("cell", GRID, ids=str)
 def test_the_estimate_is_within_15_percent_of_the_peak_of_a_run(cell: Cell) -> None:
-    if cell.bits == 4:
+    if cell.bits == 4 or cell.optimizer == "adamw-8bit":
         pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'gptx-nb[bitsandbytes]'")
     for found in measured(cell):
         assert abs(found.error) <= 0.15, f"{found.estimate / 1e6:.0f} MB estimated, {found.peak / 1e6:.0f} MB measured"

@@ -25,8 +25,13 @@ from safetensors.numpy import load_file
 from test_packing import CPU, PAD, ROWS, small
 
 from gptx_nb import files, launch, supervisor
-from gptx_nb.engine import packing, tuning
+from gptx_nb.engine import optimizer as optimizers
+from gptx_nb.engine import packing, trial, tuning
+from gptx_nb.engine.device import Device
+from gptx_nb.engine.precision import Lowered
+from gptx_nb.engine.sharding import Whole
 from gptx_nb.engine.tasks import text_classification as task
+from gptx_nb.engine.train import Batch, Settings, make_optimizer, train
 from gptx_nb.errors import RunFailed
 from gptx_nb.line import Line
 from gptx_nb.metrics import MetricsWriter
@@ -42,6 +47,7 @@ LONG = pd.DataFrame(
         "label": ["positive", "negative"] * 48,
     }
 )
+BF16 = torch.bfloat16
 FULL = (
     "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
 )
@@ -429,6 +435,94 @@ def test_a_frozen_part_that_memory_has_no_room_for_goes_to_the_disk(run: Run, mo
     assert run.frozen_part.is_file()
     assert notes(run)[-1] == "frozen part kept on disk: memory ran out as it was computed"
     assert found.token_budget == 256
+
+
+# ---- preflight ------------------------------------------------------------------------------------------------------
+
+
+def held_by(found: task.Learner, optimizer: str) -> Whole:
+    """Return the model of `found` as one process holds it."""
+    settings = Settings(steps=3, learning_rate=1e-2, warmup=0.0, optimizer=optimizer)
+    if optimizer == "masters":
+        return Whole(found._model, Lowered(found._model, torch.bfloat16).optimizer(1e-2, 0.1, (0.9, 0.999)), BF16, None)
+    return Whole(found._model, make_optimizer(found._model, settings), torch.float32, None)
+
+
+def preflight(held: Whole, found: task.Learner, pull: Callable[[int], bool]) -> Batch:
+    def with_less_memory(step: int, error: BaseException) -> Batch | None:
+        return found.longest() if pull(step) else None
+
+    here = Device(CPU, held.dtype, "", "", "", None, None)
+    return trial.seconds_of(held, found.longest(), found.loss, here, 0, with_less_memory)[1]
+
+
+def learnt(held: Whole, found: task.Learner, optimizer: str) -> list[float]:
+    seen: list[float] = []
+    train(
+        held.model,
+        held.optimizer,
+        Settings(steps=3, learning_rate=1e-2, warmup=0.0, optimizer=optimizer),
+        device=CPU,
+        dtype=held.dtype,
+        batch_at=found.step,
+        loss_of=found.loss,
+        record=lambda entry: seen.append(entry["loss"]),
+        evaluate=lambda step: None,
+        save=lambda step: None,
+        should_stop=lambda: False,
+    )
+    return [*seen, *(float(each.detach().double().sum()) for each in held.model.parameters())]
+
+
+def kept_beside(held: Whole) -> dict[str, torch.Size]:
+    names = {each: name for name, each in held.model.named_parameters()}
+    return {name: each.shape for name, each in optimizers.state(held.optimizer, names).items()}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw-8bit", "muon", "masters"])
+def test_what_the_optimiser_keeps_is_there_before_the_first_step_and_changes_nothing(optimizer: str) -> None:
+    if optimizer == "adamw-8bit":
+        pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'gptx-nb[bitsandbytes]'")
+    plain, tried = learner(), learner()
+    without, tried_first = held_by(plain, optimizer), held_by(tried, optimizer)
+    preflight(tried_first, tried, lambda step: False)
+    before = kept_beside(tried_first)
+    assert all(each.grad is None for each in tried_first.model.parameters())
+    found = learnt(without, plain, optimizer)
+    assert before == kept_beside(without), "as the first step makes it"
+    assert learnt(tried_first, tried, optimizer) == found, "to the last bit"
+
+
+def test_an_optimiser_that_does_not_fit_is_found_before_the_first_step(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room, zeros_like = [2], torch.zeros_like
+
+    def allocated(tensor: torch.Tensor, **more: Any) -> torch.Tensor:
+        if room[0] and "memory_format" in more:  # as AdamW asks for what it keeps
+            room[0] -= 1
+            raise RuntimeError(FULL)
+        return zeros_like(tensor, **more)
+
+    plain, found = learner(), learner()
+    undisturbed = learnt(held_by(plain, "adamw"), plain, "adamw")
+    said: list[str] = []
+    mine = Levers(run, 1, 0, said.append)
+    mine.begin(found, CPU, None)
+    held = held_by(found, "adamw")
+    monkeypatch.setattr(torch, "zeros_like", allocated)
+    taken = preflight(held, found, mine.pull)
+    assert found.token_budget == 64, "two levers"
+    assert [len(each["labels"]) for each in taken.micro] == [8] * 8
+    assert said[-1].startswith("memory ran out before the first step: going on with 64 tokens at once")
+    assert learnt(held, found, "adamw") == pytest.approx(undisturbed, rel=1e-4), "rows go together otherwise"
+
+    room[0] = 99
+    with pytest.raises(RuntimeError, match="can't allocate memory") as caught:
+        preflight(held_by(found, "adamw"), found, mine.pull)
+    said_last = _last_words(caught.value, run, mine)
+    assert said_last["reason"] == "out of memory"
+    assert said_last["message"].startswith("the device has too little memory: with 16 tokens at once, one micro-batch")
 
 
 def test_last_words_say_what_to_set(run: Run) -> None:

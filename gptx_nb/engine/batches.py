@@ -54,19 +54,31 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int) -> Tensors:
 
 
 def by_length(rows: Sequence[Sized], *, token_budget: int, packed: bool = False, streams: int = 1) -> list[list[int]]:
+    """Group the numbers of `rows` as `by_lengths` does."""
+    lengths = [len(row) for row in rows]
+    return by_lengths(lengths, token_budget=token_budget, packed=packed, streams=streams)
+
+
+def longest_first(lengths: np.ndarray, most: int) -> list[int]:
+    """Return the numbers of the `most` longest rows; of equal ones, the first come first."""
+    found: list[int] = np.argsort(-lengths, kind="stable")[:most].tolist()
+    return found
+
+
+def by_lengths(lengths: Sequence[int], *, token_budget: int, packed: bool = False, streams: int = 1) -> list[list[int]]:
     """Group row numbers, shortest first, so that a group's tokens stay within `token_budget`.
 
     Padding counts. A packed group has none but inside attention, where it may take as much again: else one long text
     among many short ones would fill memory. With several `streams` there are as many groups for each, of about as many
     tokens, as far as rows can be shared out; stream s takes every group whose number is s modulo `streams`.
     """
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-    total = sum(max(1, len(row)) for row in rows)
+    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+    total = sum(max(1, length) for length in lengths)
     shares = streams * -(-total // (streams * token_budget)) if streams > 1 else 1
     groups: list[list[int]] = []
     before, share_of_last, tokens = 0, -1, 0
     for index in order:
-        length = max(1, len(rows[index]))
+        length = max(1, lengths[index])
         share = (2 * before + length) * shares // (2 * total)  # by the middle of the row
         padded = (len(groups[-1]) + 1) * length if groups else length
         fits = tokens + length <= token_budget and padded <= 2 * token_budget if packed else padded <= token_budget

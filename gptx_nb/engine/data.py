@@ -13,13 +13,15 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptx_nb import files, text_pairs
 from gptx_nb.engine import label_sets
+from gptx_nb.engine.ragged import Ragged
+from gptx_nb.engine.stored import ROWS_AT_ONCE, Stored
 from gptx_nb.engine.tables import Sheet, read
 from gptx_nb.engine.tasks import columns as guessing
 from gptx_nb.errors import DataError, nearest
@@ -55,8 +57,8 @@ _LISTED = 12
 class Examples:
     """Texts and, for each, the index of its label in `Table.labels`; of a multi-label table a list of such."""
 
-    texts: list[str]
-    labels: list[Any]
+    texts: Sequence[str]
+    labels: Sequence[Any]
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -604,7 +606,7 @@ def _repeats(examples: Examples, shown: str) -> list[str]:
 # ---- validation -----------------------------------------------------------------------------------------------------
 
 
-def split(texts: list[str], labels: list[int], share: float, seed: int) -> tuple[list[int], list[int], str]:
+def split(texts: Sequence[str], labels: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int], str]:
     """Return the rows to learn from, the rows to hold back, and a note on how many and why.
 
     By label, in the same proportions. Identical texts stay on one side, every label keeps a row to learn from. A text's
@@ -748,19 +750,23 @@ def save_snapshot(table: Table, folder: Path) -> None:
 
 
 def load_snapshot(folder: Path) -> Table:
-    """Read what `save_snapshot` wrote; raises DataError where it is missing or is not what it was."""
+    """Return what `save_snapshot` wrote; raises DataError where it is missing or is not what it was.
+
+    Texts stay in the file, and are read when they are asked for.
+    """
     report: dict[str, Any] | None = files.read_json(folder / "report.json")
     if report is None:
         raise DataError(f"{folder} holds no complete snapshot of the examples. Run the cell again under another name")
     try:
         train, labels = _from_parquet(folder / "train.parquet")
         validation = _from_parquet(folder / "validation.parquet")[0] if report["validation"] else None
+        found = fingerprint(train, validation, labels)
     except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are ValueErrors and OSErrors
         reason = str(error).splitlines()[0][:120]
         raise DataError(
             f"the snapshot of the examples in {folder} cannot be read: {reason}. Run the cell again under another name"
         ) from None
-    if fingerprint(train, validation, labels) != report["fingerprint"]:
+    if found != report["fingerprint"]:
         raise DataError(
             f"the snapshot of the examples in {folder} has been changed since it was made. Run the cell again "
             "under another name"
@@ -781,17 +787,22 @@ def _to_parquet(examples: Examples, labels: list[str]) -> bytes:
         }
     ).replace_schema_metadata({"gptx_nb.labels": json.dumps(labels, ensure_ascii=False)})
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd", row_group_size=ROWS_AT_ONCE)
     return buffer.getvalue()
 
 
 def _from_parquet(path: Path) -> tuple[Examples, list[str]]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pq.read_table(pa.BufferReader(path.read_bytes()))
-    labels: list[str] = json.loads(table.schema.metadata[b"gptx_nb.labels"])
-    return Examples(table.column("text").to_pylist(), table.column("label").to_pylist()), labels
+    metadata = pq.read_schema(path).metadata or {}
+    labels: list[str] = json.loads(metadata[b"gptx_nb.labels"])
+    numbers: Stored[Any] = Stored(path, "label", _as_it_is)
+    several = len(numbers) > 0 and isinstance(numbers[0], list)
+    return Examples(Stored(path, "text", str), Ragged(numbers) if several else list(numbers)), labels
+
+
+def _as_it_is(cell: Any) -> Any:
+    return cell
 
 
 def _listed(names: Iterable[object]) -> str:

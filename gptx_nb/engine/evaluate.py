@@ -14,7 +14,7 @@ SAMPLES = 4  # held-out rows that people may look at while a model learns
 SAMPLE_LETTERS = 200
 
 
-def scores(labels: list[str], truth: list[int], logits: np.ndarray) -> dict[str, Any]:
+def scores(labels: list[str], truth: Sequence[int], logits: np.ndarray) -> dict[str, Any]:
     """Return accuracy, macro F1, mean cross entropy (nats), per-class figures and the confusion matrix.
 
     `logits` is (rows, labels). Row i, column j of the confusion matrix counts texts of label i that were called j.
@@ -41,13 +41,13 @@ def scores(labels: list[str], truth: list[int], logits: np.ndarray) -> dict[str,
     }
 
 
-def intervals(labels: list[str], truth: list[int], guess: np.ndarray) -> dict[str, dict[str, Any]]:
+def intervals(labels: list[str], truth: Sequence[int], guess: np.ndarray) -> dict[str, dict[str, Any]]:
     """Return accuracy and macro F1 as Scores: each with its 95 % bootstrap interval and its number of examples."""
     found = single_label(labels, truth, guess.tolist())
     return {"accuracy": found.accuracy.to_json(), "macro_f1": found.macro_f1.to_json()}
 
 
-def measured(labels: list[str], truth: list[int], logits: np.ndarray) -> dict[str, dict[str, Any]]:
+def measured(labels: list[str], truth: Sequence[int], logits: np.ndarray) -> dict[str, dict[str, Any]]:
     """Return `intervals` of what `logits` (rows, labels) say, and the expected calibration error as a Score."""
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
     shares /= shares.sum(axis=1, keepdims=True)

@@ -8,7 +8,7 @@ model. Training itself knows neither.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gptx_nb.engine import answers, evaluate, models, multi_label, plan
 from gptx_nb.engine.data import Table, label_name
 from gptx_nb.engine.examples import AnyTable
+from gptx_nb.engine.ragged import Ragged
 from gptx_nb.engine.rendering import pieces
 from gptx_nb.engine.roles import CLASSIFICATION, RoleTable
 from gptx_nb.engine.tasks import (
@@ -31,11 +32,11 @@ from gptx_nb.engine.tasks import (
     targets,
     text_classification,
 )
-from gptx_nb.engine.tasks.encoding import Encoded, Encoder
+from gptx_nb.engine.tasks.encoding import Encoded, EncodedRows, Encoder
 from gptx_nb.engine.tasks.head_start import Base, Start
 from gptx_nb.engine.tasks.label_words import PROMPT_FILE, Wording
 from gptx_nb.engine.tasks.long_contexts import Windows
-from gptx_nb.engine.tasks.reading import Reading, Row
+from gptx_nb.engine.tasks.reading import Reading, Row, TokenRows
 from gptx_nb.engine.tasks.templates import Example
 from gptx_nb.engine.tasks.writing import LONG, TASKS
 from gptx_nb.engine.tuning import Tuning
@@ -84,7 +85,7 @@ class Job(Protocol):
     @property
     def rows(self) -> int: ...  # to learn from
     @property
-    def token_rows(self) -> tuple[list[list[int]], list[list[int]]]: ...  # to learn from, and held back
+    def token_rows(self) -> tuple[Ragged, Ragged]: ...  # to learn from, and held back
     @property
     def more_tokens(self) -> list[int]: ...  # that are needed besides, by numbers
     def renumber(self, cut: Any) -> None: ...  # for an embedding with fewer rows (vocabulary.Cut)
@@ -119,9 +120,8 @@ class Classification:
     shares_vocabulary = False
 
     def __post_init__(self) -> None:
-        self._rows: list[Row] = []
-        self._held: list[Row] = []
-        self._shown = self._rows, self._held
+        self._rows, self._held = TokenRows(), TokenRows()
+        self._renumbered: Any = None  # the cut vocabulary (vocabulary.Cut) whose numbers the rows have
         self._cut = 0
         self.start = Start(None, None, "a new head on the plain text")
         self._before: head_start.Before | None = None
@@ -177,28 +177,33 @@ class Classification:
         found = self._read(tokenizer, self.table.train.texts)
         more = self._read(tokenizer, self.table.validation.texts if self.table.validation is not None else [])
         self._rows, self._held, self._cut = found.rows, more.rows, found.cut + more.cut
-        self._shown = self._rows, self._held
-        self._cost = self._reading.cost([*found.rows, *more.rows], self._cut, found.tokens + more.tokens)
+        self._renumbered = None
+        self._cost = self._reading.cost(found.rows, self._cut, found.tokens + more.tokens, more.rows)
 
     def _reading_at(self, max_length: int) -> Reading:
         pair = self.report.get("text_pair") is not None
         return Reading(max_length, self.recipe.long_texts, self.recipe.stride, pair)
 
-    def _read(self, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> reading.Rows:
+    def _read(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> reading.Rows:
         return label_words.read(tokenizer, self.start.wording, texts, self._reading)
+
+    def _first(self, count: int) -> list[Row]:
+        """Return the first rows, with the tokenizer's numbers."""
+        rows = self._rows[:count]
+        cut = self._renumbered
+        return rows if cut is None else [reading.renumbered(row, cut.original) for row in rows]
 
     @property
     def rows(self) -> int:
         return len(self._rows)
 
     @property
-    def token_rows(self) -> tuple[list[list[int]], list[list[int]]]:
-        return reading.flat(self._rows), reading.flat(self._held)
+    def token_rows(self) -> tuple[Ragged, Ragged]:
+        return self._rows.windows, self._held.windows
 
     def renumber(self, cut: Any) -> None:
-        self._rows, self._held = (
-            [reading.renumbered(row, cut.tokens) for row in each] for each in (self._rows, self._held)
-        )
+        self._rows, self._held = self._rows.renumbered(cut.tokens), self._held.renumbered(cut.tokens)
+        self._renumbered = cut
         if self._before is not None:
             self._before = self._before.renumbered(cut.tokens)
 
@@ -207,14 +212,14 @@ class Classification:
         return text_classification.Learner(model, tuned, self._rows, labels, self._held, pull=pull, **options)
 
     def told(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-        told = plan.examples(self.table, tokenizer, *self._shown, self._cut)
+        told = plan.examples(self.table, tokenizer, self._rows, self._held, self._first(3), self._cut)
         told = {**told, "notes": [*told["notes"], *self.start.notes()], **self.start.told()}
         return {**told, "long_texts": self._cost} if self._cost is not None else told
 
     def seen(self, tokenizer: PreTrainedTokenizerBase, count: int) -> list[dict[str, Any]]:
         """Return the first examples token by token: none is predicted, but for the label behind them all."""
         labels = [label_name(self.table.labels, label) for label in self.table.train.labels[:count]]
-        rows = [[token for window in reading.windows_of(row) for token in window] for row in self._shown[0][:count]]
+        rows = [[token for window in reading.windows_of(row) for token in window] for row in self._first(count)]
         return [
             {"pieces": pieces(row, [False] * len(row), tokenizer), "label": label, "tokens": len(row)}
             for row, label in zip(rows, labels, strict=True)
@@ -308,7 +313,7 @@ class MultiLabel(Classification):
         return models.load_classifier(base, tokenizer, self.table.labels, seed, scratch=scratch, multi_label=True)
 
     def learner(self, model: PreTrainedModel, tuned: Tuning, **options: Any) -> Learner:
-        truth = multi_label.flags(self.table.train.labels, len(self.table.labels)).astype(float).tolist()
+        truth = multi_label.flags(self.table.train.labels, len(self.table.labels)).astype(np.float32)
         return text_classification.Learner(model, tuned, self._rows, truth, self._held, **options)
 
     def resolved(self) -> dict[str, Any]:
@@ -356,8 +361,7 @@ class Writing:
 
     def __post_init__(self) -> None:
         self.task = TASKS[self.table.task]
-        self._rows: list[Encoded] = []
-        self._held: list[Encoded] = []
+        self._rows, self._held = EncodedRows(), EncodedRows()
         self._scored_on: list[int] = []  # places of the examples held back that fit
         self._facts = dict(self.table.facts)
         self._counts: dict[str, int] = {}
@@ -393,7 +397,8 @@ class Writing:
         return  # it writes with the head that it has
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-        self._rows, self._held, self._notes, self._windowed = [], [], [], 0  # it may be asked for several lengths
+        self._rows, self._held = EncodedRows(), EncodedRows()  # anew: it may be asked for several lengths
+        self._notes, self._windowed = [], 0
         if self.task.name == "chat":
             name, reason = chat_templates.choose(tokenizer)
             self._notes.append(f"chat template: {name} ({reason})")
@@ -413,11 +418,12 @@ class Writing:
                 fitting = [row for row in found if row is not None and any(row.loss)]
                 cut += shortened or any(row.cut for row in fitting)
                 left_out[part] += [] if fitting else [at]
-                rows += fitting
-                parts += segments
+                rows.extend(fitting)
+                parts += [] if self._rows else segments
             if parts and not rows and rows is self._rows:
                 encoder.rows(parts, str(self.report["source"]))  # says why nothing can be learnt
-        self._scored_on = [at for at in range(len(held)) if at not in set(left_out["validation"])]
+        out = set(left_out["validation"])
+        self._scored_on = [at for at in range(len(held)) if at not in out]
         counts = {part: len(places) for part, places in left_out.items()}
         self._counts = {"cut": cut, "left_out": sum(counts.values()), "left_out_of_scoring": counts["validation"]}
         if self._windowed:
@@ -482,8 +488,8 @@ class Writing:
         return len(self._rows)
 
     @property
-    def token_rows(self) -> tuple[list[list[int]], list[list[int]]]:
-        return [row.ids for row in self._rows], [row.ids for row in self._held]
+    def token_rows(self) -> tuple[Ragged, Ragged]:
+        return self._rows.ids, self._held.ids
 
     @property
     def more_tokens(self) -> list[int]:
@@ -496,8 +502,9 @@ class Writing:
         return targets.Learner(model, tuned, self._rows, self._held, **options)
 
     def told(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-        lengths = sorted(len(row.ids) for row in [*self._rows, *self._held])
-        answers_of = sorted(sum(row.loss) for row in [*self._rows, *self._held])
+        parts = self._rows, self._held
+        lengths = np.sort(np.concatenate([each.ids.lengths for each in parts])).tolist()
+        answers_of = np.sort(np.concatenate([each.targets for each in parts])).tolist()
         return {
             "task": {"choice": self.table.task, "reason": self.report["task_why"]},
             "train_rows": len(self._rows),

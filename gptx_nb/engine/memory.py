@@ -41,6 +41,7 @@ Tensors = dict[str, torch.Tensor]
 
 TUNABLE = "glibc.malloc.tcache_count=0"  # small objects that were freed no longer keep large blocks apart
 M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+MAIN = torch.device("cpu")
 MARGIN = 0.15  # of what is to come, kept free: the error that an estimate may have
 
 
@@ -268,13 +269,20 @@ def available(device: torch.device) -> int | None:
     return devices.memory(device)[1]
 
 
-def demand(estimate: Estimate | None, device: torch.device) -> dict[str, Demand]:
-    """Return what a run takes of its device, for its place in line; empty where that cannot be told."""
+def demand(estimate: Estimate | None, device: torch.device, in_main_memory: int = 0) -> dict[str, Demand]:
+    """Return what a run takes of its device, for its place in line; empty where that cannot be told.
+
+    `in_main_memory`: bytes that a run on another device is going to keep there (see `kept_in_main_memory`).
+    """
     free = available(device)
     if estimate is None or free is None:
         return {}
     held, to_come = estimate.weights + estimate.process, round(estimate.to_come * (1 + MARGIN))
-    return {devices.whole_name(device): Demand(held, to_come, free)}
+    found = {devices.whole_name(device): Demand(held, to_come, free)}
+    free_beside = available(MAIN) if in_main_memory and device.type != "cpu" else None
+    if free_beside is not None:
+        found[str(MAIN)] = Demand(taken(MAIN) or 0, in_main_memory, free_beside)
+    return found
 
 
 def together(demands: Sequence[dict[str, Demand]]) -> dict[str, Demand]:

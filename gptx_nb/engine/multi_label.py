@@ -8,7 +8,7 @@ scored with a threshold that it helped to choose, each half has the other's.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ FEWEST_OF_A_LABEL = 10  # rows held back with a label, for a threshold of its ow
 Threshold = float | list[float]  # one for all labels, or one for each in their order
 
 
-def flags(rows: list[list[int]], labels: int) -> np.ndarray:
+def flags(rows: Sequence[Sequence[int]], labels: int) -> np.ndarray:
     """Return booleans (texts, labels): which labels each text has."""
     found = np.zeros((len(rows), labels), dtype=bool)
     for at, row in enumerate(rows):
@@ -83,7 +83,7 @@ def given(shares: np.ndarray, truth: np.ndarray, threshold: float | None) -> tup
 
 
 def scores(
-    labels: list[str], rows: list[list[int]], logits: np.ndarray, threshold: float | None = None
+    labels: list[str], rows: Sequence[Sequence[int]], logits: np.ndarray, threshold: float | None = None
 ) -> dict[str, Any]:
     """Return micro and macro F1, how often all labels are right, mean binary cross entropy (nats), and the threshold.
 

@@ -207,6 +207,28 @@ class MasterAdamW(torch.optim.Optimizer):
             yield from group["params"]
 
 
+def allocate(optimizer: Optimizer) -> None:
+    """Make what `optimizer` keeps beside each parameter that has a gradient, as its first step would make it: zeros.
+
+    So what it takes is taken before that step, and nothing is learnt. What is there already stays as it is.
+    """
+    for part in _parts(optimizer):
+        for number, group in enumerate(part.param_groups):
+            for place, parameter in enumerate(group["params"]):
+                if parameter.grad is None or part.state.get(parameter):
+                    continue
+                if isinstance(part, torch.optim.AdamW):
+                    part.state[parameter] = {
+                        "step": torch.zeros((), device=parameter.device),  # where the fused kernel reads it
+                        "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                        "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                    }
+                elif isinstance(part, Muon):
+                    part.state[parameter] = {"momentum_buffer": torch.zeros_like(parameter)}
+                elif (init := getattr(part, "init_state", None)) is not None:  # bitsandbytes has a function for it
+                    init(group, parameter, number, place)
+
+
 def _on_cpu(tensors: Sequence[torch.Tensor]) -> bool:
     return all(each.device.type == "cpu" for each in tensors)
 

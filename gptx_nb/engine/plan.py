@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from gptx_nb.engine import defaults
 from gptx_nb.engine.data import label_name
 from gptx_nb.engine.tasks.reading import windows_of
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from gptx_nb.engine.data import Table
     from gptx_nb.engine.device import Device
     from gptx_nb.engine.memory import Estimate
-    from gptx_nb.engine.tasks.reading import Row
+    from gptx_nb.engine.tasks.reading import Row, TokenRows
     from gptx_nb.engine.tuning import Tuning
 
 MOST_LENGTH = 512  # tokens; longer rows are taken where the recipe asks for them
@@ -57,12 +59,16 @@ def resumed(decided: dict[str, Any], before: dict[str, Any] | None) -> dict[str,
 def examples(
     table: Table,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Row],
-    held_rows: Sequence[Row],
+    rows: TokenRows,
+    held_rows: TokenRows,
+    first: Sequence[Row],
     cut: int,
 ) -> dict[str, Any]:
-    """Return what the plan says of the encoded examples: numbers, lengths, the first three as the model sees them."""
-    lengths = sorted(len(row) for row in [*rows, *held_rows])
+    """Return what the plan says of the encoded examples: numbers, lengths, the `first` few as the model sees them.
+
+    Those have the tokenizer's numbers; `rows` may have others.
+    """
+    lengths = np.sort(np.concatenate([rows.lengths, held_rows.lengths])).tolist()
     return {
         "labels": table.labels,
         "train_rows": len(rows),
@@ -76,11 +82,11 @@ def examples(
         },
         "rendered": [
             {
-                "text": str(tokenizer.decode(windows_of(rows[index])[0])).strip("\ufffd"),  # a cut splits a character
+                "text": str(tokenizer.decode(windows_of(row)[0])).strip("\ufffd"),  # a cut splits a character
                 "label": label_name(table.labels, table.train.labels[index]),
-                "tokens": len(rows[index]),
+                "tokens": len(row),
             }
-            for index in range(min(3, len(rows)))
+            for index, row in enumerate(first)
         ],
         "notes": [*table.report.get("warnings", [])],
     }
@@ -104,12 +110,13 @@ def tuning(tuned: Tuning, padded_because: str | None, has_head: bool = True) -> 
 
 
 def memory(
-    estimate: Estimate, free: int | None, advice: Callable[[int], str], sharing: int = 1
+    estimate: Estimate, free: int | None, advice: Callable[[int], str], sharing: int = 1, beside: int = 0
 ) -> tuple[dict[str, Any], list[str]]:
     """Return what the plan says of memory, in bytes, and a warning where there may be too little.
 
     `advice` says what to type where only so many bytes are free; it is asked where that is too little. `estimate` is of
-    one process; `sharing` of them have to do with what is free.
+    one process; `sharing` of them have to do with what is free. `beside`: bytes of main memory that a run on another
+    device keeps for its frozen part.
     """
     parts = str(estimate).partition(": ")[2]
     known = f"; {free / 1e9:.1f} GB are free" if free is not None else ""
@@ -124,7 +131,9 @@ def memory(
         "choice": f"{sharing * estimate.total / 1e9:.1f} GB",
         "reason": f"at the peak{several}: {parts}{known}",
     }
-    return {**said, "parts": estimate.parts(), "free": free}, warnings
+    if beside:
+        said["reason"] += f"; {beside / 1e9:.1f} GB of main memory besides, for the frozen part"
+    return {**said, "parts": estimate.parts(), "free": free, "main_memory": beside}, warnings
 
 
 def speed(

@@ -74,6 +74,8 @@ class Pretraining:
             return make_optimizer(self.model, settings)
         return self.lowered.optimizer(settings.learning_rate, settings.weight_decay, settings.betas)
 
+    in_main_memory = 0  # nothing is frozen
+
     def hold(self, ranks: Ranks | None = None, checkpoint: Path | None = None) -> Whole | Sharded:
         """Return how this process holds the model while it trains; `ranks` have joined. `checkpoint`: to go on from."""
         device, dtype = self.device.device, self.device.dtype
@@ -449,8 +451,23 @@ def _called(recipe: PretrainRecipe) -> str:
 
 def _estimate(made: Pretraining, held: int, ranks: Ranks | Alone, *, sharded: bool = False) -> memory.Estimate:
     """Estimate the peak of this process; `held`: what it holds beside the weights, in bytes."""
-    model, learner, settings = made.model, made.learner, made.settings
-    device, dtype = made.device.device, made.device.dtype
+    found = made.model, made.learner, made.settings, made.device.dtype, made.device.device
+    return estimate_memory(*found, held, ranks.count, sharded=sharded, rank=ranks.rank)
+
+
+def estimate_memory(
+    model: PreTrainedModel,
+    learner: task.Learner,
+    settings: Settings,
+    dtype: torch.dtype,
+    device: torch.device,
+    held: int,
+    ranks: int = 1,
+    *,
+    sharded: bool = False,
+    rank: int = 0,
+) -> memory.Estimate:
+    """Estimate the peak of one of `ranks` processes, as `setup.estimate_memory` does for fine-tuning."""
     step = learner.trial()
 
     def make(each: torch.nn.Module) -> Optimizer:
@@ -467,9 +484,9 @@ def _estimate(made: Pretraining, held: int, ranks: Ranks | Alone, *, sharded: bo
         make_optimizer=make,
         device=device,
         dtype=dtype,
-        several=len(learner.step(0, 0, ranks.count).micro) > len(step.micro),
+        several=len(learner.step(0, 0, ranks).micro) > len(step.micro),
         streams=len(step.micro),
         process=held,
-        summed=BUCKET * 4 if ranks.count > 1 and not sharded else 0,
-        shards=sharding.memory_of(model, dtype, device, ranks.rank, ranks.count) if sharded else None,
+        summed=BUCKET * 4 if ranks > 1 and not sharded else 0,
+        shards=sharding.memory_of(model, dtype, device, rank, ranks) if sharded else None,
     )

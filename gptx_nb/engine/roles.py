@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptx_nb import files
 from gptx_nb.engine import data
+from gptx_nb.engine.stored import ROWS_AT_ONCE, Stored
 from gptx_nb.engine.tables import Sheet, read
 from gptx_nb.engine.tasks import columns as guessing
 from gptx_nb.engine.tasks import templates
@@ -45,11 +46,11 @@ class RoleTable:
     """
 
     task: str
-    train: list[Example]
-    validation: list[Example] | None
+    train: Sequence[Example]
+    validation: Sequence[Example] | None
     facts: dict[str, Any]
     report: dict[str, Any]
-    numbers: dict[str, list[int]]
+    numbers: Mapping[str, Sequence[int]]
 
 
 @dataclass
@@ -429,13 +430,18 @@ def save_snapshot(table: RoleTable, folder: Path) -> None:
             continue
         rows = pa.array([json.dumps(each, ensure_ascii=False) for each in part], pa.string())
         buffer = io.BytesIO()
-        pq.write_table(pa.table({"example": rows, "row": table.numbers[name]}), buffer, compression="zstd")
+        numbers = pa.array(table.numbers[name], pa.int64())
+        whole = pa.table({"example": rows, "row": numbers})
+        pq.write_table(whole, buffer, compression="zstd", row_group_size=ROWS_AT_ONCE)
         files.write_bytes(path, buffer.getvalue())
     files.write_json(folder / "report.json", table.report)
 
 
 def load_snapshot(folder: Path) -> RoleTable:
-    """Read what `save_snapshot` wrote; raises DataError where it is missing or is not what it was."""
+    """Return what `save_snapshot` wrote; raises DataError where it is missing or is not what it was.
+
+    Examples stay in the file, and are read when they are asked for.
+    """
     report: dict[str, Any] | None = files.read_json(folder / "report.json")
     if report is None:
         raise DataError(f"{folder} holds no complete snapshot of the examples. Run the cell again under another name")
@@ -443,19 +449,19 @@ def load_snapshot(folder: Path) -> RoleTable:
     try:
         train, learnt = _stored(folder / "train.parquet")
         validation, held = _stored(folder / "validation.parquet") if report["validation"] else (None, [])
+        found = fingerprint(train, validation)
     except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are ValueErrors and OSErrors
         reason = str(error).splitlines()[0][:120]
         raise DataError(f"the snapshot of the examples in {folder} cannot be read: {reason}. {again}") from None
-    if fingerprint(train, validation) != report["fingerprint"]:
+    if found != report["fingerprint"]:
         raise DataError(f"the snapshot of the examples in {folder} has been changed since it was made. {again}")
     numbers = {"train": learnt, "validation": held}
     return RoleTable(report["task"], train, validation, report["facts"], report, numbers)
 
 
-def _stored(path: Path) -> tuple[list[Example], list[int]]:
-    import pyarrow as pa
+def _stored(path: Path) -> tuple[Sequence[Example], Sequence[int]]:
     import pyarrow.parquet as pq
 
-    table = pq.read_table(pa.BufferReader(path.read_bytes()))
-    examples = [json.loads(each) for each in table.column("example").to_pylist()]
-    return examples, table.column("row").to_pylist() if "row" in table.column_names else [0] * len(examples)
+    examples: Stored[Example] = Stored(path, "example", json.loads)
+    known = "row" in pq.read_schema(path).names
+    return examples, Stored(path, "row", int) if known else [0] * len(examples)

@@ -5,6 +5,7 @@ Reads the base model; writes no file and trains nothing.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -75,6 +76,11 @@ class Setup:
         """The optimiser of the whole model."""
         return _optimizer(self.model, self.lowered, self.settings)
 
+    @property
+    def in_main_memory(self) -> int:
+        """What is kept of a frozen part in main memory, in bytes, whatever the device; 0 where it is on disk."""
+        return _kept(self.learner)
+
     def hold(self, ranks: Ranks | None = None, checkpoint: Path | None = None) -> Whole | Sharded:
         """Return how this process holds the model while it trains; `ranks` have joined. `checkpoint`: to go on from."""
         device, dtype = self.device.device, self.device.dtype
@@ -94,7 +100,7 @@ class Setup:
     def preflight(
         self, with_less_memory: Callable[[int, BaseException], Batch | None], held: Whole | Sharded | None = None
     ) -> dict[str, Any]:
-        """Compute the gradient of `trial` before anything counts on it; return what the plan says of speed.
+        """Compute the gradient of `trial`, and make what the optimiser keeps; return what the plan says of speed.
 
         Nothing is learnt from it. Where memory runs out, `with_less_memory(-1, error)` is asked as in training. `held`:
         as this process holds the model; None: the whole of it.
@@ -321,7 +327,7 @@ def _cut_vocabulary(recipe: Recipe, job: Job, model: PreTrainedModel, pad_id: in
     if recipe.tune != "full" or job.shares_vocabulary or packing.why_not(model) is not None:
         return None, pad_id
     rows, held_rows = job.token_rows
-    cut = vocabulary.Cut(model, [*rows, *held_rows], [pad_id, *job.more_tokens])
+    cut = vocabulary.Cut(model, itertools.chain(rows, held_rows), [pad_id, *job.more_tokens])
     job.renumber(cut)
     return cut, cut.tokens([pad_id])[0]
 
@@ -356,7 +362,7 @@ def _with_estimate(
         )
 
     def advice(free: int) -> str:
-        longest = max(map(len, [row for rows in job.token_rows for row in rows]))
+        longest = max(int(rows.lengths.max()) for rows in job.token_rows if len(rows))
         found = fitting.nearest(
             recipe, job, made.model, made.tokenizer, longest=longest, free=free, device=device, estimate_of=estimate_of
         )
@@ -378,7 +384,8 @@ def _with_estimate(
             made.learner.streams = 1  # the passes of all ranks have to meet
             estimate = estimate_of(made.model, made.learner)
         sharing = ranks.count if device.type == "cpu" else 1
-        decided["memory"], warnings = plan.memory(estimate, memory.available(device), advice, sharing)
+        beside = _kept(made.learner) if device.type != "cpu" else 0
+        decided["memory"], warnings = plan.memory(estimate, memory.available(device), advice, sharing, beside)
     except Exception as error:  # a model that tensors without values cannot run may well train
         shown = " ".join(str(error).split())[:200]
         decided["memory"] = {"choice": "unknown", "reason": f"no estimate: {type(error).__name__}: {shown}"}
@@ -404,6 +411,12 @@ def _in_main_memory(made: Setup) -> Setup:
     return replace(made, lowered=None)
 
 
+def _kept(learner: Learner) -> int:
+    """Return the bytes of a frozen part that are kept in main memory; 0: there is none, or it is on disk or nowhere."""
+    size = learner.frozen.bytes if learner.frozen is not None else 0
+    return size if plan.stays_in_memory(size, memory.available(memory.MAIN)) else 0
+
+
 def estimate_memory(
     model: PreTrainedModel,
     learner: Learner,
@@ -422,7 +435,6 @@ def estimate_memory(
     """
     step = learner.longest(ranks)
     together = min(step.streams, len(step.micro))
-    kept = learner.frozen.bytes if learner.frozen is not None and device.type == "cpu" else 0  # in main memory, always
 
     def make(each: torch.nn.Module) -> Optimizer:
         if settings.optimizer == "adamw-8bit":
@@ -446,5 +458,5 @@ def estimate_memory(
             process=held_before,
             summed=distributed.BUCKET * 4 if ranks > 1 and not sharded else 0,
             shards=sharding.memory_of(model, dtype, device, rank, ranks) if sharded else None,
-            frozen=kept if plan.stays_in_memory(kept, memory.available(device)) else 0,  # else on disk, or nowhere
+            frozen=_kept(learner) if device.type == "cpu" else 0,
         )

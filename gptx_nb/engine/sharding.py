@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 
 from gptx_nb.engine import checkpoints, memory, tuning
 from gptx_nb.engine import device as devices
+from gptx_nb.engine import optimizer as optimizers
 from gptx_nb.engine.batches import Step
 from gptx_nb.engine.device import Device
 from gptx_nb.engine.optimizer import Chain, Optimizer
@@ -127,6 +128,10 @@ class Whole:
         """Return whether a checkpoint is saved `now`."""
         return now
 
+    def allocate(self) -> None:
+        """Take the memory that the optimiser's first step would take; gradients are there."""
+        optimizers.allocate(self.optimizer)
+
     def collect(self) -> None:
         """Bring what was trained to the plain model."""
 
@@ -208,6 +213,10 @@ class Sharded:
         summed = loss.detach().clone().reshape(1)
         dist.all_reduce(summed)
         return summed[0]
+
+    def allocate(self) -> None:
+        self.optimizer.take()
+        optimizers.allocate(self.optimizer)
 
     def collect(self) -> None:
         kept = dict(self._plain.named_parameters()) if self._ranks.rank == 0 else {}

@@ -1,4 +1,7 @@
-"""How long a pass of the longest rows takes, before anything counts on it. Nothing is learnt; writes no file."""
+"""How long a pass of the longest rows takes, before anything counts on it, and whether it fits beside the optimiser.
+
+Nothing is learnt; writes no file.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +38,8 @@ def seconds_of(
 ) -> tuple[float, Batch]:
     """Return the seconds that the gradient of `batch` takes, forward and backward, and the batch that was tried.
 
+    What the optimiser keeps of each parameter is made beside the gradient, as its first step would make it.
+
     Where memory runs out, `with_less_memory(-1, error)` gives the one to try instead, as in training.
     """
     held.model.train()
@@ -46,6 +51,7 @@ def seconds_of(
             losses = gradient(held.model, batch, loss_of, device.device, held.dtype, scaler, (seed, -1))
             float(torch.stack(losses).sum())  # waits for the device
             took.append(time.perf_counter() - begun)
+            held.allocate()
         except (RuntimeError, MemoryError) as error:
             less = with_less_memory(-1, error) if devices.is_out_of_memory(error) else None
             if less is None:

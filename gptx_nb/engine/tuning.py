@@ -16,7 +16,7 @@ import contextlib
 import copy
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from transformers.pytorch_utils import Conv1D
 
 from gptx_nb.engine import batches, packing
 from gptx_nb.engine import streams as parallel
+from gptx_nb.engine.ragged import Ragged
 from gptx_nb.errors import ModelError
 
 Tensors = dict[str, torch.Tensor]
@@ -204,14 +205,14 @@ class FrozenPart:
     the first trained layer. float32, in memory, or in `file` where one is given.
     """
 
-    def __init__(self, model: PreTrainedModel, tuning: Tuning, rows: Sequence[Sequence[int]], *, empty: int) -> None:
+    def __init__(self, model: PreTrainedModel, tuning: Tuning, rows: Iterable[Sequence[int]], *, empty: int) -> None:
         self._whole = tuning.frozen_layers == tuning.layers
-        self._rows = [list(row) or [empty] for row in rows]
+        self._rows = Ragged(row or [empty] for row in rows)
         self._empty = empty
         self._model = model
         self._tuning = tuning
         self._width: int = model.config.hidden_size
-        counts = [1 if self._whole else len(row) for row in self._rows]
+        counts = np.ones(len(self._rows), dtype=np.int64) if self._whole else self._rows.lengths
         self._starts = np.concatenate([[0], np.cumsum(counts)])
         self._kept: np.ndarray | None = None
         self.upper = None if self._whole else _upper(model, tuning)
@@ -271,7 +272,8 @@ class FrozenPart:
         was_training = self._model.training
         self._model.eval()
         try:
-            groups = batches.by_length(self._rows, token_budget=token_budget, packed=True, streams=streams)
+            lengths = self._rows.lengths.tolist()
+            groups = batches.by_lengths(lengths, token_budget=token_budget, packed=True, streams=streams)
             parallel.each(fill, [groups[stream::streams] for stream in range(min(streams, len(groups)))])
         finally:
             if hook is not None:

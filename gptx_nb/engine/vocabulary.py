@@ -6,7 +6,7 @@ before training and put back after it, the rest is what it would have become: wi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from transformers import PreTrainedModel
@@ -17,13 +17,16 @@ from gptx_nb.engine.train import Settings, learning_rate_at
 class Cut:
     """The input embedding of `model`, until `restore`, with only the rows of the tokens in `rows` and `others`."""
 
-    def __init__(self, model: PreTrainedModel, rows: Sequence[Sequence[int]], others: Sequence[int]) -> None:
+    def __init__(self, model: PreTrainedModel, rows: Iterable[Sequence[int]], others: Iterable[int]) -> None:
         self._model = model
         whole = model.get_input_embeddings()
         assert isinstance(whole, torch.nn.Embedding)
         self._whole = whole
         weight = whole.weight
-        self._used = torch.tensor(sorted({token for row in rows for token in row} | set(others)))
+        used = set(others)
+        for row in rows:
+            used.update(row)
+        self._used = torch.tensor(sorted(used))
         self._places = {int(token): place for place, token in enumerate(self._used)}
         padding = whole.padding_idx
         small = torch.nn.Embedding(
@@ -48,6 +51,11 @@ class Cut:
     def tokens(self, row: Sequence[int]) -> list[int]:
         """Return `row` with the numbers that its tokens have now."""
         return [self._places[token] for token in row]
+
+    def original(self, row: Sequence[int]) -> list[int]:
+        """Return `row` with the numbers that its tokens had before."""
+        found: list[int] = self._used[torch.tensor(row, dtype=torch.int64)].tolist()
+        return found
 
     def restore(self, settings: Settings, steps: int) -> None:
         """Put the whole embedding back, as it is after `steps` steps: with what was learnt, the rest decayed."""

@@ -456,7 +456,7 @@ class Attempt:
         from gptx_nb.engine import memory
 
         ranks = self.ranks
-        demands = memory.demand(made.estimate, made.device.device)
+        demands = memory.demand(made.estimate, made.device.device, made.in_main_memory)
         if ranks is not None:  # one place for all: of several devices, a run must not hold some and wait for others
             told = ranks.gather("demands", {name: asdict(each) for name, each in demands.items()})
             if ranks.rank:
@@ -554,7 +554,8 @@ class Attempt:
                 if source:
                     check_unchanged(source, setting, self.run.folder)
         examples.save_snapshot(table, self.run.data)
-        return table
+        del table  # from here on its texts are read from the snapshot, as in every later attempt
+        return examples.load_snapshot(self.run.data, recipe)
 
     def scores(self, job: Job, score: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any] | None, str | None]:
         """Return what `score` gives, or None and why: hours of training are not lost for want of a score."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +118,7 @@ def _labelled(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Pat
         kinds = ["one label a text", "any number of labels a text"]
         learnt_kind, has = kinds if table.multi_label else kinds[::-1]
         raise DataError(f"the run gives {learnt_kind}, and this table has {has}. Score it on a table like its own")
-    answer = model.classify(table.train.texts)
+    answer = model.classify(list(table.train.texts))
     if model.threshold is None:
         found = _scored(model.labels, table.train.labels, answer)
     else:
@@ -125,7 +126,7 @@ def _labelled(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Pat
     return {**found, "why": table.report["why"], "notes": [*table.report["warnings"], *found["notes"]]}
 
 
-def _scored(labels: list[str], truth: list[int], answer: Answer) -> dict[str, Any]:
+def _scored(labels: list[str], truth: Sequence[int], answer: Answer) -> dict[str, Any]:
     """Return the scores of an answer to texts with one label each, as part of the result."""
     import numpy as np
 
@@ -138,7 +139,9 @@ def _scored(labels: list[str], truth: list[int], answer: Answer) -> dict[str, An
     return {**_told(labels, scores, answer), "confusion": found.confusion}
 
 
-def _scored_sets(labels: list[str], truth: list[Any], answer: Answer, threshold: float | list[float]) -> dict[str, Any]:
+def _scored_sets(
+    labels: list[str], truth: Sequence[Any], answer: Answer, threshold: float | list[float]
+) -> dict[str, Any]:
     """Return the scores of an answer to texts with several labels."""
     import numpy as np
 

@@ -81,7 +81,7 @@ def _rehearse(recipe: Recipe, sources: dict[str, Source | None], folder: Path) -
         decided |= made.preflight(with_less_memory)
     return {
         "plan": decided,
-        "lengths": rendering.histogram([len(row) for row in (*rows, *held)]),
+        "lengths": rendering.histogram([*rows.lengths.tolist(), *held.lengths.tolist()]),
         "examples": job.seen(made.tokenizer, SHOWN_EXAMPLES),
     }
 

@@ -6,6 +6,7 @@ recall of one that has no example. Macro averages are over the labels that occur
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +75,7 @@ class Calibration:
     bins: list[Bin]
 
 
-def single_label(labels: list[str], truth: list[int], answers: list[int]) -> SingleLabel:
+def single_label(labels: list[str], truth: Sequence[int], answers: list[int]) -> SingleLabel:
     """Score `answers` against `truth`, both indices of `labels`, one a text."""
     true, given = np.asarray(truth, dtype=np.int64), np.asarray(answers, dtype=np.int64)
     size = len(labels)
@@ -114,7 +115,7 @@ def multi_label(labels: list[str], truth: np.ndarray, answers: np.ndarray) -> Mu
     )
 
 
-def calibration(truth: list[int], probabilities: np.ndarray) -> Calibration:
+def calibration(truth: Sequence[int], probabilities: np.ndarray) -> Calibration:
     """Return the expected calibration error of `probabilities` (texts, labels), 15 bins of equal width (Guo et al.).
 
     It is the mean difference of confidence and accuracy. With few examples chance alone makes it larger than it is, in

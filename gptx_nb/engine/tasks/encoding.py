@@ -7,13 +7,16 @@ written itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any, overload
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from gptx_nb.engine.tasks import reading
+from gptx_nb.engine.ragged import Ragged
 from gptx_nb.engine.tasks.templates import Segment
 from gptx_nb.errors import DataError, ModelError
 
@@ -34,6 +37,68 @@ class Encoded:
     loss: list[bool]
     cut: int = 0
 
+    @property
+    def read(self) -> list[int]:
+        """The tokens that the model has to read: all before its last target."""
+        last = max((place for place, target in enumerate(self.loss) if target), default=len(self.ids))
+        return self.ids[:last]
+
+
+class EncodedRows(Sequence[Encoded]):
+    """Encoded examples in little memory: 3 bytes a token, 5 where numbers need them, and 16 an example."""
+
+    def __init__(self, rows: Iterable[Encoded] = ()) -> None:
+        self.ids = Ragged()
+        self._loss = array("B")  # of all rows, one after another
+        self._cut, self._read, self._targets = array("I"), array("I"), array("I")
+        self.extend(rows)
+
+    @classmethod
+    def of(cls, rows: Iterable[Encoded]) -> EncodedRows:
+        """Return `rows` themselves where they are such already."""
+        return rows if isinstance(rows, EncodedRows) else cls(rows)
+
+    def extend(self, rows: Iterable[Encoded]) -> None:
+        """Put `rows` behind the others."""
+        for row in rows:
+            self.ids.append(row.ids)
+            self._loss.extend(row.loss)
+            self._cut.append(row.cut)
+            self._read.append(len(row.read))
+            self._targets.append(sum(row.loss))
+
+    @property
+    def read_lengths(self) -> np.ndarray:
+        """int64 (rows,): how many tokens of each the model has to read."""
+        return np.array(self._read, dtype=np.int64)
+
+    @property
+    def targets(self) -> np.ndarray:
+        """int64 (rows,): how many tokens of each are to be predicted."""
+        return np.array(self._targets, dtype=np.int64)
+
+    @property
+    def nbytes(self) -> int:
+        """What the rows take, in bytes (see Ragged)."""
+        own = (self._loss, self._cut, self._read, self._targets)
+        return self.ids.nbytes + sum(each.itemsize * len(each) for each in own)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, index: int) -> Encoded: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Encoded]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[at] for at in range(len(self))[index]]
+        loss = [bool(each) for each in self._loss[self.ids.bounds(index)]]
+        return Encoded(self.ids[index], loss, self._cut[index])
+
+    def __iter__(self) -> Iterator[Encoded]:
+        return (self[at] for at in range(len(self)))
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -52,7 +117,6 @@ class Encoder:
             raise ModelError("the tokenizer has no end token (eos_token), so the model could not learn where to stop")
         self.max_length = max_length
         self._tokenizer = tokenizer
-        self._known: dict[int, int] = {}
         self.end_id: int = tokenizer.eos_token_id
         self.start_id: int = self.end_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         self._starts_itself = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
@@ -155,7 +219,7 @@ class Encoder:
         tokens: list[int] = self._tokenizer(
             text, add_special_tokens=False, split_special_tokens=not special, verbose=False
         )["input_ids"]
-        return reading.shared(tokens, self._known)
+        return tokens
 
     def _continued(self, text: str, special: bool) -> list[int]:
         """Return the tokens of `text` as it continues another, without the space that would begin a text."""

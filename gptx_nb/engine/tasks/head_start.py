@@ -122,7 +122,7 @@ class Before:
 
     rows: torch.Tensor
     head: torch.Tensor
-    zero: list[Row]
+    zero: Sequence[Row]
     of_zero: list[int]
     few: list[list[int]]
     of_few: list[int]

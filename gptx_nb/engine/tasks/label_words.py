@@ -24,7 +24,7 @@ from gptx_nb import files
 from gptx_nb.engine import batches, packing, streams
 from gptx_nb.engine.tasks import reading, text_classification
 from gptx_nb.engine.tasks.encoding import Encoder
-from gptx_nb.engine.tasks.reading import Reading, Row
+from gptx_nb.engine.tasks.reading import Reading, Row, TokenRows
 from gptx_nb.engine.tasks.templates import Segment
 from gptx_nb.errors import DataError, ModelError
 
@@ -215,10 +215,14 @@ def read(tokenizer: PreTrainedTokenizerBase, asked: Wording | None, texts: Seque
     before, after = _around(tokenizer, asked)
     room = how.max_length - len(before) - len(after)
     if room < 1 or (how.way == "cut" and not how.pair):
-        rows, cut = encode(tokenizer, asked, texts, how.max_length)
-        return reading.Rows(list(rows), cut, sum(map(len, rows)))
+        rows, cut = TokenRows(), 0
+        for text in texts:
+            (row,), shortened = encode(tokenizer, asked, [text], how.max_length)
+            rows.append(row)
+            cut += shortened
+        return reading.Rows(rows, cut, int(rows.lengths.sum()))
     inner = replace(how, max_length=room)
-    found: list[Row] = []
+    found = TokenRows()
     cut = tokens = 0
     for text in texts:
         part = reading.readable(text.strip(), inner, room)

@@ -11,15 +11,18 @@ saved with the model, so that a prediction reads as training did.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from gptx_nb import files, text_pairs
+from gptx_nb.engine.ragged import Ragged
 from gptx_nb.inference import CLASSIFIER_FILE
 
 CHARACTERS_A_TOKEN = 40  # at most; a book need not become tokens to be cut to a page
@@ -52,19 +55,21 @@ class Reading:
         """Tokens from the beginning of a window to that of the next."""
         return min(self.stride or max(1, int(self.max_length * STRIDE)), self.max_length)
 
-    def cost(self, rows: Sequence[Row], cut: int, uncut: int) -> dict[str, str] | None:
+    def cost(self, rows: TokenRows, cut: int, uncut: int, held: TokenRows | None = None) -> dict[str, str] | None:
         """Return what the plan says of long texts: how they are read, and what that costs; None where there are none.
 
-        `cut` texts were not read whole; all of them would have about `uncut` tokens.
+        `cut` texts were not read whole; all of them would have about `uncut` tokens. `held` are rows held back.
         """
-        longer = sum(isinstance(row, Windowed) for row in rows) if self.way == "windows" else cut
+        parts = (rows, held if held is not None else TokenRows())
+        windows = np.concatenate([part.windows_each for part in parts])
+        longer = int((windows > 1).sum()) if self.way == "windows" else cut
         if not longer:
             return None
-        tokens = sum(map(len, rows))
-        what = f"{longer:,} of {len(rows):,} texts are longer than {self.max_length:,} tokens"
+        tokens = sum(int(part.lengths.sum()) for part in parts)
+        what = f"{longer:,} of {len(windows):,} texts are longer than {self.max_length:,} tokens"
         if self.way == "windows":
-            number = sum(len(windows_of(row)) for row in rows if isinstance(row, Windowed))
-            times = tokens / max(1, sum(len(windows_of(row)[0]) for row in rows))
+            number = int(windows[windows > 1].sum())
+            times = tokens / max(1, sum(len(windows_of(row)[0]) for part in parts for row in part))
             left = f"; of {cut:,} only the first {MOST_WINDOWS} windows are read" if cut else ""
             what += f", and are read in {number:,} windows, {self.step:,} tokens from one to the next{left}"
             return {
@@ -92,11 +97,80 @@ class Windowed:
 Row = list[int] | Windowed
 
 
+class TokenRows(Sequence[Row]):
+    """A row a text, in little memory: `windows` of all texts, one after another, and where each text's begin."""
+
+    def __init__(self, rows: Iterable[Row] = ()) -> None:
+        self.windows = Ragged()
+        self._starts: array[int] | None = None  # None: each text is one window
+        for row in rows:
+            self.append(row)
+
+    @classmethod
+    def of(cls, rows: Iterable[Row]) -> TokenRows:
+        """Return `rows` themselves where they are such already."""
+        return rows if isinstance(rows, TokenRows) else cls(rows)
+
+    def append(self, row: Row) -> None:
+        """Put `row` behind the others."""
+        windows = windows_of(row)
+        if len(windows) != 1 and self._starts is None:
+            self._starts = array("Q", range(len(self.windows) + 1))
+        for window in windows:
+            self.windows.append(window)
+        if self._starts is not None:
+            self._starts.append(len(self.windows))
+
+    @property
+    def starts(self) -> np.ndarray:
+        """int64 (texts + 1,): which of all windows is each text's first."""
+        return np.arange(len(self) + 1) if self._starts is None else np.array(self._starts, dtype=np.int64)
+
+    @property
+    def windows_each(self) -> np.ndarray:
+        """int64 (texts,): how many windows each text has."""
+        return np.diff(self.starts)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 (texts,): tokens of each text, those of all its windows."""
+        ends = np.concatenate([[0], np.cumsum(self.windows.lengths)])
+        return np.diff(ends[self.starts])
+
+    @property
+    def nbytes(self) -> int:
+        """What the rows take, in bytes (see Ragged)."""
+        return self.windows.nbytes + (0 if self._starts is None else 8 * len(self._starts))
+
+    def renumbered(self, tokens: Callable[[list[int]], list[int]]) -> TokenRows:
+        """Return the same rows with other numbers for their tokens, which `tokens` knows."""
+        return TokenRows(renumbered(row, tokens) for row in self)
+
+    def __len__(self) -> int:
+        return len(self.windows) if self._starts is None else len(self._starts) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[at] for at in range(len(self))[index]]
+        if self._starts is None:
+            return self.windows[index]
+        at = range(len(self))[index]
+        windows = self.windows[self._starts[at] : self._starts[at + 1]]
+        return windows[0] if len(windows) == 1 else Windowed(windows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self[at] for at in range(len(self)))
+
+
 @dataclass(frozen=True)
 class Rows:
     """A row a text; how many texts were `cut`, and about how many `tokens` they all have uncut."""
 
-    rows: list[Row]
+    rows: TokenRows
     cut: int
     tokens: int
 
@@ -140,7 +214,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], reading: Re
     """Return each text's tokens, as `reading` has them read."""
     before, after = _framed(tokenizer)
     room = max(1, reading.max_length - len(before) - len(after))
-    rows: list[Row] = []
+    rows = TokenRows()
     cut = tokens = 0
     for text, ids in zip(texts, _spelled(tokenizer, texts, reading, room), strict=True):
         longer = len(text) > len(ids.read)
@@ -181,19 +255,9 @@ def readable(text: str, reading: Reading, room: int) -> str:
 def _spelled(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], reading: Reading, room: int
 ) -> Iterator[_Spelled]:
-    known: dict[int, int] = {}
     for at in range(0, len(texts), AT_ONCE):
         read = [readable(text, reading, room) for text in texts[at : at + AT_ONCE]]
-        for row, part in zip(_ids(tokenizer, read), read, strict=True):
-            yield _Spelled(shared(row, known), part)
-
-
-def shared(ids: Sequence[int], known: dict[int, int]) -> list[int]:
-    """Return `ids` of the numbers in `known`, to which new ones are added.
-
-    Python makes an object of 28 bytes for each number above 256; so there is one for each token of the vocabulary.
-    """
-    return [known.setdefault(each, each) for each in ids]
+        yield from map(_Spelled, _ids(tokenizer, read), read)
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from gptx_nb.engine import batches, distributed, memory, packing
 from gptx_nb.engine import streams as parallel
-from gptx_nb.engine.tasks.encoding import Encoded
+from gptx_nb.engine.tasks.encoding import Encoded, EncodedRows
 from gptx_nb.engine.tasks.language_modeling import ChunkedCrossEntropy
 from gptx_nb.engine.tuning import FrozenPart, Tuning
 
@@ -37,8 +37,8 @@ class Learner:
         self,
         model: PreTrainedModel,
         tuned: Tuning,
-        rows: list[Encoded],
-        held_rows: list[Encoded],
+        rows: Sequence[Encoded],
+        held_rows: Sequence[Encoded],
         *,
         pad_id: int,
         device: torch.device,
@@ -48,8 +48,8 @@ class Learner:
         streams: int = 1,
     ) -> None:
         self._model = model
-        self._rows, self.held_rows = rows, held_rows
-        self._read = [read(row) for row in rows]
+        self._rows, self.held_rows = EncodedRows.of(rows), EncodedRows.of(held_rows)
+        self._lengths = self._rows.read_lengths
         self._pad_id, self._device = pad_id, device
         self._batch_size, self._seed, self.token_budget = batch_size, seed, token_budget
         self.streams = streams
@@ -57,7 +57,8 @@ class Learner:
         self.padded_because = packing.use(model)
         self.frozen: FrozenPart | None = None
         if tuned.has_frozen_part and self.padded_because is None:
-            self.frozen = FrozenPart(model, tuned, [*self._read, *map(read, held_rows)], empty=pad_id)
+            read = (row.read for part in (self._rows, self.held_rows) for row in part)
+            self.frozen = FrozenPart(model, tuned, read, empty=pad_id)
 
     def prepare(self, autocast: Callable[[], AbstractContextManager[Any]], file: Path | None = None) -> None:
         """Compute the frozen part, if there is one, into memory or `file`; `autocast` gives the arithmetic."""
@@ -70,11 +71,11 @@ class Learner:
         Of several ranks, each gets its share of the rows; their weights sum to 1 over all ranks.
         """
         chosen, _ = batches.step_rows(step, rows=len(self._rows), batch_size=self._batch_size, seed=self._seed)
-        lengths = [len(self._read[index]) for index in chosen]
+        lengths: list[int] = self._lengths[chosen].tolist()
         places = range(len(chosen)) if ranks == 1 else distributed.share(lengths, rank, ranks)
-        targets = sum(sum(self._rows[index].loss) for index in chosen)
+        targets = int(self._rows.targets[chosen].sum())
         micro, weights = [], []
-        for members in self._groups(self._read, [chosen[place] for place in places]):
+        for members in self._groups([chosen[place] for place in places]):
             micro.append(self._tensors(members))
             weights.append(micro[-1]["targets"].numel() / targets)
         return batches.Step(micro, sum(lengths), weights, self.streams, sum(lengths[place] for place in places))
@@ -82,13 +83,13 @@ class Learner:
     def longest(self, ranks: int = 1) -> batches.Step:
         """Return the step that takes most memory, the one with the longest rows, for `whole_loss`: a rank's share."""
         most = -(-self._batch_size // ranks)
-        longest = sorted(range(len(self._rows)), key=lambda index: -len(self._read[index]))[:most]
-        groups = self._groups(self._read, longest)
+        longest = batches.longest_first(self._lengths, most)
+        groups = self._groups(longest)
         packed = self.padded_because is None
         micro = [tensors_of([self._rows[index] for index in members], self._pad_id, packed) for members in groups]
         targets = sum(each["targets"].numel() for each in micro)
         weights = [each["targets"].numel() / targets for each in micro]
-        return batches.Step(micro, sum(len(self._read[index]) for index in longest), weights, self.streams)
+        return batches.Step(micro, int(self._lengths[longest].sum()), weights, self.streams)
 
     def loss(self, model: torch.nn.Module, tensors: Tensors) -> torch.Tensor:
         """Return the mean cross entropy, in nats, of the target tokens."""
@@ -105,7 +106,7 @@ class Learner:
     @property
     def tokens(self) -> int:
         """Tokens of one epoch."""
-        return sum(map(len, self._read))
+        return int(self._lengths.sum())
 
     def need_less_memory(self) -> str | None:
         """Let steps take less memory from here on, at the same result; return in what way, or None if there is none."""
@@ -125,10 +126,10 @@ class Learner:
         """Return float64 (rows held back, 2): the nats of each row's targets, and their number."""
         return nats(self._model, self.held_rows, pad_id=self._pad_id, packed=self.padded_because is None)
 
-    def _groups(self, rows: list[list[int]], chosen: list[int]) -> list[list[int]]:
+    def _groups(self, chosen: list[int]) -> list[list[int]]:
         packed = self.padded_because is None
-        groups = batches.by_length(
-            [rows[index] for index in chosen], token_budget=self.token_budget, packed=packed, streams=self.streams
+        groups = batches.by_lengths(
+            self._lengths[chosen].tolist(), token_budget=self.token_budget, packed=packed, streams=self.streams
         )
         return [[chosen[place] for place in group] for group in groups]
 
@@ -138,19 +139,13 @@ class Learner:
         return tensors if self.frozen is None else {**tensors, **self.frozen.tensors(members)}
 
 
-def read(row: Encoded) -> list[int]:
-    """Return the tokens of a row that the model has to read: all before its last target."""
-    last = max((place for place, target in enumerate(row.loss) if target), default=len(row.ids))
-    return row.ids[:last]
-
-
 def tensors_of(rows: Sequence[Encoded], pad_id: int, packed: bool) -> Tensors:
     """Return the tensors of a micro-batch: what `packing.pack` or `batches.pad` gives for what is read, and int64
 
     "at" (targets,): the place among all tokens, padding included, whose state predicts a target; "targets" (targets,):
     the tokens; "rows" (rows,): how many targets each row has.
     """
-    given = [read(row) for row in rows]
+    given = [row.read for row in rows]
     tensors = packing.pack(given, pad_id) if packed else batches.pad(given, pad_id)
     width = 0 if packed else tensors["input_ids"].shape[1]
     at, targets, start = [], [], 0
@@ -207,7 +202,8 @@ def nats(
     found = np.zeros((len(rows), 2))
     device = model.device
     streams = parallel.number_for(device)
-    groups = batches.by_length([read(row) for row in rows], token_budget=token_budget, packed=packed, streams=streams)
+    lengths = [len(row.read) for row in rows]
+    groups = batches.by_lengths(lengths, token_budget=token_budget, packed=packed, streams=streams)
 
     def work(mine: list[list[int]]) -> None:
         with torch.inference_mode():

@@ -6,6 +6,7 @@ token that is not padding (Radford et al. 2018), so that the saved model is a pl
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gptx_nb.engine import batches, distributed, memory, packing
 from gptx_nb.engine import streams as parallel
 from gptx_nb.engine.tasks import reading
-from gptx_nb.engine.tasks.reading import Row
+from gptx_nb.engine.tasks.reading import Row, TokenRows
 from gptx_nb.engine.tuning import FrozenPart, Tuning
 
 Tensors = dict[str, torch.Tensor]
@@ -30,7 +31,7 @@ LEAST_TOKENS = 16  # at once
 def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) -> tuple[list[list[int]], int]:
     """Return each text's tokens, at most `max_length`, and how many texts were cut (see `reading`)."""
     found = reading.encode(tokenizer, texts, reading.Reading(max_length))
-    return reading.flat(found.rows), found.cut
+    return list(found.rows.windows), found.cut
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Learner:
         model: PreTrainedModel,
         tuned: Tuning,
         rows: Sequence[Row],
-        labels: Sequence[int | list[float]],
+        labels: Sequence[int] | Sequence[list[float]] | np.ndarray,
         held_rows: Sequence[Row],
         *,
         pad_id: int,
@@ -76,7 +77,10 @@ class Learner:
         pull: Pull | None = None,
     ) -> None:
         self._model, self._pull = model, pull
-        self._rows, self._labels, self.held_rows = rows, labels, held_rows
+        self._rows, self.held_rows = TokenRows.of(rows), TokenRows.of(held_rows)
+        self._labels = np.asarray(labels)
+        if self._labels.dtype != np.int64:
+            self._labels = self._labels.astype(np.float32)
         self._pad_id, self._device = pad_id, device
         self._batch_size, self._seed, self.token_budget = batch_size, seed, token_budget
         self.streams = streams
@@ -84,9 +88,10 @@ class Learner:
         self.padded_because = packing.use(model)
         self.frozen: FrozenPart | None = None
         if tuned.has_frozen_part and self.padded_because is None:
-            self.frozen = FrozenPart(model, tuned, reading.flat([*rows, *held_rows]), empty=pad_id)
-            sizes = [len(reading.windows_of(row)) for row in [*rows, *held_rows]]
-            self._starts = np.concatenate([[0], np.cumsum(sizes)]).tolist()  # of each text's windows among all
+            windows = itertools.chain(self._rows.windows, self.held_rows.windows)
+            self.frozen = FrozenPart(model, tuned, windows, empty=pad_id)
+            held_starts = len(self._rows.windows) + self.held_rows.starts
+            self._starts = np.concatenate([self._rows.starts[:-1], held_starts])  # of each text's windows among all
 
     def prepare(self, autocast: Callable[[], AbstractContextManager[Any]], file: Path | None = None) -> None:
         """Compute the frozen part, if there is one, into memory or `file`; `autocast` gives the arithmetic."""
@@ -104,7 +109,7 @@ class Learner:
         micro, weights = [], []
         for members in self._groups(self._rows, [chosen[place] for place in places]):
             tensors = self._tensors(self._rows, members, first=0)
-            tensors["labels"] = torch.tensor([self._labels[index] for index in members])
+            tensors["labels"] = torch.from_numpy(self._labels[members])
             micro.append(tensors)
             weights.append(len(members) / len(chosen))
         here = sum(lengths[place] for place in places)
@@ -124,19 +129,19 @@ class Learner:
         Of several ranks, each has its share of them. Filling a frozen part takes more than training on it.
         """
         most = -(-self._batch_size // ranks)
-        longest = sorted(range(len(self._rows)), key=lambda index: -len(self._rows[index]))[:most]
+        longest = batches.longest_first(self._rows.lengths, most)
         micro = []
         groups = self._groups(self._rows, longest)
         for members in groups:
             micro.append(_tensors([self._rows[index] for index in members], self._pad_id, self.padded_because is None))
-            micro[-1]["labels"] = torch.tensor([self._labels[index] for index in members])
+            micro[-1]["labels"] = torch.from_numpy(self._labels[members])
         tokens = sum(max(1, len(self._rows[index])) for index in longest)
         return batches.Step(micro, tokens, [len(members) / len(longest) for members in groups], self.streams)
 
     @property
     def tokens(self) -> int:
         """Tokens of one epoch."""
-        return sum(max(1, len(row)) for row in self._rows)
+        return int(np.maximum(1, self._rows.lengths).sum())
 
     def need_less_memory(self) -> str | None:
         """Let steps take less memory from here on, at the same result; return in what way, or None if there is none."""
@@ -179,7 +184,8 @@ class Learner:
     def _tensors(self, rows: Sequence[Row], members: list[int], first: int) -> Tensors:
         if self.frozen is not None:
             starts = self._starts
-            kept = [at for index in members for at in range(starts[first + index], starts[first + index + 1])]
+            ranges = (range(int(starts[first + index]), int(starts[first + index + 1])) for index in members)
+            kept = list(itertools.chain.from_iterable(ranges))
             return {**self.frozen.tensors(kept), **reading.places([rows[index] for index in members])}
         return _tensors([rows[index] for index in members], self._pad_id, self.padded_because is None)
 
