@@ -193,6 +193,9 @@ def test_a_run_gives_every_label_above_its_threshold(process: Path, tiny_model: 
     assert [each["label"] for each in validation["per_class"]] == ["blue", "red"]
     shown = panels.ended(run)
     assert "micro F1 counts each label" in shown["text/plain"]
+    fact = "The base model has no score: untrained it gives one label a text, and these have any number."
+    assert fact in shown["text/plain"].splitlines()
+    assert f"⚠ {fact}" not in shown["text/html"]
     assert "By label" in shown["text/html"]
     assert "Confusion" not in shown["text/html"]
     assert (run.plan() or {})["memory"]["choice"] != "unknown"

@@ -93,7 +93,7 @@ class Job(Protocol):
     def resolved(self) -> dict[str, Any]: ...  # settings of the recipe that are known now
     def before(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any
-    ) -> dict[str, Any]: ...  # {"scores", "few_shot"} of the base model
+    ) -> dict[str, Any]: ...  # {"scores", "few_shot"} of the base model; "remarks": why one of them is missing
     def evaluation(  # for the metrics, and by what the best is kept: greater is better
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any
     ) -> tuple[dict[str, Any], list[float]]: ...
@@ -234,7 +234,7 @@ class Classification:
         if self._before is None:
             return {}
         few = "the base model is not scored on examples before a text: they take more than half of what it sees"
-        return {**self._before.scores(model, tokenizer, self.table), "notes": [] if self._before.few else [few]}
+        return {**self._before.scores(model, tokenizer, self.table), "remarks": [] if self._before.few else [few]}
 
     def evaluation(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any
@@ -250,17 +250,7 @@ class Classification:
     def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]:
         assert self.table.validation is not None
         asked = self.table.labels, self.table.validation.labels, learner.held_logits()
-        return {**evaluate.scores(*asked), "scores": evaluate.measured(*asked), "notes": self._why_no_base()}
-
-    def _why_no_base(self) -> list[str]:
-        if self._before is not None or not self.recipe.baselines:
-            return []
-        kind = (
-            "before training it gives one label a text, and these have any number"
-            if self.table.multi_label
-            else "a new head on the plain text knows nothing before it is trained"
-        )
-        return [f"the base model has no score, with or without examples: {kind}"]
+        return {**evaluate.scores(*asked), "scores": evaluate.measured(*asked)}
 
     def baselines(self) -> dict[str, Any]:
         assert self.table.validation is not None
@@ -324,7 +314,8 @@ class MultiLabel(Classification):
         return told, [found["micro_f1"], -found["loss"]]
 
     def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]:
-        return {**self._scored(learner.held_logits()), "notes": self._why_no_base()}
+        why = "the base model has no score: untrained it gives one label a text, and these have any number"
+        return {**self._scored(learner.held_logits()), "remarks": [why] if self.recipe.baselines else []}
 
     def _scored(self, logits: np.ndarray) -> dict[str, Any]:
         assert self.table.validation is not None
@@ -534,7 +525,7 @@ class Writing:
         return {
             "scores": self._scored(model, tokenizer, learner, tuned=False),
             "few_shot": few,
-            "notes": [f"the base model is not scored on examples before what is asked: {why}"] if why else [],
+            "remarks": [f"the base model is not scored on examples before what is asked: {why}"] if why else [],
         }
 
     def _few_shot(
