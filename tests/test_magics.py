@@ -390,7 +390,7 @@ def test_tab_completes_what_follows_a_model_that_is_asked_or_scored(
         assert offered(shell, f"{magic} smo") == ["smooth", "smollm2-135m", "smollm2-360m"], magic
     assert offered(shell, "%gpt_compare smooth smo") == ["smooth"]
     assert offered(shell, "%gpt_eval smooth fra") == ["frame", "frames.csv"]
-    assert offered(shell, "%gpt_eval smooth frame --s") == ["--split", "--subset", "--shots"]
+    assert offered(shell, "%gpt_eval smooth frame --s") == ["--split", "--subset", "--shots", "--seed"]
     assert offered(shell, "%gpt_eval smooth frame --label ") == ["review", "stars"]
     assert offered(shell, "%gpt_eval smooth frames.csv --text=") == ["a", "b"]
     assert offered(shell, "%gpt_predict smooth --task summ") == ["summarization"]

@@ -22,6 +22,7 @@ from gptx_nb.engine.data import Table, label_name
 from gptx_nb.engine.examples import AnyTable
 from gptx_nb.engine.rendering import pieces
 from gptx_nb.engine.roles import CLASSIFICATION, RoleTable
+from gptx_nb.engine.shots import draw
 from gptx_nb.engine.tasks import (
     chat_templates,
     head_start,
@@ -522,27 +523,31 @@ class Writing:
         if not self.is_scored or not self.recipe.baselines:
             return {}
         few, why = self._few_shot(model, tokenizer)
+        said = f"the base model is not scored on examples before what is asked: {why}"
         return {
             "scores": self._scored(model, tokenizer, learner, tuned=False),
             "few_shot": few,
-            "remarks": [f"the base model is not scored on examples before what is asked: {why}"] if why else [],
+            "remarks": [said if few is None else f"the base model was shown {few['which']}"],
         }
 
     def _few_shot(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ) -> tuple[dict[str, Any] | None, str]:
         """Return the scores behind some examples, or None and why there are none."""
-        shots, held = list(self.table.train[:SHOTS]), self._fitting
+        train, held = self.table.train, self._fitting
         writer = Writer(model, tokenizer, self.table.task, self._facts, tuned=False)
-        if any(self.task.whole_text(each) for each in [*shots, *held]):
+        if any(self.task.whole_text(each) for each in [*train[:1], *held]):
             return None, "texts to continue have no answers to show"
+        drawn = draw(writer, train, min(SHOTS, len(train)), self.recipe.seed)
+        shots = [train[at] for at in drawn.places]
         try:
             found = answers.written(writer, held, allow_code=self.recipe.allow_code, shots=shots, most=MOST_FEW_SHOT)
         except DataError as error:
             return None, str(error)
         if not found["written"]:
             return None, f"{len(shots)} of them do not fit into the {writer.context:,} tokens that it sees"
-        return {**found, "shots": len(shots)}, ""
+        which = drawn.told([self.table.numbers["train"][at] for at in drawn.places], str(self.report["source"]))
+        return {**found, "shots": len(shots), "which": which}, ""
 
     def evaluation(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any

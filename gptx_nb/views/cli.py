@@ -114,7 +114,7 @@ def parser() -> Parser:
     one = add("eval", evaluate, "score a run, or a base model, on any table")
     one.add_argument("name", help="a run; NAME/2 is version 2; or a base model")
     one.add_argument("data", help="a file, a data set's folder, or its name on the Hugging Face Hub")
-    for name in ("task", "columns", "text", "label", "label-separator", "split", "subset", "allow-code"):
+    for name in ("task", "columns", "text", "label", "label-separator", "split", "subset", "seed", "allow-code"):
         one.add_argument(f"--{name}")
     for option in ("--shots", "--most", "--max-new-tokens"):
         one.add_argument(option, type=int, metavar="N")
@@ -225,7 +225,7 @@ def predict(given: argparse.Namespace) -> None:
 def evaluate(given: argparse.Namespace) -> None:
     from gptx_nb import api
 
-    names = ("columns", "text", "label", "label_separator", "split", "subset", "allow_code")
+    names = ("columns", "text", "label", "label_separator", "split", "subset", "seed", "allow_code")
     settings: dict[str, Any] = fields.read_flags({name: getattr(given, name) for name in names})
     for name in ("task", "shots", "most", "max_new_tokens"):
         if (value := getattr(given, name)) is not None:

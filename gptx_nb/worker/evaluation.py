@@ -164,6 +164,7 @@ def _told(labels: list[str], scores: dict[str, Any], answer: Answer) -> dict[str
 def _written(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Path, chosen: Device) -> dict[str, Any]:
     from gptx_nb.engine import answers, roles
     from gptx_nb.engine.scores import texts
+    from gptx_nb.engine.shots import draw
     from gptx_nb.engine.tasks.writing import TASKS
     from gptx_nb.engine.writer import How, task_of
 
@@ -181,15 +182,25 @@ def _written(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Path
     count = asked["shots"]
     if count >= len(examples):
         raise UsageError(f"shots: {count} of {len(examples)} rows leave none to score")
-    shots, examples, numbers = examples[:count], examples[count:], numbers[count:]
     writer = _writer(asked, model, task, chosen)
+    if count and any(writer.task.whole_text(each) for each in examples):
+        raise UsageError("shots: texts to continue in their style have no answers to show. Leave shots out")
     if not writer.tuned:
         writer.facts.update(roles.facts_of(task, found_roles, examples))
+    drawn = draw(writer, examples, count, recipe.seed)
+    shown = [f"shown to the model: {drawn.told([numbers[at] for at in drawn.places])}"] if count else []
+    shots = [examples[at] for at in drawn.places]
+    rest = [at for at in range(len(examples)) if at not in set(drawn.places)]
+    examples, numbers = [examples[at] for at in rest], [numbers[at] for at in rest]
+    if known := sum(each in shots for each in examples):
+        are = "1 scored row equals" if known == 1 else f"{known:,} scored rows equal"
+        shown.append(f"{are} a row that was shown: the score looks better than it is")
     tokens = [writer.rows(each, shots) for each in examples]
     left_out = [number for number, each in zip(numbers, tokens, strict=True) if None in each]
     rows = [row for each in tokens for row in each if row is not None]
     if not rows:
-        raise DataError(f"no row fits into the {writer.context:,} tokens that the model sees. Shorten the texts")
+        fewer = f", or show fewer rows than {count}" if count else ""
+        raise DataError(f"no row fits into the {writer.context:,} tokens that the model sees. Shorten the texts{fewer}")
     whole = all(writer.task.whole_text(each) for each in examples)
     likely = answers.likelihood(writer.nats(rows), [writer.text_of(row) for row in rows] if whole else None)
     how = How(**{"temperature": 0.0, **asked["how"]})
@@ -213,7 +224,7 @@ def _written(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Path
         "why": why,
         "shots": count,
         "samples": found["samples"],
-        "notes": notes,
+        "notes": [*shown, *notes],
     }
 
 
