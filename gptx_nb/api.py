@@ -152,7 +152,8 @@ def evaluate(
 
     `data` is what `finetune` takes there; of its settings `columns`, `text`, `label`, `label_separator`, `split`,
     `subset` and `allow_code` say how to read it. A model that writes is shown `shots` rows with their answers, drawn by
-    `seed` from all over the table, and answers `most` of the others. Every score has its number of examples and a 95 % interval.
+    `seed` from all over the table, and answers `most` of the others. Every score has its number of examples and a 95 %
+    interval.
     """
     known = ("columns", "text", "label", "label_separator", "split", "subset", "seed", "allow_code", "device")
     for word in settings:

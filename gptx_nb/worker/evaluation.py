@@ -187,6 +187,7 @@ def _written(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Path
         raise UsageError("shots: texts to continue in their style have no answers to show. Leave shots out")
     if not writer.tuned:
         writer.facts.update(roles.facts_of(task, found_roles, examples))
+    untold = roles.unknown_languages(found_roles) if task == "translation" and not writer.tuned else ""
     drawn = draw(writer, examples, count, recipe.seed)
     shown = [f"shown to the model: {drawn.told([numbers[at] for at in drawn.places])}"] if count else []
     shots = [examples[at] for at in drawn.places]
@@ -224,7 +225,7 @@ def _written(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Path
         "why": why,
         "shots": count,
         "samples": found["samples"],
-        "notes": [*shown, *notes],
+        "notes": [*([untold] if untold else []), *shown, *notes],
     }
 
 
