@@ -326,7 +326,10 @@ def unknown_languages(roles: Roles) -> str:
     renamed = ", ".join(f"{name!r}: {code!r}" for name, code in zip(unknown, likely, strict=False))
     which = " and ".join(map(repr, unknown))
     called = "is not called after a language" if len(unknown) == 1 else "are not called after languages"
-    return f"{which} {called}, so the model is not told which it is. Say so, as in `df.rename(columns={{{renamed}}})`, or in the file's first line"
+    return (
+        f"{which} {called}, so the model is not told which it is. Say so, as in `df.rename(columns={{{renamed}}})`, or "
+        "in the file's first line"
+    )
 
 
 def kind_pair(kind: WritingTask) -> tuple[str, str]:
