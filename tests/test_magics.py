@@ -302,6 +302,14 @@ def test_the_readme_lists_every_magic_with_its_twin_and_its_command(shell: Inter
         assert re.search(rf"^ +(\w+ \()?{command}\b", cli.parser().format_help(), re.MULTILINE)
 
 
+def test_every_flag_of_a_magic_in_the_readme_is_there() -> None:
+    lines = re.findall(r"^%(gpt_\w+) (.*)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    known = {"gpt_predict": magics.WISHES, "gpt_eval": magics.EVAL_FLAGS}
+    flags = [(name, flag) for name, rest in lines for flag in re.findall(r"--[a-z-]+", rest)]
+    assert {name for name, _ in flags} == set(known)
+    assert [each for each in flags if each[1] not in known[each[0]]] == []
+
+
 def test_unloading_leaves_nothing_and_reloading_doubles_nothing(shell: InteractiveShell) -> None:
     shell.run_line_magic("reload_ext", "gptx_nb")
     assert [type(each).__name__ for each in shell.configurables].count("GptxMagics") == 1
