@@ -151,11 +151,14 @@ def evaluate(
     """Score the run `name`, or a base model of that name, on any table; waits while the run trains.
 
     `data` is what `finetune` takes there; of its settings `columns`, `text`, `label`, `label_separator`, `split`,
-    `subset` and `allow_code` say how to read it. A model that writes is shown `shots` rows with their answers, drawn by
-    `seed` from all over the table, and answers `most` of the others. Every score has its number of examples and a 95 %
-    interval.
+    `subset` and `allow_code` say how to read it, `prompt` and `label_words` how a base model is asked for labels. A
+    model that writes is shown `shots` rows with their answers, drawn by `seed` from all over the table, and answers
+    `most` of the others. Every score has its number of examples and a 95 % interval.
     """
-    known = ("columns", "text", "label", "label_separator", "split", "subset", "seed", "allow_code", "device")
+    known = (
+        *("columns", "text", "label", "label_separator", "prompt", "label_words"),
+        *("split", "subset", "seed", "allow_code", "device"),
+    )
     for word in settings:
         if word not in known:
             raise UsageError(

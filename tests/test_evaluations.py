@@ -78,8 +78,13 @@ def test_a_classifier_is_scored_with_intervals_and_a_confusion_matrix(home: Path
     assert (found["accuracy"], found.labels, found.confusion) == (1.0, ["no", "yes"], [[10, 0], [0, 10]])
     assert set(found.scores) == {"accuracy", "macro_f1", "calibration_error"}
     strange = pd.DataFrame({"text": ["a", "b"], "label": ["maybe", "no"]})
-    with pytest.raises(DataError, match="the label 'maybe' of row 1 is not among the labels: no, yes"):
+    known = (
+        r"the label 'maybe' of row 1 is not among the labels: no, yes\. The run knows no others: correct such rows, or"
+    )
+    with pytest.raises(DataError, match=known):
         gptx_nb.evaluate("labels", strange)
+    with pytest.raises(UsageError, match="prompt: for a base model that gives labels, and this run has learnt its lab"):
+        gptx_nb.evaluate("labels", REVIEWS, prompt="{text}\nFine:")
     with pytest.raises(UsageError, match="this run gives labels"):
         gptx_nb.evaluate("labels", REVIEWS, shots=2)
 
@@ -91,6 +96,10 @@ def test_a_run_that_splits_labels_is_scored_on_its_own_table_as_it_has_learnt(
     tuned("sets", tiny_model, sets, epochs=1, label_separator=";")
     assert set(gptx_nb.evaluate("sets", sets).scores) == {"micro_f1", "macro_f1", "subset_accuracy"}
     plain_shell.user_ns["other"] = sets.replace("red;blue", "red/blue").rename(columns={"label": "colours"})
+    with pytest.raises(
+        IPythonUsageError, match=r"'red/blue' of row 3 .* or say what stands between labels with `--lab"
+    ):
+        plain_shell.run_line_magic("gpt_eval", "sets other --label colours")
     found = plain_shell.run_line_magic("gpt_eval", "sets other --label colours --label-separator /")
     assert (found.rows, found.labels) == (18, ["blue", "red"])
 
@@ -103,6 +112,13 @@ def test_a_base_model_is_shown_an_example_of_each_label_of_a_sorted_table_with_n
     found = plain_shell.run_line_magic("gpt_eval", f"{tiny_model} df {columns} --shots 2")
     assert (found.task, found.rows, found.shots) == ("text-classification", 18, 2)
     assert list(map(sum, found.confusion)) == [9, 9]
+
+    plain_shell.user_ns["df"] = REVIEWS.replace({"yes": "a", "no": "b"})
+    with pytest.raises(IPythonUsageError, match=r"the label 'a' is no word .* as in `label_words: {a: good, b: bad}`"):
+        plain_shell.run_line_magic("gpt_eval", f"{tiny_model} df")
+    asked = """--label-words '{a: good, b: bad}' --prompt "{text}\\nAll in all:\""""
+    found = plain_shell.run_line_magic("gpt_eval", f"{tiny_model} df {asked}")
+    assert found.notes[0] == r"prompt '{text}\nAll in all:', words ' good', ' bad'"
 
 
 def test_shots_are_drawn_all_over_the_table_by_a_seed_and_are_short(tiny_model: Path) -> None:

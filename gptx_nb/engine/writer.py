@@ -340,7 +340,7 @@ class Writer:
                 if row is None:
                     raise DataError(
                         f"{_named(number, numbers)} is too long: its question and a choice do not fit into the "
-                        f"{self.context:,} tokens that the model sees. {_less(shots)}"
+                        f"{self.context:,} tokens that the model sees. Shorten it{' or show less' if shots else ''}"
                     )
                 rows.append(row)
         nats = self.nats(rows)[:, 0]
@@ -397,8 +397,8 @@ def _named(number: int, numbers: Sequence[int]) -> str:
 
 
 def _less(shots: Sequence[Example]) -> str:
-    fewer = f", or show fewer or shorter examples than these {len(shots)}" if shots else ""
-    return f"Ask for less at once{fewer}"
+    fewer = f", show fewer or shorter examples than these {len(shots)}," if shots else ""
+    return f"Shorten it{fewer} or keep less for the answer with `max_new_tokens`"
 
 
 def _behind(shots: Sequence[Example], example: Example, *, alone: bool = False) -> Example:

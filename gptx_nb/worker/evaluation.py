@@ -102,16 +102,25 @@ def _labelled(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Pat
 
     if asked["shots"] or asked["task"] not in (None, "text-classification"):
         raise UsageError("this run gives labels: shots and task are for models that write")
+    _refuse_words(recipe, "this run has learnt its labels")
     model = Classifier.load(Path(asked["folder"]), chosen)
     learnt = {key: getattr(recipe, key) or value for key, value in asked["learnt"].items()}
     as_learnt = {"labels": model.labels, "label_separator": learnt["label_separator"], "validation": 0.0}
     wanted = recipe.model_copy(update=as_learnt)
+    sources = {"train": source, "validation": None}
     try:
-        table = data.load(wanted.model_copy(update=learnt), {"train": source, "validation": None}, folder)
+        try:
+            table = data.load(wanted.model_copy(update=learnt), sources, folder)
+        except DataError as error:
+            if "has no column" not in str(error) or recipe.text or recipe.label or recipe.columns:
+                raise
+            table = data.load(wanted, sources, folder)  # other names than those learnt from
     except DataError as error:
-        if "has no column" not in str(error) or recipe.text or recipe.label or recipe.columns:
+        said, unknown, _ = str(error).rpartition(" Add it ")
+        if not unknown:
             raise
-        table = data.load(wanted, {"train": source, "validation": None}, folder)  # other names than those learnt from
+        other = "" if model.threshold is None else ", or say what stands between labels with `--label-separator`"
+        raise DataError(f"{said} The run knows no others: correct such rows, leave them out{other}") from None
     if (model.threshold is not None) != table.multi_label:
         kinds = ["one label a text", "any number of labels a text"]
         learnt_kind, has = kinds if table.multi_label else kinds[::-1]
@@ -122,6 +131,11 @@ def _labelled(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Pat
     else:
         found = _scored_sets(model.labels, table.train.labels, answer, model.threshold)
     return {**found, "why": table.report["why"], "notes": [*table.report["warnings"], *found["notes"]]}
+
+
+def _refuse_words(recipe: Recipe, why: str) -> None:
+    if given := [name for name in ("prompt", "label_words") if getattr(recipe, name) is not None]:
+        raise UsageError(f"{' and '.join(given)}: for a base model that gives labels, and {why}. Leave that out")
 
 
 def _scored(labels: list[str], truth: list[int], answer: Answer) -> dict[str, Any]:
@@ -173,6 +187,7 @@ def _written(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Path
     task = asked["task"] or (told["task"] if told else None)
     if task is None:
         task, _ = roles.task_of(recipe, {"train": source, "validation": None}, folder)
+    _refuse_words(recipe, f"the task is {task}")
     if task == roles.CLASSIFICATION:
         raise UsageError("task: a model that writes gives no labels. Fine-tune a run for text-classification first")
     own = told["roles"] if told and told["task"] == task else None
