@@ -79,7 +79,7 @@ def test_a_classifier_is_scored_with_intervals_and_a_confusion_matrix(home: Path
     assert set(found.scores) == {"accuracy", "macro_f1", "calibration_error"}
     strange = pd.DataFrame({"text": ["a", "b"], "label": ["maybe", "no"]})
     known = (
-        r"the label 'maybe' of row 1 is not among the labels: no, yes\. The run knows no others: correct such rows, or"
+        r"the label 'maybe' of row 1 is not among the labels: no, yes\. The run knows no others: correct such rows or l"
     )
     with pytest.raises(DataError, match=known):
         gptx_nb.evaluate("labels", strange)

@@ -120,7 +120,7 @@ def _labelled(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Pat
         if not unknown:
             raise
         other = "" if model.threshold is None else ", or say what stands between labels with `--label-separator`"
-        raise DataError(f"{said} The run knows no others: correct such rows, leave them out{other}") from None
+        raise DataError(f"{said} The run knows no others: correct such rows or leave them out{other}") from None
     if (model.threshold is not None) != table.multi_label:
         kinds = ["one label a text", "any number of labels a text"]
         learnt_kind, has = kinds if table.multi_label else kinds[::-1]
