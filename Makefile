@@ -59,7 +59,7 @@ dev: $(BUILT) $(CHECKS) ## build the JupyterLab extension anew whenever a file o
 test: lint ## check style and types, then run the tests
 	@tests/chromium.sh
 	$(NODE) npm test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder --durations=30
 
 # Its environment has that JupyterLab with all it needs, and the rest from .venv.
 $(OTHER)/ready: $(BUILT)

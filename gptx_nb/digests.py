@@ -1,4 +1,4 @@
-"""SHA-256 of large files that are asked for again and again: a base model's weights, whenever a cell is run.
+"""SHA-256 of large files that are asked for whenever a cell is run: a base model's weights, tables, texts.
 
 `<home>/digests.json` remembers them by path: {path: {"mark": [size, mtime, ctime, inode, device], "sha256": ...}}. Any
 write to a file, and any other file in its place, changes the mark: times are in nanoseconds, and nobody can set ctime.
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gptx_nb import files
-from gptx_nb.runs import home
+from gptx_nb.run_files import home
 
 # What `from_pretrained` reads of a model's folder: configuration, weights, tokenizer, chat template.
 MODEL_ENDINGS = (".json", ".safetensors", ".txt", ".model", ".jinja")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gptx_nb import files
-from gptx_nb.runs import home
+from gptx_nb.run_files import home
 
 DAYS = 30  # a draft that was not touched for so long goes when another one is kept
 

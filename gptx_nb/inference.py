@@ -42,7 +42,8 @@ from gptx_nb.generations import Generation, Generations
 from gptx_nb.predictions import Predictions
 from gptx_nb.pretraining import PretrainRecipe
 from gptx_nb.process import Process
-from gptx_nb.runs import Run, home
+from gptx_nb.run_files import home
+from gptx_nb.runs import Run
 
 Progress = Callable[[int, int], None]  # texts done, texts in all
 

@@ -30,8 +30,8 @@ from gptx_nb.catalog import CATALOG, RUN
 from gptx_nb.errors import BY_NAME, DISK_FULL, ModelError, RunFailed, RunNotFound, UsageError
 from gptx_nb.pretraining import AnyRecipe, PretrainRecipe
 from gptx_nb.recipe import SOURCES, Recipe, Settings, check_name, matters
-from gptx_nb.run_files import RunFiles
-from gptx_nb.runs import ACTIVE, Run, RunStore, home
+from gptx_nb.run_files import RunFiles, home
+from gptx_nb.runs import ACTIVE, Run, RunStore
 from gptx_nb.sources import Source, stage
 from gptx_nb.supervisor import CLAIMED, LOST
 
@@ -319,7 +319,10 @@ def _difference(older: Run, request: dict[str, Any]) -> str:
     changed = [
         name
         for name, value in request["recipe"].items()
-        if name not in SOURCES and matters(name, older.kind) and before["recipe"].get(name) != value
+        if name not in SOURCES
+        and matters(name, older.kind)
+        and before["recipe"].get(name) != value
+        and not (name == "validation" and isinstance(value, str))  # a table: below, by what it holds
     ]
     for name, what in (("train", "the examples"), ("validation", "the validation table")):
         old, new = before["source"][name], request["source"][name]

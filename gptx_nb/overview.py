@@ -24,7 +24,8 @@ from gptx_nb.errors import RunNotFound
 from gptx_nb.pretraining import PretrainRecipe
 from gptx_nb.progress import Progress
 from gptx_nb.recipe import NAME
-from gptx_nb.runs import ACTIVE, Run, home
+from gptx_nb.run_files import home
+from gptx_nb.runs import ACTIVE, Run
 
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
 POINTS = 60  # of a sparkline

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gptx_nb import files
 from gptx_nb.errors import DataError
-from gptx_nb.runs import home
+from gptx_nb.run_files import home
 
 ADVICE = "Copy the cells of a sheet together with its header line, such as `text,label`"
 

@@ -45,6 +45,7 @@ ROLES: dict[str, tuple[str, ...]] = {  # that a column can have, by task, for `c
     "code-generation": ("prompt", "text", "code", "tests", "entry_point"),
 }
 SOURCES = ("data", "examples")  # settings that say where rows come from, which have fingerprints of their own
+ELSEWHERE = "a table"  # for the place of one
 
 _SHARE = re.compile(r"\s*(\d*[.,]?\d+)\s*(%?)\s*")  # as text: `20%`, `'0.2'`, `0,2`
 
@@ -148,10 +149,11 @@ class Settings(BaseModel):
     def digest(self) -> str:
         """A fingerprint of the settings that decide what model comes out, in hexadecimal digits.
 
-        Where the examples come from is left out: their rows have a fingerprint of their own.
+        Where the examples come from is left out, and where a validation table lies: their rows have fingerprints of
+        their own, and may move.
         """
         deciding = {
-            name: value
+            name: ELSEWHERE if name == "validation" and isinstance(value, str) else value
             for name, value in self.model_dump(mode="json").items()
             if name not in SOURCES and matters(name, type(self))
         }

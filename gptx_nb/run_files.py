@@ -1,10 +1,23 @@
-"""RunFiles: every file name in a run's directory, here and nowhere else. Touches no file. Standard library only:
-the supervisor needs it, and stays tiny. What the files hold is told in runs.py.
+"""Where runs are kept, and RunFiles: every file name in a run's directory, here and nowhere else. Touches no file.
+Standard library only: the supervisor needs it, and stays tiny. What the files hold is told in runs.py.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
+
+
+def home() -> Path:
+    """Return where everything is kept: `$GPTX_HOME`, else the user's data directory."""
+    if given := os.environ.get("GPTX_HOME"):
+        return Path(given).expanduser().absolute()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "gptx_nb"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "gptx_nb"
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "gptx_nb"
 
 
 class RunFiles:

@@ -33,7 +33,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -43,24 +42,13 @@ from gptx_nb.errors import RunNotFound, nearest
 from gptx_nb.pretraining import KINDS, AnyRecipe
 from gptx_nb.process import Process, boot_id, signs_of_life, start_time
 from gptx_nb.recipe import Recipe, check_name, make_recipe, parse_yaml
-from gptx_nb.run_files import RunFiles
+from gptx_nb.run_files import RunFiles, home
 from gptx_nb.sources import Source
 
 __all__ = ["ACTIVE", "Process", "Run", "RunStore", "State", "boot_id", "home", "start_time"]
 
 State = Literal["starting", "running", "stopping", "finished", "stopped", "interrupted", "failed", "elsewhere"]
 ACTIVE: tuple[State, ...] = ("starting", "running", "stopping", "elsewhere")
-
-
-def home() -> Path:
-    """Return where everything is kept: `$GPTX_HOME`, else the user's data directory."""
-    if given := os.environ.get("GPTX_HOME"):
-        return Path(given).expanduser().absolute()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "gptx_nb"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "gptx_nb"
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "gptx_nb"
 
 
 class Run(RunFiles):

@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from gptx_nb import files
+from gptx_nb import digests, files
 from gptx_nb.errors import DataError, nearest
 from gptx_nb.pretraining import AnyRecipe, PretrainRecipe
 from gptx_nb.text_files import files_of
@@ -31,6 +31,7 @@ FILE_ENDINGS = (
 )
 _MISSING = ("NAType", "NaTType")  # pandas' own words for a missing value
 MOST_FILES = 10_000  # in a data set's folder
+FEW_FILES = digests.MOST  # of texts, whose bytes are read to know them again
 
 NO_EXAMPLES = (
     "there is nothing to learn from. Name a table, as in `data: reviews.csv` or `data: df`, or type examples:\n"
@@ -204,7 +205,7 @@ def _missing(text: str, path: Path, setting: str) -> str:
 
 def _fingerprint_file(path: Path, setting: str) -> str:
     try:
-        return files.sha256(path)
+        return digests.sha256(path)
     except FileNotFoundError:
         raise DataError(
             f"{setting}: {path} is not there any more: it was moved or deleted. Check the path, and run the cell again"
@@ -243,11 +244,19 @@ def _fingerprint_folder(folder: Path, setting: str) -> str:
 
 
 def _fingerprint_texts(folder: Path, shown: str, setting: str) -> str:
-    """Return a SHA-256 over the names, sizes and times of the texts below `folder`, however many they are."""
+    """Return a SHA-256 over the names and bytes of the texts below `folder`.
+
+    Of more than FEW_FILES it is over names, sizes and times: to open each of a million takes longer than is waited for.
+    """
+    found = list(files_of(folder, shown, setting))
     digest = hashlib.sha256()
-    for path in files_of(folder, shown, setting):
-        known = path.stat()
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{known.st_size} {known.st_mtime_ns}\n".encode())
+    for path in found:
+        if len(found) <= FEW_FILES:
+            what = _fingerprint_file(path, setting)
+        else:
+            known = path.stat()
+            what = f"{known.st_size} {known.st_mtime_ns}"
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{what}\n".encode())
     return digest.hexdigest()
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from gptx_nb import files
 from gptx_nb.errors import RunNotFound
-from gptx_nb.runs import Run, RunStore, home
+from gptx_nb.run_files import home
+from gptx_nb.runs import Run, RunStore
 
 KEPT = 7 * 86_400.0  # seconds
 _ID = re.compile(r"[0-9a-f]{16}")

@@ -32,7 +32,8 @@ import os, sys, time
 from pathlib import Path
 from gptx_nb import files
 from gptx_nb.metrics import MetricsWriter
-from gptx_nb.runs import Run, home
+from gptx_nb.run_files import home
+from gptx_nb.runs import Run
 
 run, attempt = Run(Path(sys.argv[1])), int(sys.argv[2])
 how = (home() / "behaviour").read_text()
@@ -162,6 +163,19 @@ def test_anything_that_matters_makes_the_next_version_and_is_named(
     own = launch.train("demo", recipe, data=frame, validation=FRAME, wait=True)
     assert own.note == "changed since version 4: epochs, the validation table"
     assert own.run.version == 5
+
+
+def test_a_run_is_known_again_where_its_tables_have_moved(behave: Callable[[str], None], tmp_path: Path) -> None:
+    def of(folder: str, rows: pd.DataFrame = FRAME) -> Recipe:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        FRAME.to_csv(tmp_path / folder / "train.csv", index=False)
+        rows.to_csv(tmp_path / folder / "test.csv", index=False)
+        return Recipe(data=str(tmp_path / folder / "train.csv"), validation=str(tmp_path / folder / "test.csv"))
+
+    launch.train("demo", of("here"), wait=True)
+    assert launch.train("demo", of("there")).action == "shown"
+    other = launch.train("demo", of("elsewhere", FRAME[:1]), wait=True)
+    assert other.note == "changed since version 1: the validation table"
 
 
 def test_a_run_that_still_trains_is_told_beside_its_successor(behave: Callable[[str], None]) -> None:

@@ -226,6 +226,9 @@ def test_the_script_that_makes_tiny_keeps_its_records_and_puts_the_model_into_th
     make.write_records(run)
     assert sorted(path.name for path in beside.iterdir()) == ["curve.png", "log.jsonl", "run.json"]
     assert str(tmp_path) not in (beside / "run.json").read_text(), "no path of this machine"
+    spent = json.loads((beside / "run.json").read_text())["compute"]
+    assert spent["tokens"] == run.plan()["steps"] * run.plan()["tokens_per_step"]["choice"]
+    assert 0 < spent["share_of_peak"] < 1
     assert '"bits_per_byte"' in (beside / "log.jsonl").read_text()
     make.put_into_package(run)
     assert AutoModelForCausalLM.from_pretrained(package).dtype == torch.bfloat16

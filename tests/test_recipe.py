@@ -55,6 +55,8 @@ def test_a_complete_recipe_survives_yaml() -> None:
 def test_only_settings_that_matter_change_the_digest() -> None:
     assert read("device: cpu").digest() == read("checkpoint_every: 5").digest()
     assert read("epochs: 2").digest() != read("epochs: 3").digest()
+    assert read("validation: here/test.csv").digest() == read("validation: there/test.csv").digest()
+    assert read("validation: here/test.csv").digest() != read("validation: 0.2").digest()
 
 
 @pytest.mark.parametrize("name", ["../x", "", "a b", ".hidden", "a/b", "a..b", "x" * 65])

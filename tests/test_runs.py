@@ -15,7 +15,8 @@ from gptx_nb.errors import RecipeError, RunNotFound
 from gptx_nb.metrics import MetricsWriter
 from gptx_nb.process import Process
 from gptx_nb.recipe import Recipe
-from gptx_nb.runs import Run, RunStore, home
+from gptx_nb.run_files import home
+from gptx_nb.runs import Run, RunStore
 from gptx_nb.sources import Source
 
 REQUEST = {

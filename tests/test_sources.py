@@ -1,6 +1,8 @@
 """Where examples come from: rows of this process are written out as they are, files are known by their bytes."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +224,13 @@ def test_a_folder_of_texts_is_known_by_what_is_read_of_it_however_many_files(
     assert texts_of(tmp_path, str(folder)).fingerprint != first.fingerprint
     with pytest.raises(DataError, match="was changed while it was read"):
         check_unchanged(first, "data", tmp_path)
+    moved = shutil.copytree(folder, tmp_path / "moved")  # and so with other times
+    assert texts_of(tmp_path, str(moved)).fingerprint == texts_of(tmp_path, str(folder)).fingerprint
+    monkeypatch.setattr("gptx_nb.sources.FEW_FILES", 3)
+    many = texts_of(tmp_path, str(moved))
+    assert texts_of(tmp_path, str(moved)) == many
+    os.utime(moved / "3.text", (1, 1))
+    assert texts_of(tmp_path, str(moved)) != many
     monkeypatch.setattr("gptx_nb.text_files.MOST_FILES", 3)
     with pytest.raises(DataError, match=r"texts holds more than 3 files\. Put texts together, as JSON lines"):
         texts_of(tmp_path, str(folder))

@@ -8,7 +8,7 @@ is called `tiny` in $GPTX_HOME: the same command goes on with it after it was st
 package has no room for is refused before it is trained. --keep leaves the package's model as it is. Beside this file
 are written
 
-    run.json      what the run decided, how it scored and what it cost; what was left out of the texts
+    run.json      what the run decided, how it scored and what it cost; what was left out of the texts (DATA.md)
     log.jsonl     loss by step, thinned; every score on held-out documents
     curve.png     the same as a picture
 
@@ -37,7 +37,8 @@ from gptx_nb.engine.tasks import language_modeling
 from gptx_nb.pretraining import PretrainRecipe
 from gptx_nb.progress import Progress, StatusLine
 from gptx_nb.recipe import make_recipe, parse_yaml
-from gptx_nb.runs import Run, home
+from gptx_nb.run_files import home
+from gptx_nb.runs import Run
 from gptx_nb.sources import stage
 from gptx_nb.views import figures
 
@@ -106,6 +107,7 @@ def write_records(run: Run) -> None:
         "recipe": yaml.safe_load(run.recipe().to_yaml()),
         "plan": run.plan(),
         "corpus": run.report(),
+        "compute": compute(seen.steps, run.plan()),
         "scores": run.scores(),
     }
     for name in ("data", "validation"):  # paths of this machine
@@ -121,6 +123,18 @@ def write_records(run: Run) -> None:
             log.write(json.dumps(kept, ensure_ascii=False) + "\n")
     if picture := figures.small(seen, run.scores()):
         (HERE / "curve.png").write_bytes(picture)
+
+
+def compute(steps: Sequence[dict[str, Any]], plan: dict[str, Any] | None) -> dict[str, float]:
+    """Return what all steps cost, scoring left out, and their share of the fastest matrix product that the plan names.
+
+    The plan's share is that of a trial, from which it also tells the time of all tokens.
+    """
+    seconds, tokens = sum(each["seconds"] for each in steps), sum(each["tokens"] for each in steps)
+    told = {"seconds": round(seconds, 1), "tokens": tokens, "tokens_per_second": round(tokens / seconds, 1)}
+    if plan and "limit" in plan and "time" in plan:
+        told["share_of_peak"] = round(plan["limit"]["share"] * plan["time"]["seconds"] / seconds, 3)
+    return told
 
 
 def reference_scores(held_out: Path) -> dict[str, Any]:

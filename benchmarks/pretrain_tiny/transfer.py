@@ -1,12 +1,13 @@
 """How much does pretraining help? `tiny` beside the same architecture from random weights, and beside TF-IDF.
 
-    python benchmarks/pretrain_tiny/transfer.py DATA [--sets sst2 trec] [--examples 100 1000] [--seeds 5]
+    python benchmarks/pretrain_tiny/transfer.py DATA [--sets sst2 trec] [--examples 100 1000] [--seeds 5] [--test 2000]
 
 DATA holds a folder for each set, with train and test tables (.csv.xz) that have the columns `text` and `label_text`.
 Each seed draws its own examples from train, at least one of every label, and the order in which they are learnt. All is
-as the tool does it by itself, with the settings that it chooses; the weights of the last step are scored on the test
-table, so that nothing is chosen by it. transfer.json beside this file is written after each seed, and what it holds is
-not measured again, unless `tiny` has other weights since; the table of the model card is printed at the end.
+as the tool does it by itself, with the settings that it chooses; the weights of the last step are scored on --test rows
+of the test table, the same for all, so that nothing is chosen by them. transfer.json beside this file is written after
+each seed, and what it holds is not measured again, unless `tiny` has other weights or --test is another; the table of
+the model card is printed at the end.
 """
 
 from __future__ import annotations
@@ -38,34 +39,37 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=SETS)
     parser.add_argument("--examples", nargs="+", type=int, default=(100, 1000))
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--test", type=int, default=2000)
     parser.add_argument("--out", type=Path, default=HERE / "transfer.json")
     given = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     weights = hashlib.sha256((MODEL / "model.safetensors").read_bytes()).hexdigest()
+    measured_with = {"weights": weights, "test": given.test}
     kept = json.loads(given.out.read_text()) if given.out.exists() else {}
-    if kept and kept["weights"] != weights:
-        print("tiny has other weights than those in transfer.json: all is measured anew")
-    found: dict[str, dict[str, list[float]]] = kept["accuracy"] if kept.get("weights") == weights else {}
+    known = {name: kept.get(name) for name in measured_with} == measured_with
+    if kept and not known:
+        print("transfer.json is of other weights of tiny, or of other test rows: all is measured anew")
+    found: dict[str, dict[str, list[float]]] = kept["accuracy"] if known else {}
     for seed in range(given.seeds):
         for count in given.examples:
             for name in given.sets:
                 scores = found.setdefault(f"{name}, {count} examples", {})
                 if len(scores.get("tiny", ())) > seed:
                     continue
-                for arm, accuracy in measured(given.data / name, count, seed).items():
+                for arm, accuracy in measured(given.data / name, count, seed, given.test).items():
                     scores.setdefault(arm, []).append(round(accuracy, 4))
                 print(name, count, seed, {arm: each[-1] for arm, each in scores.items()}, flush=True)
-                files.write_json(given.out, {"weights": weights, "accuracy": found})
+                files.write_json(given.out, {**measured_with, "accuracy": found})
     print(card(found))
 
 
-def measured(folder: Path, count: int, seed: int) -> dict[str, float]:
-    """Return test accuracies after learning from `count` examples drawn by `seed`."""
+def measured(folder: Path, count: int, seed: int, test: int) -> dict[str, float]:
+    """Return accuracies on `test` rows after learning from `count` examples drawn by `seed`."""
     tables = {name: pd.read_csv(folder / f"{name}.csv.xz")[["text", "label_text"]] for name in ("train", "test")}
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
-        tables["test"].to_csv(place / "test.csv", index=False)
+        tables["test"].sample(min(test, len(tables["test"])), random_state=0).to_csv(place / "test.csv", index=False)
         settings = {"model": "tiny", "label": "label_text", "keep": "last", "seed": seed}
         recipe = make_recipe({**settings, "validation": str(place / "test.csv")})
         run = place / "run"

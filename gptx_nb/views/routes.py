@@ -49,7 +49,8 @@ from gptx_nb.overview import Overview
 from gptx_nb.predictions import Predictions
 from gptx_nb.pretraining import KINDS
 from gptx_nb.recipe import check_name, make_recipe
-from gptx_nb.runs import ACTIVE, Run, home
+from gptx_nb.run_files import home
+from gptx_nb.runs import ACTIVE, Run
 from gptx_nb.sources import FILE_ENDINGS
 from gptx_nb.trash import Trash
 
