@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -153,6 +154,26 @@ def test_rows_that_are_shown_are_not_scored_and_the_seed_draws_others(
         assert (found.rows, found.scores["f1"]["examples"]) == (6, 6)
         told.append(rows)
     assert told[0] != told[1]
+
+
+def test_a_row_that_a_chat_template_refuses_is_named(home: Path, tiny_model: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('No.') }}{% endif %}"
+        "<{{ m['role'] }}>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    tokenizer.save_pretrained(base)
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    refused = [{"role": "system", "content": "s"}, *talk]
+    for number in (0, 1):
+        with pytest.raises(
+            DataError, match=r"^row 2: the model's chat template does not take a conversation: No\. Cha"
+        ):
+            gptx_nb.evaluate(str(base), [{"messages": talk}, {"messages": refused}], task="chat", shots=number)
+    writer = Writer(AutoModelForCausalLM.from_pretrained(base), tokenizer, "chat", {}, tuned=False)
+    with pytest.raises(DataError, match=r"^row 9: the model's chat template does not take a conversation: No\. Change"):
+        writer.write([{"messages": talk[:1]}, {"messages": refused[:2]}], numbers=[8, 9])
 
 
 def test_what_cannot_be_scored_is_told(home: Path, tiny_model: Path) -> None:

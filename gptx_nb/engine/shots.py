@@ -40,6 +40,7 @@ def draw(writer: Writer, examples: Sequence[Example], count: int, seed: int) -> 
     """Return `count` of `examples`, of which there are as many, that `writer` is to be shown.
 
     Together they take at most half of what it sees, where a part of the table has a row so short; else its shortest.
+    Raises DataError where a chat template does not take one.
     """
     random = np.random.default_rng((seed, 7))
     places, passed = [], 0

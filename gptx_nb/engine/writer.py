@@ -182,7 +182,10 @@ class Writer:
         prompts: list[list[int]] = []
         cut = 0
         for number, example in zip(numbers, examples, strict=True):
-            found, shortened = self._fitting(example, shots, room)
+            try:
+                found, shortened = self._fitting(example, shots, room)
+            except DataError as error:  # of a chat template
+                raise DataError(f"{_named(number, numbers)}: {error}") from None
             if found is None:
                 raise DataError(
                     f"{_named(number, numbers)} is too long: the model sees {self.context:,} tokens, of which "

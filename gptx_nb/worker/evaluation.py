@@ -203,6 +203,7 @@ def _written(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Path
     if not writer.tuned:
         writer.facts.update(roles.facts_of(task, found_roles, examples))
     untold = roles.unknown_languages(found_roles) if task == "translation" and not writer.tuned else ""
+    _require_templates(writer, examples, numbers)
     drawn = draw(writer, examples, count, recipe.seed)
     shown = [f"shown to the model: {drawn.told([numbers[at] for at in drawn.places])}"] if count else []
     shots = [examples[at] for at in drawn.places]
@@ -242,6 +243,15 @@ def _written(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Path
         "samples": found["samples"],
         "notes": [*([untold] if untold else []), *shown, *notes],
     }
+
+
+def _require_templates(writer: Writer, examples: list[Any], numbers: list[int]) -> None:
+    """Raise DataError, which names the row, for a conversation that the model's chat template does not take."""
+    for number, example in zip(numbers, examples, strict=True) if writer.task.name == "chat" else ():
+        try:
+            writer.prompt(example)
+        except DataError as error:
+            raise DataError(f"row {number}: {error}") from None
 
 
 def _writer(asked: dict[str, Any], folder: Path | None, task: str, chosen: Device) -> Writer:
