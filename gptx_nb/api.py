@@ -111,7 +111,11 @@ def predict(
         wishes = read_wishes(how)
         if isinstance(who, Run) and not inference.writes(who):
             more = {"task": task, **languages, "labels": labels, "prompt": prompt, "label_words": label_words}
-            given = [*how, *(word for word, value in more.items() if value), *(["shots"] if len(shots) else [])]
+            given = [
+                *how,
+                *(word for word, value in more.items() if value),
+                *(["shots"] if not hasattr(shots, "__len__") or len(shots) else []),
+            ]
             refuse_wishes(who, given)
             return inference.predict(who, texts, line.texts)
         if gives_labels(task, labels, prompt, label_words):
@@ -147,10 +151,14 @@ def evaluate(
     """Score the run `name`, or a base model of that name, on any table; waits while the run trains.
 
     `data` is what `finetune` takes there; of its settings `columns`, `text`, `label`, `label_separator`, `split`,
-    `subset` and `allow_code` say how to read it. A model that writes is shown `shots` rows with their answers, and
-    answers `most` of the others. Every score has its number of examples and a 95 % interval.
+    `subset` and `allow_code` say how to read it, `prompt` and `label_words` how a base model is asked for labels. A
+    model that writes is shown `shots` rows with their answers, drawn by `seed` from all over the table, and answers
+    `most` of the others. Every score has its number of examples and a 95 % interval.
     """
-    known = ("columns", "text", "label", "label_separator", "split", "subset", "allow_code", "device")
+    known = (
+        *("columns", "text", "label", "label_separator", "prompt", "label_words"),
+        *("split", "subset", "seed", "allow_code", "device"),
+    )
     for word in settings:
         if word not in known:
             raise UsageError(
@@ -213,6 +221,11 @@ def refuse_wishes(run: Run, given: list[str]) -> None:
 
 def rows_of(table: Any) -> list[dict[str, Any]]:
     """Return the rows of a list or DataFrame of examples by role."""
+    if isinstance(table, str | int | float):
+        raise UsageError(
+            f"shots: {table!r} is no row with its answer. Give some, as in `--shots {{{{df.sample(4)}}}}` in a line or "
+            "`shots=df.sample(4)` in Python. A number of them is for `%gpt_eval`, which has a table to draw from"
+        )
     found = inference.read_prompts(table, "")[0] if len(table) else []
     for number, row in enumerate(found, 1):
         if not isinstance(row, dict):
@@ -245,6 +258,8 @@ def labels_of(labels: Any, prompt: str | None, label_words: Any, shots: Any) -> 
 
 
 def _rows(table: Any) -> list[Any]:
+    if isinstance(table, str | int | float):
+        return rows_of(table)  # says what fits
     return table.to_dict("records") if hasattr(table, "to_dict") and hasattr(table, "iloc") else list(table)
 
 

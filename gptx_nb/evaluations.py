@@ -108,8 +108,9 @@ def evaluate(
     """Score a run, or the base model that `who` names, on a table.
 
     `recipe` names table and columns (`data`, `columns`, `text`, `label`, `label_separator`, `split`, `allow_code`);
-    `data` is the table where it is an object. `shots` rows of the table are shown to a model that writes, and not
-    scored; of the others `most` are answered. Raises UsageError for a mistake, RunFailed where the process broke off.
+    `data` is the table where it is an object. `shots` rows of the table are shown to a model that writes, drawn by the
+    recipe's seed, and not scored; of the others `most` are answered. Raises UsageError for a mistake, RunFailed where
+    the process broke off.
     """
     if isinstance(who, Run) and not (who.model / "config.json").is_file():
         raise RunNotFound(f"run {who.name}/{who.version} has no model yet: it is {who.state()}")

@@ -335,7 +335,7 @@ def read_prompts(value: Any, label: str) -> tuple[list[str | dict[str, Any]], An
     if isinstance(value, Mapping):
         return [_row(value, 1)], None
     if isinstance(value, list | tuple) and value and all(isinstance(each, Mapping) for each in value):
-        if all({"role", "content"} <= set(each) for each in value):
+        if all("role" in each and set(each) <= {"role", "content", "name"} for each in value):
             return [{"messages": [_row(each, number) for number, each in enumerate(value, 1)]}], None
         return [_row(each, number) for number, each in enumerate(value, 1)], None
     if known is not None and not callable(known) and len(known):  # one column too: its name says what it holds

@@ -483,6 +483,11 @@ def calibration(validation: dict[str, Any] | None) -> str:
     return "" if score is None else f"calibration error {writing_words.shown(score)} on {score['examples']:,} rows"
 
 
+def remarks(scores: dict[str, Any]) -> list[str]:
+    """Say why a figure of the base model is missing, where that is not plain: facts, no warnings."""
+    return [f"{each[:1].upper()}{each[1:]}." for each in scores.get("remarks") or ()]
+
+
 def _scored(run: Run) -> list[tuple[str, dict[str, Any]]]:
     """Return (who, {"accuracy", "macro_f1", "scores"}) of the model and of each baseline."""
     scores = run.scores()
@@ -581,6 +586,7 @@ def result_lines(run: Run) -> list[str]:
         lines += [f"{who:{width}}  {accuracy:>{wide}}  {f1:>{wide}}" for who, accuracy, f1 in [HEAD, *rows]]
     if said := calibration(scores.get("validation")):
         lines.append(said)
+    lines += remarks(scores)
     if (validation := scores.get("validation") or {}).get("multi_label"):
         lines += multi_label_words.lines(validation)
     return lines + [f"note: {note}" for note in [*warnings(run), *_notes(run)]]

@@ -194,6 +194,10 @@ def test_a_base_model_is_told_the_languages_or_reads_them(tmp_path: Path, tiny: 
     assert [each.text for each in base.prompt(found[0])] == ["German: ", "Hallo", "\nEnglish:"]
     assert base.asking(to="en").examples([{"de": "Hallo"}]) == found
     assert base.asking(to="en").shots([{"en": "Hello", "de": "Hallo"}]) == [{**found[0], "target": "Hello"}]
+    for source, target in (("原文", "译文"), ("源语言", "目标语言"), ("src", "tgt"), ("source", "target")):
+        asking = base.asking(source="de", to="en")  # columns that are called after the sides, not after languages
+        assert asking.examples([{source: "Hallo"}]) == asking.examples([{source: "Hallo", target: ""}]) == found
+        assert asking.shots([{source: "Hallo", target: "Hello"}]) == [{**found[0], "target": "Hello"}]
     assert base.asking(to="fr").examples(["Hello"]) == [{"source": "Hello", "from": "en", "to": "fr"}]
     for row, to in (("Hallo", "en"), ({"en": "a", "de": "b", "fr": "c"}, "fr")):
         with pytest.raises(DataError, match=r"from which language\? Type it, as in `--from (fr|en)`"):

@@ -70,6 +70,16 @@ TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho
         ({"English": "Go.", "Chinese": "走"}, "translation", {"source": "English", "target": "Chinese"}),
         ({"text_en": "Go.", "text_zh": "走"}, "translation", {"source": "text_en", "target": "text_zh"}),
         ({"pt_BR": "Vai.", "eng": "Go."}, "translation", {"source": "pt_BR", "target": "eng"}),
+        ({"原文": "走。", "译文": "Go."}, "translation", {"source": "原文", "target": "译文"}),
+        ({"源语言": "走。", "目标语言": "Go."}, "translation", {"source": "源语言", "target": "目标语言"}),
+        ({"文档": LONG, "摘要": SHORT}, "summarization", {"document": "文档", "summary": "摘要"}),
+        (
+            {"问题": "谁？", "上下文": LONG, "答案": "我"},
+            "question-answering",
+            {"question": "问题", "context": "上下文", "answer": "答案"},
+        ),
+        ({"提示": "从前", "回答": "有座山"}, "text-generation", {"prompt": "提示", "completion": "回答"}),
+        ({"提示": "从前", "续写": "有座山"}, "text-generation", {"prompt": "提示", "completion": "续写"}),
         ({"messages": TURNS}, "chat", {"messages": "messages"}),
         ({"id": 1, "anything": TURNS}, "chat", {"messages": "anything"}),
         (
@@ -117,6 +127,13 @@ def test_a_task_that_is_asked_for_is_looked_for() -> None:
     assert found is not None
     assert found.roles == {"text": "text"}
     assert guess(columns, "translation") is None
+    for names in (("source", "target"), ("Src", "Tgt")):  # other pairs are called so too
+        sides = {names[0]: ["Go."], names[1]: ["Va !"]}
+        found = guess(sides, "translation")
+        assert found is not None
+        assert found.roles == {"source": names[0], "target": names[1]}
+        assert "translation" not in [each.task for each in guesses(sides)]
+    assert guess({"source": [1], "target": [2]}, "translation") is None
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,25 @@ def test_a_column_of_texts_called_id_or_no_is_a_language(
     assert templates.language(table.facts["from"]) == language
 
 
+def test_columns_that_are_no_languages_are_told_with_what_to_type(tmp_path: Path) -> None:
+    for names, told in (
+        (("source", "target"), "df.rename(columns={'source': 'en', 'target': 'fr'})"),
+        (("原文", "译文"), "df.rename(columns={'原文': 'en', '译文': 'fr'})"),
+    ):
+        table = load(tmp_path, [dict(zip(names, ("Go.", "Va !"), strict=True))] * 2, task="translation")
+        assert table.train[0] == {"source": "Go.", "target": "Va !", "from": names[0], "to": names[1]}
+        assert table.report["warnings"][0] == (
+            f"{names[0]!r} and {names[1]!r} are not called after languages, so the model is not told which it is. Say "
+            f"so, as in `{told}`, or in the file's first line"
+        )
+    named = {"source": "en", "target": "dialect"}
+    table = load(tmp_path, [{"en": "Go.", "dialect": "Geh"}] * 2, task="translation", columns=named)
+    assert table.report["warnings"][0].startswith("'dialect' is not called after a language, so the model is not told")
+    assert "columns={'dialect': 'fr'}" in table.report["warnings"][0]
+    table = load(tmp_path, [{"en": "Go.", "de": "Geh"}] * 2)
+    assert [each for each in table.report["warnings"] if "not called after" in each] == []
+
+
 # ---- several labels a text ------------------------------------------------------------------------------------------
 
 

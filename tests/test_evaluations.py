@@ -1,6 +1,8 @@
 """Scoring runs and base models on any table: the Python function, the magic, the command line."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import gptx_nb
 from gptx_nb import launch, progress
-from gptx_nb.engine import answers
+from gptx_nb.engine import answers, shots
 from gptx_nb.engine.writer import How, Writer
 from gptx_nb.errors import DataError, UsageError
 from gptx_nb.recipe import make_recipe
@@ -51,7 +53,10 @@ def test_a_run_that_writes_and_its_base_model_are_scored_on_any_table(
     base = gptx_nb.evaluate(str(tiny_model), QUESTIONS, shots=2, most=5, max_new_tokens=4)
     assert (base.rows, base.shots, base.scores["f1"]["examples"]) == (22, 2, 5)
     assert base["perplexity"] > 10 * found["perplexity"]
-    assert base.notes == ["5 of 22 rows were answered, evenly spread"]
+    shown, known, answered = base.notes
+    assert re.fullmatch(r"shown to the model: rows \d+ and \d+, drawn from equal parts of the table by seed 0", shown)
+    assert re.fullmatch(r"\d+ scored rows equal a row that was shown: the score looks better than it is", known)
+    assert answered == "5 of 22 rows were answered, evenly spread"
 
     shell = plain_shell
     shell.user_ns["other"] = other
@@ -74,8 +79,13 @@ def test_a_classifier_is_scored_with_intervals_and_a_confusion_matrix(home: Path
     assert (found["accuracy"], found.labels, found.confusion) == (1.0, ["no", "yes"], [[10, 0], [0, 10]])
     assert set(found.scores) == {"accuracy", "macro_f1", "calibration_error"}
     strange = pd.DataFrame({"text": ["a", "b"], "label": ["maybe", "no"]})
-    with pytest.raises(DataError, match="the label 'maybe' of row 1 is not among the labels: no, yes"):
+    known = (
+        r"the label 'maybe' of row 1 is not among the labels: no, yes\. The run knows no others: correct such rows or l"
+    )
+    with pytest.raises(DataError, match=known):
         gptx_nb.evaluate("labels", strange)
+    with pytest.raises(UsageError, match="prompt: for a base model that gives labels, and this run has learnt its lab"):
+        gptx_nb.evaluate("labels", REVIEWS, prompt="{text}\nFine:")
     with pytest.raises(UsageError, match="this run gives labels"):
         gptx_nb.evaluate("labels", REVIEWS, shots=2)
 
@@ -87,6 +97,10 @@ def test_a_run_that_splits_labels_is_scored_on_its_own_table_as_it_has_learnt(
     tuned("sets", tiny_model, sets, epochs=1, label_separator=";")
     assert set(gptx_nb.evaluate("sets", sets).scores) == {"micro_f1", "macro_f1", "subset_accuracy"}
     plain_shell.user_ns["other"] = sets.replace("red;blue", "red/blue").rename(columns={"label": "colours"})
+    with pytest.raises(
+        IPythonUsageError, match=r"'red/blue' of row 3 .* or say what stands between labels with `--lab"
+    ):
+        plain_shell.run_line_magic("gpt_eval", "sets other --label colours")
     found = plain_shell.run_line_magic("gpt_eval", "sets other --label colours --label-separator /")
     assert (found.rows, found.labels) == (18, ["blue", "red"])
 
@@ -100,11 +114,74 @@ def test_a_base_model_is_shown_an_example_of_each_label_of_a_sorted_table_with_n
     assert (found.task, found.rows, found.shots) == ("text-classification", 18, 2)
     assert list(map(sum, found.confusion)) == [9, 9]
 
+    plain_shell.user_ns["df"] = REVIEWS.replace({"yes": "a", "no": "b"})
+    with pytest.raises(IPythonUsageError, match=r"the label 'a' is no word .* as in `label_words: {a: good, b: bad}`"):
+        plain_shell.run_line_magic("gpt_eval", f"{tiny_model} df")
+    asked = """--label-words '{a: good, b: bad}' --prompt "{text}\\nAll in all:\""""
+    found = plain_shell.run_line_magic("gpt_eval", f"{tiny_model} df {asked}")
+    assert found.notes[0] == r"prompt '{text}\nAll in all:', words ' good', ' bad'"
+
+
+def test_shots_are_drawn_all_over_the_table_by_a_seed_and_are_short(tiny_model: Path) -> None:
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
+    writer = Writer(model, tokenizer, "question-answering", {}, tuned=False)
+    # Of each three rows two would fill the context of 128 tokens, and the third is no more than its share.
+    table = [{"question": "q" * (1 if at % 3 == 0 else 90), "answer": str(at)} for at in range(90)]
+    drawn = shots.draw(writer, table, 3, 0)
+    assert [place // 30 for place in drawn.places] == [0, 1, 2]
+    assert all(place % 3 == 0 for place in drawn.places)
+    assert drawn == shots.draw(writer, table, 3, 0)
+    assert len({tuple(shots.draw(writer, table, 3, seed).places) for seed in range(5)}) > 1
+    assert sum(shots.draw(writer, table, 3, seed).passed for seed in range(5)) > 0
+    # Where a part has no row so short, its shortest is taken.
+    assert shots.draw(writer, [table[1], {"question": "q" * 80, "answer": "x"}], 1, 0).places == [1]
+    told = shots.Shots([0, 4], 7, 1)
+    assert told.told([1, 5], "a.csv") == (
+        "rows 1 and 5 of a.csv, drawn from equal parts of the table by seed 7; 1 longer row was passed over"
+    )
+    assert told.told([0, 0]).startswith("2 rows, drawn")
+
+
+def test_rows_that_are_shown_are_not_scored_and_the_seed_draws_others(
+    home: Path, tiny_model: Path, plain_shell: InteractiveShell
+) -> None:
+    plain_shell.user_ns["df"] = pd.DataFrame([(f"{at}?", f"{at}") for at in range(8)], columns=["question", "answer"])
+    told = []
+    for seed in (0, 1):
+        found = plain_shell.run_line_magic("gpt_eval", f"{tiny_model} df --shots 2 --seed {seed} --max-new-tokens 1")
+        rows = [int(each) - 1 for each in re.findall(r"\d+", found.notes[0])[:2]]
+        assert len({*rows, *(int(each["right"]) for each in found.samples)}) == 7  # 2 that are shown, 5 of the others
+        assert (found.rows, found.scores["f1"]["examples"]) == (6, 6)
+        told.append(rows)
+    assert told[0] != told[1]
+
+
+def test_a_row_that_a_chat_template_refuses_is_named(home: Path, tiny_model: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('No.') }}{% endif %}"
+        "<{{ m['role'] }}>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    tokenizer.save_pretrained(base)
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    refused = [{"role": "system", "content": "s"}, *talk]
+    for number in (0, 1):
+        with pytest.raises(
+            DataError, match=r"^row 2: the model's chat template does not take a conversation: No\. Cha"
+        ):
+            gptx_nb.evaluate(str(base), [{"messages": talk}, {"messages": refused}], task="chat", shots=number)
+    writer = Writer(AutoModelForCausalLM.from_pretrained(base), tokenizer, "chat", {}, tuned=False)
+    with pytest.raises(DataError, match=r"^row 9: the model's chat template does not take a conversation: No\. Change"):
+        writer.write([{"messages": talk[:1]}, {"messages": refused[:2]}], numbers=[8, 9])
+
 
 def test_what_cannot_be_scored_is_told(home: Path, tiny_model: Path) -> None:
     base = str(tiny_model)
     with pytest.raises(UsageError, match="shots: 24 of 24 rows leave none to score"):
         gptx_nb.evaluate(base, QUESTIONS, shots=24)
+    with pytest.raises(UsageError, match="texts to continue in their style have no answers to show"):
+        gptx_nb.evaluate(base, REVIEWS[["text"]], shots=2)
     with pytest.raises(UsageError, match=r"unknown task 'sumarization'. Did you mean 'summarization'\?"):
         gptx_nb.evaluate(base, QUESTIONS, task="sumarization")
     with pytest.raises(UsageError, match="unknown setting 'epochs'"):

@@ -138,8 +138,33 @@ def test_a_base_model_can_be_asked_with_and_without_shots(
         gptx_nb.predict(str(tiny_model), rows, task="question-answering")
     with pytest.raises(DataError, match="a shot has an empty answer"):
         gptx_nb.predict(str(tiny_model), question, task="question-answering", shots=[{"question": "Who?"}])
+    for number in (4, "4"):
+        with pytest.raises(
+            UsageError, match=r"is no row with its answer. Give some, as in `--shots {{df.sample\(4\)}}`"
+        ):
+            gptx_nb.predict(str(tiny_model), question, task="question-answering", shots=number)
     with pytest.raises(RunNotFound):
         gptx_nb.predict("nothing-of-that-name", "x")
+
+
+def test_a_row_that_is_too_long_is_named_as_it_is_counted_in_the_whole_table(process: Path, tiny_model: Path) -> None:
+    rows = [{"question": f"{at}?"} for at in range(1, 67)]
+    rows[65] = {"question": "x" * 200}
+    options: dict[str, Any] = {"task": "question-answering", "max_new_tokens": 1}
+    with pytest.raises(DataError, match=r"^row 66 is too long: the model sees 128 tokens, of which 1 are kept for the"):
+        gptx_nb.predict(str(tiny_model), rows, **options)
+    with pytest.raises(
+        DataError, match=r"^what is asked is too long: .* Shorten it or keep less for the answer with `max_new_tokens`$"
+    ):
+        gptx_nb.predict(str(tiny_model), rows[65:], **options)
+    shown = [{"question": "y" * 60, "answer": "z"}] * 2
+    with pytest.raises(
+        DataError, match=r"^row 1 is too long: .* Shorten it, show fewer or shorter examples than these 2, or keep"
+    ):
+        gptx_nb.predict(str(tiny_model), [rows[0], rows[65]], **options, shots=shown)
+    chosen = [{**each, "choices": ["a", "b"]} for each in rows]
+    with pytest.raises(DataError, match=r"^row 66 is too long: its question and a choice do not fit into the 128 tok"):
+        gptx_nb.predict(str(tiny_model), chosen, **options)
 
 
 def test_choices_are_scored_and_never_written(process: Path, tiny_model: Path) -> None:

@@ -378,7 +378,7 @@ def test_the_panel_configures_starts_watches_asks_and_compares_in_a_notebook(
         assert "saved no" in tuned.locator(".error").inner_text()
         page.wait_for_timeout(500)
     # The label is a script of many bytes, and this model reads 128: its base says so beside it.
-    desk.get_by_label("Base model", exact=True).get_by_text("choices do not fit in 128 tokens").wait_for()
+    desk.get_by_label("Base model", exact=True).get_by_text("do not fit into the 128 tokens").wait_for()
     assert SCRIPT in desk.inner_text()
     shoot(page, "panel-ask")
     desk.get_by_role("tab", name="Watch").click()

@@ -302,6 +302,14 @@ def test_the_readme_lists_every_magic_with_its_twin_and_its_command(shell: Inter
         assert re.search(rf"^ +(\w+ \()?{command}\b", cli.parser().format_help(), re.MULTILINE)
 
 
+def test_every_flag_of_a_magic_in_the_readme_is_there() -> None:
+    lines = re.findall(r"^%(gpt_\w+) (.*)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    known = {"gpt_predict": magics.WISHES, "gpt_eval": magics.EVAL_FLAGS}
+    flags = [(name, flag) for name, rest in lines for flag in re.findall(r"--[a-z-]+", rest)]
+    assert {name for name, _ in flags} == set(known)
+    assert [each for each in flags if each[1] not in known[each[0]]] == []
+
+
 def test_unloading_leaves_nothing_and_reloading_doubles_nothing(shell: InteractiveShell) -> None:
     shell.run_line_magic("reload_ext", "gptx_nb")
     assert [type(each).__name__ for each in shell.configurables].count("GptxMagics") == 1
@@ -390,7 +398,7 @@ def test_tab_completes_what_follows_a_model_that_is_asked_or_scored(
         assert offered(shell, f"{magic} smo") == ["smooth", "smollm2-135m", "smollm2-360m"], magic
     assert offered(shell, "%gpt_compare smooth smo") == ["smooth"]
     assert offered(shell, "%gpt_eval smooth fra") == ["frame", "frames.csv"]
-    assert offered(shell, "%gpt_eval smooth frame --s") == ["--split", "--subset", "--shots"]
+    assert offered(shell, "%gpt_eval smooth frame --s") == ["--split", "--subset", "--shots", "--seed"]
     assert offered(shell, "%gpt_eval smooth frame --label ") == ["review", "stars"]
     assert offered(shell, "%gpt_eval smooth frames.csv --text=") == ["a", "b"]
     assert offered(shell, "%gpt_predict smooth --task summ") == ["summarization"]

@@ -105,6 +105,14 @@ def test_several_labels_in_one_text_are_refused_and_a_separator_reads_them(tmp_p
     )
 
 
+def test_a_separator_that_stands_nowhere_is_told_from_the_one_that_is_meant(tmp_path: Path) -> None:
+    rows = {"text": ["a", "b", "c", "d"], "label": ["joy", "awe", "joy;awe", "awe;joy"]}
+    with pytest.raises(DataError, match=r"row 3: .* 'joy;awe', which looks like several .* `label_separator: ';'`"):
+        table_of(tmp_path, pd.DataFrame(rows), label_separator="/")
+    plain = table_of(tmp_path, pd.DataFrame({**rows, "label": ["joy", "awe"] * 2}), label_separator="/")
+    assert (plain.multi_label, plain.labels) == (True, ["awe", "joy"])
+
+
 def test_labels_that_hold_a_comma_stay_whole(tmp_path: Path) -> None:
     towns = ["New York, NY", "Buffalo, NY", "Fresno, CA", "Boston, MA"]
     frame = pd.DataFrame({"text": TEXTS, "label": towns * 10})
@@ -193,6 +201,9 @@ def test_a_run_gives_every_label_above_its_threshold(process: Path, tiny_model: 
     assert [each["label"] for each in validation["per_class"]] == ["blue", "red"]
     shown = panels.ended(run)
     assert "micro F1 counts each label" in shown["text/plain"]
+    fact = "The base model has no score: untrained it gives one label a text, and these have any number."
+    assert fact in shown["text/plain"].splitlines()
+    assert f"⚠ {fact}" not in shown["text/html"]
     assert "By label" in shown["text/html"]
     assert "Confusion" not in shown["text/html"]
     assert (run.plan() or {})["memory"]["choice"] != "unknown"

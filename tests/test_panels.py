@@ -131,6 +131,15 @@ def test_scores_stand_with_their_intervals_and_the_calibration_error_beside(home
     assert ["calibration error", "0.060 (0.010 to 0.160)"] in told
 
 
+def test_why_a_figure_of_the_base_model_is_missing_is_a_fact_and_no_warning(home: Path) -> None:
+    run = finished(remarks=["the base model has no score: a <b>reason</b>"])
+    shown = panels.bundle_of(run)
+    assert "The base model has no score: a <b>reason</b>." in shown["text/plain"].splitlines()
+    line = next(each for each in shown["text/html"].split("</div>") if "The base model has no score" in each)
+    assert line.endswith("The base model has no score: a &lt;b&gt;reason&lt;/b&gt;.")
+    assert "⚠" not in line
+
+
 def test_a_static_view_is_small_and_needs_no_script_style_sheet_or_network(home: Path) -> None:
     shown = panels.bundle_of(finished())
     assert sum(len(part) for part in shown.values()) < 200_000

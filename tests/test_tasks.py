@@ -290,3 +290,25 @@ def test_nothing_to_learn_from_is_told_with_the_lengths(home: Path, tiny_model: 
     frame = pd.DataFrame({"prompt": ["a"] * 12, "completion": ["word " * 100] * 12})
     with pytest.raises(DataError, match=r"no example can be learnt from. Of 12, the longest target has 50\d tokens"):
         tuned("long", tiny_model, frame, validation=0)
+
+
+# ---- a real set -----------------------------------------------------------------------------------------------------
+
+PAIRS = Path(__file__).parents[2] / "shared" / "data" / "tatoeba_en_fr_short"
+
+
+@pytest.mark.skipif(not PAIRS.is_dir(), reason=f"the public set of translations is not at {PAIRS}")
+def test_one_pass_over_a_hundred_real_translations_makes_unseen_ones_far_likelier(home: Path) -> None:
+    learnt, held = (
+        pd.read_json(PAIRS / f"{part}.jsonl.xz", lines=True, nrows=rows)
+        for part, rows in (("train", 100), ("validation", 8))
+    )
+    own = {"model": "tiny", "device": "cpu", "data": "df", "validation": "held", "epochs": 1, "seed": 0}
+    run = launch.train("real", make_recipe(own), data=learnt, validation=held, wait=True).run
+    scores = run.scores()
+    assert scores is not None
+    before, after = (scores[who]["perplexity"] for who in ("base", "validation"))
+    assert before["examples"] == after["examples"] == 16  # both directions
+    assert after["high"] < before["low"] / 2
+    shown = next(line for line in progress.result_lines(run) if line.startswith("The base model was shown rows"))
+    assert shown.endswith(" of df (DataFrame), drawn from equal parts of the table by seed 0.")

@@ -172,8 +172,8 @@ class Asking:
         roles: Roles = {}
         for role, end in ENDS:
             named = [name for name, code in coded.items() if _same(code, languages[end])]
-            by_role = [role] if role not in wanted.values() else []
-            for name in (wanted.get(role), *named, *by_role):
+            by_role = columns.side(looked, role, but=[*wanted.values(), *coded])
+            for name in (wanted.get(role), *named, by_role):
                 if isinstance(name, str) and name in table:
                     roles.setdefault(role, name)
         return roles, languages
@@ -194,7 +194,7 @@ class Asking:
     def _told_languages(self, coded: Sequence[str]) -> dict[str, str]:
         """Return the languages that are asked for; the first is the row's, if a column is called after it (`coded`)."""
         if self.to is None:
-            raise DataError("translation into which language? Say so, as in `to: fr`")
+            raise DataError("translation into which language? Type it, as in `--to fr`")
         others = [code for code in coded if not _same(code, self.to)]
         source = self.source or (others[0] if len(others) == 1 else "en")
         if _same(source, self.to) or (self.source is None and len(others) > 1):

@@ -709,7 +709,8 @@ def _own_validation(
         )
     scored = {label for each in validation.labels for label in (each if isinstance(each, list) else [each])}
     if unscored := [name for at, name in enumerate(labels) if at not in scored]:
-        warnings.append(f"no validation row has the label {_listed(unscored)}: it is learnt, and not scored")
+        which = "label {}: it is" if len(unscored) == 1 else "labels {}: they are"
+        warnings.append(f"no validation row has the {which.format(_listed(unscored))} learnt, and not scored")
     about = {
         "source": sheet.shown,
         "rows": sheet.rows,

@@ -23,6 +23,7 @@ from gptx_nb.engine.examples import AnyTable
 from gptx_nb.engine.ragged import Ragged
 from gptx_nb.engine.rendering import pieces
 from gptx_nb.engine.roles import CLASSIFICATION, RoleTable
+from gptx_nb.engine.shots import draw
 from gptx_nb.engine.tasks import (
     chat_templates,
     head_start,
@@ -95,7 +96,7 @@ class Job(Protocol):
     def resolved(self) -> dict[str, Any]: ...  # settings of the recipe that are known now
     def before(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any
-    ) -> dict[str, Any]: ...  # {"scores", "few_shot"} of the base model
+    ) -> dict[str, Any]: ...  # {"scores", "few_shot"} of the base model; "remarks": why one of them is missing
     def evaluation(  # for the metrics, and by what the best is kept: greater is better
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any
     ) -> tuple[dict[str, Any], list[float]]: ...
@@ -242,7 +243,7 @@ class Classification:
         if self._before is None:
             return {}
         few = "the base model is not scored on examples before a text: they take more than half of what it sees"
-        return {**self._before.scores(model, tokenizer, self.table), "notes": [] if self._before.few else [few]}
+        return {**self._before.scores(model, tokenizer, self.table), "remarks": [] if self._before.few else [few]}
 
     def evaluation(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any
@@ -258,17 +259,7 @@ class Classification:
     def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]:
         assert self.table.validation is not None
         asked = self.table.labels, self.table.validation.labels, learner.held_logits()
-        return {**evaluate.scores(*asked), "scores": evaluate.measured(*asked), "notes": self._why_no_base()}
-
-    def _why_no_base(self) -> list[str]:
-        if self._before is not None or not self.recipe.baselines:
-            return []
-        kind = (
-            "before training it gives one label a text, and these have any number"
-            if self.table.multi_label
-            else "a new head on the plain text knows nothing before it is trained"
-        )
-        return [f"the base model has no score, with or without examples: {kind}"]
+        return {**evaluate.scores(*asked), "scores": evaluate.measured(*asked)}
 
     def baselines(self) -> dict[str, Any]:
         assert self.table.validation is not None
@@ -332,7 +323,8 @@ class MultiLabel(Classification):
         return told, [found["micro_f1"], -found["loss"]]
 
     def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]:
-        return {**self._scored(learner.held_logits()), "notes": self._why_no_base()}
+        why = "the base model has no score: untrained it gives one label a text, and these have any number"
+        return {**self._scored(learner.held_logits()), "remarks": [why] if self.recipe.baselines else []}
 
     def _scored(self, logits: np.ndarray) -> dict[str, Any]:
         assert self.table.validation is not None
@@ -542,27 +534,31 @@ class Writing:
         if not self.is_scored or not self.recipe.baselines:
             return {}
         few, why = self._few_shot(model, tokenizer)
+        said = f"the base model is not scored on examples before what is asked: {why}"
         return {
             "scores": self._scored(model, tokenizer, learner, tuned=False),
             "few_shot": few,
-            "notes": [f"the base model is not scored on examples before what is asked: {why}"] if why else [],
+            "remarks": [said if few is None else f"the base model was shown {few['which']}"],
         }
 
     def _few_shot(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ) -> tuple[dict[str, Any] | None, str]:
         """Return the scores behind some examples, or None and why there are none."""
-        shots, held = list(self.table.train[:SHOTS]), self._fitting
+        train, held = self.table.train, self._fitting
         writer = Writer(model, tokenizer, self.table.task, self._facts, tuned=False)
-        if any(self.task.whole_text(each) for each in [*shots, *held]):
+        if any(self.task.whole_text(each) for each in [*train[:1], *held]):
             return None, "texts to continue have no answers to show"
+        drawn = draw(writer, train, min(SHOTS, len(train)), self.recipe.seed)
+        shots = [train[at] for at in drawn.places]
         try:
             found = answers.written(writer, held, allow_code=self.recipe.allow_code, shots=shots, most=MOST_FEW_SHOT)
         except DataError as error:
             return None, str(error)
         if not found["written"]:
             return None, f"{len(shots)} of them do not fit into the {writer.context:,} tokens that it sees"
-        return {**found, "shots": len(shots)}, ""
+        which = drawn.told([self.table.numbers["train"][at] for at in drawn.places], str(self.report["source"]))
+        return {**found, "shots": len(shots), "which": which}, ""
 
     def evaluation(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any

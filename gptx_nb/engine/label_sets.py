@@ -72,6 +72,8 @@ def of_column(sheet: Sheet, column: str, recipe: Recipe) -> list[Names | None] |
     if any(isinstance(value, list) for value in values):
         return [_listed(sheet, column, number, value) for number, value in enumerate(values, 1)]
     if recipe.label_separator is not None:
+        if not any(recipe.label_separator in str(value) for value in values):
+            _refuse_joined(sheet, column, recipe)  # another one may be meant
         return [_parted(value, recipe.label_separator) for value in values]
     _refuse_joined(sheet, column, recipe)
     return None

@@ -135,6 +135,8 @@ def load(task: str, why: str, recipe: Recipe, sources: Mapping[str, Source | Non
         train = _both_ways(train)
         validation = validation and _both_ways(validation)
         numbers = {part: [row for row in rows for _ in range(2)] for part, rows in numbers.items()}
+        if unknown := unknown_languages(roles):
+            warnings.append(unknown)
         warnings.append(
             f"both directions are learnt: {facts['from']} to {facts['to']} and back, so each row counts twice"
         )
@@ -312,6 +314,23 @@ def facts_of(task: str, roles: Roles, examples: Sequence[Example]) -> dict[str, 
     if "joint" in facts:
         facts["joint"] = templates.joint_of(*([each[role] for each in examples] for role in kind_pair(kind)))
     return facts
+
+
+def unknown_languages(roles: Roles) -> str:
+    """Say what to type where the columns of a translation are not called after languages; else nothing."""
+    names = [str(roles[role]) for role in ("source", "target")]
+    unknown = [name for name in names if guessing.language_code(guessing.plain_name(name)) is None]
+    if not unknown:
+        return ""
+    known = [name for name in names if name not in unknown]
+    likely = [code for code in ("en", "fr") if code not in map(guessing.language_code, map(guessing.plain_name, known))]
+    renamed = ", ".join(f"{name!r}: {code!r}" for name, code in zip(unknown, likely, strict=False))
+    which = " and ".join(map(repr, unknown))
+    called = "is not called after a language" if len(unknown) == 1 else "are not called after languages"
+    return (
+        f"{which} {called}, so the model is not told which it is. Say so, as in `df.rename(columns={{{renamed}}})`, or "
+        "in the file's first line"
+    )
 
 
 def kind_pair(kind: WritingTask) -> tuple[str, str]:

@@ -161,6 +161,11 @@ class Writer:
         shown = [self.task.segments(shot, self.facts, self._tokenizer)[0] for shot in shots]
         return templates.with_shots(shown, asked)
 
+    def size_shown(self, example: Example) -> int:
+        """Return how many tokens `example` takes with its answer, before another is asked."""
+        parts = self.task.segments(example, self.facts, self._tokenizer)
+        return max(self.encoder.size(part) for part in parts)
+
     def write(
         self,
         examples: Sequence[Example],
@@ -168,26 +173,31 @@ class Writer:
         shots: Sequence[Example] = (),
         on_text: Callable[[str], None] | None = None,
         stopped: Callable[[], bool] = lambda: False,
+        numbers: Sequence[int] | None = None,
     ) -> Answers:
         """Write answers to `examples`, many at a time.
 
         `on_text`, for a single answer, is called with each piece of text as soon as it is sure. Where `stopped` says
-        so, writing ends as if every answer were at its end. Raises DataError for a prompt that does not fit.
+        so, writing ends as if every answer were at its end. `numbers` are the rows' as the user counts them, by default
+        from 1. Raises DataError, which names the row, for a prompt that does not fit.
         """
         how = how or How()
+        numbers = range(1, len(examples) + 1) if numbers is None else numbers
         new = how.max_new_tokens or self.task.max_new_tokens
         room = min(new, max(1, self.context // 2))
         if (windows := long_contexts.Windows.of(self.facts)) is not None and examples:
-            return self._over_windows(windows, examples, how, shots, on_text, stopped)
+            return self._over_windows(windows, examples, how, shots, on_text, stopped, numbers)
         prompts: list[list[int]] = []
         cut = 0
-        for number, example in enumerate(examples, 1):
-            found, shortened = self._fitting(example, shots, room)
+        for number, example in zip(numbers, examples, strict=True):
+            try:
+                found, shortened = self._fitting(example, shots, room)
+            except DataError as error:  # of a chat template
+                raise DataError(f"{_named(number, numbers)}: {error}") from None
             if found is None:
-                fewer = " or with fewer shots" if shots else ""
                 raise DataError(
-                    f"row {number} of {len(examples)} is too long: the model sees {self.context:,} tokens, of which "
-                    f"{room:,} are kept for the answer. Ask for less at once{fewer}"
+                    f"{_named(number, numbers)} is too long: the model sees {self.context:,} tokens, of which "
+                    f"{room:,} are kept for the answer. {_less(shots)}"
                 )
             cut += shortened or found.cut > 0
             prompts += [found.ids] * how.n
@@ -233,6 +243,7 @@ class Writer:
         shots: Sequence[Example],
         on_text: Callable[[str], None] | None,
         stopped: Callable[[], bool],
+        numbers: Sequence[int],
     ) -> Answers:
         """Write answers to examples whose contexts may take several rows, as `long_contexts` says."""
         plain = self._plain()
@@ -251,20 +262,21 @@ class Writer:
 
         if self.task.name == "summarization":
             last = []
-            for example in examples:
-                left, _ = long_contexts.summarised(
-                    split,
-                    lambda parts: [each[0].text for each in plain.write(parts, one, shots, stopped=stopped).written],
-                    example,
-                )
+            for number, example in zip(numbers, examples, strict=True):
+
+                def summaries(parts: Sequence[Example], number: int = number) -> list[str]:
+                    found = plain.write(parts, one, shots, stopped=stopped, numbers=[number] * len(parts))
+                    return [each[0].text for each in found.written]
+
+                left, _ = long_contexts.summarised(split, summaries, example)
                 last.append(left)
-            found = plain.write(last, how, shots, on_text, stopped)
+            found = plain.write(last, how, shots, on_text, stopped, numbers)
             return Answers(found.written, cut + found.cut)
         answers: list[list[Written]] = []
-        for example in examples:
+        for number, example in zip(numbers, examples, strict=True):
             parts = split(example)
             alone = len(parts) == 1
-            found = plain.write(parts, how, shots, on_text if alone else None, stopped)
+            found = plain.write(parts, how, shots, on_text if alone else None, stopped, [number] * len(parts))
             cut += found.cut
             chosen = 0 if alone else self._likeliest(parts, found.written, shots)
             answers.append(found.written[chosen])
@@ -321,19 +333,26 @@ class Writer:
 
     # ---- choices ----------------------------------------------------------------------------------------------------
 
-    def choose(self, examples: Sequence[Example], shots: Sequence[Example] = ()) -> list[list[float]]:
+    def choose(
+        self, examples: Sequence[Example], shots: Sequence[Example] = (), numbers: Sequence[int] | None = None
+    ) -> list[list[float]]:
         """Return for each example with "choices" how likely each of them is, as shares that sum to 1.
 
         A choice is never written: each is scored as the answer, by its log-probability a character times the choices'
         mean length, so that long ones are not at a disadvantage (acc_norm of EleutherAI's harness, Gao et al. 2021).
+        `numbers` as for `write`.
         """
         rows: list[Encoded] = []
-        for number, example in enumerate(examples, 1):
+        numbers = range(1, len(examples) + 1) if numbers is None else numbers
+        for number, example in zip(numbers, examples, strict=True):
             for choice in example["choices"]:
                 segments = [*self.prompt(example, shots), Segment(f" {choice}", target=True)]
                 row = self.encoder.encode(segments)
                 if row is None:
-                    raise DataError(f"row {number}: its question and choices do not fit in {self.context:,} tokens")
+                    raise DataError(
+                        f"{_named(number, numbers)} is too long: its question and a choice do not fit into the "
+                        f"{self.context:,} tokens that the model sees. Shorten it{' or show less' if shots else ''}"
+                    )
                 rows.append(row)
         nats = self.nats(rows)[:, 0]
         found, at = [], 0
@@ -382,6 +401,16 @@ class Writer:
         gc.collect()
         if on_gpu:
             torch.cuda.empty_cache()
+
+
+def _named(number: int, numbers: Sequence[int]) -> str:
+    """Name a row as the user counts; a single one needs no number."""
+    return "what is asked" if set(numbers) == {1} else f"row {number:,}"
+
+
+def _less(shots: Sequence[Example]) -> str:
+    fewer = f", show fewer or shorter examples than these {len(shots)}," if shots else ""
+    return f"Shorten it{fewer} or keep less for the answer with `max_new_tokens`"
 
 
 def _behind(shots: Sequence[Example], example: Example, *, alone: bool = False) -> Example:

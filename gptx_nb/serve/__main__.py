@@ -452,10 +452,12 @@ class Handler(BaseHTTPRequestHandler):
         writer = models.writer(folder, task) if folder is not None else models.base(asked["base"], task)
         roles = (task_of(folder) or {}).get("roles") if folder is not None else None
         asking = writer.asking(roles, asked.get("from"), asked.get("to"))
-        examples = asking.examples(asked["rows"], asked.get("first", 1))
+        first = asked.get("first", 1)
+        examples = asking.examples(asked["rows"], first)
+        numbers = range(first, first + len(examples))
         shots = asking.shots(asked.get("shots") or [])
         if examples and all("choices" in each for each in examples):
-            shares = writer.choose(examples, shots)
+            shares = writer.choose(examples, shots, numbers)
             told = [
                 {"asked": writer.task.shown(each), "choices": each["choices"], "shares": row}
                 for each, row in zip(examples, shares, strict=True)
@@ -478,7 +480,7 @@ class Handler(BaseHTTPRequestHandler):
                 alive({})
             return gone
 
-        answers = writer.write(examples, how, shots, lambda text: alive({"text": text}), stopped)
+        answers = writer.write(examples, how, shots, lambda text: alive({"text": text}), stopped, numbers)
         if gone:
             raise BrokenPipeError
         told = [

@@ -26,6 +26,9 @@ from gptx_nb.runs import RunStore
 
 Command = Callable[[argparse.Namespace], None]
 
+EVALUATED = (  # settings of a recipe that `eval` takes
+    *("columns", "text", "label", "label_separator", "prompt", "label_words", "split", "subset", "seed", "allow_code"),
+)
 WISHES: dict[str, Callable[[str], Any]] = {  # of `predict`, for a model that writes
     **dict.fromkeys(("--temperature", "--top-p"), float),
     **dict.fromkeys(("--top-k", "--max-new-tokens", "--n", "--seed", "--beams"), int),
@@ -114,8 +117,8 @@ def parser() -> Parser:
     one = add("eval", evaluate, "score a run, or a base model, on any table")
     one.add_argument("name", help="a run; NAME/2 is version 2; or a base model")
     one.add_argument("data", help="a file, a data set's folder, or its name on the Hugging Face Hub")
-    for name in ("task", "columns", "text", "label", "label-separator", "split", "subset", "allow-code"):
-        one.add_argument(f"--{name}")
+    for name in ("task", *EVALUATED):
+        one.add_argument(f"--{name.replace('_', '-')}")
     for option in ("--shots", "--most", "--max-new-tokens"):
         one.add_argument(option, type=int, metavar="N")
     one.add_argument("--json", action="store_true", help="print JSON")
@@ -225,8 +228,7 @@ def predict(given: argparse.Namespace) -> None:
 def evaluate(given: argparse.Namespace) -> None:
     from gptx_nb import api
 
-    names = ("columns", "text", "label", "label_separator", "split", "subset", "allow_code")
-    settings: dict[str, Any] = fields.read_flags({name: getattr(given, name) for name in names})
+    settings: dict[str, Any] = fields.read_flags({name: getattr(given, name) for name in EVALUATED})
     for name in ("task", "shots", "most", "max_new_tokens"):
         if (value := getattr(given, name)) is not None:
             settings[name] = value

@@ -63,7 +63,8 @@ WISHES: dict[str, Callable[[str], Any]] = {  # of %gpt_predict, and how each is 
 }
 EVAL_FLAGS = (
     *("--task", "--columns", "--text", "--label", "--label-separator", "--split", "--subset"),
-    *("--shots", "--most", "--max-new-tokens", "--allow-code"),
+    *("--prompt", "--label-words"),
+    *("--shots", "--seed", "--most", "--max-new-tokens", "--allow-code"),
 )
 ALONE = "gptx value {} "  # stands in the YAML for an expression that is a whole value
 EXAMPLE_NAMES: dict[type[AnyRecipe], str] = {Recipe: "reviews", PretrainRecipe: "my-domain"}
@@ -226,7 +227,9 @@ class GptxMagics(_Configured):  # type: ignore[misc]
         --task TASK          what a base model shall do, by default what the table's columns are for
         --columns {role: column}   --text COLUMN   --label COLUMN   --split NAME   --subset NAME
         --label-separator ";"      what stands between the labels of a text, by default what the run learnt with
-        --shots K            rows of the table that a model that writes is shown with their answers, and not scored on
+        --prompt "Review: {text}\\nSentiment:"   --label-words '{0: bad, 1: good}'   of a base model that gives labels
+        --shots K            rows of the table that a model is shown with their answers, and not scored on
+        --seed N             by which they are drawn from all over the table
         --most N             answers to write, 50 by default   --max-new-tokens N of each
         --allow-code true    run written programs in a sandbox, to score them by their tests
         """

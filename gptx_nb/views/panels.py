@@ -275,6 +275,7 @@ def ended(run: Run, note: str = "") -> Bundle:
             parts.append(markup.table(("on the held-out rows", "accuracy", "macro F1"), rows, right=(1, 2)))
         if said := progress.calibration(scores.get("validation")):
             parts.append(markup.line(html.escape(said)))
+        parts += [markup.line(markup.escaped(each, 400), markup.MUTED) for each in progress.remarks(scores)]
     lines = [line if len(line) <= LINE else f"{line[:LINE]}…" for line in progress.result_lines(run)]
     if len(lines) > LINES:
         lines[LINES:] = [f"… {counted(len(lines) - LINES, 'more line')}"]

@@ -339,8 +339,6 @@ class Attempt:
             self.phase("base")
             with held.scored():
                 before = job.before(model, made.tokenizer, learner)
-            for note in before.get("notes", ()):
-                self.note(note)
             files.write_json(run.before_file, before)
         self._keep_frozen_part(learner, lambda: arithmetic(model, device.device, device.dtype))
         self.phase("preflight")
@@ -591,6 +589,7 @@ class Attempt:
                 "baselines": job.baselines() if compare else {},
                 "best_step": kept_step,
                 "note": why,
+                "remarks": [*before.get("remarks", ()), *(scores or {}).get("remarks", ())],
                 "seconds": seconds,
                 "tokens_per_second": sum(record["tokens"] for record in steps) / seconds if seconds else None,
             },

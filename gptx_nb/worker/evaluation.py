@@ -104,16 +104,25 @@ def _labelled(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Pat
 
     if asked["shots"] or asked["task"] not in (None, "text-classification"):
         raise UsageError("this run gives labels: shots and task are for models that write")
+    _refuse_words(recipe, "this run has learnt its labels")
     model = Classifier.load(Path(asked["folder"]), chosen)
     learnt = {key: getattr(recipe, key) or value for key, value in asked["learnt"].items()}
     as_learnt = {"labels": model.labels, "label_separator": learnt["label_separator"], "validation": 0.0}
     wanted = recipe.model_copy(update=as_learnt)
+    sources = {"train": source, "validation": None}
     try:
-        table = data.load(wanted.model_copy(update=learnt), {"train": source, "validation": None}, folder)
+        try:
+            table = data.load(wanted.model_copy(update=learnt), sources, folder)
+        except DataError as error:
+            if "has no column" not in str(error) or recipe.text or recipe.label or recipe.columns:
+                raise
+            table = data.load(wanted, sources, folder)  # other names than those learnt from
     except DataError as error:
-        if "has no column" not in str(error) or recipe.text or recipe.label or recipe.columns:
+        said, unknown, _ = str(error).rpartition(" Add it ")
+        if not unknown:
             raise
-        table = data.load(wanted, {"train": source, "validation": None}, folder)  # other names than those learnt from
+        other = "" if model.threshold is None else ", or say what stands between labels with `--label-separator`"
+        raise DataError(f"{said} The run knows no others: correct such rows or leave them out{other}") from None
     if (model.threshold is not None) != table.multi_label:
         kinds = ["one label a text", "any number of labels a text"]
         learnt_kind, has = kinds if table.multi_label else kinds[::-1]
@@ -124,6 +133,11 @@ def _labelled(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Pat
     else:
         found = _scored_sets(model.labels, table.train.labels, answer, model.threshold)
     return {**found, "why": table.report["why"], "notes": [*table.report["warnings"], *found["notes"]]}
+
+
+def _refuse_words(recipe: Recipe, why: str) -> None:
+    if given := [name for name in ("prompt", "label_words") if getattr(recipe, name) is not None]:
+        raise UsageError(f"{' and '.join(given)}: for a base model that gives labels, and {why}. Leave that out")
 
 
 def _scored(labels: list[str], truth: Sequence[int], answer: Answer) -> dict[str, Any]:
@@ -168,6 +182,7 @@ def _told(labels: list[str], scores: dict[str, Any], answer: Answer) -> dict[str
 def _written(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Path, chosen: Device) -> dict[str, Any]:
     from gptx_nb.engine import answers, roles
     from gptx_nb.engine.scores import texts
+    from gptx_nb.engine.shots import draw
     from gptx_nb.engine.tasks.writing import TASKS
     from gptx_nb.engine.writer import How, task_of
 
@@ -176,6 +191,7 @@ def _written(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Path
     task = asked["task"] or (told["task"] if told else None)
     if task is None:
         task, _ = roles.task_of(recipe, {"train": source, "validation": None}, folder)
+    _refuse_words(recipe, f"the task is {task}")
     if task == roles.CLASSIFICATION:
         raise UsageError("task: a model that writes gives no labels. Fine-tune a run for text-classification first")
     own = told["roles"] if told and told["task"] == task else None
@@ -185,15 +201,27 @@ def _written(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Path
     count = asked["shots"]
     if count >= len(examples):
         raise UsageError(f"shots: {count} of {len(examples)} rows leave none to score")
-    shots, examples, numbers = examples[:count], examples[count:], numbers[count:]
     writer = _writer(asked, model, task, chosen)
+    if count and any(writer.task.whole_text(each) for each in examples):
+        raise UsageError("shots: texts to continue in their style have no answers to show. Leave shots out")
     if not writer.tuned:
         writer.facts.update(roles.facts_of(task, found_roles, examples))
+    untold = roles.unknown_languages(found_roles) if task == "translation" and not writer.tuned else ""
+    _require_templates(writer, examples, numbers)
+    drawn = draw(writer, examples, count, recipe.seed)
+    shown = [f"shown to the model: {drawn.told([numbers[at] for at in drawn.places])}"] if count else []
+    shots = [examples[at] for at in drawn.places]
+    rest = [at for at in range(len(examples)) if at not in set(drawn.places)]
+    examples, numbers = [examples[at] for at in rest], [numbers[at] for at in rest]
+    if known := sum(each in shots for each in examples):
+        are = "1 scored row equals" if known == 1 else f"{known:,} scored rows equal"
+        shown.append(f"{are} a row that was shown: the score looks better than it is")
     tokens = [writer.rows(each, shots) for each in examples]
     left_out = [number for number, each in zip(numbers, tokens, strict=True) if None in each]
     rows = [row for each in tokens for row in each if row is not None]
     if not rows:
-        raise DataError(f"no row fits into the {writer.context:,} tokens that the model sees. Shorten the texts")
+        fewer = f", or show fewer rows than {count}" if count else ""
+        raise DataError(f"no row fits into the {writer.context:,} tokens that the model sees. Shorten the texts{fewer}")
     whole = all(writer.task.whole_text(each) for each in examples)
     likely = answers.likelihood(writer.nats(rows), [writer.text_of(row) for row in rows] if whole else None)
     how = How(**{"temperature": 0.0, **asked["how"]})
@@ -217,8 +245,17 @@ def _written(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Path
         "why": why,
         "shots": count,
         "samples": found["samples"],
-        "notes": notes,
+        "notes": [*([untold] if untold else []), *shown, *notes],
     }
+
+
+def _require_templates(writer: Writer, examples: list[Any], numbers: list[int]) -> None:
+    """Raise DataError, which names the row, for a conversation that the model's chat template does not take."""
+    for number, example in zip(numbers, examples, strict=True) if writer.task.name == "chat" else ():
+        try:
+            writer.prompt(example)
+        except DataError as error:
+            raise DataError(f"row {number}: {error}") from None
 
 
 def _writer(asked: dict[str, Any], folder: Path | None, task: str, chosen: Device) -> Writer:

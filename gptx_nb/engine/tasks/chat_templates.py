@@ -70,7 +70,8 @@ def check(messages: Any, asked: bool = False) -> None:
             )
     if not talk or (talk[-1] == "user") != asked:
         wanted, got = ("user", "assistant") if asked else ("assistant", "user")
-        raise DataError(f"the last turn of a conversation is of the {got}, and the {wanted}'s is needed there")
+        mend = "Leave that turn out" if asked or talk[:-1] else "Add the answer, or leave the row out"
+        raise DataError(f"the last turn of a conversation is of the {got}, and the {wanted}'s is needed there. {mend}")
 
 
 def conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[list[Segment]]:

@@ -31,11 +31,17 @@ DOCUMENT = (
     "passage",
     "text",
     "文章",
+    "文档",
     "正文",
     "原文",
+    "内容",
+    "文本",
 )
-SUMMARY = ("summary", "summaries", "highlights", "tldr", "headline", "abstract_summary", "gist", "摘要", "总结")
-CONTEXT = ("context", "passage", "paragraph", "document", "background", "support", "上下文", "背景", "文章")
+SUMMARY = ("summary", "summaries", "highlights", "tldr", "headline", "abstract_summary", "gist", "摘要", "总结", "概要")
+CONTEXT = (
+    *("context", "passage", "paragraph", "document", "background", "support"),
+    *("上下文", "背景", "文章", "段落", "文档"),
+)
 QUESTION = ("question", "query", "problem", "term", "问题", "题目", "问")
 ANSWER = (
     "answer",
@@ -53,8 +59,26 @@ ANSWER = (
 CHOICES = ("choices", "options", "endings", "candidates", "alternatives", "选项")
 RIGHT_CHOICE = ("answer", "correct_answer", "answer_key", "label", "target", "答案", "正确答案")
 MESSAGES = ("messages", "conversation", "conversations", "turns", "dialog", "dialogue", "chat", "对话")
-PROMPT = ("prompt", "source", "input", "mr", "提示", "输入")
-COMPLETION = ("completion", "response", "continuation", "target", "output", "answer", "回答", "输出")
+PROMPT = ("prompt", "source", "input", "mr", "提示", "提示词", "输入")
+COMPLETION = (
+    "completion",
+    "response",
+    "continuation",
+    "target",
+    "output",
+    "answer",
+    "回答",
+    "输出",
+    "补全",
+    "续写",
+    "回复",
+)
+# The two sides of a translation, where names say no more; and names that others use too, so the task has to be given.
+SIDES = (("原文", "译文"), ("源文", "译文"), ("源语言", "目标语言"), ("源文本", "目标文本"), ("原句", "译句"))
+ASKED_SIDES = (
+    *(("source", "target"), ("src", "tgt"), ("src", "trg"), ("source_text", "target_text"), ("src_text", "tgt_text")),
+    *(("source_sentence", "target_sentence"), ("original", "translation")),
+)
 CODE = ("code", "snippet", "canonical_solution", "solution", "program")
 WORDS = ("intent", "rewritten_intent", "docstring", "description", "text", "prompt", "instruction", "question")
 TESTS = ("test", "tests", "test_list")
@@ -114,7 +138,8 @@ def guesses(columns: Columns) -> list[Guess]:
 
 def guess(columns: Columns, task: str | None = None) -> Guess | None:
     """Return the likeliest guess, of `task` if one is given; None if there is none."""
-    return next((each for each in guesses(columns) if task in (None, each.task)), None)
+    found = next((each for each in guesses(columns) if task in (None, each.task)), None)
+    return _sides(Table(columns), ASKED_SIDES) if found is None and task == "translation" else found
 
 
 def messages_of(value: Any) -> list[dict[str, str]] | None:
@@ -320,14 +345,26 @@ def _translation(table: Table) -> Guess | None:
         if (code := language_code(plain)) and is_written(table, name, plain)
     }
     if len(coded) < 2:
-        source, target = table.called(("原文",)), table.called(("译文",))
-        if source and target and table.texts(source) and table.texts(target):
-            return _found("translation", f"{target!r} translates {source!r}, by name", source=source, target=target)
-        return None
+        return _sides(table, SIDES)
     first, second = list(coded)[:2]
     more = f"; {', '.join(map(repr, list(coded)[2:]))} left out" if len(coded) > 2 else ""
     why = f"columns {first!r} and {second!r} are called after languages{more}"
     return Guess("translation", {"source": first, "target": second}, why)
+
+
+def _sides(table: Table, pairs: Sequence[tuple[str, str]]) -> Guess | None:
+    """Return the translation whose columns are called after its sides, not after languages."""
+    for names in pairs:
+        source, target = (table.called((name,)) for name in names)
+        if source and target and table.texts(source) and table.texts(target):
+            return _found("translation", f"{target!r} translates {source!r}, by name", source=source, target=target)
+    return None
+
+
+def side(table: Table, role: str, but: Sequence[str] = ()) -> str | None:
+    """Return the column that is called after the side `role` (source or target) of a translation."""
+    at = ("source", "target").index(role)
+    return table.called([role, *(pair[at] for pair in (*SIDES, *ASKED_SIDES))], but)
 
 
 def languages_of(values: Sequence[Any]) -> list[str]:
@@ -364,7 +401,7 @@ def language_code(plain: str) -> str | None:
 
 def _instruction(table: Table) -> Guess | None:
     instruction = table.called(("instruction", "instructions", "指令"))
-    output = table.called(("output", "response", "completion", "answer", "输出", "回答"))
+    output = table.called(("output", "response", "completion", "answer", "输出", "回答", "回复"))
     if instruction is None or output is None:
         return None
     given = table.called(("input", "context", "输入"), but=(output,))

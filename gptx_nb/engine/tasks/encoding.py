@@ -163,6 +163,10 @@ class Encoder:
             )
         return Rows(fitting, sum(row.cut > 0 for row in fitting), left_out)
 
+    def size(self, segments: Sequence[Segment]) -> int:
+        """Return the number of tokens of an example of which nothing is cut."""
+        return len(self._tokens(segments)[0])
+
     def _lengths(self, segments: Sequence[Segment]) -> tuple[int, int]:
         """Return the number of tokens of the target and of what cannot be cut besides."""
         ids, loss = self._tokens([each for each in segments if not each.cut])

@@ -196,8 +196,8 @@ def encode(
         found = encoder.prompt(asked.segments(text))
         if found is None:
             raise DataError(
-                f"prompt: without a text it has more than {max_length:,} tokens already. Type a shorter one, or a "
-                "larger max_length"
+                f"prompt: without a text it has more than {max_length:,} tokens already. Type a shorter one, show "
+                "fewer or shorter examples before it, or set a larger max_length"
             )
         rows.append(found.ids)
         cut += found.cut > 0
