@@ -82,7 +82,7 @@ def measure(arguments: argparse.Namespace) -> Measured:
     model = AutoModelForCausalLM.from_pretrained(base.path, dtype=dtype, **base.options).to(device.device)
     model.generation_config.eos_token_id = None
     if arguments.one == "ours":
-        products.prepare(model, arithmetic.of_answers(device).dtype)
+        products.prepare(model, arithmetic.of_answers(device, written=True).dtype)
     elif arguments.one == "ours-float32":
         products.prepare(model, torch.float32)
 

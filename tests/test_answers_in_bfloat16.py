@@ -222,6 +222,11 @@ def test_arithmetic_of_answers_is_by_measurement(monkeypatch: pytest.MonkeyPatch
     assert str(arithmetic.of_answers(choose("cpu", "float32"))) == "float32: asked for in the recipe"
     monkeypatch.setattr(arithmetic, "bfloat16_gain", lambda device: 1.2)
     told = "float32: products in bfloat16 are measured at only 1.2 times its speed"
+    assert str(arithmetic.of_answers(choose("cpu"), written=True)) == told
+    monkeypatch.setattr(arithmetic, "bfloat16_gain", lambda device: 2.2)
+    told = "bfloat16: measured at 2.2 times the speed of float32"
+    assert str(arithmetic.of_answers(choose("cpu"), written=True)) == told
+    told = "float32: products in bfloat16 are measured at only 2.2 times its speed"
     assert str(arithmetic.of_answers(choose("cpu"))) == told
     monkeypatch.setattr(arithmetic, "bfloat16_gain", lambda device: 6.0)
     told = "bfloat16: measured at 6.0 times the speed of float32; labels are float32's"

@@ -15,7 +15,10 @@ from gptx_nb.engine import device as devices
 from gptx_nb.engine.device import Device
 from gptx_nb.engine.products import Product
 
-FASTER = 1.5  # times; below, what is computed in float32 again eats up what is gained
+FASTER = 1.5  # times; below, the way into bfloat16 and back eats up what is gained
+# For labels on a CPU, which puts all weights together anew where a text is computed again in float32: for one close call
+# as for many.
+LABELS_FASTER = 2.5
 SECONDS = 0.02  # spent on each dtype; a large product on a slow CPU takes longer, once
 CPU_SHAPE, GPU_SHAPE = (1024, 1024), (4096, 2048)  # rows of states, and their width
 
@@ -31,16 +34,20 @@ class Arithmetic:
         return f"{str(self.dtype).removeprefix('torch.')}: {self.reason}"
 
 
-def of_answers(device: Device) -> Arithmetic:
-    """Return in which arithmetic answers are computed on `device`: in float32, if that is its own."""
+def of_answers(device: Device, *, written: bool = False) -> Arithmetic:
+    """Return in which arithmetic answers are computed on `device`: in float32, if that is its own.
+
+    What is `written` is never computed again; labels are, where rounding could change them.
+    """
     if device.dtype is torch.float32:
         return Arithmetic(torch.float32, device.dtype_reason)
     if devices.fast_dtype(device.device) is not torch.bfloat16:
         return Arithmetic(torch.float32, "this device has no bfloat16 units")
     times = bfloat16_gain(device.device)
-    if times < FASTER:
+    if times < (FASTER if written or device.device.type != "cpu" else LABELS_FASTER):
         return Arithmetic(torch.float32, f"products in bfloat16 are measured at only {times:.1f} times its speed")
-    return Arithmetic(torch.bfloat16, f"measured at {times:.1f} times the speed of float32; labels are float32's")
+    same = "" if written else "; labels are float32's"
+    return Arithmetic(torch.bfloat16, f"measured at {times:.1f} times the speed of float32{same}")
 
 
 @functools.cache

@@ -139,7 +139,7 @@ class Writer:
         `dtype` is that of the products it writes with, by default what `arithmetic` chooses.
         """
         torch.nn.Module.to(model, device.device)  # transformers' own `to` is typed wrongly
-        products.prepare(model, dtype or arithmetic.of_answers(device).dtype)
+        products.prepare(model, dtype or arithmetic.of_answers(device, written=True).dtype)
         model.eval()
         if told is not None and task in (None, told["task"]):
             return cls(model, tokenizer, told["task"], told["facts"], tuned=True)
