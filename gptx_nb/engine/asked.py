@@ -172,7 +172,7 @@ class Asking:
         roles: Roles = {}
         for role, end in ENDS:
             named = [name for name, code in coded.items() if _same(code, languages[end])]
-            by_role = columns.side(looked, role, but=[*wanted.values(), *coded])
+            by_role = columns.side(looked, role, but=[*flattened(wanted), *coded])
             for name in (wanted.get(role), *named, by_role):
                 if isinstance(name, str) and name in table:
                     roles.setdefault(role, name)
