@@ -16,7 +16,7 @@ from gptx_nb.engine.device import Device
 from gptx_nb.engine.products import Product
 
 FASTER = 1.5  # times; below, the way into bfloat16 and back eats up what is gained
-# For labels on a CPU, which puts all weights together anew where a text is computed again in float32: for one close call
+# For labels on a CPU, which puts all weights together anew to compute a text again in float32: for one close call
 # as for many.
 LABELS_FASTER = 2.5
 SECONDS = 0.02  # spent on each dtype; a large product on a slow CPU takes longer, once
