@@ -126,6 +126,16 @@ def test_the_targets_tokens_and_no_others_carry_loss(
     assert whole.loss[len(prompt.ids)]
 
 
+def test_a_target_has_the_same_tokens_where_all_of_its_prompt_is_cut(tokenizer: PreTrainedTokenizerBase) -> None:
+    segments = templates.completion({"prompt": "say something about the film", "completion": "abc 0"})
+    whole = Encoder(tokenizer, 100).encode(segments)
+    assert whole is not None
+    cut = Encoder(tokenizer, 1 + len(learnt(whole))).encode(segments)
+    assert cut is not None
+    assert cut.loss.index(True) == 1, "nothing of the prompt is left"
+    assert learnt(cut) == learnt(whole)
+
+
 @settings(max_examples=80, deadline=None)
 @given(text=TYPED, length=st.integers(8, 40))
 def test_windows_of_a_text_lose_nothing_and_learn_every_token_once(

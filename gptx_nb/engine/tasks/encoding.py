@@ -10,7 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import Any, overload
 
 import numpy as np
@@ -173,18 +173,18 @@ class Encoder:
         return sum(loss), len(ids) - sum(loss)
 
     def _fit(self, segments: list[Segment], room: int) -> Encoded | None:
-        cut = 0
+        cut, asked = 0, any(each.text for each in takewhile(lambda each: not each.target, segments))
         for at, each in enumerate(segments):
             if each.cut and len(each.text) > room * _CHARACTERS_A_TOKEN:
                 segments[at] = _kept(each, max(0, room * _CHARACTERS_A_TOKEN))
                 cut += len(each.text) - len(segments[at].text)
-        ids, loss = self._tokens(segments)
+        ids, loss = self._tokens(segments, asked)
         for at, each in enumerate(segments):
             while each.cut and len(ids) > room and segments[at].text:
                 shorter = self._shorter(segments[at], len(ids) - room)
                 cut += len(segments[at].text) - len(shorter.text)
                 segments[at] = shorter
-                ids, loss = self._tokens(segments)
+                ids, loss = self._tokens(segments, asked)
         return Encoded(ids, loss, cut) if len(ids) <= room else None
 
     def _shorter(self, segment: Segment, tokens: int) -> Segment:
@@ -197,7 +197,8 @@ class Encoder:
         size = places[left - 1][1] if segment.cut == "end" else len(segment.text) - places[tokens][0]
         return _kept(segment, min(size, len(segment.text) - 1))
 
-    def _tokens(self, segments: Sequence[Segment]) -> tuple[list[int], list[bool]]:
+    def _tokens(self, segments: Sequence[Segment], asked: bool = False) -> tuple[list[int], list[bool]]:
+        """Return ids and loss. `asked`: something stood before the target, be it all cut; so it begins nothing."""
         ids: list[int] = []
         loss: list[bool] = []
 
@@ -214,7 +215,7 @@ class Encoder:
                 add([self.start_id if mark == "start" else self.end_id], target)
                 continue
             text = "".join(each.text for each in group)
-            begins = not any(id != self.start_id for id in ids)
+            begins = not any(id != self.start_id for id in ids) and not (target and asked)
             spell = self._continued if self._writes_space and not begins else self._spell
             add(spell(text, special), target)
         return ids, loss
