@@ -116,7 +116,6 @@ class Setup:
         )
         peak = devices.matrix_peak(self.device.device, self.device.dtype, seconds=0.05)
         flops, copies = tuning.flops_per_token(self.model), devices.copy_speed(self.device.device)
-        once = self.learner.frozen is not None and not self._is_frozen_part_kept
         told = plan.speed(
             self.learner.tokens if once else tokens, seconds, step.tokens, flops, peak, copies, self.ranks
         )
