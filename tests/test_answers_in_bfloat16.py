@@ -313,3 +313,10 @@ def test_a_model_in_main_memory_looks_at_examples_in_what_the_cpu_is_fast_in(mon
     monkeypatch.setattr(devices, "_cpu_flags", lambda: {"amx_bf16"})
     assert sharding.dtype_at(cpu, gpu) is torch.bfloat16
     assert sharding.dtype_at(cpu, replace(gpu, dtype=torch.float32)) is torch.float32
+
+
+@pytest.mark.parametrize("moved", [0.0, float("nan")])
+def test_a_trial_that_moved_nothing_or_gave_no_number_ends(moved: float) -> None:
+    rounded, exact = np.array([[1.0, 1.0], [3.0, 0.0]]), np.array([[1.0, 1.1], [3.0, 0.0]])
+    found = close_calls.settle(rounded, None, moved, lambda places: exact[places])
+    assert np.array_equal(found, exact if moved == 0 else rounded)

@@ -58,9 +58,9 @@ def settle(
             found[again] = exactly(again)
             done.update(again)
             largest = max(largest, float(_moves(found[again], logits[again], threshold).max()))
-        if 2 * largest <= moved:
+        if not 2 * largest > moved:  # nor where one of them is no number
             return found
-        moved *= 2
+        moved = 2 * (moved or largest)
 
 
 def unsure(logits: np.ndarray, threshold: Threshold | None, moved: float) -> np.ndarray:
