@@ -79,7 +79,8 @@ def supervise(run: RunFiles, attempt: int, command: Sequence[str], retries: int 
             outcome["exit_status"] = status
             outcome["reason"] = REASONS.get(status, "failed")
     outcome["ended"] = time.time()
-    if run.folder.is_dir():  # not one that was removed in the meantime
+    # Not one that was removed in the meantime. Its folder may be there again: a checkpoint was being written into it.
+    if run.claim_file(attempt).exists():
         # Claimed before this attempt has an outcome: else who looks in between would see a run that has failed.
         outcome["again"] = retries > 0 and _can_take_less(run, attempt, outcome) and _claim_next(run, attempt)
         files.write_json(run.outcome_file(attempt), outcome)

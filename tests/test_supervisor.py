@@ -155,6 +155,16 @@ def test_a_run_that_was_removed_is_not_written_to_again(run: Run) -> None:
     assert not run.folder.exists()
 
 
+def test_a_run_that_is_removed_stays_so_where_its_worker_makes_its_folder_anew(run: Run) -> None:
+    start(run, "import time; time.sleep(1.5)").wait()
+    until(run.process_file(1).exists)
+    watcher = run.processes(1)["supervisor"]
+    run.folder.rename(run.folder.with_name("aside"))
+    run.checkpoints.mkdir(parents=True)  # as a checkpoint does that was being written at that moment
+    until(lambda: watcher.alive() is False)
+    assert [each.name for each in run.folder.iterdir()] == [run.checkpoints.name]
+
+
 def test_kills_for_want_of_memory_are_counted_by_this_machine() -> None:
     kills = supervisor.out_of_memory_kills()
     if sys.platform == "linux":
