@@ -1,10 +1,11 @@
 """Classify many texts of mixed lengths, and one at a time: this package beside `transformers.pipeline`.
 
     python benchmarks/predict.py SST2_FOLDER [--model smollm2-135m] [--texts 2000] [--singles 50] [--repeats 3]
-        [--out predict]
+        [--examples 1000] [--ways ours,pipeline,pipeline-16] [--out predict]
 
-SST2_FOLDER holds a test table (.csv or .csv.xz) with a column `text`. Of the texts 7 in 10 are single ones, 2 in 10 are
-joins of 2 to 5, 1 in 10 of 6 to 16. --model is as in finetune.py. --out writes predict.json and predict.md.
+SST2_FOLDER holds train and test tables (.csv or .csv.xz) with columns `text` and `label`. Of the texts 7 in 10 are
+single ones, 2 in 10 are joins of 2 to 5, 1 in 10 of 6 to 16. --model is as in finetune.py. --out
+writes predict.json and predict.md.
 
     ours           `gptx_nb.engine.predict.Classifier`, in the arithmetic that it chooses here; labels are float32's
     pipeline       `pipeline("text-classification")` as documented: one text a batch
@@ -12,9 +13,9 @@ joins of 2 to 5, 1 in 10 of 6 to 16. --model is as in finetune.py. --out writes 
 
 All read the same saved folder, the pipelines in float32, in one process, use every core and take turns within a
 repeat; ratios are medians over the repeats of the ratio within one. Loading is left out. One text at a time: the first
---singles texts, one call each, after a call that is not counted. The head is drawn at random and then scaled, so that
-the probabilities spread as a trained classifier's do and a difference would show; the largest is reported, against the
-pipeline as documented.
+--singles texts, one call each, after a call that is not counted. The classifier is fine-tuned before, on --examples
+sentences of the train table: how many labels are computed again in float32 depends on how sure it is. The largest
+difference of a probability is reported, against the pipeline as documented.
 """
 
 from __future__ import annotations
@@ -26,16 +27,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+import pandas as pd
 import transformers
-from finetune import MAX_LENGTH, WAITING, load, machine, read, synchronise
+from finetune import MAX_LENGTH, WAITING, machine, read, synchronise
 from report import report
 
+import gptx_nb
 from gptx_nb.engine import arithmetic, models
 from gptx_nb.engine import device as devices
 from gptx_nb.engine.predict import Classifier, use_all_cores
@@ -54,23 +56,28 @@ def mixed(texts: list[str], number: int) -> list[str]:
     return made
 
 
-def save_classifier(name: str, folder: Path, texts: list[str]) -> list[int]:
-    """Save a classifier whose logits of `texts` differ by about 2 into `folder`; return the texts' lengths in tokens.
+def classifier_of(name: str, sentences: pd.DataFrame) -> Path:
+    """Fine-tune `name` on `sentences` (columns text, label) in $GPTX_HOME; return the saved folder."""
+    run = gptx_nb.finetune(
+        f"predict-{name}",
+        data=sentences,
+        model=name,
+        task="text-classification",
+        head="plain",  # the pipelines know no prompt
+        tune="full",
+        epochs=1,
+        max_length=MAX_LENGTH,
+        baselines=False,
+        keep="last",
+    )
+    return run.model
 
-    No text is longer than the classifier sees: both ways cut there.
-    """
-    model, tokenizer = load(name, 2, seed=0)
-    length = min(MAX_LENGTH, models.context(model.config))
-    some = tokenizer(texts[:16], padding=True, truncation=True, max_length=length, return_tensors="pt")
-    with torch.inference_mode():
-        logits = model(input_ids=some["input_ids"], attention_mask=some["attention_mask"]).logits
-        model.score.weight.mul_(2 / (logits[:, 1] - logits[:, 0]).std())
-    models.save(folder, model, tokenizer, length)
-    return [min(length, len(row)) for row in tokenizer(texts, verbose=False)["input_ids"]]
+
+WAYS = ("ours", "pipeline", "pipeline-16")
 
 
-def ways(folder: Path, device: devices.Device) -> dict[str, Classify]:
-    """Return the ways to classify, each with its model loaded."""
+def ways(folder: Path, device: devices.Device, named: Sequence[str]) -> dict[str, Classify]:
+    """Return those of `WAYS` that are `named`, each with its model loaded."""
     classifier = Classifier.load(folder, device)
 
     def peer(**options: Any) -> Classify:
@@ -83,11 +90,12 @@ def ways(folder: Path, device: devices.Device) -> dict[str, Classify]:
 
         return classify
 
-    return {
-        "ours": lambda texts: np.array(classifier.predict(texts)),
-        "pipeline": peer(),
-        "pipeline-16": peer(batch_size=16),
+    make: dict[str, Callable[[], Classify]] = {
+        "ours": lambda: lambda texts: np.array(classifier.predict(texts)),
+        "pipeline": peer,
+        "pipeline-16": lambda: peer(batch_size=16),
     }
+    return {name: make[name]() for name in named}
 
 
 def measure(arguments: argparse.Namespace) -> None:
@@ -96,10 +104,15 @@ def measure(arguments: argparse.Namespace) -> None:
     use_all_cores()
     device = devices.choose()
     texts = mixed(read(arguments.folder, "test").texts, arguments.texts)
+    learnt = read(arguments.folder, "train", arguments.examples)
+    names = ("negative", "positive")
+    sentences = pd.DataFrame({"text": learnt.texts, "label": [names[label] for label in learnt.labels]})
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "model"
-        lengths = sorted(save_classifier(arguments.model, folder, texts))
-        classify = ways(folder, device)
+        os.environ["GPTX_HOME"] = scratch
+        folder = classifier_of(arguments.model, sentences)
+        classify = ways(folder, device, arguments.ways.split(","))
+        tokenizer = models.load_tokenizer(models.find(arguments.model))
+    lengths = sorted(min(MAX_LENGTH, len(row)) for row in tokenizer(texts, verbose=False)["input_ids"])
 
     def seconds(name: str, some: list[str]) -> tuple[float, np.ndarray]:
         synchronise(device)
@@ -158,8 +171,12 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=2000)
     parser.add_argument("--singles", type=int, default=50)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--examples", type=int, default=1000)
+    parser.add_argument("--ways", default=",".join(WAYS), help="the first two are compared with")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    if {"ours", "pipeline"} - set(named := arguments.ways.split(",")) or set(named) - set(WAYS):
+        parser.error(f"--ways: ours,pipeline and, where wanted, {WAYS[2]}; not {arguments.ways}")
     if WAITING in os.environ:
         measure(arguments)
     else:  # it is read when torch is loaded, so it takes a new process

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaForS
 
 import gptx_nb
 from gptx_nb import progress
-from gptx_nb.engine import arithmetic, close_calls, packing, products, sharding
+from gptx_nb.engine import arithmetic, close_calls, packing, products, sharding, streams
 from gptx_nb.engine import device as devices
 from gptx_nb.engine.device import choose
 from gptx_nb.engine.generate import generate
@@ -242,19 +242,21 @@ def test_the_device_tells_of_the_arithmetic_of_answers_where_it_is_another_one()
 
 
 def test_a_device_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    took: list[torch.device] = []
+    took: list[torch.dtype] = []
 
     def seconds(device: torch.device, work: Any, seconds: float) -> float:
         work()
-        took.append(device)
-        return 4.0 / len(took)  # float32 first
+        took.append(work.func.dtype)
+        if took[-1] is torch.float32:
+            return 4.0
+        return 2.0 if len(took) > arithmetic.TURNS else 8.0  # a machine that does something else for a while
 
     monkeypatch.setattr(arithmetic, "CPU_SHAPE", (8, 16))
     monkeypatch.setattr(devices, "least_seconds", seconds)
     arithmetic.bfloat16_gain.cache_clear()
     try:
         assert [arithmetic.bfloat16_gain(torch.device("cpu")) for _ in range(3)] == [2.0] * 3
-        assert len(took) == 2
+        assert len(took) == 2 * arithmetic.TURNS * streams.number_for(torch.device("cpu"))
     finally:
         arithmetic.bfloat16_gain.cache_clear()
 

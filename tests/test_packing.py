@@ -1,5 +1,6 @@
 """Texts packed into one row give what each gives alone, for every kind of model that is packed."""
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from gptx_nb.engine import batches, packing, tuning
+from gptx_nb.engine import dropout as dropouts
 from gptx_nb.engine.tasks import text_classification as task
 
 CPU = torch.device("cpu")
@@ -143,3 +145,61 @@ def test_groups_keep_to_the_budget_and_lose_no_row() -> None:
     # Attention lays texts side by side, each as long as the longest: one long text does not widen many short ones.
     long_one = [[0] * length for length in (*[2] * 20, 60)]
     assert batches.by_length(long_one, token_budget=100, packed=True) == [list(range(20)), [20]]
+
+
+def attended(dropout: float, backward: bool) -> list[torch.Tensor]:
+    """What attention of 6 heads over 3 gives for `ROWS`, and its gradients; the same states at each call."""
+    torch.manual_seed(0)
+    tensors = packing.pack(ROWS, PAD)
+    tokens = tensors["input_ids"].shape[1]
+    states = [torch.randn(1, heads, tokens, 8, requires_grad=backward) for heads in (6, 3, 3)]
+    dropouts.seed(1, 2, 3)
+    with contextlib.nullcontext() if backward else torch.inference_mode():
+        found, _ = packing._attention(
+            torch.nn.Module(),
+            *states,
+            None,
+            **{name: tensors[name] for name in ("spread", "gather")},
+            texts=len(ROWS),
+            dropout=dropout,
+        )
+    above = torch.randn(found.shape)
+    return [found, *(torch.autograd.grad(found, states, above) if backward else ())]
+
+
+def by_hand(dropout: float) -> list[torch.Tensor]:
+    """The same text by text, with torch's own way back; `dropout` drops what `attended` drops."""
+    torch.manual_seed(0)
+    lengths = [max(1, len(row)) for row in ROWS]
+    states = [torch.randn(1, heads, sum(lengths), 8, requires_grad=True) for heads in (6, 3, 3)]
+    dropouts.seed(1, 2, 3)
+    longest = max(lengths)
+    kept = torch.ones(3, len(ROWS), 2 * longest, longest)
+    kept = dropouts.drop(kept, dropout, packing.PLACE).view(3, len(ROWS), 2, longest, longest)
+    found, start = [], 0
+    for number, length in enumerate(lengths):
+        q, k, v = (each[0, :, start : start + length] for each in states)
+        k, v = (each.repeat_interleave(2, dim=0) for each in (k, v))
+        hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
+        weights = (q @ k.transpose(1, 2) / 8**0.5).masked_fill(hidden, float("-inf")).softmax(-1)
+        found.append((weights * kept[:, number, :, :length, :length].flatten(0, 1)) @ v)
+        start += length
+    whole = torch.cat(found, dim=1).transpose(0, 1)[None]
+    above = torch.randn(whole.shape)
+    return [whole, *torch.autograd.grad(whole, states, above)]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_attention_and_its_gradients_are_those_of_each_text_alone(dropout: float) -> None:
+    for found, expected in zip(attended(dropout, True), by_hand(dropout), strict=True):
+        assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_the_fused_kernel_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = attended(0.0, True)
+    monkeypatch.setattr(packing, "FUSED_BACKWARD", 1)
+    monkeypatch.setattr(packing, "_Short", None)  # not called any more
+    for found, wanted in zip(attended(0.0, True), expected, strict=True):
+        assert torch.allclose(found, wanted, atol=1e-5)
+    monkeypatch.setattr(packing, "FUSED", 1)
+    assert torch.allclose(attended(0.0, False)[0], expected[0], atol=1e-5)

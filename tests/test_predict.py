@@ -99,8 +99,11 @@ def test_a_batch_of_mixed_lengths_gives_what_one_text_at_a_time_gives(folder: Pa
 
 def test_labels_do_not_depend_on_the_arithmetic_that_training_likes(folder: Path, cpu: Device) -> None:
     expected = torch.tensor(Classifier.load(folder, cpu).predict(MIXED))
-    found = torch.tensor(Classifier.load(folder, choose("cpu", "bfloat16")).predict(MIXED))
-    assert (expected - found).abs().max() < 1e-6
+    other = Classifier.load(folder, choose("cpu", "bfloat16"))
+    found = torch.tensor(other.predict(MIXED))
+    assert torch.equal(expected.argmax(-1), found.argmax(-1))
+    # Whether products are in bfloat16 is measured here: then shares of sure labels may differ a little.
+    assert (expected - found).abs().max() < (1e-6 if other.dtype is torch.float32 else 0.03)
 
 
 def test_it_pools_at_the_last_token_and_not_at_padding(folder: Path, cpu: Device) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gptx_nb.engine import dropout, memory, tuning
+from gptx_nb.engine import dropout, memory, norms, tuning
 from gptx_nb.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def nearest(
         torch.nn.Module.to(bare, dtype=next(model.parameters()).dtype)
         tuned = tuning.prepare(bare, method, recipe.seed)
         dropout.use(bare)
+        norms.use(bare)
         job.encode(tokenizer, length)
         learner = job.learner(
             bare,

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from gptx_nb.engine import device as devices
-from gptx_nb.engine import dropout, memory, models, plan, precision, sharding, streams, trial
+from gptx_nb.engine import dropout, memory, models, norms, plan, precision, sharding, streams, trial
 from gptx_nb.engine.corpus import Corpus
 from gptx_nb.engine.device import Device
 from gptx_nb.engine.distributed import ALONE, BUCKET, Alone, Ranks
@@ -224,6 +224,7 @@ def prepare(
     torch.nn.Module.to(model, place)
     held_before = memory.held(model, device.device)
     dropout.use(model)
+    norms.use(model)
     lowers = device.dtype is torch.bfloat16 and recipe.optimizer == "adamw"
     lowered = precision.Lowered(model, device.dtype) if lowers else None
     learner = task.Learner(

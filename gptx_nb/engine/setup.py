@@ -24,6 +24,7 @@ from gptx_nb.engine import (
     longer_context,
     memory,
     models,
+    norms,
     packing,
     plan,
     precision,
@@ -185,6 +186,7 @@ def prepare(
     torch.nn.Module.to(model, start.place)  # what has come to it since
     held = memory.held(model, device.device)
     dropout.use(model)
+    norms.use(model)
     # The 8-bit optimiser has no masters: its weights stay float32, and are computed with in bfloat16.
     lowers = device.dtype is torch.bfloat16 and recipe.optimizer == "adamw"
     lowered = precision.Lowered(model, device.dtype) if lowers else None

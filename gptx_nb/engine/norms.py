@@ -1,0 +1,77 @@
+"""RMS norms (Zhang & Sennrich 2019, arXiv:1910.07467) on a CPU, some rows at a time, with a backward pass of their own.
+
+The models' own code writes each intermediate result of all rows to memory and reads it back: in bfloat16 a norm takes a
+third as long as the three large products beside it. Rows that fit into a core's cache take 0.6 times as long (measured
+with AMX, 765 rows of 576), and what comes out is the same to the last bit. Gradients are computed in float32 from what
+was given in, and so have half the rounding error of the plain ones in bfloat16.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+AT_ONCE = 2**16  # values: with what is computed from them they fit into a core's cache
+
+# Norms that compute `weight * (states / root mean square, in float32).to(dtype of states)`. Each is tested to give the
+# same. (Gemma's and OLMo's round elsewhere.)
+KNOWN = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "SmolLM3RMSNorm", "Phi3RMSNorm")
+
+
+def use(model: torch.nn.Module) -> None:
+    """Let each known RMS norm of `model`, in place, compute in this way; elsewhere than on a CPU nothing changes."""
+    for module in model.modules():
+        if type(module).__name__ in KNOWN and type(module).__module__.startswith("transformers."):
+            module.__class__ = RMSNorm
+
+
+class RMSNorm(torch.nn.Module):
+    """One of `KNOWN`: (..., width) to (..., width)."""
+
+    weight: torch.nn.Parameter
+    variance_epsilon: float
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        if states.device.type == "cpu":
+            found: torch.Tensor = _Blocks.apply(states, self.weight, self.variance_epsilon)
+            return found
+        wide = states.float()
+        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return self.weight * normed.to(states.dtype)
+
+
+class _Blocks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        width = states.shape[-1]
+        rows = states.reshape(-1, width)
+        result = rows.new_empty(rows.shape, dtype=torch.promote_types(states.dtype, weight.dtype))
+        scales = rows.new_empty((len(rows), 1), dtype=torch.float32)  # 1 / root mean square
+        for some, into, scale in _blocks(rows, result, scales):
+            wide = some.float()
+            scale.copy_(torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon))
+            torch.mul(weight, (wide * scale).to(states.dtype), out=into)
+        ctx.save_for_backward(states, weight, scales)
+        return result.view(states.shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+        states, weight, scales = ctx.saved_tensors
+        width = states.shape[-1]
+        rows = states.reshape(-1, width)
+        of_states, of_weight = torch.empty_like(rows), rows.new_zeros(width, dtype=torch.float32)
+        wide_weight = weight.float()
+        for some, above, into, scale in _blocks(rows, gradient.reshape(-1, width), of_states, scales):
+            # A float32 row is not copied by `float()`, so what is computed in place is always a product.
+            normed, wide = some.float() * scale, above.float()
+            of_weight += (product := wide * normed).sum(0)
+            inner = product.mul_(wide_weight).sum(-1, keepdim=True).div_(-width)
+            into.copy_((wide * wide_weight).addcmul_(normed, inner).mul_(scale))
+        return of_states.view(states.shape), of_weight.to(weight.dtype), None
+
+
+def _blocks(*tensors: torch.Tensor) -> zip[tuple[torch.Tensor, ...]]:
+    """Return some rows of each of `tensors` after another; the first tells how many."""
+    rows = max(1, AT_ONCE // tensors[0].shape[-1])
+    return zip(*(each.split(rows) for each in tensors), strict=True)
