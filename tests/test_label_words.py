@@ -456,7 +456,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def run(served: None) -> Run:
     """A finished run on ten sentences."""
     frame = pd.DataFrame({"review": GOOD + BAD, "mood": ["positive"] * 5 + ["negative"] * 5})
-    return api.finetune("moods", frame, validation=0.0, head="words", tune="head", epochs=2, device="cpu")
+    # In float32, as its answers are compared with those of a plain model.
+    exact = {"device": "cpu", "dtype": "float32"}
+    return api.finetune("moods", frame, validation=0.0, head="words", tune="head", epochs=2, **exact)
 
 
 def test_the_saved_model_is_a_plain_one_and_brings_its_prompt(run: Run) -> None:
