@@ -117,17 +117,19 @@ def _attention(
     autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else given
     dtype = getattr(module, ATTENDS_IN, autocast)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    query, key, value = (query * scale).to(dtype), key.to(dtype), value.to(dtype)
+    if dtype is not given:  # scaled while it is wide; else the scores are, in float32
+        query, scale = query * scale, 1.0
+    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     learns = torch.is_grad_enabled() and query.requires_grad
     if kind == "cpu" and (dropout or len(spread) // texts < (FUSED_BACKWARD if learns else FUSED)):
         place = PLACE + int(getattr(module, "layer_idx", None) or 0)
-        mixed = _Short.apply(query, key, value, spread, gather, texts, dropout, place)
+        mixed = _Short.apply(query, key, value, spread, gather, texts, scale, dropout, place)
         return mixed.transpose(1, 2).to(given), None
     q, k, v = (_side_by_side(each, spread, texts).transpose(0, 1) for each in (query, key, value))
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    beside = torch.nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=1.0)
+    beside = torch.nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scale)
     return _in_a_row(beside.transpose(0, 1), gather).transpose(1, 2).to(given), None
 
 
@@ -148,20 +150,21 @@ class _Short(torch.autograd.Function):
         spread: torch.Tensor,
         gather: torch.Tensor,
         texts: int,
+        scale: float,
         dropout: float,
         place: int,
     ) -> torch.Tensor:
         q, k, v = (_side_by_side(each, spread, texts) for each in (query, key, value))
         longest = q.shape[2]
         q = _below(q, k.shape[0])
-        scores = torch.matmul(q, k.transpose(2, 3)).float()
+        scores = torch.matmul(q, k.transpose(2, 3)).float().mul_(scale)
         above = torch.ones(longest, longest, dtype=torch.bool).triu_(1)
         scores.view(*scores.shape[:2], -1, longest, longest).masked_fill_(above, float("-inf"))
         weights = scores.softmax(dim=-1).to(v.dtype)
         kept = dropouts.drop(torch.ones_like(weights), dropout, place) if dropout else None
         mixed = torch.matmul(weights if kept is None else weights * kept, v)
         ctx.save_for_backward(q, k, v, weights, kept, gather)
-        ctx.heads = query.shape[1]
+        ctx.scale, ctx.heads = scale, query.shape[1]
         return _in_a_row(_beside(mixed, ctx.heads, longest), gather)
 
     @staticmethod
@@ -174,10 +177,11 @@ class _Short(torch.autograd.Function):
         of_v = torch.matmul(dropped.transpose(2, 3), g)
         of_weights = torch.matmul(g, v.transpose(2, 3))
         of_weights = (of_weights if kept is None else of_weights * kept).float()
-        of_scores = torch._softmax_backward_data(of_weights, weights.float(), -1, torch.float32).to(q.dtype)
+        of_scores = torch._softmax_backward_data(of_weights, weights.float(), -1, torch.float32)
+        of_scores = of_scores.mul_(ctx.scale).to(q.dtype)
         of_q = _beside(torch.matmul(of_scores, k), ctx.heads, longest)
         of_k = torch.matmul(of_scores.transpose(2, 3), q)
-        return *(_in_a_row(each, gather) for each in (of_q, of_k, of_v)), *[None] * 5
+        return *(_in_a_row(each, gather) for each in (of_q, of_k, of_v)), *[None] * 6
 
 
 def _side_by_side(states: torch.Tensor, spread: torch.Tensor, texts: int) -> torch.Tensor:
