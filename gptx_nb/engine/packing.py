@@ -22,8 +22,8 @@ Tensors = dict[str, torch.Tensor]
 ATTENTION = "gptx_packed"
 PLACE = 2**20  # from here on attention draws its dropout: no model has so many modules
 
-# From this longest text of a row on, a CPU's fused kernel is quicker than `_Short`, and where gradients are wanted.
-# (Measured with AMX: 9 heads of 64, in bfloat16 and float32.)
+# Tokens of the longest text of a row from which on a CPU's fused kernel is quicker than `_Short`: without a backward
+# pass, and with one. (Measured with AMX: 9 heads of 64, in bfloat16 and float32.)
 FUSED, FUSED_BACKWARD = 64, 384
 
 # Decoders whose attention is plain and causal, and whose code hands what we give it on to the attention. Each is tested

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gptx_nb.engine import arithmetic, close_calls, models, products
 from gptx_nb.engine.device import Device
 from gptx_nb.engine.models import Base, context
-from gptx_nb.engine.predict import CPU_TOKENS, GPU_TOKENS, Answer
+from gptx_nb.engine.predict import CPU_EXACT_TOKENS, CPU_TOKENS, GPU_TOKENS, Answer
 from gptx_nb.engine.tasks import label_words
 from gptx_nb.engine.tasks.label_words import SAY_NOTHING, Wording
 from gptx_nb.errors import DataError
@@ -96,7 +96,7 @@ class ZeroShot:
         if self.dtype is torch.bfloat16:
             with products.exactly(self._model):
                 logits = close_calls.settle(
-                    logits, None, moved, lambda again: self._logits([rows[at] for at in again], head)
+                    logits, None, moved, lambda again: self._logits([rows[at] for at in again], head, CPU_EXACT_TOKENS)
                 )
         shares: list[list[float]] = torch.from_numpy(logits).double().softmax(-1).tolist()
         return Answer(shares, cut)
@@ -109,20 +109,20 @@ class ZeroShot:
         )
         rows = [*silent, *seen]
         with products.exactly(self._model):
-            states = self._states(rows)
+            states = self._states(rows, CPU_EXACT_TOKENS)
         head = SHARPNESS * label_words.head(words, states[len(silent) :], states[: len(silent)])
         if self.dtype is torch.float32:
             return head, 0.0
         exact = (states @ head.T).numpy()[: close_calls.TRIED]
         return head, close_calls.bound(exact, self._logits(rows[: close_calls.TRIED], head), None)
 
-    def _logits(self, rows: Sequence[list[int]], head: torch.Tensor) -> np.ndarray:
-        found: np.ndarray = (self._states(rows) @ head.T).numpy()
+    def _logits(self, rows: Sequence[list[int]], head: torch.Tensor, cpu_tokens: int = CPU_TOKENS) -> np.ndarray:
+        found: np.ndarray = (self._states(rows, cpu_tokens) @ head.T).numpy()
         return found
 
-    def _states(self, rows: Sequence[list[int]]) -> torch.Tensor:
+    def _states(self, rows: Sequence[list[int]], cpu_tokens: int = CPU_TOKENS) -> torch.Tensor:
         pad: Any = self._tokenizer.pad_token_id
-        budget = CPU_TOKENS if self._device.type == "cpu" else GPU_TOKENS
+        budget = cpu_tokens if self._device.type == "cpu" else GPU_TOKENS
         return label_words.states(self._model, rows, pad_id=pad, token_budget=budget)
 
     def close(self) -> None:
