@@ -93,6 +93,20 @@ def test_the_loss_in_bfloat16_is_close_to_that_in_float32() -> None:
     assert rough.item() == pytest.approx(exact.item(), rel=1e-2)
 
 
+def test_under_autocast_the_gradients_are_computed_in_its_dtype_and_given_in_that_of_the_states() -> None:
+    states = torch.randn(250, 32, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    weight = torch.randn(VOCABULARY, 32, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    targets = torch.randint(VOCABULARY, (250,), generator=torch.Generator().manual_seed(3))
+    exact = torch.autograd.grad(language_modeling.ChunkedCrossEntropy.apply(states, weight, targets), [states, weight])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = language_modeling.ChunkedCrossEntropy.apply(states, weight, targets)
+    rough = torch.autograd.grad(loss, [states, weight])
+    for ours, wanted in zip(rough, exact, strict=True):
+        assert ours.dtype is torch.float32
+        error = ((ours - wanted).norm() / wanted.norm()).item()
+        assert 1e-4 < error < 1e-2
+
+
 def test_the_models_own_loss_is_met_where_a_row_is_one_document() -> None:
     model = small_model().eval()
     rows = np.random.default_rng(0).integers(1, VOCABULARY, (4, 33))

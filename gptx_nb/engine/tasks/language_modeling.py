@@ -27,9 +27,9 @@ from gptx_nb.engine.shards import Shards
 Tensors = dict[str, torch.Tensor]
 
 ATTENTION = "gptx_documents"
-# Logits that exist at once, float32.
-CPU_LOGITS = 4 * 2**20
-GPU_LOGITS = 128 * 2**20
+# Bytes of logits that exist at once, and how many of them a CPU's core turns into gradients at a time, in its cache.
+CPU_LOGITS, GPU_LOGITS = 32 * 2**20, 256 * 2**20
+CPU_BLOCK = 2**18
 RESAMPLES = 1_000  # of the bootstrap
 LEAST_ROWS = 10  # that a bootstrap says something about
 
@@ -181,8 +181,8 @@ def _attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    if query.device.type == "cpu" and query.shape[2] <= PLAIN:
-        # On rows this short two batched products and a softmax beat the CPU's fused kernel.
+    if query.device.type == "cpu" and (dropout > 0 or query.shape[2] <= PLAIN):
+        # On rows this short two batched products and a softmax beat the CPU's fused kernel, which drops nothing either.
         length = query.shape[2]
         may_look = torch.ones(length, length, dtype=torch.bool).tril_() if documents is None else _may_look(documents)
         scores = torch.matmul(query * scale, key.transpose(2, 3)).masked_fill_(~may_look, float("-inf"))
@@ -203,7 +203,9 @@ def _attention(
     return mixed.transpose(1, 2).contiguous(), None
 
 
-PLAIN = 512  # tokens a row; beyond, what stands between all pairs of them no longer fits a core's cache
+# Tokens a row; beyond, what stands between all pairs of them no longer fits a core's cache. (With AMX in bfloat16,
+# forward and back, plain products took 0.3 times as long as the fused kernel at 128 tokens, 0.8 at 256, 1.6 at 512.)
+PLAIN = 256
 
 AttentionInterface.register(ATTENTION, _attention)
 
@@ -235,32 +237,38 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     `apply(states (n, width), weight (vocabulary, width), targets (n,) int64)` gives a float32 scalar. Gradients are
     made in the forward pass, while a chunk's logits are at hand: no chunk is kept and none is computed twice (the
     method of Liger Kernel's fused linear cross entropy, Hsu et al. 2024, arXiv:2410.10989). Matrix products are in the
-    dtype of `states`; what is summed over the vocabulary or over chunks is float32.
+    dtype of `states`, or where a gradient is wanted in that of autocast; what is summed over the vocabulary or over
+    chunks is float32.
     """
 
     @staticmethod
     def forward(ctx: Any, states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(states.device.type, enabled=False):
-            weight_in = weight.to(states.dtype)
-            wants_gradient = any(ctx.needs_input_grad[:2])
-            state_gradient = torch.empty_like(states) if wants_gradient else None
-            weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if wants_gradient else None
-            total = states.new_zeros((), dtype=torch.float32)
-            size = chunk_size(states.device, len(weight))
+        device = states.device
+        wants_gradient = any(ctx.needs_input_grad[:2])
+        lower = wants_gradient and torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if lower else states.dtype
+        with torch.autocast(device.type, enabled=False):
+            states_in, weight_in = states.to(dtype), weight.to(dtype)
+            state_gradient = torch.empty_like(states_in) if wants_gradient else None
+            weight_gradient: torch.Tensor | None = None
+            total = torch.zeros((), device=device)
+            size = chunk_size(device, len(weight), dtype)
             for start in range(0, len(targets), size):
-                chunk, target = states[start : start + size], targets[start : start + size, None]
-                logits = (chunk @ weight_in.T).float()
-                normaliser = torch.logsumexp(logits, dim=-1, keepdim=True)
-                total += (normaliser - logits.gather(1, target)).sum()
-                if state_gradient is not None and weight_gradient is not None:
-                    # d loss / d logits = softmax - one-hot
-                    error = logits.sub_(normaliser).exp_().scatter_add_(1, target, torch.full_like(normaliser, -1.0))
-                    error = error.to(states.dtype)
-                    state_gradient[start : start + size] = error @ weight_in
-                    weight_gradient += error.T @ chunk
+                chunk, target = states_in[start : start + size], targets[start : start + size, None]
+                logits = chunk @ weight_in.T
+                for some, theirs in _blocks(logits, target):
+                    total += _nats(some, theirs, wants_gradient)
+                if state_gradient is not None:
+                    torch.mm(logits, weight_in, out=state_gradient[start : start + size])
+                    product = (logits.T @ chunk).float()
+                    weight_gradient = product if weight_gradient is None else weight_gradient.add_(product)
             count = max(1, len(targets))
-            if state_gradient is not None and weight_gradient is not None:
-                ctx.save_for_backward(state_gradient / count, (weight_gradient / count).to(weight.dtype))
+            if state_gradient is not None:
+                if weight_gradient is None:  # no position
+                    weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
+                # Divided in the dtype of the states: in float16 so small a gradient vanishes.
+                of_states = state_gradient.to(states.dtype) / count
+                ctx.save_for_backward(of_states, weight_gradient.div_(count).to(weight.dtype))
             return total / count
 
     @staticmethod
@@ -269,14 +277,32 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return state_gradient * gradients[0], weight_gradient * gradients[0], None
 
 
-def chunk_size(device: torch.device, vocabulary: int) -> int:
-    """Return how many positions' logits exist at once.
+def _blocks(logits: torch.Tensor, targets: torch.Tensor) -> zip[tuple[torch.Tensor, ...]]:
+    """Return so many rows after another as a core's cache holds in float32; on a GPU all at once."""
+    rows = max(1, CPU_BLOCK // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    return zip(logits.split(rows), targets.split(rows), strict=True)
 
-    On a CPU as many as its caches hold: measured on two cores with 16,384 tokens in the vocabulary, 256 positions take
-    half the time of 2,048. A GPU wants large products.
+
+def _nats(logits: torch.Tensor, targets: torch.Tensor, turned: bool) -> torch.Tensor:
+    """Return the sum of the cross entropies of `logits` (n, vocabulary) and `targets` (n, 1), in float32.
+
+    `turned`: the logits become their gradient, softmax minus one-hot, in place; else they may become anything.
     """
+    wide = logits.float()
+    largest = wide.amax(1, keepdim=True)
+    of_target = wide.sub_(largest).gather(1, targets)
+    sums = wide.exp_().sum(1, keepdim=True)
+    if turned:
+        wide.mul_(sums.reciprocal()).scatter_add_(1, targets, torch.full_like(sums, -1.0))
+        if wide is not logits:
+            logits.copy_(wide)
+    return (sums.log() - of_target).sum()
+
+
+def chunk_size(device: torch.device, vocabulary: int, dtype: torch.dtype) -> int:
+    """Return how many positions' logits, of `dtype`, exist at once: as many as pay for a pass over the weights."""
     values = CPU_LOGITS if device.type == "cpu" else GPU_LOGITS
-    return max(64, values // vocabulary)
+    return max(64, values // dtype.itemsize // vocabulary)
 
 
 @dataclass(frozen=True)
