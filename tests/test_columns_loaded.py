@@ -170,6 +170,15 @@ def test_an_empty_turn_of_the_assistant_is_left_out_and_counted_with_its_row(tmp
     assert report["warnings"] == ["row 2 is left out, the first with an empty turn of the assistant"]
 
 
+def test_turns_that_nobody_answers_are_left_out_and_the_conversations_counted(tmp_path: Path) -> None:
+    left = [*TALK, {"role": "user", "content": "And then?"}]
+    table = load(tmp_path, [{"messages": each} for each in (TALK, left, left)])
+    assert table.train == [{"messages": TALK}] * 3
+    assert table.report["warnings"] == [
+        "2 conversations end with turns that nobody answers, which are left out; the first is row 2"
+    ]
+
+
 def test_texts_called_messages_are_no_conversations(tmp_path: Path) -> None:
     rows = [(f"Win {at}", ("spam", "ham")[at % 2]) for at in range(8)]
     assert load(tmp_path, pd.DataFrame(rows, columns=["messages", "label"])).labels == ["ham", "spam"]

@@ -60,6 +60,7 @@ class _Read:
     dropped: Counter[str] = field(default_factory=Counter)
     first: dict[str, int] = field(default_factory=dict)  # row that lacks the same, from 1
     counted_from: int | None = None  # 0 or 1: the first choice, where answers are numbers
+    unanswered: list[int] = field(default_factory=list)  # rows, from 1, whose last turns nobody answers
 
 
 def task_of(recipe: Recipe, sources: Mapping[str, Source | None], run_folder: Path) -> tuple[str, str]:
@@ -92,6 +93,12 @@ def load(task: str, why: str, recipe: Recipe, sources: Mapping[str, Source | Non
         facts["joint"] = templates.joint_of(*([each[role] for each in found.examples] for role in kind_pair(kind)))
     warnings = [*sheet.notes]
     warnings += [f"row {row} is left out, the first with {why}" for why, row in found.first.items()]
+    if found.unanswered:
+        count = len(found.unanswered)
+        which = "1 conversation ends" if count == 1 else f"{count:,} conversations end"
+        warnings.append(
+            f"{which} with turns that nobody answers, which are left out; the first is row {found.unanswered[0]}"
+        )
     if found.counted_from is not None:
         facts["counted_from"] = found.counted_from
     if found.counted_from == 1:
@@ -361,7 +368,10 @@ def _examples(sheet: Sheet, kind: WritingTask, roles: Roles, facts: Mapping[str,
         found.counted_from = facts.get("counted_from") if sure is None else sure
     for number, row in enumerate(_rows(sheet, roles)):
         try:
-            found.examples.append({**storable(kind.read({**row, "counted_from": found.counted_from})), **languages})
+            example = kind.read({**row, "counted_from": found.counted_from})
+            if "messages" in row and len(guessing.parsed(row["messages"])) > len(example["messages"]):
+                found.unanswered.append(number + 1)
+            found.examples.append({**storable(example), **languages})
             found.numbers.append(number + 1)
         except Missing as error:
             found.dropped[str(error)] += 1

@@ -68,7 +68,7 @@ def _has_labels(asked: dict[str, Any], recipe: Recipe, source: Source, folder: P
 def _labelled_untrained(
     asked: dict[str, Any], recipe: Recipe, source: Source, folder: Path, chosen: Device
 ) -> dict[str, Any]:
-    """Score a base model that gives labels by their words; its shots are rows of each label in turn."""
+    """Score a base model that gives labels by their words; its shots are drawn from each label in turn."""
     from gptx_nb.engine import data, models
     from gptx_nb.engine.tasks.head_start import one_of_each
     from gptx_nb.engine.zero_shot import ZeroShot, read_wording
@@ -79,7 +79,7 @@ def _labelled_untrained(
     texts, truth, count = table.train.texts, table.train.labels, asked["shots"]
     if count >= len(texts):
         raise UsageError(f"shots: {count} of {len(texts)} rows leave none to score")
-    shown = one_of_each(truth, count)
+    shown = one_of_each(truth, count, recipe.seed)
     shots = [(texts[at], table.labels[truth[at]]) for at in shown]
     others = [at for at in range(len(texts)) if at not in set(shown)]
     columns = table.report["text"], table.report["label"]

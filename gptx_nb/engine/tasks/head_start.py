@@ -184,11 +184,16 @@ def _spread(count: int, most: int) -> list[int]:
     return [at * count // min(count, most) for at in range(min(count, most))]
 
 
-def one_of_each(labels: Sequence[int], count: int) -> list[int]:
-    """Return the places of `count` examples, of every label in turn, in their order."""
+def one_of_each(labels: Sequence[int], count: int, seed: int | None = None) -> list[int]:
+    """Return the places of `count` examples, of every label in turn, in their order.
+
+    They are the first ones of each label, or where a `seed` is given drawn by it.
+    """
     seen: dict[int, int] = {}
     turn = []
-    for place, label in enumerate(labels):
+    order = range(len(labels)) if seed is None else np.random.default_rng(seed).permutation(len(labels)).tolist()
+    for place in order:
+        label = labels[place]
         seen[label] = seen.get(label, 0) + 1
         turn.append((seen[label], place))
     return sorted(place for _, place in sorted(turn)[:count])
