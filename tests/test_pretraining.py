@@ -321,8 +321,16 @@ def wait_for(condition: Any, seconds: float = 60.0) -> None:
         time.sleep(0.02)
 
 
-def test_a_run_that_was_killed_goes_on_to_the_same_bits(home: Path) -> None:
-    settings = {"tokens": 256 * 60, "checkpoint_every": 0.2}
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"architecture": "llama", "dropout": 0.0, "dtype": "bfloat16"},  # weights in bfloat16 beside their masters
+        {"optimizer": "muon", "dtype": "bfloat16"},  # autocast
+    ],
+)
+def test_a_run_that_was_killed_goes_on_to_the_same_bits(more: dict[str, Any], home: Path) -> None:
+    settings = {"tokens": 256 * 60, "checkpoint_every": 0.2, **more}
     whole = pretrained("whole", **settings)
     cut = launch.train("cut", recipe(**settings), data=TEXTS).run
     wait_for(lambda: any(cut.checkpoints.glob("0*")) and len(losses(cut)) > 5)
