@@ -45,7 +45,7 @@ ID_NAMES = ("id", "idx", "index", "guid", "uuid", "key", "url", "link", "date", 
 
 ROLES = ("text", "text_pair", "label")
 
-_DEFAULT_SHARE = Recipe.model_fields["validation"].default
+DEFAULT_SHARE = Recipe.model_fields["validation"].default
 SMALLEST_SPLIT = 10  # fewer examples than this are all needed for learning
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
 _WHOLE = re.compile(r"(-?\d+)(\.0+)?")
@@ -146,11 +146,11 @@ def load(recipe: Recipe, sources: Mapping[str, Source | None], run_folder: Path)
     if sets is not None and (bare := sum(not row for row in everything.labels)):
         warnings.append(f"{bare:,} of {len(everything):,} texts have no label at all, and are learnt as such")
     if without := [name for at, name in enumerate(labels) if not counts[at]]:
-        warnings.append(f"no row has the label {_listed(without)}")
+        warnings.append(f"no row has the label {listed(without)}")
 
     own = sources.get("validation")
     # As of a DatasetDict in the notebook: a share that was asked for goes first.
-    its_own = sheet.own_validation if own is None and recipe.validation == _DEFAULT_SHARE else None
+    its_own = sheet.own_validation if own is None and recipe.validation == DEFAULT_SHARE else None
     about_own: dict[str, Any] | None = None
     validation: Examples | None
     if its_own:
@@ -178,7 +178,7 @@ def load(recipe: Recipe, sources: Mapping[str, Source | None], run_folder: Path)
         train, validation = _pick(everything, kept), _pick(everything, held) if held else None
         single = [name for at, name in enumerate(labels) if counts[at] == 1]
         if validation is not None and single:
-            warnings.append(f"one row only, so learned from and not scored: {_listed(single)}")
+            warnings.append(f"one row only, so learned from and not scored: {listed(single)}")
 
     report: dict[str, Any] = {
         "source": sheet.shown,
@@ -240,15 +240,15 @@ def find_columns(sheet: Sheet, recipe: Recipe) -> Columns:
         if wanted is not None and wanted not in names:
             raise DataError(
                 f"{sheet.shown} has no column {wanted!r} ({setting}: {wanted}).{nearest(wanted, names)} Columns: "
-                f"{_listed(names)}"
+                f"{listed(names)}"
             )
     if recipe.text is not None and recipe.text == recipe.label:
         raise DataError(
-            f"text and label are the same column, {recipe.text!r}. Columns: {_listed(names)}. Name two of them"
+            f"text and label are the same column, {recipe.text!r}. Columns: {listed(names)}. Name two of them"
         )
     if len(names) < 2:
         raise DataError(
-            f"{sheet.shown} has one column, {_listed(names)!r}, and needs two: a text and its label. "
+            f"{sheet.shown} has one column, {listed(names)!r}, and needs two: a text and its label. "
             "Add a column of labels; in a CSV, separate them by commas"
         )
     facts = {name: _look(values) for name, values in sheet.columns.items() if name != pair}
@@ -261,7 +261,7 @@ def find_columns(sheet: Sheet, recipe: Recipe) -> Columns:
     if flags := _indicators(sheet, recipe, facts):
         found, found_why = (recipe.text, "set") if recipe.text else _text_column(sheet, facts, None)
         how = "set" if recipe.labels else "they hold 0 and 1"
-        why = f"text is column {found!r} ({found_why}); labels are columns {_listed(map(repr, flags))} ({how})"
+        why = f"text is column {found!r} ({found_why}); labels are columns {listed(map(repr, flags))} ({how})"
         return Columns(found, ", ".join(flags), why, indicators=tuple(flags))
 
     label, label_why = recipe.label, "set"
@@ -318,7 +318,7 @@ def _label_sets(sheet: Sheet, columns: Columns, recipe: Recipe) -> list[list[str
 
 
 def _label_by_name(sheet: Sheet, facts: dict[str, _Facts], recipe: Recipe) -> tuple[str | None, str]:
-    candidates = [name for name in _by_name(list(facts), LABEL_NAMES) if name != recipe.text and facts[name].filled]
+    candidates = [name for name in by_name(list(facts), LABEL_NAMES) if name != recipe.text and facts[name].filled]
     if not candidates:
         return None, ""
     label = candidates[0]
@@ -328,15 +328,15 @@ def _label_by_name(sheet: Sheet, facts: dict[str, _Facts], recipe: Recipe) -> tu
 
 
 def _text_column(sheet: Sheet, facts: dict[str, _Facts], label: str | None) -> tuple[str, str]:
-    labelled = set(_by_name(list(facts), LABEL_NAMES))
+    labelled = set(by_name(list(facts), LABEL_NAMES))
     rest = [name for name in facts if name != label]
-    named = [name for name in _by_name(rest, TEXT_NAMES) if name not in labelled and not _is_id(name)]
+    named = [name for name in by_name(rest, TEXT_NAMES) if name not in labelled and not _is_id(name)]
     worded = [name for name in named if facts[name].worded]
     if worded:
         if _plain(worded[0]) == "text" or len(worded) == 1:
             return worded[0], "by its name"
         longest = max(worded, key=lambda name: facts[name].length)
-        return longest, f"by its name; the longest of {_listed(worded)}"
+        return longest, f"by its name; the longest of {listed(worded)}"
     others = [name for name in rest if facts[name].worded and name not in labelled and not _is_id(name)]
     if others:
         return max(others, key=lambda name: facts[name].length), "it holds the longest texts"
@@ -345,7 +345,7 @@ def _text_column(sheet: Sheet, facts: dict[str, _Facts], label: str | None) -> t
     left = [name for name in rest if facts[name].worded]
     if len(rest) == 1 or left:
         return max(left or rest, key=lambda name: facts[name].length), "it holds the longest texts"
-    raise DataError(f"{sheet.shown}: no column holds texts. Columns: {_listed(facts)}. Name one, as in `text: review`")
+    raise DataError(f"{sheet.shown}: no column holds texts. Columns: {listed(facts)}. Name one, as in `text: review`")
 
 
 def _label_by_content(sheet: Sheet, facts: dict[str, _Facts], text: str) -> tuple[str, str]:
@@ -364,13 +364,12 @@ def _label_by_content(sheet: Sheet, facts: dict[str, _Facts], text: str) -> tupl
     likely = [name for name in few if facts[name].worded] or few
     if len(likely) == 1:
         return likely[0], f"{facts[likely[0]].distinct} different values"
-    listed = _listed(facts)
     if not likely:
         raise DataError(
-            f"{sheet.shown}: no column looks like a label (few different values). Columns: {listed}. Name one, as "
-            f"in `label: {rest[0]}`"
+            f"{sheet.shown}: no column looks like a label (few different values). Columns: {listed(facts)}. Name "
+            f"one, as in `label: {rest[0]}`"
         )
-    raise DataError(f"{sheet.shown}: {_listed(likely)} could each be the label. Choose one, as in `label: {likely[0]}`")
+    raise DataError(f"{sheet.shown}: {listed(likely)} could each be the label. Choose one, as in `label: {likely[0]}`")
 
 
 def _twin(label: str, sheet: Sheet, facts: dict[str, _Facts], recipe: Recipe) -> str | None:
@@ -389,7 +388,7 @@ def _twin(label: str, sheet: Sheet, facts: dict[str, _Facts], recipe: Recipe) ->
         }
         one_to_one = len(pairs) == len({number for number, _ in pairs}) == len({word for _, word in pairs}) >= 2
         # As many texts as rows would pair with anything: the numbers must repeat.
-        if not one_to_one or (len(pairs) * 2 > facts[label].filled and not _by_name([name], LABEL_NAMES)):
+        if not one_to_one or (len(pairs) * 2 > facts[label].filled and not by_name([name], LABEL_NAMES)):
             continue
         if recipe.labels and not {word for _, word in pairs} <= set(recipe.labels):
             continue  # the recipe gives the numbers other names
@@ -397,7 +396,7 @@ def _twin(label: str, sheet: Sheet, facts: dict[str, _Facts], recipe: Recipe) ->
     return None
 
 
-def _by_name(names: list[str], known: tuple[str, ...]) -> list[str]:
+def by_name(names: list[str], known: tuple[str, ...]) -> list[str]:
     """Return those of `names` that are called like `known`: the same word, in the order of `known`, then a part of "
     "it."""
     exact = [name for word in known for name in names if _plain(name) == word]
@@ -420,7 +419,7 @@ def _look(values: list[Any]) -> _Facts:
     nested = False
     distinct = set()
     for value in values:
-        if _missing(value):
+        if missing(value):
             continue
         filled += 1
         nested = nested or isinstance(value, list | dict | bytes)
@@ -449,7 +448,7 @@ def _usable(sheet: Sheet, columns: Columns, sets: list[list[str] | None] | None)
             kind = {list: "lists", dict: "objects", bytes: "bytes"}[type(nested)]
             raise DataError(
                 f"{sheet.shown}: column {name!r} holds {kind}, and needs one text or label a row. "
-                f"Columns: {_listed(sheet.columns)}. Choose with `text:` and `label:`"
+                f"Columns: {listed(sheet.columns)}. Choose with `text:` and `label:`"
             )
     rows = _Rows()
     dropped: Counter[str] = Counter()
@@ -457,14 +456,14 @@ def _usable(sheet: Sheet, columns: Columns, sets: list[list[str] | None] | None)
     labels: list[Any] = _label_texts(sheet.columns[columns.label]) if sets is None else list(sets)
     seconds = sheet.columns[columns.pair] if columns.pair else texts
     for number, (text, second, label) in enumerate(zip(texts, seconds, labels, strict=True), 1):
-        if _missing(text) or _missing(second):
+        if missing(text) or missing(second):
             dropped["empty text"] += 1
         elif label is None:
             dropped["no label"] += 1
         else:
             whole = text_pairs.join(_as_text(text), _as_text(second)) if columns.pair else _as_text(text)
             numbers += not isinstance(text, bool) and _NUMBER.fullmatch(whole.strip()) is not None
-            clean = _encodable(whole)
+            clean = encodable(whole)
             mended += clean != whole
             rows.texts.append(clean)
             rows.labels.append(label)
@@ -475,14 +474,14 @@ def _usable(sheet: Sheet, columns: Columns, sets: list[list[str] | None] | None)
         raise DataError(
             f"{sheet.shown}: no row can be used ({parts}; text is column {columns.text!r}, label is column "
             f"{columns.label!r}). "
-            f"Columns: {_listed(sheet.columns)}. Choose with `text:` and `label:`"
+            f"Columns: {listed(sheet.columns)}. Choose with `text:` and `label:`"
         )
     if numbers * 2 > len(rows.texts):
         others = [name for name in sheet.columns if name not in (columns.text, columns.label)]
         advice = f"Name another, as in `text: {others[0]}`" if others else "Give a table with a column of texts"
         raise DataError(
             f"{sheet.shown}: {numbers} of {len(rows.texts)} texts in column {columns.text!r} are numbers: is it "
-            f"the wrong column? Columns: {_listed(sheet.columns)}. {advice}"
+            f"the wrong column? Columns: {listed(sheet.columns)}. {advice}"
         )
     if numbers:
         rows.warnings.append(f"{numbers} text{' is a number' if numbers == 1 else 's are numbers'}, and used as text")
@@ -495,7 +494,7 @@ def _usable(sheet: Sheet, columns: Columns, sets: list[list[str] | None] | None)
 
 def _label_texts(values: list[Any]) -> list[str | None]:
     """Return labels as texts, None where there is none. `1.0` becomes `1` where every label is a whole number."""
-    texts = [None if _missing(value) else _encodable(_as_text(value)).strip() for value in values]
+    texts = [None if missing(value) else encodable(_as_text(value)).strip() for value in values]
     matches = [_WHOLE.fullmatch(text) if text is not None else None for text in texts]
     if all(match or text is None for match, text in zip(matches, texts, strict=True)):
         return [match[1] if match else None for match in matches]
@@ -508,7 +507,7 @@ def _as_text(value: object) -> str:
     return str(value)
 
 
-def _missing(value: object) -> bool:
+def missing(value: object) -> bool:
     if value is None:
         return True
     if isinstance(value, str):
@@ -516,7 +515,7 @@ def _missing(value: object) -> bool:
     return bool(isinstance(value, float) and math.isnan(value))
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
     """Return `text` as it can be stored in UTF-8: JSON may hold half a surrogate pair."""
     try:
         text.encode("utf-8")
@@ -542,7 +541,7 @@ def _check_labels(sheet: Sheet, columns: Columns, rows: _Rows, *, named: bool) -
         kind = "numbers" if all(_NUMBER.fullmatch(label) for label in rows.labels) else "text"
         raise DataError(
             f"{sheet.shown}: column {columns.label!r} has {distinct} different labels in {len(rows.labels)} rows; "
-            f"it looks like {kind}, not like a label. Columns: {_listed(sheet.columns)}. Name the right one with "
+            f"it looks like {kind}, not like a label. Columns: {listed(sheet.columns)}. Name the right one with "
             "`label:`"
         )
 
@@ -581,7 +580,7 @@ def _refuse_label(
         where = f"{found[first]} rows" if found[first] > 1 else f"row {row}"
         where += f" ({'; '.join(told)})" if told else ""
         raise DataError(
-            f"{sheet.shown}: the label {first!r} of {where} is not among the {known_by}: {_listed(labels)}."
+            f"{sheet.shown}: the label {first!r} of {where} is not among the {known_by}: {listed(labels)}."
             f"{nearest(first, labels)} Add it there, or correct the rows"
         )
 
@@ -686,7 +685,7 @@ def _own_validation(
         if name not in sheet.columns:
             raise DataError(
                 f"validation: {sheet.shown} has no column {name!r}, the {what} of the training table."
-                f"{nearest(name, sheet.columns)} Columns: {_listed(sheet.columns)}. Rename it in one of the tables"
+                f"{nearest(name, sheet.columns)} Columns: {listed(sheet.columns)}. Rename it in one of the tables"
             )
     if multi_label:
         sets = _label_sets(sheet, columns, recipe)
@@ -710,7 +709,7 @@ def _own_validation(
     scored = {label for each in validation.labels for label in (each if isinstance(each, list) else [each])}
     if unscored := [name for at, name in enumerate(labels) if at not in scored]:
         which = "label {}: it is" if len(unscored) == 1 else "labels {}: they are"
-        warnings.append(f"no validation row has the {which.format(_listed(unscored))} learnt, and not scored")
+        warnings.append(f"no validation row has the {which.format(listed(unscored))} learnt, and not scored")
     about = {
         "source": sheet.shown,
         "rows": sheet.rows,
@@ -806,6 +805,7 @@ def _as_it_is(cell: Any) -> Any:
     return cell
 
 
-def _listed(names: Iterable[object]) -> str:
-    listed = [str(name)[:40] for name in names]
-    return ", ".join(listed[:_LISTED]) + (f", … {len(listed) - _LISTED} more" if len(listed) > _LISTED else "")
+def listed(names: Iterable[object]) -> str:
+    """Return `names` in words, the first of many."""
+    short = [str(name)[:40] for name in names]
+    return ", ".join(short[:_LISTED]) + (f", … {len(short) - _LISTED} more" if len(short) > _LISTED else "")

@@ -106,7 +106,7 @@ def load(task: str, why: str, recipe: Recipe, sources: Mapping[str, Source | Non
     own = sources.get("validation")
     about: dict[str, Any] | None = None
     validation: list[Example] | None
-    its_own = sheet.own_validation if own is None and recipe.validation == data._DEFAULT_SHARE else None
+    its_own = sheet.own_validation if own is None and recipe.validation == data.DEFAULT_SHARE else None
     if its_own:
         own = _of_split(source, its_own)
     if own is not None:
@@ -240,7 +240,7 @@ def _has_label(sheet: Sheet, recipe: Recipe, guess: Guess) -> bool:
         return set(guess.roles) == {"text"}
     labels = [each for each in sheet.columns[found.label] if each is not None]
     distinct = len({str(each) for each in labels})
-    by_name = bool(data._by_name([found.label], data.LABEL_NAMES))
+    by_name = bool(data.by_name([found.label], data.LABEL_NAMES))
     most = len(labels) // 2 if by_name else min(100, len(labels) // 5)
     if by_name and any(isinstance(each, list) for each in labels):
         return set(guess.roles) == {"text"}
@@ -293,7 +293,7 @@ def find_columns(
         first = next(iter(sheet.columns))
         raise DataError(
             f"{sheet.shown}: its columns do not fit {kind.name}, which needs {kind.needs}. Columns: "
-            f"{data._listed(sheet.columns)}. Name them by role, as in `columns: {{{role}: {first}, …}}`"
+            f"{data.listed(sheet.columns)}. Name them by role, as in `columns: {{{role}: {first}, …}}`"
         )
     said = "; ".join(f"{role} is column {_called(column)}" for role, column in roles.items())
     return roles, f"{said} ({'; '.join(parts)})"
@@ -310,7 +310,7 @@ def _require(sheet: Sheet, roles: Mapping[str, str | list[str]], lead: str, sett
                 where = f" ({setting}: {{{role}: {name}}})" if setting else f", the {role} of the training table"
                 raise DataError(
                     f"{lead}{sheet.shown} has no column {name!r}{where}.{nearest(name, sheet.columns)} Columns: "
-                    f"{data._listed(sheet.columns)}"
+                    f"{data.listed(sheet.columns)}"
                 )
 
 
@@ -381,7 +381,7 @@ def _examples(sheet: Sheet, kind: WritingTask, roles: Roles, facts: Mapping[str,
     if not found.examples:
         parts = " and ".join(f"{count} with {why}" for why, count in found.dropped.items())
         raise DataError(
-            f"{sheet.shown}: no row can be used ({parts}). Columns: {data._listed(sheet.columns)}. Choose with "
+            f"{sheet.shown}: no row can be used ({parts}). Columns: {data.listed(sheet.columns)}. Choose with "
             "`columns:`"
         )
     return found
@@ -398,14 +398,14 @@ def cell_of(sheet: Sheet, column: str | list[str], number: int, roles: Roles) ->
         return sheet.columns[column][number]
     texts = [sheet.columns[name][number] for name in column]
     if roles.get("answer") in column:  # the right one among the others: sorted, or its place would give it away
-        return sorted((each for each in texts if not data._missing(each)), key=str)
+        return sorted((each for each in texts if not data.missing(each)), key=str)
     return {"text": texts, "label": guessing.choice_names(column)}
 
 
 def storable(value: Any) -> Any:
-    """Return `value` with every text in it as UTF-8 can store it (`data._encodable`)."""
+    """Return `value` with every text in it as UTF-8 can store it (`data.encodable`)."""
     if isinstance(value, str):
-        return data._encodable(value)
+        return data.encodable(value)
     if isinstance(value, dict):
         return {key: storable(each) for key, each in value.items()}
     return [storable(each) for each in value] if isinstance(value, list) else value
