@@ -446,7 +446,11 @@ def time_to_score(measured: list[Measured], documented: list[Measured]) -> dict[
 
 
 def summarise(runs: dict[str, list[Measured]]) -> list[dict[str, Any]]:
-    """Return a row a variant: medians over the repeats, and ratios to the peers within each repeat."""
+    """Return a row a variant: medians over the repeats, and ratios to the peers within each repeat.
+
+    Shares are of one peak, the highest that any of the runs measured: what it could do at no other moment is no limit.
+    """
+    peak = max(each.peak_flops for measured in runs.values() for each in measured)
 
     def times(name: str, peer: str, value: Callable[[Measured], float]) -> float | None:
         if peer not in runs or name == peer:
@@ -471,7 +475,7 @@ def summarise(runs: dict[str, list[Measured]]) -> list[dict[str, Any]]:
             "accuracy": median(measured, lambda each: each.accuracy),
             "loss": median(measured, lambda each: each.loss),
             "memory, MB": median(measured, lambda each: each.memory / 1e6),
-            "share of peak": median(measured, lambda each: each.useful_flops / each.training / each.peak_flops),
+            "share of peak": median(measured, lambda each: each.useful_flops / each.training / peak),
         }
         if documented and measured[0].curve:
             row |= time_to_score(measured, documented)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -630,3 +631,14 @@ def test_three_sentences_teach_smollm2_to_tell_twenty_others_of_either_sentiment
     head: Any = made.model.get_submodule("score")
     guess = head(states).argmax(dim=1).tolist()
     assert guess == [1] * len(LIKED) + [0] * len(HATED)
+
+
+def test_shots_are_drawn_from_each_label_in_turn_by_the_seed() -> None:
+    labels = [0] * 40 + [1] * 40 + [2] * 2
+    assert head_start.one_of_each(labels, 6) == [0, 1, 40, 41, 80, 81]
+    drawn = [head_start.one_of_each(labels, 7, seed) for seed in range(20)]
+    assert all(Counter(labels[place] for place in each)[2] == 2 for each in drawn)
+    assert head_start.one_of_each(labels, 7, 3) == drawn[3]
+    assert len({tuple(each) for each in drawn}) == 20
+    odd = [Counter(labels[place] for place in each).most_common(1)[0][0] for each in drawn]
+    assert set(odd) == {0, 1}

@@ -107,6 +107,17 @@ def test_under_autocast_the_gradients_are_computed_in_its_dtype_and_given_in_tha
         assert 1e-4 < error < 1e-2
 
 
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_a_score_under_autocast_has_the_logits_of_float32(off: Callable[[], Any]) -> None:
+    model = small_model().eval()
+    states = torch.randn(250, 32, generator=torch.Generator().manual_seed(1))
+    targets = torch.randint(VOCABULARY, (250,), generator=torch.Generator().manual_seed(3))
+    with off():
+        exact = language_modeling.cross_entropy(model, states, targets)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(language_modeling.cross_entropy(model, states, targets), exact)
+
+
 def test_the_models_own_loss_is_met_where_a_row_is_one_document() -> None:
     model = small_model().eval()
     rows = np.random.default_rng(0).integers(1, VOCABULARY, (4, 33))
@@ -116,6 +127,23 @@ def test_the_models_own_loss_is_met_where_a_row_is_one_document() -> None:
     expected = torch.nn.functional.cross_entropy(theirs.flatten(0, 1), torch.from_numpy(rows[:, 1:]).flatten())
     language_modeling.use(model)
     assert language_modeling.loss(model, tensors).item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_logits_that_are_more_than_a_product_are_those_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language_modeling, "CPU_LOGITS", 1)  # 64 positions at once
+    model = small_model(dropout=0.0)
+    model.lm_head.bias = torch.nn.Parameter(torch.arange(float(VOCABULARY)) / 100)
+    rows = np.random.default_rng(0).integers(1, VOCABULARY, (3, 33))
+    tensors = language_modeling.tensors_of(rows, END, own_attention=True)
+    parameters = list(model.parameters())
+    logits = model(input_ids=tensors["input_ids"]).logits
+    plain = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tensors["targets"].flatten())
+    expected = torch.autograd.grad(plain, parameters)
+    language_modeling.use(model)
+    loss = language_modeling.loss(model, tensors)
+    assert loss.item() == pytest.approx(plain.item(), abs=1e-5)
+    for ours, theirs in zip(torch.autograd.grad(loss, parameters), expected, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-6)
 
 
 def llama() -> LlamaForCausalLM:
@@ -131,8 +159,12 @@ def neox() -> GPTNeoXForCausalLM:
 
 
 @pytest.mark.parametrize("make", [gpt2, llama, neox])
-def test_no_token_sees_another_document(make: Callable[[], PreTrainedModel]) -> None:
+@pytest.mark.parametrize("plain", [256, 0], ids=["plain products", "fused"])
+def test_no_token_sees_another_document(
+    make: Callable[[], PreTrainedModel], plain: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Loss and gradients of rows with several documents are those of every piece of a document alone."""
+    monkeypatch.setattr(language_modeling, "PLAIN", plain)
     rows = np.random.default_rng(0).integers(1, VOCABULARY, (3, 33))
     rows[0, [5, 6, 20]] = END
     rows[1, [0, 31, 32]] = END

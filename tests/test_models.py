@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from hubs import Hub
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, GPT2LMHeadModel
 
 from gptx_nb import catalog, files
@@ -33,6 +34,19 @@ def test_the_embedded_base_model_gets_a_head_and_names_its_labels() -> None:
     assert model.config.id2label == {0: "no", 1: "yes", 2: "maybe"}
     assert model.config.pad_token_id == tokenizer.pad_token_id
     assert (base.where, base.licence, models.context(base.config)) == ("inside gptx_nb", "Apache-2.0", 512)
+
+
+def test_the_embedded_base_model_is_small_and_spells_every_script_without_unknown_tokens() -> None:
+    base = models.find("tiny")
+    weights = Path(base.path) / "model.safetensors"
+    assert weights.stat().st_size <= 32_000_000
+    assert {each.dtype for each in load_file(weights).values()} == {torch.bfloat16}
+    tokenizer = models.load_tokenizer(base)
+    assert 8_000 <= len(tokenizer) <= 16_384
+    text = "这部电影很好看 – naïve café, Привет, 👩‍👩‍👧 \t∑"
+    ids = tokenizer(text)["input_ids"]
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.unk_token_id not in ids or tokenizer.unk_token_id == tokenizer.eos_token_id
 
 
 def test_a_model_without_padding_token_gets_one_in_tokenizer_and_config(tiny_model: Path, tmp_path: Path) -> None:

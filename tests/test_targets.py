@@ -8,7 +8,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gptx_nb.engine import packing, tuning
-from gptx_nb.engine.tasks import targets
+from gptx_nb.engine.tasks import language_modeling, targets
 from gptx_nb.engine.tasks.encoding import Encoded
 
 ROWS = [
@@ -114,9 +114,9 @@ def test_held_rows_are_scored_row_by_row() -> None:
 
 def test_logits_that_are_more_than_a_product_are_computed_by_the_models_own_head() -> None:
     plain, model = model_of(), model_of()
-    assert targets.own_logits(model) is None
+    assert language_modeling.own_logits(model) is None
     for each in (plain, model):
         each.lm_head.bias = torch.nn.Parameter(torch.arange(32.0) / 10)
-    assert targets.own_logits(model) == "with a bias"
+    assert language_modeling.own_logits(model) == "with a bias"
     one = learner(model)
     assert step_loss(model, one).item() == pytest.approx(masked_loss(plain).item(), rel=1e-5)

@@ -397,8 +397,7 @@ def _twin(label: str, sheet: Sheet, facts: dict[str, _Facts], recipe: Recipe) ->
 
 
 def by_name(names: list[str], known: tuple[str, ...]) -> list[str]:
-    """Return those of `names` that are called like `known`: the same word, in the order of `known`, then a part of "
-    "it."""
+    """Return those of `names` that are called like `known`: the same word, in the order of `known`, then a part."""
     exact = [name for word in known for name in names if _plain(name) == word]
     partly = [name for word in known for name in names if word in _plain(name).split("_") and name not in exact]
     return list(dict.fromkeys(exact + partly))

@@ -144,8 +144,11 @@ def speed(
     peak: float,
     copies: float,
     ranks: int = 1,
+    tried: str = "the longest rows",
 ) -> dict[str, dict[str, Any]]:
     """Return what the plan says of time: `tokens` in all, after a trial of `step_tokens` that took `seconds`.
+
+    `tried` says what that trial was.
 
     `peak`: FLOPs a second of this device's fastest matrix product. `copies`: bytes a second that a copy
     reads and writes in its memory. `ranks`: processes that train at once, each so fast.
@@ -156,7 +159,7 @@ def speed(
     found: dict[str, dict[str, Any]] = {
         "time": {
             "choice": _duration(tokens_here / rate),
-            "reason": f"{tokens:,} tokens at {rate:,.0f} a second{each}, measured on the longest rows; the optimiser's "
+            "reason": f"{tokens:,} tokens at {rate:,.0f} a second{each}, measured on {tried}; the optimiser's "
             "steps and scoring not counted",
             "seconds": tokens_here / rate,
         }

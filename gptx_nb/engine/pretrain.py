@@ -94,7 +94,7 @@ class Pretraining:
         step, loss_of = held.even(self.learner.trial()), held.loss(self.learner.loss)
         seconds, tried = trial.seconds_of(held, step, loss_of, self.device, self.settings.seed, with_less_memory)
         tokens = self.settings.steps * self.learner.tokens_per_step
-        peak = devices.matrix_peak(self.device.device, self.device.dtype, seconds=0.05)
+        peak = devices.matrix_peak(self.device.device, self.device.dtype, seconds=0.02)
         flops, copies = 6 * matrix_parameters(self.model), devices.copy_speed(self.device.device)
         return plan.speed(tokens, seconds, tried.tokens, flops, peak, copies, self.ranks)
 

@@ -80,7 +80,7 @@ class Setup:
     @property
     def in_main_memory(self) -> int:
         """What is kept of a frozen part in main memory, in bytes, whatever the device; 0 where it is on disk."""
-        return _kept(self.learner)
+        return _kept(self.learner, self.ranks)
 
     def hold(self, ranks: Ranks | None = None, checkpoint: Path | None = None) -> Whole | Sharded:
         """Return how this process holds the model while it trains; `ranks` have joined. `checkpoint`: to go on from."""
@@ -115,10 +115,11 @@ class Setup:
         tokens = (
             self.learner.tokens if once else round(self.learner.tokens * self.settings.steps / self.steps_per_epoch)
         )
-        peak = devices.matrix_peak(self.device.device, self.device.dtype, seconds=0.05)
+        tried = "one step" if self._is_frozen_part_kept else "the longest rows"
+        peak = devices.matrix_peak(self.device.device, self.device.dtype, seconds=0.02)
         flops, copies = tuning.flops_per_token(self.model), devices.copy_speed(self.device.device)
         told = plan.speed(
-            self.learner.tokens if once else tokens, seconds, step.tokens, flops, peak, copies, self.ranks
+            self.learner.tokens if once else tokens, seconds, step.tokens, flops, peak, copies, self.ranks, tried
         )
         if once:  # a rehearsal, which does not keep it
             told["time"]["choice"] = f"at least {told['time']['choice'].removeprefix('about ')}"
@@ -385,7 +386,7 @@ def _with_estimate(
             made.learner.streams = 1  # the passes of all ranks have to meet
             estimate = estimate_of(made.model, made.learner)
         sharing = ranks.count if device.type == "cpu" else 1
-        beside = _kept(made.learner) if device.type != "cpu" else 0
+        beside = _kept(made.learner, ranks.count) if device.type != "cpu" else 0
         decided["memory"], warnings = plan.memory(estimate, memory.available(device), advice, sharing, beside)
     except Exception as error:  # a model that tensors without values cannot run may well train
         shown = " ".join(str(error).split())[:200]
@@ -412,10 +413,13 @@ def _in_main_memory(made: Setup) -> Setup:
     return replace(made, lowered=None)
 
 
-def _kept(learner: Learner) -> int:
-    """Return the bytes of a frozen part that are kept in main memory; 0: there is none, or it is on disk or nowhere."""
+def _kept(learner: Learner, ranks: int) -> int:
+    """Return the bytes of a frozen part that each of `ranks` keeps in main memory.
+
+    0: there is none, or it is on disk or nowhere.
+    """
     size = learner.frozen.bytes if learner.frozen is not None else 0
-    return size if plan.stays_in_memory(size, memory.available(memory.MAIN)) else 0
+    return size if plan.stays_in_memory(size * ranks, memory.available(memory.MAIN)) else 0
 
 
 def estimate_memory(
@@ -459,5 +463,5 @@ def estimate_memory(
             process=held_before,
             summed=distributed.BUCKET * 4 if ranks > 1 and not sharded else 0,
             shards=sharding.memory_of(model, dtype, device, rank, ranks) if sharded else None,
-            frozen=_kept(learner) if device.type == "cpu" else 0,
+            frozen=_kept(learner, ranks) if device.type == "cpu" else 0,
         )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
@@ -51,7 +51,9 @@ def each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Resu
         return function(item)
 
     try:
-        return list(_pool().map(call, items))
+        found = [_pool().submit(call, item) for item in items]
+        wait(found)  # where one has failed, too: what it shares memory with is gone before that is told
+        return [one.result() for one in found]
     finally:
         torch.set_num_threads(before)  # a part of what it sets holds for all threads
 

@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> int:
         from gptx_nb.engine import arithmetic, device
 
         chosen = device.choose()
-        peak = device.matrix_peak(chosen.device, chosen.dtype, seconds=0.1)
+        peak = device.matrix_peak(chosen.device, chosen.dtype, seconds=0.05)
         answers = str(arithmetic.of_answers(chosen))
         told = {"matrix_peak": peak, "copy_speed": device.copy_speed(chosen.device), "answers": answers}
         print(json.dumps({**chosen.to_json(), **told}))
@@ -519,7 +519,7 @@ class Attempt:
         self.phase("frozen")
         size = learner.frozen.bytes
         memory_free, disk_free = device.memory(torch.device("cpu"))[1], shutil.disk_usage(self.run.folder).free
-        place, reason = plan.place_of_frozen_part(size, memory_free, disk_free)
+        place, reason = plan.place_of_frozen_part(size * self.count, memory_free, disk_free)  # each rank keeps it
         self.note(f"frozen part kept in {place}: {reason}" if place != "nowhere" else f"frozen part: {reason}")
         file = self.run.of_rank(self.run.frozen_part, self.rank)
         if place == "nowhere":

@@ -86,10 +86,11 @@ class Levers:
         return True
 
     def _tell(self, when: str, how: str) -> None:
-        self._note(
-            f"memory ran out {when}: going on with {how}; the result stays the same. "
-            f"`tokens_at_once: {self._state['token_budget']}` begins so"
-        )
+        budget = f"`tokens_at_once: {self._state['token_budget']}`"
+        # No setting asks for the other ways: a run finds them by itself.
+        begins = "begins so" if all(_is_size(way) for way in self._state["ways"]) else "comes nearest to it"
+        same = "the result stays the same, but for rounding and for what dropout draws"
+        self._note(f"memory ran out {when}: going on with {how}; {same}. {budget} {begins}")
 
     def _pull_until(self, number: int) -> None:
         assert self._learner is not None

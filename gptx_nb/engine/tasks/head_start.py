@@ -192,11 +192,11 @@ def one_of_each(labels: Sequence[int], count: int, seed: int | None = None) -> l
     seen: dict[int, int] = {}
     turn = []
     order = range(len(labels)) if seed is None else np.random.default_rng(seed).permutation(len(labels)).tolist()
-    for place in order:
+    for drawn, place in enumerate(order):
         label = labels[place]
         seen[label] = seen.get(label, 0) + 1
-        turn.append((seen[label], place))
-    return sorted(place for _, place in sorted(turn)[:count])
+        turn.append((seen[label], drawn, place))
+    return sorted(place for *_, place in sorted(turn)[:count])
 
 
 def choose(base: Base, table: Table, recipe: Recipe) -> Start:

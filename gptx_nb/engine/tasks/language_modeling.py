@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, PreTrainedModel, PreTrainedTokenizerBase
 
 from gptx_nb.engine import dropout as dropouts
@@ -223,12 +224,46 @@ def states(model: torch.nn.Module, tensors: Tensors) -> torch.Tensor:
 
 def loss(model: torch.nn.Module, tensors: Tensors) -> torch.Tensor:
     """Return the mean cross entropy, in nats a token, of predicting `targets` (rows, length)."""
-    hidden = states(model, tensors)
-    causal: Any = model
-    mean: torch.Tensor = ChunkedCrossEntropy.apply(
-        hidden.reshape(-1, hidden.shape[-1]), causal.get_output_embeddings().weight, tensors["targets"].reshape(-1)
-    )
-    return mean
+    return cross_entropy(model, states(model, tensors).flatten(0, 1), tensors["targets"].flatten())
+
+
+def cross_entropy(model: Any, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the mean cross entropy, in nats, of predicting `targets` (n,) from `states` (n, width)."""
+    output = model.get_output_embeddings()
+    if own_logits(model) is None:
+        weight = output.weight
+        if not torch.is_grad_enabled():  # which the function cannot see, and would make gradients for nobody
+            states, weight = states.detach(), weight.detach()
+        mean: torch.Tensor = ChunkedCrossEntropy.apply(states, weight, targets)
+        return mean
+
+    def nats(some: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(logits(model, some), theirs, reduction="sum")
+
+    # Logits of a chunk are computed again on the way back: those of all positions would fill memory.
+    size = chunk_size(states.device, len(output.weight), torch.float32)
+    parts: list[Any] = [
+        checkpoint(nats, some, theirs, use_reentrant=False)
+        for some, theirs in zip(states.split(size), targets.split(size), strict=True)
+    ]
+    total: torch.Tensor = torch.stack(parts).sum() / max(1, len(targets))
+    return total
+
+
+def own_logits(model: Any) -> str | None:
+    """Say what a model's logits are beside a product of states and a matrix, or None where they are just that."""
+    if getattr(model.config, "final_logit_softcapping", None):
+        return "capped"
+    return "with a bias" if getattr(model.get_output_embeddings(), "bias", None) is not None else None
+
+
+def logits(model: Any, states: torch.Tensor) -> torch.Tensor:
+    """Return the logits (n, vocabulary), float32, of last hidden states (n, width)."""
+    found: torch.Tensor = model.get_output_embeddings()(states).float()
+    if own_logits(model) == "capped":
+        most = model.config.final_logit_softcapping
+        found = torch.tanh(found / most) * most
+    return found
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
@@ -237,16 +272,16 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     `apply(states (n, width), weight (vocabulary, width), targets (n,) int64)` gives a float32 scalar. Gradients are
     made in the forward pass, while a chunk's logits are at hand: no chunk is kept and none is computed twice (the
     method of Liger Kernel's fused linear cross entropy, Hsu et al. 2024, arXiv:2410.10989). Matrix products are in the
-    dtype of `states`, or where a gradient is wanted in that of autocast; what is summed over the vocabulary or over
-    chunks is float32.
+    dtype of `states`, or where a gradient is wanted under autocast for bfloat16 in that; what is summed over the
+    vocabulary or over chunks is float32. (In float16 the sum over positions could overflow, before any scaling.)
     """
 
     @staticmethod
     def forward(ctx: Any, states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         device = states.device
         wants_gradient = any(ctx.needs_input_grad[:2])
-        lower = wants_gradient and torch.is_autocast_enabled(device.type)
-        dtype = torch.get_autocast_dtype(device.type) if lower else states.dtype
+        autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+        dtype = torch.bfloat16 if wants_gradient and autocast is torch.bfloat16 else states.dtype
         with torch.autocast(device.type, enabled=False):
             states_in, weight_in = states.to(dtype), weight.to(dtype)
             state_gradient = torch.empty_like(states_in) if wants_gradient else None
@@ -262,6 +297,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                     torch.mm(logits, weight_in, out=state_gradient[start : start + size])
                     product = (logits.T @ chunk).float()
                     weight_gradient = product if weight_gradient is None else weight_gradient.add_(product)
+                del logits  # before the next ones are there
             count = max(1, len(targets))
             if state_gradient is not None:
                 if weight_gradient is None:  # no position

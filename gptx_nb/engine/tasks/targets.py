@@ -1,7 +1,7 @@
 """How a language model learns to write answers: the loss is on the target tokens of each row, and on nothing else.
 
 One learner serves every task of `writing`. Only the states from which a target is predicted meet the output layer, and
-its cross entropy is taken in chunks (`language_modeling.ChunkedCrossEntropy`), so that no large vocabulary fills
+its cross entropy is taken in chunks (`language_modeling.cross_entropy`), so that no large vocabulary fills
 memory. Rows are packed where the model's attention allows that, else padded and masked by position.
 """
 
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from gptx_nb.engine import batches, distributed, memory, packing
 from gptx_nb.engine import streams as parallel
 from gptx_nb.engine.tasks.encoding import Encoded, EncodedRows
-from gptx_nb.engine.tasks.language_modeling import ChunkedCrossEntropy
+from gptx_nb.engine.tasks.language_modeling import cross_entropy, logits
 from gptx_nb.engine.tuning import FrozenPart, Tuning
 
 Tensors = dict[str, torch.Tensor]
@@ -97,7 +97,7 @@ class Learner:
             return self.whole_loss(model, tensors)
         kept = tensors["kept"].to(next(self._model.parameters()).dtype)
         states = packing.decode(self.frozen.upper, tensors, kept=kept)
-        return _cross_entropy(self._model, states[tensors["at"]], tensors["targets"])
+        return cross_entropy(self._model, states[tensors["at"]], tensors["targets"])
 
     def whole_loss(self, model: torch.nn.Module, tensors: Tensors) -> torch.Tensor:
         """Return the loss as the whole model gives it, without a frozen part that is kept."""
@@ -160,7 +160,7 @@ def tensors_of(rows: Sequence[Encoded], pad_id: int, packed: bool) -> Tensors:
 
 def loss(model: torch.nn.Module, tensors: Tensors) -> torch.Tensor:
     """Return the mean cross entropy, in nats, of the target tokens of what `tensors_of` has made."""
-    return _cross_entropy(model, _states(model, tensors), tensors["targets"])
+    return cross_entropy(model, _states(model, tensors), tensors["targets"])
 
 
 def _states(model: Any, tensors: Tensors) -> torch.Tensor:
@@ -171,28 +171,6 @@ def _states(model: Any, tensors: Tensors) -> torch.Tensor:
         input_ids=tensors["input_ids"], attention_mask=tensors["attention_mask"], use_cache=False
     )
     return output.last_hidden_state.flatten(0, 1)[tensors["at"]]  # type: ignore[no-any-return]
-
-
-def _cross_entropy(model: Any, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    if (because := own_logits(model)) is None:
-        mean: torch.Tensor = ChunkedCrossEntropy.apply(states, model.get_output_embeddings().weight, targets)
-        return mean
-    return torch.nn.functional.cross_entropy(_logits(model, states, because), targets)
-
-
-def own_logits(model: Any) -> str | None:
-    """Say what a model's logits are beside a product of states and a matrix, or None where they are just that."""
-    if getattr(model.config, "final_logit_softcapping", None):
-        return "capped"
-    return "with a bias" if getattr(model.get_output_embeddings(), "bias", None) is not None else None
-
-
-def _logits(model: Any, states: torch.Tensor, because: str | None) -> torch.Tensor:
-    logits: torch.Tensor = model.get_output_embeddings()(states).float()
-    if because == "capped":
-        most = model.config.final_logit_softcapping
-        logits = torch.tanh(logits / most) * most
-    return logits
 
 
 def nats(
@@ -224,10 +202,9 @@ def nats(
 
 def _each_nats(model: Any, states: torch.Tensor, targets: torch.Tensor, at_once: int = 256) -> torch.Tensor:
     """Return the nats (targets,) of each target, a chunk of logits at a time."""
-    because = own_logits(model)
     parts = [
         torch.nn.functional.cross_entropy(
-            _logits(model, states[start : start + at_once], because), targets[start : start + at_once], reduction="none"
+            logits(model, states[start : start + at_once]), targets[start : start + at_once], reduction="none"
         )
         for start in range(0, len(targets), at_once)
     ]
