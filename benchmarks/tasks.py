@@ -105,8 +105,8 @@ def measure(data: Path, name: str, model: str, way: str, asked: argparse.Namespa
         found["training_s"] = (run.scores() or {}).get("seconds")
         evaluated: Callable[[], Any] = lambda: gptx_nb.evaluate(f"{name}-{model}", test, **options)  # noqa: E731
     else:
-        rows = pd.concat([learnt, test], ignore_index=True)
-        evaluated = lambda: gptx_nb.evaluate(model, rows, task=which.task, shots=count, **options)  # noqa: E731
+        shots = learnt if count else 0
+        evaluated = lambda: gptx_nb.evaluate(model, test, task=which.task, shots=shots, **options)  # noqa: E731
     begun = time.perf_counter()
     evaluation = evaluated()
     found["scoring_s"] = time.perf_counter() - begun
@@ -170,8 +170,8 @@ def main() -> None:
 
 def _add(every: list[dict[str, Any]], found: dict[str, Any]) -> None:
     """Put a measurement in the place of an earlier one of the same."""
-    key = ("set", "model", "way", "examples")
-    every[:] = [each for each in every if any(each[name] != found[name] for name in key)]
+    key = ("set", "model", "way", "examples", "rows", "tune", "epochs")
+    every[:] = [each for each in every if any(each.get(name) != found.get(name) for name in key)]
     every.append(found)
 
 

@@ -143,7 +143,7 @@ def evaluate(
     version: int | None = None,
     *,
     task: str | None = None,
-    shots: int = 0,
+    shots: Any = 0,
     most: int = evaluations.MOST,
     max_new_tokens: int | None = None,
     **settings: Any,
@@ -152,8 +152,9 @@ def evaluate(
 
     `data` is what `finetune` takes there; of its settings `columns`, `text`, `label`, `label_separator`, `split`,
     `subset` and `allow_code` say how to read it, `prompt` and `label_words` how a base model is asked for labels. A
-    model that writes is shown `shots` rows with their answers, drawn by `seed` from all over the table, and answers
-    `most` of the others. Every score has its number of examples and a 95 % interval.
+    base model is shown `shots` rows with their answers, drawn by `seed` from all over the table, or as `predict` takes
+    them the rows themselves, and answers `most` of the others. Every score has its number of examples and a 95 %
+    interval.
     """
     known = (
         *("columns", "text", "label", "label_separator", "prompt", "label_words"),
@@ -164,7 +165,9 @@ def evaluate(
             raise UsageError(
                 f"unknown setting {word!r}.{nearest(word, known)} For scoring there are: {', '.join(known)}"
             )
-    for word, value, least in (("shots", shots, 0), ("most", most, 1), ("max_new_tokens", max_new_tokens, 1)):
+    shown = rows_of(shots) if not isinstance(shots, str | int | float) and shots is not None else []
+    count = 0 if shown else shots
+    for word, value, least in (("shots", count, 0), ("most", most, 1), ("max_new_tokens", max_new_tokens, 1)):
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
             raise UsageError(f"{word}: {value!r} does not fit: a whole number from {least}")
     who = find(name, version)
@@ -180,7 +183,8 @@ def evaluate(
         finally:
             line.close()
     how = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
-    return evaluations.evaluate(who, recipe, objects.get("data"), task=task, shots=shots, most=most, how=how)
+    table = objects.get("data")
+    return evaluations.evaluate(who, recipe, table, task=task, shots=count, shown=shown, most=most, how=how)
 
 
 def find(name: str, version: int | None = None) -> Run | str:

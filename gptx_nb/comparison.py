@@ -124,9 +124,11 @@ def _scores_of(told: Json) -> dict[str, str]:
     scores = told["scores"] or {}
     validation = scores.get("validation") or {}
     if isinstance(validation.get("scores"), dict):  # with their intervals; an older classifier has none
-        found |= {writing_words.called(name): writing_words.shown(each) for name, each in validation["scores"].items()}
-        base = (scores.get("base") or {}).get("scores") or {}
-        found |= {f"{writing_words.called(name)}, base model": writing_words.shown(each) for name, each in base.items()}
+        beside = (("base", "base model"), ("few_shot", "base model, shown examples"))
+        kinds = [(validation, ""), *((scores[key], f", {who}") for key, who in beside if scores.get(key))]
+        for measured, who in kinds:
+            every = writing_words.values(measured)
+            found |= {f"{writing_words.called(name)}{who}": writing_words.shown(each) for name, each in every.items()}
     else:
         for name in ("accuracy", "macro_f1", "bits_per_byte"):
             if isinstance(validation.get(name), int | float):

@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from gptx_nb.recipe import Recipe
 from gptx_nb.runs import Run
 
 LEARNT = ("text", "label", "columns", "label_separator")  # settings of a run that say how its table is read
+SHOWN = "shown"  # folder of the rows that a base model is shown
 MOST = 50  # answers that are written to be scored
 
 
@@ -102,15 +103,16 @@ def evaluate(
     *,
     task: str | None = None,
     shots: int = 0,
+    shown: Sequence[Mapping[str, Any]] = (),
     most: int = MOST,
     how: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Score a run, or the base model that `who` names, on a table.
 
     `recipe` names table and columns (`data`, `columns`, `text`, `label`, `label_separator`, `split`, `allow_code`);
-    `data` is the table where it is an object. `shots` rows of the table are shown to a model that writes, drawn by the
-    recipe's seed, and not scored; of the others `most` are answered. Raises UsageError for a mistake, RunFailed where
-    the process broke off.
+    `data` is the table where it is an object. A base model is shown `shots` rows of the table, drawn by the recipe's
+    seed and not scored, or the rows `shown`; of the others `most` are answered. Raises UsageError for a mistake,
+    RunFailed where the process broke off.
     """
     if isinstance(who, Run) and not (who.model / "config.json").is_file():
         raise RunNotFound(f"run {who.name}/{who.version} has no model yet: it is {who.state()}")
@@ -118,6 +120,10 @@ def evaluate(
         folder = Path(scratch)
         source = sources.stage(recipe, data, 0.0, folder)["train"]
         assert source is not None
+        examples = None
+        if shown:
+            (folder / SHOWN).mkdir()
+            examples = sources.stage(recipe, list(shown), 0.0, folder / SHOWN)["train"]
         request = {
             "folder": str(who.model) if isinstance(who, Run) else None,
             "base": None if isinstance(who, Run) else who,
@@ -128,6 +134,7 @@ def evaluate(
             "source": source.to_json(),
             "task": task,
             "shots": shots,
+            "shown": examples.to_json() if examples is not None else None,
             "most": most,
             "how": dict(how or {}),
         }

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from gptx_nb.engine import examples
+from gptx_nb.engine import examples, roles
 from gptx_nb.engine.roles import RoleTable
 from gptx_nb.engine.tasks import templates
 from gptx_nb.errors import DataError
@@ -339,3 +339,19 @@ def test_another_table_counts_as_the_one_that_was_learnt_from_unless_it_shows_it
     for answers, right in (((1, 2), ["a", "b"]), ((0, 2), ["a", "c"])):
         table = examples.load(asked, stage(asked, numbered(1, 4), numbered(*answers), tmp_path), tmp_path)
         assert [each["answer"] for each in table.validation or []] == right  # type: ignore[index, call-overload]
+
+
+def test_a_translation_of_the_other_direction_is_scored_in_that_direction(tmp_path: Path) -> None:
+    learnt = {"from": "en", "to": "fr"}
+    asked = make_recipe({"data": "df"})
+
+    def read(name: str, row: dict[str, str]) -> dict[str, Any]:
+        folder = tmp_path / name
+        folder.mkdir()
+        source = stage(asked, pd.DataFrame([row] * 2), 0.0, folder)["train"]
+        assert source is not None
+        found: dict[str, Any] = roles.read_examples("translation", None, learnt, source, folder, asked)[0][0]
+        return found
+
+    assert read("back", {"fr": "Va !", "en": "Go."}) == {"from": "fr", "to": "en", "source": "Va !", "target": "Go."}
+    assert read("same", {"en": "Go.", "fr": "Va !"}) == {"from": "en", "to": "fr", "source": "Go.", "target": "Va !"}

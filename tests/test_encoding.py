@@ -362,3 +362,13 @@ def test_a_conversation_in_another_shape_is_refused() -> None:
         chat_templates.check([{"role": "user"}])
     with pytest.raises(DataError, match="a conversation is a list of turns"):
         chat_templates.check("Hello")
+
+
+@pytest.mark.parametrize("text", ["One two three.", "好的，谢谢。 👩‍👩‍👧", f"What is {SPECIAL} for?"])
+def test_bits_a_byte_are_of_the_text_and_not_of_the_token_that_ends_it(text: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(SHIPPED)
+    (row,) = [Encoder(tokenizer, 64).encode(templates.text({"text": text}))]
+    assert row is not None
+    assert row.ids[-1] == tokenizer.eos_token_id
+    assert row.loss[-1]
+    assert row.text(tokenizer) == text

@@ -58,6 +58,12 @@ def test_a_run_that_writes_and_its_base_model_are_scored_on_any_table(
     assert re.fullmatch(r"\d+ scored rows equal a row that was shown: the score looks better than it is", known)
     assert answered == "5 of 22 rows were answered, evenly spread"
 
+    shown = [{"question": "mauve?", "answer": "evuam"}, {"question": "teal?", "answer": "laet"}]
+    base = gptx_nb.evaluate(str(tiny_model), QUESTIONS, shots=shown, most=5, max_new_tokens=4)
+    assert (base.rows, base.shots, base.notes[0]) == (24, 2, "shown to the model: 2 rows that were given")
+    with pytest.raises(UsageError, match="shots: 'two' does not fit: a whole number from 0"):
+        gptx_nb.evaluate(str(tiny_model), QUESTIONS, shots="two")
+
     shell = plain_shell
     shell.user_ns["other"] = other
     shown = shell.run_line_magic("gpt_eval", "back other --columns '{question: q, answer: a}' --most 4")
@@ -113,6 +119,10 @@ def test_a_base_model_is_shown_an_example_of_each_label_of_a_sorted_table_with_n
     found = plain_shell.run_line_magic("gpt_eval", f"{tiny_model} df {columns} --shots 2")
     assert (found.task, found.rows, found.shots) == ("text-classification", 18, 2)
     assert list(map(sum, found.confusion)) == [9, 9]
+
+    shown = REVIEWS.rename(columns={"text": "review", "label": "verdict"})[:2]
+    given = gptx_nb.evaluate(str(tiny_model), plain_shell.user_ns["df"], shots=shown)
+    assert (given.rows, given.shots, given.labels) == (20, 2, found.labels)
 
     plain_shell.user_ns["df"] = REVIEWS.replace({"yes": "a", "no": "b"})
     with pytest.raises(IPythonUsageError, match=r"the label 'a' is no word .* as in `label_words: {a: good, b: bad}`"):
@@ -249,3 +259,11 @@ def test_what_is_cut_and_what_cannot_be_answered_is_counted_and_named(tiny_model
         "the contexts of 1 of 2 answered rows were cut to fit into the 128 tokens that the model sees, with room for "
         "the answer",
     ]
+
+
+def test_an_untrained_model_is_asked_how_the_texts_of_a_pair_stand_to_each_other(home: Path, tiny_model: Path) -> None:
+    rows = [("A man sleeps.", "A man is awake.", "contradiction"), ("A dog runs.", "An animal moves.", "entailment")]
+    table = pd.DataFrame(rows * 4, columns=["premise", "hypothesis", "label"])
+    found = gptx_nb.evaluate(str(tiny_model), table)
+    assert (found.task, found.rows) == ("text-classification", 8)
+    assert "Relation:" in found.notes[0]

@@ -11,6 +11,7 @@ from gptx_nb.engine import sandbox
 from gptx_nb.engine.scores import texts
 from gptx_nb.engine.scores.intervals import Score, mean
 from gptx_nb.engine.scores.programs import pass_at
+from gptx_nb.engine.tasks import templates
 from gptx_nb.engine.tasks.encoding import Encoded
 from gptx_nb.engine.tasks.templates import Example, Segment, language
 from gptx_nb.engine.writer import How, Writer
@@ -161,7 +162,7 @@ def _passed(asked: Sequence[Example], answers: Sequence[str]) -> Score:
     for example, answer in tested:
         entry = example.get("entry_point")
         tests = example["tests"] + (f"\ncheck({entry})\n" if entry and "def check(" in example["tests"] else "")
-        programs.append(sandbox.Program(example.get("prompt", "") + answer, tests, (entry,) if entry else ()))
+        programs.append(sandbox.Program(templates.begun(example) + answer, tests, (entry,) if entry else ()))
     return pass_at(1, [[each.passed] for each in sandbox.run_all(programs, allow_code=True)])
 
 
@@ -194,8 +195,3 @@ def _continued(writer: Writer, examples: Sequence[Example], max_new_tokens: int 
         {"asked": prompt["prompt"], "right": "", "answer": answer[0].text}
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
-
-
-def row_texts(rows: Sequence[Encoded], decode: Callable[[list[int]], str]) -> list[str]:
-    """Return the text of the targets of each row."""
-    return [decode([id for id, target in zip(row.ids, row.loss, strict=True) if target]) for row in rows]

@@ -585,7 +585,7 @@ class Writing:
     ) -> dict[str, Any]:
         held = self._fitting
         whole = all(self.task.whole_text(each) for each in held)
-        texts = answers.row_texts(self._held, lambda ids: str(tokenizer.decode(ids))) if whole else None
+        texts = [row.text(tokenizer) for row in self._held] if whole else None
         found = answers.likelihood(learner.held_nats(), texts)
         writer = Writer(model, tokenizer, self.table.task, self._facts, tuned=tuned)
         more = answers.written(writer, held, allow_code=self.recipe.allow_code)

@@ -184,7 +184,10 @@ def read_examples(
         found, why = roles, "the columns that the run learnt from"
     else:
         found, why = find_columns(sheet, kind, recipe.columns, recipe.text)
-    usable = _examples(sheet, kind, found, _facts(kind, found) | facts)
+    its_own = _facts(kind, found)
+    ends = its_own.get("from"), its_own.get("to")
+    reversed_ = None not in ends and ends == (facts.get("to"), facts.get("from"))  # a run has learnt both directions
+    usable = _examples(sheet, kind, found, its_own if reversed_ else its_own | facts)
     return usable.examples, usable.numbers, found, why
 
 

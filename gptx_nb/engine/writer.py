@@ -386,7 +386,7 @@ class Writer:
 
     def text_of(self, row: Encoded) -> str:
         """Return the text of a row's targets."""
-        return self._decode([token for token, target in zip(row.ids, row.loss, strict=True) if target])
+        return row.text(self._tokenizer)
 
     def nats(self, rows: Sequence[Encoded]) -> np.ndarray:
         """Return float64 (rows, 2): the nats of each row's targets, and their number."""

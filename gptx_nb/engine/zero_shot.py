@@ -36,15 +36,17 @@ def read_wording(
     shots: Sequence[tuple[str, str]] = (),
     columns: tuple[str, str] = ("", ""),
     texts: Sequence[str] = (),
+    pair: bool = False,
 ) -> Wording:
     """Return how texts are put to the model; `shots` are texts with labels. Raises DataError for what does not fit.
 
-    `columns` are the names of the text's and the label's, if they come from a table; `texts` are some of the texts.
+    `columns` are the names of the text's and the label's, if they come from a table; `texts` are some of the texts, of
+    which each is a `pair` or none.
     """
     if len(set(labels)) < 2:
         raise DataError(f"labels: at least two are needed, and there are {len(set(labels))}: {', '.join(labels)}")
     found = label_words.wording(
-        labels, text_column=columns[0], label_column=columns[1], prompt=prompt, words=words, texts=texts
+        labels, text_column=columns[0], label_column=columns[1], prompt=prompt, words=words, texts=texts, pair=pair
     )
     if isinstance(found, str):
         raise DataError(

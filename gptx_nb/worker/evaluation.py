@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptx_nb import files, inference
 from gptx_nb.errors import DataError, UsageError
+from gptx_nb.evaluations import SHOWN
 from gptx_nb.multi_label_words import least
 from gptx_nb.recipe import Recipe, make_recipe
 from gptx_nb.sources import Source
@@ -76,16 +77,22 @@ def _labelled_untrained(
     table = data.load(recipe.model_copy(update={"validation": 0.0}), {"train": source, "validation": None}, folder)
     if table.multi_label:
         raise UsageError("an untrained model gives one label a text, and this table has several. Fine-tune a run first")
+    pair = table.report.get("text_pair") is not None
     texts, truth, count = table.train.texts, table.train.labels, asked["shots"]
     if count >= len(texts):
         raise UsageError(f"shots: {count} of {len(texts)} rows leave none to score")
     shown = one_of_each(truth, count, recipe.seed)
     shots = [(texts[at], table.labels[truth[at]]) for at in shown]
+    if asked["shown"]:
+        alike = {} if pair else {"text": table.report["text"], "label": table.report["label"]}
+        given = recipe.model_copy(update={**alike, "labels": table.labels, "validation": 0.0})
+        other = data.load(given, {"train": Source.from_json(asked["shown"]), "validation": None}, folder / SHOWN)
+        shots = [(text, other.labels[at]) for text, at in zip(other.train.texts, other.train.labels, strict=True)]
     others = [at for at in range(len(texts)) if at not in set(shown)]
     columns = table.report["text"], table.report["label"]
     rest = [texts[at] for at in others]
     beside = rest[:: -(-len(rest) // inference.MOST_BESIDE)]
-    wording = read_wording(table.labels, recipe.prompt, recipe.label_words, shots, columns, beside)
+    wording = read_wording(table.labels, recipe.prompt, recipe.label_words, shots, columns, beside, pair)
     model = ZeroShot.load(models.find(asked["base"] or asked["folder"], None), chosen)
     answer = model.classify(rest, wording, beside)
     found = _scored(table.labels, [truth[at] for at in others], answer)
@@ -93,7 +100,7 @@ def _labelled_untrained(
     return {
         **found,
         "why": table.report["why"],
-        "shots": count,
+        "shots": len(shots),
         "notes": [prompt, *table.report["warnings"], *found["notes"]],
     }
 
@@ -102,7 +109,7 @@ def _labelled(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Pat
     from gptx_nb.engine import data
     from gptx_nb.engine.predict import Classifier
 
-    if asked["shots"] or asked["task"] not in (None, "text-classification"):
+    if asked["shots"] or asked["shown"] or asked["task"] not in (None, "text-classification"):
         raise UsageError("this run gives labels: shots and task are for models that write")
     _refuse_words(recipe, "this run has learnt its labels")
     model = Classifier.load(Path(asked["folder"]), chosen)
@@ -202,7 +209,7 @@ def _written(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Path
     if count >= len(examples):
         raise UsageError(f"shots: {count} of {len(examples)} rows leave none to score")
     writer = _writer(asked, model, task, chosen)
-    if count and any(writer.task.whole_text(each) for each in examples):
+    if (count or asked["shown"]) and any(writer.task.whole_text(each) for each in examples):
         raise UsageError("shots: texts to continue in their style have no answers to show. Leave shots out")
     if not writer.tuned:
         writer.facts.update(roles.facts_of(task, found_roles, examples))
@@ -211,6 +218,11 @@ def _written(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Path
     drawn = draw(writer, examples, count, recipe.seed)
     shown = [f"shown to the model: {drawn.told([numbers[at] for at in drawn.places])}"] if count else []
     shots = [examples[at] for at in drawn.places]
+    if asked["shown"]:
+        given = Source.from_json(asked["shown"])
+        shots, rows_shown, *_ = roles.read_examples(task, found_roles, facts, given, folder / SHOWN, recipe)
+        _require_templates(writer, shots, rows_shown)
+        shown = [f"shown to the model: {len(shots):,} rows that were given"]
     rest = [at for at in range(len(examples)) if at not in set(drawn.places)]
     examples, numbers = [examples[at] for at in rest], [numbers[at] for at in rest]
     if known := sum(each in shots for each in examples):
@@ -220,7 +232,7 @@ def _written(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Path
     left_out = [number for number, each in zip(numbers, tokens, strict=True) if None in each]
     rows = [row for each in tokens for row in each if row is not None]
     if not rows:
-        fewer = f", or show fewer rows than {count}" if count else ""
+        fewer = f", or show fewer rows than {len(shots)}" if shots else ""
         raise DataError(f"no row fits into the {writer.context:,} tokens that the model sees. Shorten the texts{fewer}")
     whole = all(writer.task.whole_text(each) for each in examples)
     likely = answers.likelihood(writer.nats(rows), [writer.text_of(row) for row in rows] if whole else None)
@@ -243,7 +255,7 @@ def _written(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Path
         "rows": len(examples),
         "scores": scores,
         "why": why,
-        "shots": count,
+        "shots": len(shots),
         "samples": found["samples"],
         "notes": [*([untold] if untold else []), *shown, *notes],
     }

@@ -43,6 +43,11 @@ class Encoded:
         last = max((place for place, target in enumerate(self.loss) if target), default=len(self.ids))
         return self.ids[:last]
 
+    def text(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        """Return the text of the targets, without the token that ends it."""
+        targets = [token for token, target in zip(self.ids, self.loss, strict=True) if target]
+        return str(tokenizer.decode(targets, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
 
 class EncodedRows(Sequence[Encoded]):
     """Encoded examples in little memory: 3 bytes a token, 5 where numbers need them, and 16 an example."""

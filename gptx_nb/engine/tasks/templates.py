@@ -114,14 +114,19 @@ def code_generation(example: Example) -> list[Segment]:
     Words become a comment, as they would stand in a program.
     """
     if example.get("prompt") is not None:
-        begun = str(example["prompt"])
-        prompt = Segment(begun if begun.endswith("\n") else begun + "\n", cut="start")
+        prompt = Segment(begun(example), cut="start")
     else:
         lines = _clean(example["text"]).splitlines() or [""]
         prompt = Segment("".join(f"# {line}\n" for line in lines), cut="end")
     if example.get("code") is None:
         return [prompt]
     return [prompt, Segment(str(example["code"]).strip("\n"), target=True), END]
+
+
+def begun(example: Example) -> str:
+    """Return the beginning of a program that an example gives, whose last line is whole; none gives no text."""
+    given = str(example.get("prompt") or "")
+    return given if given.endswith("\n") or not given else given + "\n"
 
 
 def messages_of_instruction(example: Example) -> list[dict[str, str]]:
