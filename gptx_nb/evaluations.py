@@ -23,6 +23,7 @@ from gptx_nb.runs import Run
 
 LEARNT = ("text", "label", "columns", "label_separator")  # settings of a run that say how its table is read
 SHOWN = "shown"  # folder of the rows that a base model is shown
+SHOWN_LABELS = 20
 MOST = 50  # answers that are written to be scored
 
 
@@ -31,8 +32,9 @@ class Evaluation:
     """How good `model` is at `task` on a table of `rows` rows.
 
     `scores` by name: {"value", "low", "high" (a 95 % interval), "examples", "how", "best", "more_is_better"}.
-    `samples`: {"asked", "right", "answer"} of a few rows. `confusion` where `labels` are given: row i, column j counts
-    texts of i that were called j. `why` says which columns were read.
+    `samples`: {"asked", "right", "answer"} of a few rows. Where `labels` are given, `per_label` has {"label",
+    "precision", "recall", "f1" (scores like those above), "support" (rows)} of each, and row i, column j of `confusion`
+    counts texts of i that were called j. `why` says which columns were read.
     """
 
     model: str
@@ -44,6 +46,7 @@ class Evaluation:
     samples: list[dict[str, str]] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
     confusion: list[list[int]] = field(default_factory=list)
+    per_label: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def __getitem__(self, name: str) -> float:
@@ -55,6 +58,26 @@ class Evaluation:
             (writing_words.called(name), writing_words.shown(each), f"{each['examples']:,}", str(each["how"]))
             for name, each in self.scores.items()
         ]
+
+    def _labels(self) -> list[tuple[str, ...]]:
+        """Return a row for each of the most frequent labels: its name, precision, recall, F1 and number of rows."""
+        places = sorted(range(len(self.per_label)), key=lambda at: -self.per_label[at]["support"])[:SHOWN_LABELS]
+        figures = ("precision", "recall", "f1")
+        return [
+            (each["label"], *(writing_words.shown(each[name]) for name in figures), f"{each['support']:,}")
+            for each in (self.per_label[at] for at in sorted(places))
+        ]
+
+    def _mistakes(self) -> list[tuple[str, ...]]:
+        """Return the most frequent mistakes: the label, what it was taken for, how often."""
+        pairs = [
+            (count, self.labels[true], self.labels[said])
+            for true, row in enumerate(self.confusion)
+            for said, count in enumerate(row)
+            if true != said and count
+        ]
+        worst = sorted(pairs, key=lambda pair: -pair[0])[:SHOWN_LABELS]
+        return [(label, taken, f"{count:,}") for count, label, taken in worst]
 
     def _head(self) -> str:
         shots = f", {self.shots} shots" if self.shots else ""
@@ -71,6 +94,10 @@ class Evaluation:
         rows = self._table()
         width = max((len(row[0]) for row in rows), default=0)
         lines = [self._head(), *(f"{name:{width}}  {value}  {count} examples" for name, value, count, _ in rows)]
+        lines += [
+            f"label {_short(_printable(label), 40)}: precision {precision}, recall {recall}, F1 {f1}, {count} rows"
+            for label, precision, recall, f1, count in self._labels()
+        ]
         for each in self.samples:
             lines.append(f"asked: {_short(_printable(each['asked']), 100)}")
             lines += [f"  {who}: {_short(_printable(each[who]), 140)}" for who in ("right", "answer") if each[who]]
@@ -89,7 +116,12 @@ class Evaluation:
         if self.samples:
             shown = [tuple(_printable(each[key]) for key in ("asked", "right", "answer")) for each in self.samples]
             parts.append(table(("asked", "right", "answer"), shown))
-        if self.confusion and len(self.labels) <= 20:
+        if by_label := self._labels():
+            of = f" ({len(by_label)} of {len(self.per_label):,})" if len(by_label) < len(self.per_label) else ""
+            parts.append(table((f"label{of}", "precision", "recall", "F1", "rows"), by_label))
+        if self.confusion and len(self.labels) > SHOWN_LABELS:
+            parts.append(table(("label", "most often taken for", "rows"), self._mistakes()))
+        elif self.confusion:
             lines = [(label, *map(str, row)) for label, row in zip(self.labels, self.confusion, strict=True)]
             parts.append(table(("label ↓ taken for →", *self.labels), lines))
         parts += [f'<div style="opacity:.75">{html.escape(note)}</div>' for note in self.notes]

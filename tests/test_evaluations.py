@@ -20,6 +20,7 @@ from gptx_nb import launch, progress
 from gptx_nb.engine import answers, shots
 from gptx_nb.engine.writer import How, Writer
 from gptx_nb.errors import DataError, UsageError
+from gptx_nb.evaluations import Evaluation
 from gptx_nb.recipe import make_recipe
 from gptx_nb.runs import Run
 from gptx_nb.worker.__main__ import Attempt
@@ -84,6 +85,10 @@ def test_a_classifier_is_scored_with_intervals_and_a_confusion_matrix(home: Path
     found = gptx_nb.evaluate("labels", REVIEWS.rename(columns={"text": "review", "label": "sentiment"}))
     assert (found["accuracy"], found.labels, found.confusion) == (1.0, ["no", "yes"], [[10, 0], [0, 10]])
     assert set(found.scores) == {"accuracy", "macro_f1", "calibration_error"}
+    told = [(each["label"], each["f1"]["value"], each["f1"]["examples"], each["support"]) for each in found.per_label]
+    assert told == [("no", 1.0, 20, 10), ("yes", 1.0, 20, 10)]
+    assert "label no: precision 1.000" in repr(found)
+    assert "most often taken for" not in found._repr_html_()
     strange = pd.DataFrame({"text": ["a", "b"], "label": ["maybe", "no"]})
     known = (
         r"the label 'maybe' of row 1 is not among the labels: no, yes\. The run knows no others: correct such rows or l"
@@ -101,7 +106,9 @@ def test_a_run_that_splits_labels_is_scored_on_its_own_table_as_it_has_learnt(
 ) -> None:
     sets = pd.DataFrame({"text": ["a rose", "the sky", "both"] * 6, "label": ["red", "blue", "red;blue"] * 6})
     tuned("sets", tiny_model, sets, epochs=1, label_separator=";")
-    assert set(gptx_nb.evaluate("sets", sets).scores) == {"micro_f1", "macro_f1", "subset_accuracy"}
+    scored = gptx_nb.evaluate("sets", sets)
+    assert set(scored.scores) == {"micro_f1", "macro_f1", "subset_accuracy"}
+    assert [each["label"] for each in scored.per_label] == ["blue", "red"]
     plain_shell.user_ns["other"] = sets.replace("red;blue", "red/blue").rename(columns={"label": "colours"})
     with pytest.raises(
         IPythonUsageError, match=r"'red/blue' of row 3 .* or say what stands between labels with `--lab"
@@ -267,3 +274,19 @@ def test_an_untrained_model_is_asked_how_the_texts_of_a_pair_stand_to_each_other
     found = gptx_nb.evaluate(str(tiny_model), table)
     assert (found.task, found.rows) == ("text-classification", 8)
     assert "Relation:" in found.notes[0]
+
+
+def test_of_many_labels_the_most_frequent_and_the_worst_mistakes_are_shown() -> None:
+    labels = [f"label {at}" for at in range(30)]
+    score = {"value": 0.5, "low": 0.4, "high": 0.6, "examples": 90, "how": "F1", "best": 1.0, "more_is_better": True}
+    figures = {"precision": score, "recall": score, "f1": score}
+    per_label = [{"label": label, **figures, "support": at} for at, label in enumerate(labels)]
+    confusion = [[0] * 30 for _ in labels]
+    confusion[3][7], confusion[8][1] = 11, 4
+    found = Evaluation("x", "text-classification", 90, {}, labels=labels, confusion=confusion, per_label=per_label)
+    page = found._repr_html_()
+    assert "label (20 of 30)" in page
+    assert "label 9<" not in page
+    assert "0.500 (0.400 to 0.600)" in page
+    rows = re.findall("label 3</td>.*?label 7</td>.*?>11<.*?label 8</td>.*?label 1</td>.*?>4<", page, re.S)
+    assert len(rows) == 1

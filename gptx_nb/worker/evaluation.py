@@ -157,7 +157,8 @@ def _scored(labels: list[str], truth: Sequence[int], answer: Answer) -> dict[str
     found = single_label(labels, truth, shares.argmax(axis=1).tolist())
     calibrated = calibration(truth, shares).error
     scores = {"accuracy": found.accuracy, "macro_f1": found.macro_f1, "calibration_error": calibrated}
-    return {**_told(labels, scores, answer), "confusion": found.confusion}
+    by_label = [each.to_json() for each in found.per_label]
+    return {**_told(labels, scores, answer), "confusion": found.confusion, "per_label": by_label}
 
 
 def _scored_sets(
@@ -172,7 +173,12 @@ def _scored_sets(
     sets = scored(labels, multi_label.flags(truth, len(labels)), np.array(answer.probabilities) >= threshold)
     names = ("micro_f1", "macro_f1", "subset_accuracy")
     told = _told(labels, {name: getattr(sets, name) for name in names}, answer)
-    return {**told, "notes": [*told["notes"], f"a label is given from a probability of {least(labels, threshold)} on"]}
+    by_label = [each.to_json() for each in sets.per_label]
+    return {
+        **told,
+        "per_label": by_label,
+        "notes": [*told["notes"], f"a label is given from a probability of {least(labels, threshold)} on"],
+    }
 
 
 def _told(labels: list[str], scores: dict[str, Any], answer: Answer) -> dict[str, Any]:
