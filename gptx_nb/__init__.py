@@ -14,7 +14,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from gptx_nb.api import compare, device, evaluate, finetune, free, load, merge, predict, pretrain, runs, stop, watch
+    from gptx_nb.api import (
+        compare,
+        device,
+        evaluate,
+        finetune,
+        first_batch,
+        free,
+        load,
+        merge,
+        predict,
+        pretrain,
+        runs,
+        stop,
+        watch,
+    )
     from gptx_nb.comparison import Comparison
     from gptx_nb.errors import (
         DataError,
@@ -27,6 +41,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from gptx_nb.evaluations import Evaluation
+    from gptx_nb.first_batches import FirstBatch
     from gptx_nb.generations import Generation, Generations
     from gptx_nb.predictions import Prediction, Predictions
     from gptx_nb.pretraining import PretrainRecipe
@@ -40,6 +55,7 @@ __all__ = [
     "DataError",
     "DeviceError",
     "Evaluation",
+    "FirstBatch",
     "Generation",
     "Generations",
     "GptxError",
@@ -58,6 +74,7 @@ __all__ = [
     "device",
     "evaluate",
     "finetune",
+    "first_batch",
     "free",
     "load",
     "load_ipython_extension",
@@ -73,7 +90,7 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys(
         (
-            *("compare", "device", "evaluate", "finetune", "free", "load"),
+            *("compare", "device", "evaluate", "finetune", "first_batch", "free", "load"),
             *("merge", "predict", "pretrain", "runs", "stop", "watch"),
         ),
         "gptx_nb.api",
@@ -87,6 +104,7 @@ _HOMES = {
     ),
     "Comparison": "gptx_nb.comparison",
     "Evaluation": "gptx_nb.evaluations",
+    "FirstBatch": "gptx_nb.first_batches",
     **dict.fromkeys(("Generation", "Generations"), "gptx_nb.generations"),
     **dict.fromkeys(("Prediction", "Predictions"), "gptx_nb.predictions"),
     "PretrainRecipe": "gptx_nb.pretraining",

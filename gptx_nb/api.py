@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from gptx_nb import adapters, comparison, errands, evaluations, inference, launch
+from gptx_nb import adapters, comparison, errands, evaluations, first_batches, inference, launch
 from gptx_nb.catalog import CATALOG
 from gptx_nb.comparison import Comparison
 from gptx_nb.errors import DeviceError, RecipeError, RunFailed, RunNotFound, UsageError, nearest
 from gptx_nb.evaluations import Evaluation
+from gptx_nb.first_batches import FirstBatch
 from gptx_nb.generations import Generations
 from gptx_nb.predictions import Predictions
 from gptx_nb.pretraining import AnyRecipe, PretrainRecipe
@@ -40,6 +41,15 @@ def finetune(
     Raises UsageError for a mistake, after which nothing was started, and RunFailed where the run broke off.
     """
     return _train(name, Recipe, {**settings, "data": data, "validation": validation}, wait)
+
+
+def first_batch(data: object | None = None, *, validation: object | None = None, **settings: Any) -> FirstBatch:
+    """Return what `finetune` with these tables and settings would learn from first, as the model sees it.
+
+    Every row token by token, and which of them are to be predicted. Nothing is trained or kept. Raises UsageError.
+    """
+    recipe, objects = with_objects({**settings, "data": data, "validation": validation})
+    return first_batches.of(recipe, **objects)
 
 
 def pretrain(

@@ -41,8 +41,9 @@ def rehearse(
 
     `on_table` is called as soon as the table is read, within a second or two: {"columns": names, "rows": the first ones
     as texts, "report": as data/report.json, or None, "error": what is wrong with it, or None}. The result is {"plan":
-    as plan.json, "lengths": [shortest, longest, rows] of tokens, "examples": [{"pieces": [[text, whether it is to be
-    predicted], ...], "label", "tokens"}]}. Raises UsageError for a mistake, RunFailed where the process broke off.
+    as plan.json, "lengths": [shortest, longest, rows] of tokens, "batch": those of the "batch_rows" rows of the first
+    step that are shown, "examples": the first few of them}. Such a row is {"pieces": [[text, whether it is to be
+    predicted], ...], "label", "tokens"}. Raises UsageError for a mistake, RunFailed where the process broke off.
     """
     if not isinstance(recipe, Recipe):
         raise UsageError("pretraining reads and cleans all its texts first: what it takes is told when it has begun")

@@ -1,11 +1,16 @@
 """What a recipe would do, told by a process of the engine before anything is started."""
 
+import html
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 
+import gptx_nb
 from gptx_nb import rehearsals
+from gptx_nb.engine import batches
 from gptx_nb.errors import DataError, UsageError
 from gptx_nb.pretraining import PretrainRecipe
 from gptx_nb.recipe import make_recipe
@@ -81,3 +86,27 @@ def test_a_rehearsal_that_nobody_wants_any_more_is_ended(home: Path) -> None:
 def test_pretraining_is_not_rehearsed(home: Path) -> None:
     with pytest.raises(UsageError, match="reads and cleans all its texts first"):
         rehearsals.rehearse(make_recipe({"data": "texts.txt"}, "", PretrainRecipe))
+
+
+def test_the_first_batch_is_that_of_the_first_step_and_what_is_learnt_is_bold(
+    home: Path, tiny_model: Path, plain_shell: InteractiveShell
+) -> None:
+    rows = [{"question": f"Is {number} odd?", "answer": "Yes." if number % 2 else "No."} for number in range(40)]
+    plain_shell.user_ns["df"] = pd.DataFrame(rows)
+    cell = f"data: df\nmodel: {tiny_model}\nvalidation: 0\nbatch_size: 4\nseed: 3"
+    found = plain_shell.run_cell_magic("gpt_batch", "odd", cell)
+    assert isinstance(found, gptx_nb.FirstBatch)
+    first, _ = batches.step_rows(0, rows=40, batch_size=4, seed=3)
+    texts = ["".join(text for text, _ in row["pieces"]) for row in found.rows]
+    assert [text.split("\n")[0] for text in texts] == [f"Question: Is {at} odd?" for at in first]
+    learnt = ["".join(text for text, target in row["pieces"] if target) for row in found.rows]
+    assert [text.strip().removesuffix("<|endoftext|>") for text in learnt] == [rows[at]["answer"] for at in first]
+    assert f"{html.escape(learnt[0])}</span>" in found._repr_html_()
+    assert repr(found).startswith("the first batch: 4 rows\n1. (")
+    assert not (home / "runs").exists()
+
+    labelled = gptx_nb.first_batch(ROWS, model=str(tiny_model), head="plain", batch_size=100)
+    assert (labelled.size, {row["label"] for row in labelled.rows}) == (12, {"yes", "no"})
+    assert "<th" in labelled._repr_html_()
+    with pytest.raises(DataError, match="no column"):
+        gptx_nb.first_batch(pd.DataFrame({"a": [1.5, 2.5], "b": [1, 2]}), model=str(tiny_model))

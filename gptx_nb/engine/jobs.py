@@ -92,7 +92,9 @@ class Job(Protocol):
     def renumber(self, cut: Any) -> None: ...  # for an embedding with fewer rows (vocabulary.Cut)
     def learner(self, model: PreTrainedModel, tuned: Tuning, **options: Any) -> Learner: ...
     def told(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]: ...  # the plan's part about examples
-    def seen(self, tokenizer: PreTrainedTokenizerBase, count: int) -> list[dict[str, Any]]: ...  # token by token
+    def seen(  # rows of these numbers, token by token
+        self, tokenizer: PreTrainedTokenizerBase, places: Sequence[int]
+    ) -> list[dict[str, Any]]: ...
     def resolved(self) -> dict[str, Any]: ...  # settings of the recipe that are known now
     def before(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any
@@ -190,9 +192,11 @@ class Classification:
 
     def _first(self, count: int) -> list[Row]:
         """Return the first rows, with the tokenizer's numbers."""
-        rows = self._rows[:count]
+        return [self._row_at(place) for place in range(min(count, len(self._rows)))]
+
+    def _row_at(self, place: int) -> Row:
         cut = self._renumbered
-        return rows if cut is None else [reading.renumbered(row, cut.original) for row in rows]
+        return self._rows[place] if cut is None else reading.renumbered(self._rows[place], cut.original)
 
     @property
     def rows(self) -> int:
@@ -217,10 +221,10 @@ class Classification:
         told = {**told, "notes": [*told["notes"], *self.start.notes()], **self.start.told()}
         return {**told, "long_texts": self._cost} if self._cost is not None else told
 
-    def seen(self, tokenizer: PreTrainedTokenizerBase, count: int) -> list[dict[str, Any]]:
-        """Return the first examples token by token: none is predicted, but for the label behind them all."""
-        labels = [label_name(self.table.labels, label) for label in self.table.train.labels[:count]]
-        rows = [[token for window in reading.windows_of(row) for token in window] for row in self._first(count)]
+    def seen(self, tokenizer: PreTrainedTokenizerBase, places: Sequence[int]) -> list[dict[str, Any]]:
+        """Return examples token by token: none is predicted, but for the label behind them all."""
+        labels = [label_name(self.table.labels, self.table.train.labels[at]) for at in places]
+        rows = [[token for window in reading.windows_of(self._row_at(at)) for token in window] for at in places]
         return [
             {"pieces": pieces(row, [False] * len(row), tokenizer), "label": label, "tokens": len(row)}
             for row, label in zip(rows, labels, strict=True)
@@ -510,12 +514,10 @@ class Writing:
             "notes": [*self.report.get("warnings", []), *self._notes],
         }
 
-    def seen(self, tokenizer: PreTrainedTokenizerBase, count: int) -> list[dict[str, Any]]:
-        """Return the first rows token by token, and which of them are to be predicted."""
-        return [
-            {"pieces": pieces(row.ids, row.loss, tokenizer), "label": None, "tokens": len(row.ids)}
-            for row in self._rows[:count]
-        ]
+    def seen(self, tokenizer: PreTrainedTokenizerBase, places: Sequence[int]) -> list[dict[str, Any]]:
+        """Return rows token by token, and which tokens are to be predicted."""
+        rows = [self._rows[at] for at in places]
+        return [{"pieces": pieces(row.ids, row.loss, tokenizer), "label": None, "tokens": len(row.ids)} for row in rows]
 
     def resolved(self) -> dict[str, Any]:
         return {"task": self.table.task, "columns": self.report["roles"], "text": None}

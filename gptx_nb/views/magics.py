@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from gptx_nb.evaluations import Evaluation
+    from gptx_nb.first_batches import FirstBatch
     from gptx_nb.generations import Generations
     from gptx_nb.predictions import Predictions
     from gptx_nb.views.comparisons import ComparisonView
@@ -150,6 +151,22 @@ class GptxMagics(_Configured):  # type: ignore[misc]
             except DataError as error:
                 raise DataError(f"{error}{self._meant(recipe, objects)}") from None
             return screen.result(launched.run, launched.note)
+
+    @no_var_expand
+    @line_cell_magic
+    @briefly
+    def gpt_batch(self, line: str, cell: str | None = None) -> FirstBatch:
+        """Show the first batch of a %%gpt_finetune cell as the model sees it: type gpt_batch in its place.
+
+        What carries loss is bold, the rest greyed. Nothing is trained.
+        """
+        _, recipe, objects = self._wish(line, cell, Recipe)
+        from gptx_nb import first_batches
+
+        try:
+            return first_batches.of(recipe, **objects)
+        except DataError as error:
+            raise DataError(f"{error}{self._meant(recipe, objects)}") from None
 
     @no_var_expand
     @line_cell_magic
@@ -713,7 +730,17 @@ def _refuse_secrets(text: str, *, names: bool = True) -> None:
 # ---- completion -----------------------------------------------------------------------------------------------------
 
 MAKE_A_RUN: dict[str, type[AnyRecipe]] = {kind.magic: kind for kind in (Recipe, PretrainRecipe)}
-TAKE_A_RUN = (*MAKE_A_RUN, "gpt_predict", "gpt_eval", "gpt_watch", "gpt_stop", "gpt_compare", "gpt_runs", "gpt_panel")
+TAKE_A_RECIPE: dict[str, type[AnyRecipe]] = {**MAKE_A_RUN, "gpt_batch": Recipe}
+TAKE_A_RUN = (
+    *TAKE_A_RECIPE,
+    "gpt_predict",
+    "gpt_eval",
+    "gpt_watch",
+    "gpt_stop",
+    "gpt_compare",
+    "gpt_runs",
+    "gpt_panel",
+)
 ASK_A_MODEL = {"gpt_predict": tuple(WISHES), "gpt_eval": EVAL_FLAGS}  # and the flags that each takes
 CALL = re.compile(r"^\s*(?:\w+\s*=\s*)?(%%?)(gpt_[a-z]+)\s(.*)$", re.DOTALL)
 A_RUNS_CELL = re.compile(r"\s*%%(gpt_finetune|gpt_pretrain)\b")
@@ -741,7 +768,7 @@ def offers(text: str, line: int, column: int, user_ns: Mapping[str, Any]) -> tup
     if first is None:
         return None
     if line > 0 and len(cell) > 1:
-        return _in_body(before, cell, user_ns, MAKE_A_RUN[first[2]]) if first[2] in MAKE_A_RUN else None
+        return _in_body(before, cell, user_ns, TAKE_A_RECIPE[first[2]]) if first[2] in TAKE_A_RECIPE else None
     call = CALL.match(before)
     if call is None or call[2] not in TAKE_A_RUN:
         return None
@@ -752,7 +779,7 @@ def offers(text: str, line: int, column: int, user_ns: Mapping[str, Any]) -> tup
         return [name for name in known if name.startswith(fragment)], fragment
     if call[2] in ASK_A_MODEL:
         return _asking(call[2], typed, fragment, user_ns)
-    if (kind := MAKE_A_RUN.get(call[2])) is None:
+    if (kind := TAKE_A_RECIPE.get(call[2])) is None:
         return None
     option, separator, start = fragment.rpartition("=")
     if not separator and len(words) > 1 and words[-2].startswith("--"):

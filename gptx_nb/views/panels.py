@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.getipython import get_ipython
 from IPython.display import DisplayHandle, display
 
-from gptx_nb import multi_label_words, pretraining_words, progress, samples, writing_words
+from gptx_nb import first_batches, multi_label_words, pretraining_words, progress, samples, writing_words
 from gptx_nb.curves import thinned
 from gptx_nb.errors import RunNotFound
 from gptx_nb.pretraining import PretrainRecipe
@@ -107,22 +107,12 @@ def _written(run: Run, report: dict[str, Any], plan: dict[str, Any] | None) -> s
     if plan is not None:
         said = f"{progress.lengths(plan)}; {writing_words.targets(plan)}"
         parts.append(markup.line(f"Length: {html.escape(said)}"))
-        rows = [(_pieces(each["pieces"]), f"{each['tokens']:,}") for each in plan["rendered"]]
+        rows = [(first_batches.drawn(each["pieces"], 240), f"{each['tokens']:,}") for each in plan["rendered"]]
         parts.append(
             markup.table(("first rows as the model sees them: it learns what is bold", "tokens"), rows, right=(1,))
         )
     parts += [markup.note(note) for note in progress.warnings(run)]
     return "".join(parts)
-
-
-def _pieces(pieces: Sequence[Sequence[Any]]) -> str:
-    shown = []
-    for text, target in pieces:
-        style = "font-weight:600" if target else markup.MUTED
-        kept = text if len(text) <= 240 else f"{text[:150]} … {text[-80:]}"
-        lines = "<br>".join(html.escape("".join(c if c.isprintable() else " " for c in x)) for x in kept.split("\n"))
-        shown.append(f'<span style="{style}">{lines}</span>')
-    return "".join(shown)
 
 
 def answers(scores: dict[str, Any]) -> str:

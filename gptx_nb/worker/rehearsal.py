@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SHOWN_ROWS = 5
 SHOWN_CHARACTERS = 400
-SHOWN_EXAMPLES = 3
+SHOWN_EXAMPLES, SHOWN_BATCH = 3, 64
 NICE = 5
 
 
@@ -54,7 +54,7 @@ def _rehearse(recipe: Recipe, sources: dict[str, Source | None], folder: Path) -
     files.write_json(folder / TABLE, {**first, "report": table.report, "error": None})
 
     # Only here: a mistake in the table is told before these seconds pass.
-    from gptx_nb.engine import device, distributed, jobs, memory, plan, rendering, setup
+    from gptx_nb.engine import batches, device, distributed, jobs, memory, plan, rendering, setup
 
     job = jobs.of(table, recipe)
     notes: list[str] = []
@@ -79,10 +79,15 @@ def _rehearse(recipe: Recipe, sources: dict[str, Source | None], folder: Path) -
             return made.trial() if made.learner.need_less_memory() else None
 
         decided |= made.preflight(with_less_memory)
+    size, seed = decided["batch_size"]["choice"], recipe.seed
+    first, _ = batches.step_rows(0, rows=job.rows, batch_size=size, seed=seed)
+    batch = job.seen(made.tokenizer, first[:SHOWN_BATCH])
     return {
         "plan": decided,
         "lengths": rendering.histogram([*rows.lengths.tolist(), *held.lengths.tolist()]),
-        "examples": job.seen(made.tokenizer, SHOWN_EXAMPLES),
+        "examples": batch[:SHOWN_EXAMPLES],
+        "batch": batch,
+        "batch_rows": len(first),
     }
 
 
