@@ -573,10 +573,6 @@ def test_a_runs_scores_stand_beside_those_of_the_base_model_untrained_and_shown_
     # The same model, asked by its name and calibrated by these texts.
     plan = run.plan() or {}
     assert plan["head"]["choice"] == "words"
-    # So do those of a run that begins with a new head, where labels are words.
-    plainly = api.finetune("plainly", frame[::2], tune="head", epochs=1, device="cpu")
-    assert (plainly.plan() or {})["head"]["choice"] == "plain"
-    assert [who for who, *_ in score_rows(plainly)][1:3] == ["tiny, shown 4 examples", "tiny, untrained"]
 
 
 # ---- the article's example ------------------------------------------------------------------------------------------

@@ -171,10 +171,9 @@ class Classification:
         if self.start.head is not None:
             score: Any = model.get_submodule("score")
             score.weight.data.copy_(self.start.head)
-        words = self.start if self.start.head is not None else self.start.beside
-        if words is not None and self.is_scored and self.recipe.baselines:
-            known = replace(known, dtype=dtype)  # it is scored where and as the run is trained
-            self._before = head_start.Before.of(known, words, self.table, models.context(base.config))
+            if self.is_scored and self.recipe.baselines:
+                known = replace(known, dtype=dtype)  # it is scored where and as the run is trained
+                self._before = head_start.Before.of(known, self.start, self.table, models.context(base.config))
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         self._reading = self._reading_at(max_length)
@@ -286,7 +285,6 @@ def _plain(start: Start) -> dict[str, Any]:
         "reason": start.reason,
         "tried": start.tried,
         **{name: None if tensor is None else tensor.tolist() for name, tensor in tensors.items()},
-        "beside": None if start.beside is None else _plain(start.beside),
     }
 
 
@@ -295,8 +293,7 @@ def _start_of(plain: dict[str, Any]) -> Start:
     words = plain["wording"]
     wording = None if words is None else Wording(**{**words, "words": tuple(words["words"])})
     head, rows, pull = (None if plain[name] is None else torch.tensor(plain[name]) for name in ("head", "rows", "pull"))
-    beside = None if plain["beside"] is None else _start_of(plain["beside"])
-    return Start(wording, head, plain["reason"], rows, plain["tried"], pull, beside)
+    return Start(wording, head, plain["reason"], rows, plain["tried"], pull)
 
 
 class MultiLabel(Classification):

@@ -47,8 +47,7 @@ class Start:
 
     `tried`: shares of examples that were right in the comparison, by `words` alone, `within` the prompt, and `plain`;
     by how much the words were `ahead`, and the standard error of that. `pull` (width,): how firmly a head that is
-    trained by itself is held to `head` (text_classification.Pull). `beside`: the words that were not begun with, to
-    score the base model by.
+    trained by itself is held to `head` (text_classification.Pull).
     """
 
     wording: Wording | None
@@ -57,7 +56,6 @@ class Start:
     rows: torch.Tensor | None = None  # of the output layer, for the words
     tried: dict[str, float] | None = None
     pull: torch.Tensor | None = None
-    beside: Start | None = None
 
     def told(self) -> dict[str, Any]:
         """Return the plan's part about it."""
@@ -246,8 +244,7 @@ def choose(base: Base, table: Table, recipe: Recipe) -> Start:
     if usable.sum() < ENOUGH or len(set(truth[usable])) < 2:
         if size < KNOWING:
             little = f"{count} cannot tell which is better, and a model of {size / 1e6:.1f} million parameters knows"
-            words = Start(wording, head, "", rows)
-            return Start(None, None, f"{little} little of what labels' words mean", beside=words)
+            return Start(None, None, f"{little} little of what labels' words mean")
         few = f"{count} teach less than the labels' words, which get {right.mean():.2f} of them right"
         return Start(wording, head, few, rows, pull=pull)
     known = torch.from_numpy(usable)
@@ -269,7 +266,7 @@ def choose(base: Base, table: Table, recipe: Recipe) -> Start:
         return Start(wording, head, said, rows, tried, pull)
     if better > spread:
         said = f"{said}, too little for a model of {size / 1e6:.1f} million parameters, which knows little of words"
-    return Start(None, None, said, tried=tried, beside=Start(wording, head, "", rows))
+    return Start(None, None, said, tried=tried)
 
 
 def _ahead(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
