@@ -28,7 +28,7 @@ wait for work asleep (OMP_WAIT_POLICY), as runs of gptx_nb do. The seed is the n
   accuracy (loss) is at least as good as the median documented one counts, with preparation on both sides. Accuracy on
   some hundred texts is grainy and may pass early by luck; loss is the steadier of the two.
 - Memory is the highest resident size of the process while it trains, on a GPU the most that torch has allocated.
-- Share of peak: useful FLOPs a second, over the most that a product of square matrices reaches in the same process, in
+- Share of peak: useful FLOPs a second, over the most that a product of square matrices reaches in any of the runs, in
   bfloat16 where the device has it. Useful are 6 FLOPs for each trained weight of the decoder's matrices and each real
   token (2 forward, 4 backward), 4 for a frozen weight that a gradient passes, 2 (once) for one in the frozen part.
   Padding, embeddings, attention's own products, norms and the optimiser count nothing.
@@ -515,7 +515,7 @@ def main() -> None:
             )
     about = {
         **runs[names[0]][0].machine,
-        "peak": f"{statistics.median(each.peak_flops for runs in runs.values() for each in runs) / 1e9:,.0f} GFLOP/s",
+        "peak": f"{max(each.peak_flops for measured in runs.values() for each in measured) / 1e9:,.0f} GFLOP/s",
         "repeats": arguments.repeats,
     }
     report(

@@ -162,9 +162,9 @@ def evaluate(
 
     `data` is what `finetune` takes there; of its settings `columns`, `text`, `label`, `label_separator`, `split`,
     `subset` and `allow_code` say how to read it, `prompt` and `label_words` how a base model is asked for labels. A
-    base model is shown `shots` rows with their answers, drawn by `seed` from all over the table, or as `predict` takes
-    them the rows themselves, and answers `most` of the others. Every score has its number of examples and a 95 %
-    interval.
+    base model is shown `shots` rows with their answers, drawn by `seed` from all over the table, or rows that are
+    given, with the table's columns (a DataFrame, a list of dictionaries), and answers `most` of the others. Every score
+    has its number of examples and a 95 % interval.
     """
     known = (
         *("columns", "text", "label", "label_separator", "prompt", "label_words"),
@@ -175,8 +175,8 @@ def evaluate(
             raise UsageError(
                 f"unknown setting {word!r}.{nearest(word, known)} For scoring there are: {', '.join(known)}"
             )
-    shown = rows_of(shots) if not isinstance(shots, str | int | float) and shots is not None else []
-    count = 0 if shown else shots
+    given = hasattr(shots, "__len__") and not isinstance(shots, str)
+    shown, count = (rows_of(shots), 0) if given else ([], shots)
     for word, value, least in (("shots", count, 0), ("most", most, 1), ("max_new_tokens", max_new_tokens, 1)):
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
             raise UsageError(f"{word}: {value!r} does not fit: a whole number from {least}")

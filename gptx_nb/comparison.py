@@ -127,7 +127,7 @@ def _scores_of(told: Json) -> dict[str, str]:
         beside = (("base", "base model"), ("few_shot", "base model, shown examples"))
         kinds = [(validation, ""), *((scores[key], f", {who}") for key, who in beside if scores.get(key))]
         for measured, who in kinds:
-            every = writing_words.values(measured)
+            every = writing_words.values(measured) if measured.get("scores") is not None else {}
             found |= {f"{writing_words.called(name)}{who}": writing_words.shown(each) for name, each in every.items()}
     else:
         for name in ("accuracy", "macro_f1", "bits_per_byte"):

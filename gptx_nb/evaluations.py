@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gptx_nb import files, inference, launch, sources, writing_words
+from gptx_nb import files, inference, launch, progress, sources, writing_words
 from gptx_nb.errors import BY_NAME, RunFailed, RunNotFound
 from gptx_nb.predictions import _CELL, _FRAME, _printable, _short
 from gptx_nb.recipe import Recipe
@@ -70,14 +70,8 @@ class Evaluation:
 
     def _mistakes(self) -> list[tuple[str, ...]]:
         """Return the most frequent mistakes: the label, what it was taken for, how often."""
-        pairs = [
-            (count, self.labels[true], self.labels[said])
-            for true, row in enumerate(self.confusion)
-            for said, count in enumerate(row)
-            if true != said and count
-        ]
-        worst = sorted(pairs, key=lambda pair: -pair[0])[:SHOWN_LABELS]
-        return [(label, taken, f"{count:,}") for count, label, taken in worst]
+        worst = progress.mistakes({"labels": self.labels, "confusion": self.confusion})[:SHOWN_LABELS]
+        return [(label, taken, f"{count:,}") for label, taken, count in worst]
 
     def _head(self) -> str:
         shots = f", {self.shots} shots" if self.shots else ""
@@ -155,7 +149,9 @@ def evaluate(
         examples = None
         if shown:
             (folder / SHOWN).mkdir()
-            examples = sources.stage(recipe, list(shown), 0.0, folder / SHOWN)["train"]
+            examples = sources.stage(recipe.model_copy(update={"data": "shots"}), list(shown), 0.0, folder / SHOWN)[
+                "train"
+            ]
         request = {
             "folder": str(who.model) if isinstance(who, Run) else None,
             "base": None if isinstance(who, Run) else who,

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptx_nb import rehearsals, writing_words
-from gptx_nb.predictions import _CELL, _FRAME, _printable, _short
+from gptx_nb.predictions import _CELL, _FRAME, _printable
 from gptx_nb.recipe import Settings
 
 SHOWN_CHARACTERS = 1_000  # of a row, in plain text
-MUTED, LEARNT = "opacity:.6", "font-weight:600"
+MUTED, LEARNT = "opacity:.75", "font-weight:600"
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,10 @@ class FirstBatch:
         lines = [self._head()]
         for number, row in enumerate(self.rows, 1):
             opens, closes = writing_words.OPENS, writing_words.CLOSES
-            text = "".join(f"{opens}{piece}{closes}" if learnt else piece for piece, learnt in joined(row["pieces"]))
+            parts = [(_line_of(_shortened(text, SHOWN_CHARACTERS)), learnt) for text, learnt in joined(row["pieces"])]
+            text = "".join(f"{opens}{part}{closes}" if learnt else part for part, learnt in parts)
             label = f" -> {_printable(row['label'])}" if row["label"] is not None else ""
-            lines.append(f"{number}. ({row['tokens']:,} tokens) {_short(_printable(text), SHOWN_CHARACTERS)}{label}")
+            lines.append(f"{number}. ({row['tokens']:,} tokens) {text}{label}")
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -71,10 +72,18 @@ def drawn(pieces: Sequence[Sequence[Any]], most: int = SHOWN_CHARACTERS) -> str:
     """Return pieces as HTML: what is learnt is bold, the rest grey; of long ones the middle is left out."""
     shown = []
     for text, learnt in joined(pieces):
-        kept = text if len(text) <= most else f"{text[: most * 5 // 8]} … {text[-most // 3 :]}"
-        lines = "<br>".join(html.escape("".join(c if c.isprintable() else " " for c in x)) for x in kept.split("\n"))
+        lines = "<br>".join(html.escape(_line_of(each)) for each in _shortened(text, most).split("\n"))
         shown.append(f'<span style="{LEARNT if learnt else MUTED}">{lines}</span>')
     return "".join(shown)
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most * 5 // 8]} … {text[-most // 3 :]}"
+
+
+def _line_of(text: str) -> str:
+    """Make one line of `text`, without control characters; joiners move nothing, and belong to emoji and Persian."""
+    return "".join(each if each.isprintable() or each in "\u200c\u200d" else " " for each in text)
 
 
 def _line(cells: Sequence[str], tag: str) -> str:

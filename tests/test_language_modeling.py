@@ -104,7 +104,7 @@ def test_under_autocast_the_gradients_are_computed_in_its_dtype_and_given_in_tha
     for ours, wanted in zip(rough, exact, strict=True):
         assert ours.dtype is torch.float32
         error = ((ours - wanted).norm() / wanted.norm()).item()
-        assert 1e-4 < error < 1e-2
+        assert 1e-4 < error < 2e-2
 
 
 @pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])

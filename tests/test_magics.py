@@ -296,7 +296,8 @@ def test_the_readme_lists_every_magic_with_its_twin_and_its_command(shell: Inter
         r"^\| `%%?(gpt_\w+).*\| (?:`gptx_nb\.(\w+)`)? ?\| (?:`gptx-nb (\w+)`)? ?\|$", readme, re.MULTILINE
     )
     assert {row[0] for row in rows} == {name for name in shell.magics_manager.magics["line"] if name.startswith("gpt_")}
-    assert [row for row in rows if not all(row)] == [("gpt_panel", "", "")]  # it is there for notebooks alone
+    # These are there for notebooks alone, or for Python too.
+    assert [row for row in rows if not all(row)] == [("gpt_batch", "first_batch", ""), ("gpt_panel", "", "")]
     for _, twin, command in filter(all, rows):
         assert twin in gptx_nb.__all__
         assert re.search(rf"^ +(\w+ \()?{command}\b", cli.parser().format_help(), re.MULTILINE)

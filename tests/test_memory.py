@@ -154,6 +154,24 @@ def test_a_plan_that_does_not_fit_says_what_would(monkeypatch: pytest.MonkeyPatc
     assert prepared(1000)[0].endswith("Take a smaller model: shorter rows are not enough")
 
 
+def test_a_plan_that_does_not_fit_leaves_what_the_base_model_is_scored_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["the film was good " * 30, "the film was bad " * 20] * 8
+    held = Examples(texts[:4], [1, 0] * 2)
+    table = Table(Examples(texts, [1, 0] * 8), held, ["bad", "good"], {"text": "t", "label": "l", "warnings": []})
+    recipe = Recipe(data="here", device="cpu", dtype="float32", head="words")
+
+    def scores(free: int) -> tuple[dict[str, Any], str]:
+        monkeypatch.setattr(memory, "available", lambda device: free)
+        job = Classification(table, recipe)
+        made = setup.prepare(recipe, job, lambda note: None)
+        assert made.estimate is not None
+        return job.before(made.model, made.tokenizer, made.learner)["scores"], "".join(made.decided["notes"])
+
+    enough, starved = scores(10**12), scores(10**6)
+    assert "GB of memory are free" in starved[1]
+    assert starved[0] == enough[0]
+
+
 def groups(machine: Path, cgroup: str, files: dict[str, str]) -> tuple[int | None, int | None]:
     (machine / "proc/self").mkdir(parents=True)
     (machine / "proc/meminfo").write_text("MemTotal: 1000 kB\nMemAvailable: 800 kB\nHugePages_Total: 0\n")

@@ -1,6 +1,7 @@
 """What a recipe would do, told by a process of the engine before anything is started."""
 
 import html
+import re
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,9 @@ def test_of_a_task_that_writes_the_answer_alone_is_to_be_predicted(home: Path, t
     found = rehearsals.rehearse(recipe, rows)
     pieces = found["examples"][0]["pieces"]
     told = "".join(text for text, predicted in pieces if predicted)
-    assert told.strip().startswith("No.")
-    assert "Is 0 odd?" in "".join(text for text, predicted in pieces if not predicted)
+    first = batches.step_rows(0, rows=12, batch_size=16, seed=recipe.seed)[0][0]
+    assert told.strip().startswith(rows[first]["answer"])
+    assert rows[first]["question"] in "".join(text for text, predicted in pieces if not predicted)
 
 
 def test_what_is_wrong_with_a_table_is_told_together_with_its_first_rows(home: Path) -> None:
@@ -104,6 +106,10 @@ def test_the_first_batch_is_that_of_the_first_step_and_what_is_learnt_is_bold(
     assert f"{html.escape(learnt[0])}</span>" in found._repr_html_()
     assert repr(found).startswith("the first batch: 4 rows\n1. (")
     assert not (home / "runs").exists()
+
+    long = [{"question": f"{'Is it so? ' * 60}{number}", "answer": f"No, {number}."} for number in range(6)]
+    shown = repr(gptx_nb.first_batch(long, model=str(tiny_model), max_length=100, batch_size=2))
+    assert re.search(r" … .*⟦ No, \d\.", shown)
 
     labelled = gptx_nb.first_batch(ROWS, model=str(tiny_model), head="plain", batch_size=100)
     assert (labelled.size, {row["label"] for row in labelled.rows}) == (12, {"yes", "no"})

@@ -128,6 +128,7 @@ class Classification:
         self._cut = 0
         self.start = Start(None, None, "a new head on the plain text")
         self._before: head_start.Before | None = None
+        self._before_cut: head_start.Before | None = None  # the same, with the numbers that a cut vocabulary has
         self._reading = Reading(0)
         self._cost: dict[str, str] | None = None
 
@@ -180,7 +181,7 @@ class Classification:
         found = self._read(tokenizer, self.table.train.texts)
         more = self._read(tokenizer, self.table.validation.texts if self.table.validation is not None else [])
         self._rows, self._held, self._cut = found.rows, more.rows, found.cut + more.cut
-        self._renumbered = None
+        self._renumbered = self._before_cut = None
         self._cost = self._reading.cost(found.rows, self._cut, found.tokens + more.tokens, more.rows)
 
     def _reading_at(self, max_length: int) -> Reading:
@@ -210,7 +211,7 @@ class Classification:
         self._rows, self._held = self._rows.renumbered(cut.tokens), self._held.renumbered(cut.tokens)
         self._renumbered = cut
         if self._before is not None:
-            self._before = self._before.renumbered(cut.tokens)
+            self._before_cut = self._before.renumbered(cut.tokens)
 
     def learner(self, model: PreTrainedModel, tuned: Tuning, **options: Any) -> Learner:
         labels, pull = self.table.train.labels, self.start.hold(self.recipe.tune)
@@ -244,10 +245,11 @@ class Classification:
         return self._before.tokens if self._before is not None else []
 
     def before(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]:
-        if self._before is None:
+        before = self._before_cut or self._before
+        if before is None:
             return {}
         few = "the base model is not scored on examples before a text: they take more than half of what it sees"
-        return {**self._before.scores(model, tokenizer, self.table), "remarks": [] if self._before.few else [few]}
+        return {**before.scores(model, tokenizer, self.table), "remarks": [] if before.few else [few]}
 
     def evaluation(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any

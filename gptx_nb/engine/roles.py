@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gptx_nb import files
 from gptx_nb.engine import data
@@ -169,12 +169,23 @@ def load(task: str, why: str, recipe: Recipe, sources: Mapping[str, Source | Non
     return RoleTable(task, train, validation, facts, report, numbers)
 
 
+class ReadTable(NamedTuple):
+    """Examples of a table and the numbers of their rows, the columns of their roles, and why these.
+
+    `counted_from`: 0 or 1, the number of the first choice where answers are numbers.
+    """
+
+    examples: list[Example]
+    numbers: list[int]
+    roles: Roles
+    why: str
+    counted_from: int | None
+
+
 def read_examples(
     task: str, roles: Roles | None, facts: dict[str, Any], source: Source, run_folder: Path, recipe: Recipe
-) -> tuple[list[Example], list[int], Roles, str]:
-    """Return the examples of any table, the numbers of their rows, the columns of their roles, and why.
-
-    They are for a model that is to be scored on the table.
+) -> ReadTable:
+    """Read any table for a model that is to be scored on it.
 
     `roles`, if the table has such columns, else found anew; `facts` are the model's.
     """
@@ -188,7 +199,7 @@ def read_examples(
     ends = its_own.get("from"), its_own.get("to")
     reversed_ = None not in ends and ends == (facts.get("to"), facts.get("from"))  # a run has learnt both directions
     usable = _examples(sheet, kind, found, its_own if reversed_ else its_own | facts)
-    return usable.examples, usable.numbers, found, why
+    return ReadTable(usable.examples, usable.numbers, found, why, usable.counted_from)
 
 
 def _sheet(source: Source | None, recipe: Recipe, run_folder: Path) -> Sheet:

@@ -136,7 +136,8 @@ class Setup:
         epoch, rows, width = self.learner.tokens, self.decided["train_rows"], self.model.config.hidden_size
         kept = None
         if self.learner.padded_because is None:
-            kept = {"head": 4 * rows * width, plan.TOP: 4 * epoch * width}  # as `tuning.FrozenPart` keeps them
+            each = {"head": 4 * rows * width, plan.TOP: 4 * epoch * width}  # as `tuning.FrozenPart` keeps them
+            kept = {method: size * self.ranks for method, size in each.items()}
         layers, free = len(tuning.layers_of(self.model)), devices.memory(torch.device("cpu"))[1]
         return plan.proposal(self.resolved, seconds, layers, kept, free)
 

@@ -41,6 +41,11 @@ class Notebook(Protocol):
     def wish(self, name: str, settings: Json, kind: type[AnyRecipe]) -> tuple[AnyRecipe, Json]: ...  # and its tables
 
 
+def _without_batch(told: Json) -> Json:
+    """Leave out the rows that the panel does not show: they may be many thousand pieces."""
+    return {name: value for name, value in told.items() if not name.startswith("batch")}
+
+
 class PanelWidget(live.RunWidget):
     """The panel. `run` is the one that is watched, if there is one."""
 
@@ -137,8 +142,8 @@ class PanelWidget(live.RunWidget):
                 return lambda tell: told
             recipe, objects = self._notebook.wish(name, settings, kind)
             if what == "rehearse":
-                return lambda tell: rehearsals.rehearse(
-                    recipe, **objects, on_table=tell, withdrawn=lambda: identity in self._withdrawn
+                return lambda tell: _without_batch(
+                    rehearsals.rehearse(recipe, **objects, on_table=tell, withdrawn=lambda: identity in self._withdrawn)
                 )
             check_name(name)
             return lambda tell: self._start(name, recipe, objects)

@@ -519,7 +519,12 @@ class Attempt:
         self.phase("frozen")
         size = learner.frozen.bytes
         memory_free, disk_free = device.memory(torch.device("cpu"))[1], shutil.disk_usage(self.run.folder).free
-        place, reason = plan.place_of_frozen_part(size * self.count, memory_free, disk_free)  # each rank keeps it
+
+        def choose() -> tuple[str, str]:
+            return plan.place_of_frozen_part(size * self.count, memory_free, disk_free)  # each rank keeps it
+
+        # Once for all: what is free changes as the first of them begins.
+        place, reason = self.ranks.once("frozen part", choose) if self.ranks else choose()
         self.note(f"frozen part kept in {place}: {reason}" if place != "nowhere" else f"frozen part: {reason}")
         file = self.run.of_rank(self.run.frozen_part, self.rank)
         if place == "nowhere":
@@ -532,7 +537,7 @@ class Attempt:
                 if not device.is_out_of_memory(error):
                     raise
                 # numpy's error, not torch's: there is no room for the whole, however small the parts.
-                if isinstance(error, MemoryError) and place == "memory" and size <= disk_free:
+                if isinstance(error, MemoryError) and place == "memory" and size * self.count <= disk_free:
                     place = "disk"
                     self.note("frozen part kept on disk: memory ran out as it was computed")
                 elif not self.levers.pull(-1):

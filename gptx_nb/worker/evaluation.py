@@ -93,6 +93,8 @@ def _labelled_untrained(
     rest = [texts[at] for at in others]
     beside = rest[:: -(-len(rest) // inference.MOST_BESIDE)]
     wording = read_wording(table.labels, recipe.prompt, recipe.label_words, shots, columns, beside, pair)
+    same = sum(text in {shot for shot, _ in shots} for text in rest)
+    known = [f"{_equal(same)} a row that was shown: the score looks better than it is"] if same else []
     model = ZeroShot.load(models.find(asked["base"] or asked["folder"], None), chosen)
     answer = model.classify(rest, wording, beside)
     found = _scored(table.labels, [truth[at] for at in others], answer)
@@ -101,7 +103,7 @@ def _labelled_untrained(
         **found,
         "why": table.report["why"],
         "shots": len(shots),
-        "notes": [prompt, *table.report["warnings"], *found["notes"]],
+        "notes": [prompt, *known, *table.report["warnings"], *found["notes"]],
     }
 
 
@@ -110,7 +112,7 @@ def _labelled(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Pat
     from gptx_nb.engine.predict import Classifier
 
     if asked["shots"] or asked["shown"] or asked["task"] not in (None, "text-classification"):
-        raise UsageError("this run gives labels: shots and task are for models that write")
+        raise UsageError("this run gives labels: shots and task are for base models and for models that write")
     _refuse_words(recipe, "this run has learnt its labels")
     model = Classifier.load(Path(asked["folder"]), chosen)
     learnt = {key: getattr(recipe, key) or value for key, value in asked["learnt"].items()}
@@ -140,6 +142,10 @@ def _labelled(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Pat
     else:
         found = _scored_sets(model.labels, table.train.labels, answer, model.threshold)
     return {**found, "why": table.report["why"], "notes": [*table.report["warnings"], *found["notes"]]}
+
+
+def _equal(count: int) -> str:
+    return "1 scored row equals" if count == 1 else f"{count:,} scored rows equal"
 
 
 def _refuse_words(recipe: Recipe, why: str) -> None:
@@ -210,7 +216,7 @@ def _written(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Path
     own = told["roles"] if told and told["task"] == task else None
     facts = told["facts"] if told and told["task"] == task else {}
     texts.require_for(TASKS[task].scores)
-    examples, numbers, found_roles, why = roles.read_examples(task, own, facts, source, folder, recipe)
+    examples, numbers, found_roles, why, counted = roles.read_examples(task, own, facts, source, folder, recipe)
     count = asked["shots"]
     if count >= len(examples):
         raise UsageError(f"shots: {count} of {len(examples)} rows leave none to score")
@@ -226,14 +232,14 @@ def _written(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Path
     shots = [examples[at] for at in drawn.places]
     if asked["shown"]:
         given = Source.from_json(asked["shown"])
+        facts = {**facts, "counted_from": counted}
         shots, rows_shown, *_ = roles.read_examples(task, found_roles, facts, given, folder / SHOWN, recipe)
         _require_templates(writer, shots, rows_shown)
         shown = [f"shown to the model: {len(shots):,} rows that were given"]
     rest = [at for at in range(len(examples)) if at not in set(drawn.places)]
     examples, numbers = [examples[at] for at in rest], [numbers[at] for at in rest]
     if known := sum(each in shots for each in examples):
-        are = "1 scored row equals" if known == 1 else f"{known:,} scored rows equal"
-        shown.append(f"{are} a row that was shown: the score looks better than it is")
+        shown.append(f"{_equal(known)} a row that was shown: the score looks better than it is")
     tokens = [writer.rows(each, shots) for each in examples]
     left_out = [number for number, each in zip(numbers, tokens, strict=True) if None in each]
     rows = [row for each in tokens for row in each if row is not None]

@@ -80,14 +80,14 @@ def _rehearse(recipe: Recipe, sources: dict[str, Source | None], folder: Path) -
 
         decided |= made.preflight(with_less_memory)
     size, seed = decided["batch_size"]["choice"], recipe.seed
-    first, _ = batches.step_rows(0, rows=job.rows, batch_size=size, seed=seed)
-    batch = job.seen(made.tokenizer, first[:SHOWN_BATCH])
+    places, _ = batches.step_rows(0, rows=job.rows, batch_size=size, seed=seed)
+    batch = job.seen(made.tokenizer, places[:SHOWN_BATCH])
     return {
         "plan": decided,
         "lengths": rendering.histogram([*rows.lengths.tolist(), *held.lengths.tolist()]),
         "examples": batch[:SHOWN_EXAMPLES],
         "batch": batch,
-        "batch_rows": len(first),
+        "batch_rows": len(places),
     }
 
 

@@ -28,9 +28,9 @@ from gptx_nb.engine.shards import Shards
 Tensors = dict[str, torch.Tensor]
 
 ATTENTION = "gptx_documents"
-# Bytes of logits that exist at once, and how many of them a CPU's core turns into gradients at a time, in its cache.
+# Bytes of logits that exist at once. (A GPU has them in float32 besides, to turn them into gradients.)
 CPU_LOGITS, GPU_LOGITS = 32 * 2**20, 256 * 2**20
-CPU_BLOCK = 2**18
+CPU_BLOCK = 2**18  # values that a CPU's core turns into gradients at a time, in its cache
 RESAMPLES = 1_000  # of the bootstrap
 LEAST_ROWS = 10  # that a bootstrap says something about
 
@@ -238,12 +238,15 @@ def cross_entropy(model: Any, states: torch.Tensor, targets: torch.Tensor) -> to
         return mean
 
     def nats(some: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(logits(model, some), theirs, reduction="sum")
+        # A score has the logits of its states' dtype, as above.
+        with torch.autocast(some.device.type, enabled=learns and torch.is_autocast_enabled(some.device.type)):
+            return torch.nn.functional.cross_entropy(logits(model, some), theirs, reduction="sum")
 
+    learns = torch.is_grad_enabled()
     # Logits of a chunk are computed again on the way back: those of all positions would fill memory.
     size = chunk_size(states.device, len(output.weight), torch.float32)
     parts: list[Any] = [
-        checkpoint(nats, some, theirs, use_reentrant=False)
+        checkpoint(nats, some, theirs, use_reentrant=False, preserve_rng_state=False)
         for some, theirs in zip(states.split(size), targets.split(size), strict=True)
     ]
     total: torch.Tensor = torch.stack(parts).sum() / max(1, len(targets))
