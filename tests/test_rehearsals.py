@@ -107,8 +107,8 @@ def test_the_first_batch_is_that_of_the_first_step_and_what_is_learnt_is_bold(
     assert repr(found).startswith("the first batch: 4 rows\n1. (")
     assert not (home / "runs").exists()
 
-    long = [{"question": f"{'Is it so? ' * 60}{number}", "answer": f"No, {number}."} for number in range(6)]
-    shown = repr(gptx_nb.first_batch(long, model=str(tiny_model), max_length=100, batch_size=2))
+    long = [{"question": f"{'unfortunately ' * 90}{number}", "answer": f"No, {number}."} for number in range(6)]
+    shown = repr(gptx_nb.first_batch(long, model="tiny", batch_size=2))
     assert re.search(r" … .*⟦ No, \d\.", shown)
 
     labelled = gptx_nb.first_batch(ROWS, model=str(tiny_model), head="plain", batch_size=100)
