@@ -149,9 +149,8 @@ def evaluate(
         examples = None
         if shown:
             (folder / SHOWN).mkdir()
-            examples = sources.stage(recipe.model_copy(update={"data": "shots"}), list(shown), 0.0, folder / SHOWN)[
-                "train"
-            ]
+            named = recipe.model_copy(update={"data": "shots"})
+            examples = sources.stage(named, list(shown), 0.0, folder / SHOWN)["train"]
         request = {
             "folder": str(who.model) if isinstance(who, Run) else None,
             "base": None if isinstance(who, Run) else who,

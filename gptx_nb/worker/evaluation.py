@@ -93,8 +93,8 @@ def _labelled_untrained(
     rest = [texts[at] for at in others]
     beside = rest[:: -(-len(rest) // inference.MOST_BESIDE)]
     wording = read_wording(table.labels, recipe.prompt, recipe.label_words, shots, columns, beside, pair)
-    same = sum(text in {shot for shot, _ in shots} for text in rest)
-    known = [f"{_equal(same)} a row that was shown: the score looks better than it is"] if same else []
+    texts_shown = {shot for shot, _ in shots}
+    known = _known(sum(text in texts_shown for text in rest))
     model = ZeroShot.load(models.find(asked["base"] or asked["folder"], None), chosen)
     answer = model.classify(rest, wording, beside)
     found = _scored(table.labels, [truth[at] for at in others], answer)
@@ -144,8 +144,10 @@ def _labelled(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Pat
     return {**found, "why": table.report["why"], "notes": [*table.report["warnings"], *found["notes"]]}
 
 
-def _equal(count: int) -> str:
-    return "1 scored row equals" if count == 1 else f"{count:,} scored rows equal"
+def _known(count: int) -> list[str]:
+    """Return the note that so many scored rows were shown to the model as well, or none."""
+    equal = "1 scored row equals" if count == 1 else f"{count:,} scored rows equal"
+    return [f"{equal} a row that was shown: the score looks better than it is"] if count else []
 
 
 def _refuse_words(recipe: Recipe, why: str) -> None:
@@ -238,8 +240,7 @@ def _written(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Path
         shown = [f"shown to the model: {len(shots):,} rows that were given"]
     rest = [at for at in range(len(examples)) if at not in set(drawn.places)]
     examples, numbers = [examples[at] for at in rest], [numbers[at] for at in rest]
-    if known := sum(each in shots for each in examples):
-        shown.append(f"{_equal(known)} a row that was shown: the score looks better than it is")
+    shown += _known(sum(each in shots for each in examples))
     tokens = [writer.rows(each, shots) for each in examples]
     left_out = [number for number, each in zip(numbers, tokens, strict=True) if None in each]
     rows = [row for each in tokens for row in each if row is not None]
