@@ -1,12 +1,13 @@
 """Which learning rate, batch, epochs to take where a recipe sets none: the sweep behind engine/defaults.py.
 
     python benchmarks/defaults.py DATA_FOLDER [--sets sst2,trec] [--model tiny] [--methods full,lora,top:4,head]
-        [--rates 0.25,0.5,1,2,4] [--batches 16,64] [--epochs 1,3] [--warmups 0.1] [--examples 1000] [--test 400]
+        [--rates 0.25,0.5,1,2,4] [--batches 16,64] [--epochs 1,3] [--warmups 0.1] [--examples 1000] [--held 500]
         [--seconds 280] [--out defaults]
 
 DATA_FOLDER is that of benchmarks/fewshot.py. --rates are times the rate that the package takes by itself. Every run
-trains as `%%gpt_finetune` does, on the same examples, and is scored with its last weights on the same test rows. A
-sweep is made of pieces: with --out, what stands in OUT.json is not run again, and after --seconds no run is begun.
+trains as `%%gpt_finetune` does, on the same examples, and is scored with its last weights on other rows of the training
+table, the same ones: what is chosen here has seen no test row. A batch of 0 is the package's own. A sweep is made of
+pieces: with --out, what stands in OUT.json is not run again, and after --seconds no run is begun.
 
 The table gives, for each method, the best setting by mean accuracy over the sets, what the package takes by itself
 ("default"), and how far that is below the best.
@@ -38,14 +39,14 @@ def shares(text: str) -> list[float]:
 
 def run(data: Set, asked: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
     """Train once by the settings in `asked`, where None leaves one to the package; return them with the accuracy."""
-    train = Examples(data.train[0], data.train[1].tolist())
-    held = Examples(data.test[0], data.test[1].tolist())
+    (texts, labels), count = data.train, arguments.examples
+    train, held = Examples(texts[:count], labels[:count].tolist()), Examples(texts[count:], labels[count:].tolist())
     about = {"text": "text", "label": "label", "warnings": [], "source": data.name}
     recipe = Recipe(
         data="benchmark",
         model=arguments.model,
         tune=asked["tune"],
-        batch_size=asked["batch"],
+        batch_size=asked["batch"] or None,
         epochs=asked["epochs"],
         max_length=MAX_LENGTH,
         keep="last",  # the rows it is scored on choose nothing
@@ -104,7 +105,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=shares, default=[1.0, 3.0])
     parser.add_argument("--warmups", type=shares, default=[0.1])
     parser.add_argument("--examples", type=int, default=1000)
-    parser.add_argument("--test", type=int, default=400)
+    parser.add_argument("--held", type=int, default=500)
     parser.add_argument("--seconds", type=float, default=280.0)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -113,10 +114,11 @@ def main() -> None:
     done = {json.dumps({name: each[name] for name in each if name not in ("accuracy", "seconds")}) for each in found}
     own = (None, None, None, None)
     grid = [own, *itertools.product(arguments.rates, arguments.batches, arguments.epochs, arguments.warmups)]
-    data = [Set(arguments.folder / name, arguments.examples, arguments.test) for name in arguments.sets.split(",")]
+    rows = arguments.examples + arguments.held
+    data = [Set(arguments.folder / name, rows, 1) for name in arguments.sets.split(",")]
     begun = time.perf_counter()
     for setting, method, each in itertools.product(grid, arguments.methods.split(","), data):
-        about = {"set": each.name, "model": arguments.model, "examples": arguments.examples, "test": arguments.test}
+        about = {"set": each.name, "model": arguments.model, "examples": arguments.examples, "held": arguments.held}
         asked = {**about, "tune": method, **dict(zip(("rate", "batch", "epochs", "warmup"), setting, strict=True))}
         if json.dumps(asked) in done or time.perf_counter() - begun > arguments.seconds:
             continue

@@ -101,7 +101,7 @@ def test_labels_are_those_of_float32_where_rounding_would_change_some(
 ) -> None:
     if kind == "padded":
         monkeypatch.setattr(packing, "PACKABLE", ())
-    asked = texts(300)
+    asked = texts(600)
     exact, rounded = undecided(tokenizer, kind, asked).values()
     expected, found = exact.predict(asked), rounded.predict(asked)
     assert (labels_of(rounded, found) == labels_of(exact, expected)).all()

@@ -140,10 +140,10 @@ def test_ranks_demand_what_all_of_them_take() -> None:
 
 
 def test_two_processes_train_what_one_trains(home: Path, still_model: Path) -> None:
-    """AdamW makes steps of a share of the learning rate even from gradients that are nothing but rounding.
+    """All weights are the same, but for the biases of keys.
 
-    At the 5e-4 that is chosen for this model 9 of a million weights differed by more than 1e-5, by up to 4e-5; at 1e-4,
-    which a model of GPT-2's size gets, none.
+    These add the same to every score of a query, which softmax does not see: their gradient is zero, AdamW makes steps
+    of a share of the learning rate from its rounding, and nothing that the model says depends on them.
     """
     for batch_size in (5, 12):
         asked = recipe(still_model, batch_size=batch_size, learning_rate=1e-4, head="words")
@@ -155,7 +155,12 @@ def test_two_processes_train_what_one_trains(home: Path, still_model: Path) -> N
         before = load_file(still_model / "model.safetensors")
         moved = max(float((theirs[name] - before[name]).abs().max()) for name in before if name in theirs)
         assert moved > 3e-4, "weights were trained"
-        assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-5
+        for name in ours:
+            apart = (ours[name] - theirs[name]).abs()
+            if name.endswith("attn.c_attn.bias"):  # of queries, keys and values, one after the other
+                width = len(apart) // 3
+                apart[width : 2 * width] = 0
+            assert float(apart.max()) < 1e-5, name
         losses = [[each["loss"] for each in run.history() if each["kind"] == "step"] for run in (one, two)]
         assert losses[0] == pytest.approx(losses[1], abs=1e-5)
         tokens = [[each["tokens"] for each in run.history() if each["kind"] == "step"] for run in (one, two)]

@@ -249,18 +249,25 @@ def max_length(recipe: Recipe, context: int) -> tuple[int, str]:
     return recipe.max_length, "asked for in the recipe"
 
 
-def epochs(recipe: Recipe, rows: int, steps_per_epoch: int) -> tuple[float, str]:
-    """Return the number of passes over the examples, and why.
+def epochs(
+    recipe: Recipe, rows: int, steps_per_epoch: int, parameters: int, has_head: bool = True
+) -> tuple[float, str]:
+    """Return the number of passes over the examples of a model of so many `parameters`, and why.
 
-    A small set is gone through more often (Mosbach et al. 2021, arXiv:2006.04884).
+    A small set is gone through more often (Mosbach et al. 2021, arXiv:2006.04884). `has_head`: it becomes a classifier.
     """
     if recipe.epochs is not None:
         return recipe.epochs, "asked for in the recipe"
-    fewest = defaults.of(recipe.tune).steps
-    needed = -(-fewest // steps_per_epoch)
-    if needed <= 3:
+    chosen = defaults.of(recipe.tune, parameters, has_head)
+    needed = -(-chosen.steps // steps_per_epoch)
+    more = min(defaults.MOST_EPOCHS, -(-chosen.more_steps // steps_per_epoch))
+    if max(needed, more) <= 3:
         return 3.0, "the usual number"
-    return float(needed), f"{rows} examples make {steps_per_epoch} step(s) an epoch; fewer than {fewest} teach little"
+    made = f"{rows:,} examples make {steps_per_epoch} step(s) an epoch"
+    if needed >= more:
+        return float(needed), f"{made}; fewer than {chosen.steps} teach little"
+    of_so_many = f"a model of {parameters / 1e6:.1f} million parameters learns from {chosen.more_steps}"
+    return float(more), f"{made}; {of_so_many}, in at most {defaults.MOST_EPOCHS} epochs"
 
 
 def batch_size(recipe: Recipe, rows: int) -> tuple[int, str]:
@@ -275,15 +282,15 @@ def batch_size(recipe: Recipe, rows: int) -> tuple[int, str]:
     return size, f"{rows:,} examples still make {-(-rows // size)} steps an epoch; larger steps keep the device busier"
 
 
-def learning_rate(recipe: Recipe, parameters: int) -> tuple[float, str]:
+def learning_rate(recipe: Recipe, parameters: int, has_head: bool = True) -> tuple[float, str]:
     """Return the peak learning rate for a model of so many `parameters`, and why.
 
     It grows with the root of the batch, as the noise of a gradient falls with it (Malladi et al. 2022,
-    arXiv:2205.10287).
+    arXiv:2205.10287). `has_head`: it becomes a classifier.
     """
     if recipe.learning_rate is not None:
         return recipe.learning_rate, "asked for in the recipe"
-    chosen = defaults.of(recipe.tune)
+    chosen = defaults.of(recipe.tune, parameters, has_head)
     if not chosen.by_size:
         return chosen.rate, "as measured, on states that stay: the model's size does not matter"
     batch, millions = recipe.batch_size or 16, parameters / 1e6

@@ -301,9 +301,10 @@ def _choose(recipe: Recipe, job: Job, parameters: int) -> _Chosen:
     batch_size, batch_reason = plan.batch_size(recipe, job.rows)
     recipe = recipe.model_copy(update={"batch_size": batch_size})
     steps_per_epoch = -(-job.rows // batch_size)
-    epochs, epochs_reason = plan.epochs(recipe, job.rows, steps_per_epoch)
+    has_head = not job.shares_vocabulary
+    epochs, epochs_reason = plan.epochs(recipe, job.rows, steps_per_epoch, parameters, has_head)
     steps = max(1, round(epochs * steps_per_epoch))
-    learning_rate, rate_reason = plan.learning_rate(recipe, parameters)
+    learning_rate, rate_reason = plan.learning_rate(recipe, parameters, has_head)
     settings = Settings(
         steps=steps,
         learning_rate=learning_rate,

@@ -78,6 +78,8 @@ def accuracy(
     found: list[tuple[float, float]] = []
 
     def score(step: int) -> None:
+        if recipe.keep == "last" and step < made.settings.steps:
+            return
         with arithmetic(made.model, device.device, device.dtype):
             accuracy, surer = job.evaluation(made.model, made.tokenizer, learner)[1]
         found.append((accuracy, surer))
