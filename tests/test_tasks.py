@@ -1,5 +1,6 @@
 """Every task of a model that writes, as a run: from the table to the scores, in real worker processes."""
 
+import gzip
 import json
 import time
 from pathlib import Path
@@ -155,6 +156,30 @@ def test_a_meaning_and_its_text_or_the_lines_of_a_file_are_for_text_generation(t
     asked = make_recipe({"data": str(tmp_path / "poem.txt")})
     table = reading.load(asked, stage(asked, None, None, tmp_path), tmp_path)
     assert table.train == [{"text": "One line."}, {"text": "Another line."}]  # type: ignore[comparison-overlap]
+
+
+def test_a_folder_of_text_files_is_a_table_of_documents(tmp_path: Path) -> None:
+    letters = tmp_path / "letters"
+    (letters / "1890").mkdir(parents=True)
+    (letters / "b.txt").write_text("Dear Ann,\n\nIt rains.\n")
+    (letters / "1890" / "a.txt.gz").write_bytes(gzip.compress("Chère Anne,\nil pleut.".encode()))
+    (letters / "README.txt").write_text("Where these letters come from")
+    (letters / ".draft.txt").write_text("Not yet")
+    (letters / "empty.txt").write_text("\n")
+    asked = make_recipe({"data": str(letters)})
+    table = reading.load(asked, stage(asked, None, None, tmp_path), tmp_path)
+    assert table.task == "text-generation"
+    found = [dict(each) for each in table.train]
+    assert found == [{"text": "Chère Anne,\nil pleut."}, {"text": "Dear Ann,\n\nIt rains."}]
+    assert table.report["dropped"] == {"empty text": 1}
+    (letters / "broken.txt").write_bytes(b"fine\nbut \xc3\x28 not \xe2\x82\xac this\n" * 3)
+    with pytest.raises(DataError, match=r"letters/broken\.txt, line 2: byte 0xc3 is neither UTF-8 nor Latin-1"):
+        reading.load(asked, stage(asked, None, None, tmp_path), tmp_path)
+    (letters / "broken.txt").unlink()
+    classifying = make_recipe({"data": str(letters / "1890"), "task": "text-classification"})
+    sources = stage(classifying, None, None, tmp_path)
+    with pytest.raises(DataError, match=r"is a folder without a table in it"):
+        reading.load(classifying, sources, tmp_path)
 
 
 def test_bad_rows_are_told_with_their_number(tmp_path: Path) -> None:

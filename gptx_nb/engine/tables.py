@@ -70,7 +70,8 @@ def read(
 
     `subset` and `split` choose within a data set; `split` None takes the first of validation, valid, val, dev, test, or
     the only one. `named` are the columns that the user named: where they are in the header, it certainly is one.
-    `setting` is the one that named the table. `plain_text`: a .txt file will do, each line of which is a row's "text".
+    `setting` is the one that named the table. `plain_text`: a .txt file will do, each line of which is a row's "text",
+    and so will a folder of such files, each of which is one row.
     Raises DataError: missing, unreadable, not a table, empty.
     """
     if source.kind == "hub":
@@ -80,6 +81,8 @@ def read(
     path = run_folder / source.path
     shown = source.shown
     own_validation = None
+    if path.is_dir() and plain_text and (documents := _documents_of(path)):
+        return _read_documents(shown, path, documents)
     if path.is_dir():
         file = _file_of_split(path, split) if subset is None else None
         if file is None:
@@ -95,9 +98,7 @@ def read(
 
 
 def _read_file(shown: str, path: Path, named: Collection[str], plain_text: bool = False) -> Sheet:
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    unpack = PACKED.get(suffixes[-1]) if suffixes else None
-    kind = (suffixes[-2] if len(suffixes) > 1 else "") if unpack else (suffixes[-1] if suffixes else "")
+    kind = _kind(path)
     if kind not in TABLES and not (plain_text and kind == ".txt"):
         advice = (
             "Save the sheet as CSV UTF-8 and name that file"
@@ -106,21 +107,7 @@ def _read_file(shown: str, path: Path, named: Collection[str], plain_text: bool 
         )
         got = f"ends in {kind!r}" if kind else "has no ending"
         raise DataError(f"{shown} {got}; {', '.join(TABLES)} can be read (.gz, .xz and .bz2 too). {advice}")
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{shown}: there is no file {path}. Check the name, or give its whole path") from None
-    except OSError as error:
-        raise DataError(
-            f"{shown} cannot be opened: {error.strerror or error}. Check the file and its permissions"
-        ) from None
-    if unpack:
-        try:
-            content = unpack(content)
-        except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
-            raise DataError(
-                f"{shown} cannot be unpacked: {error}. Is it complete? Get or pack the file again"
-            ) from None
+    content = _content(shown, path)
     if kind == ".parquet":
         return _read_parquet(shown, content)
     text, encoding, notes = decode(shown, content)
@@ -134,6 +121,33 @@ def _read_file(shown: str, path: Path, named: Collection[str], plain_text: bool 
     sheet.encoding = encoding
     sheet.notes[:0] = notes
     return sheet
+
+
+def _kind(path: Path) -> str:
+    """Return the ending that says what is in a file, without that of its packing."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in PACKED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def _content(shown: str, path: Path) -> bytes:
+    """Return what is in a file, unpacked."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{shown}: there is no file {path}. Check the name, or give its whole path") from None
+    except OSError as error:
+        raise DataError(
+            f"{shown} cannot be opened: {error.strerror or error}. Check the file and its permissions"
+        ) from None
+    unpack = PACKED.get(path.suffix.lower())
+    if unpack is None:
+        return content
+    try:
+        return unpack(content)
+    except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
+        raise DataError(f"{shown} cannot be unpacked: {error}. Is it complete? Get or pack the file again") from None
 
 
 # ---- text files -----------------------------------------------------------------------------------------------------
@@ -491,6 +505,33 @@ def _own_validation(split: str | None, splits: Collection[str]) -> str | None:
 
 def _holds_tables(folder: Path) -> bool:
     return any(path.is_file() and any(each in TABLES for each in path.suffixes) for path in folder.rglob("*"))
+
+
+def _documents_of(folder: Path) -> list[Path]:
+    """Return the .txt files below `folder` by name, where it holds no table and no saved data set."""
+    if _holds_tables(folder) or (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+        return []
+    return [
+        path
+        for path in sorted(folder.rglob("*.*"))
+        if _kind(path) == ".txt"
+        and path.is_file()
+        and not path.name.lower().startswith("readme")
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+
+
+def _read_documents(shown: str, folder: Path, files: list[Path]) -> Sheet:
+    texts: list[str] = []
+    notes: list[str] = []
+    for file in files:
+        name = f"{shown.rstrip('/')}/{file.relative_to(folder)}"
+        text, _, told = decode(name, _content(name, file))
+        texts.append(text.strip())
+        notes += told
+    if not any(texts):
+        raise DataError(f"{shown} has no text: its .txt files are empty. Put texts in them, or name another folder")
+    return Sheet(shown, {"text": list(texts)}, len(texts), notes=notes)
 
 
 def _split(shown: str, splits: list[str], wanted: str | None, setting: str) -> str:
