@@ -12,6 +12,8 @@ from pydantic import Field, field_validator, model_validator
 
 from gptx_nb.recipe import Recipe, Settings, setting
 
+MOST_PASSES = 1_000
+LEAST_CONTEXT = 16  # tokens
 # Layers, heads and width by name; small, medium and large are GPT-2's own.
 SIZES: dict[str, tuple[int, int, int]] = {
     "tiny": (4, 4, 256),
@@ -88,7 +90,12 @@ class PretrainRecipe(Settings):
         None, "Values by which a new model knows a token.", reason="as size says", ge=16, le=16_384
     )
     context: int = setting(
-        512, "Longest text that a new model sees at once.", reason="about a page", unit="tokens", ge=16, le=131_072
+        512,
+        "Longest text that a new model sees at once.",
+        reason="about a page",
+        unit="tokens",
+        ge=LEAST_CONTEXT,
+        le=131_072,
     )
     tokenizer: str | None = setting(
         None,
@@ -118,7 +125,7 @@ class PretrainRecipe(Settings):
         lt=1,
     )
     epochs: float | None = setting(
-        None, "Passes over the texts.", reason="1, unless tokens is given", unit="passes", gt=0, le=1000
+        None, "Passes over the texts.", reason="1, unless tokens is given", unit="passes", gt=0, le=MOST_PASSES
     )
     tokens: int | None = setting(
         None, "Tokens to learn from in all, in place of epochs.", reason="as epochs says", unit="tokens", ge=1

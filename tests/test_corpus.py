@@ -29,7 +29,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from gptx_nb import pretraining_words
-from gptx_nb.engine import corpus, duplicates, shards, texts
+from gptx_nb.engine import corpus, duplicates, memory, shards, texts
 from gptx_nb.engine.corpus import Corpus
 from gptx_nb.engine.shards import Shards
 from gptx_nb.errors import DataError, ModelError
@@ -525,6 +525,37 @@ def test_too_little_text_for_a_row_is_told_with_the_context_that_fits(tmp_path: 
     assert equal.report["validation_note"].endswith("a share of 0.01 holds no whole one back")
     none_held = prepare(tmp_path / "none", TEXTS, validation=0)
     assert none_held.report["validation_note"].endswith("`validation: 0` holds no whole one back")
+    with pytest.raises(DataError, match=r"fewer than two rows of 4,096\. Give more text$"):
+        prepare(tmp_path / "short", ["Hardly any text."]).train.require_rows(4096, {})
+
+
+def test_a_share_that_would_hold_all_documents_back_takes_an_end_of_one(tmp_path: Path) -> None:
+    made = prepare(tmp_path, TEXTS[:3], validation=0.9)
+    assert made.report["validation_note"].endswith("a share of 0.9 holds all back")
+    assert made.train.documents == 3
+    assert made.validation.documents == 1
+    (end,) = documents_of(made.validation, made.tokenizer)
+    begun = documents_of(made.train, made.tokenizer)
+    longest = max(TEXTS[:3], key=len)
+    assert longest.endswith(end)
+    assert sorted(each for each in TEXTS[:3] if each != longest) == sorted(each for each in begun if each in TEXTS)
+    assert made.report["documents"] == 3
+
+
+def test_neighbours_that_need_more_memory_than_is_free_are_refused_before_texts_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "available", lambda device: 1_000_000)
+    with pytest.raises(DataError, match=r"takes 1 MB of memory for a vocabulary of 300 tokens, and 1 MB are free"):
+        prepare(tmp_path, TEXTS, vocabulary=300, embeddings="cooccurrence")
+    assert left_behind(tmp_path) == []
+
+
+def test_beginnings_are_long_ones_or_where_there_are_none_short_ones(tmp_path: Path) -> None:
+    rain = "For the rain it raineth every day.\n" * 30
+    verse = [f"To {name}\n\n{rain}" for name in ("Ann", "Bob", "Cid")]
+    made = prepare(tmp_path, TEXTS, own=verse, near_duplicates=False)
+    assert sorted(made.beginnings(9, 60)) == ["To Ann", "To Bob", "To Cid"]
 
 
 def test_a_tokenizer_without_an_end_token_is_refused() -> None:

@@ -18,7 +18,7 @@ import pytest
 import torch
 from IPython.core.interactiveshell import InteractiveShell
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import gptx_nb
 from gptx_nb import fields, files, launch, metrics, progress
@@ -455,6 +455,12 @@ def test_two_processes_learn_what_one_does(home: Path) -> None:
         ({}, ["short"], DataError, "holds no text of 16 characters or more"),
         ({}, None, DataError, "there is nothing to learn from. Name texts, as in `data: books/`"),
         ({"context": 16384}, TEXTS, DataError, "fewer than two rows of 16,384"),
+        (
+            {"tokens": 10**9},
+            TEXTS,
+            DataError,
+            r"passes over texts of [\d,]+ tokens, and 1,000 are the most\. G",
+        ),
         ({"tokenizer": "/nowhere/at/all"}, TEXTS, ModelError, "tokenizer: there is no folder /nowhere/at/all"),
         ({"tokenizer": "bare"}, TEXTS, ModelError, r"the folder .*/bare holds no tokenizer .*type `tokenizer: tiny`"),
     ],
@@ -504,3 +510,14 @@ def test_a_tokenizer_is_reused_and_one_that_does_not_fit_is_refused(run: Run, tm
     AutoTokenizer.from_pretrained(run.model).save_pretrained(broken)
     with pytest.raises(ModelError, match="has 300 tokens, and the model knows 200"):
         launch.train("bad", make_recipe({"data": "x", "from": str(broken)}, "", PretrainRecipe), data=TEXTS)
+
+
+def test_embeddings_of_fewer_axes_than_the_width_begin_at_zero_elsewhere() -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=12, n_layer=1, n_head=2, n_embd=16, n_positions=8))
+    usual = model.transformer.wte.weight.data.norm(dim=1).mean()
+    vectors = torch.randn(10, 6, generator=torch.Generator().manual_seed(0))
+    pretrain.begin_at(model, vectors)
+    begun = model.transformer.wte.weight.data
+    assert torch.allclose(begun[:10].norm(dim=1), usual.expand(10))
+    assert not begun[:10, 6:].any()
+    assert begun[10:].all()

@@ -6,8 +6,8 @@ DATA holds a folder for each set, with train and test tables (.csv.xz) that have
 Each seed draws its own examples from train, at least one of every label, and the order in which they are learnt. All is
 as the tool does it by itself, with the settings that it chooses; the weights of the last step are scored on --test rows
 of the test table, the same for all, so that nothing is chosen by them. transfer.json beside this file is written after
-each seed, and what it holds is not measured again, unless `tiny` has other weights or --test is another; the table of
-the model card is printed at the end.
+each seed, and what it holds is not measured again, unless `tiny` has other weights or learns by other defaults, or
+--test is another; the table of the model card is printed at the end.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import transformers
 
 import gptx_nb
 from gptx_nb import files
-from gptx_nb.engine import data, evaluate, transfer
+from gptx_nb.engine import data, defaults, evaluate, transfer
 from gptx_nb.recipe import make_recipe
 from gptx_nb.sources import stage
 
@@ -45,11 +45,11 @@ def main() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     weights = hashlib.sha256((MODEL / "model.safetensors").read_bytes()).hexdigest()
-    measured_with = {"weights": weights, "test": given.test}
+    measured_with = {"weights": weights, "test": given.test, "defaults": repr(defaults.of("full", 1, True))}
     kept = json.loads(given.out.read_text()) if given.out.exists() else {}
     known = {name: kept.get(name) for name in measured_with} == measured_with
     if kept and not known:
-        print("transfer.json is of other weights of tiny, or of other test rows: all is measured anew")
+        print("transfer.json is of other weights of tiny, test rows or defaults: all is measured anew")
     found: dict[str, dict[str, list[float]]] = kept["accuracy"] if known else {}
     for seed in range(given.seeds):
         for count in given.examples:

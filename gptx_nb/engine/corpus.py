@@ -44,6 +44,7 @@ EMBEDDINGS = "embeddings.safetensors"
 EVERY = 1.0  # seconds between words on how far it is
 
 Say = Callable[[str], None]
+MOST_SHORT = 100  # beginnings of documents that are passed over in search of longer ones
 _HEAD = struct.Struct("<Q?")  # in the spool, before each piece of a text: its bytes, whether it begins a document
 
 
@@ -60,17 +61,20 @@ class Corpus:
     def beginnings(self, count: int, characters: int) -> list[str]:
         """Return how `count` held-back documents begin, cut at a word."""
         found: list[str] = []
+        short: list[str] = []  # titles and lines of verse, where there is nothing longer
         place = 0
-        while len(found) < count and place < self.validation.tokens - 1:
+        while len(found) < count and len(short) < MOST_SHORT and place < self.validation.tokens - 1:
             row = self.validation.read(place, min(200, self.validation.tokens - place)).tolist()
             rest = row[1:]
             text = self.tokenizer.decode(rest[: rest.index(row[0])] if row[0] in rest else rest).split("\n")[0]
             if len(text) > 20:
                 found.append(text[:characters].rsplit(" ", 1)[0] if len(text) > characters else text)
+            elif text.strip():
+                short.append(text)
             place += 200
             while place < self.validation.tokens - 1 and self.validation.read(place, 1)[0] != self.validation.end:
                 place += 1
-        return found
+        return [*found, *short][:count]
 
 
 def load(folder: Path) -> Corpus:
@@ -102,6 +106,8 @@ def prepare(
     train = sources["train"]
     assert train is not None
     require_room(folder.parent, texts.size_of(train, run_folder, "data"), "the cleaned texts")
+    if recipe.embeddings == "cooccurrence":
+        require_memory(len(given) if given is not None else recipe.vocabulary)
 
     def fill(beside: Path) -> None:
         spools = {part: beside / f"{SPOOL}-{part}" for part in ("train", "validation")}
@@ -157,7 +163,7 @@ def _clean(
     dropped, cleaned = Counter[str](), Counter[str]()
     counts = {part: {"documents": 0, "bytes": 0} for part in spools}
     read, told = 0, time.monotonic()
-    longest = (0, 0)  # bytes of text, and where it begins
+    longest, longest_held = (0, 0), (0, 0)  # bytes of text, and where it begins in its spool
     own = sources["validation"]
     share = recipe.validation if own is None and isinstance(recipe.validation, float | int) else 0.0
 
@@ -201,6 +207,7 @@ def _clean(
                 if part == "train":
                     longest = max(longest, (found.bytes, found.start))
                 elif file is train:
+                    longest_held = max(longest_held, (found.bytes, validation.tell()))
                     file.seek(found.start)
                     shutil.copyfileobj(file, validation)
                     _take_back(file, found)
@@ -223,11 +230,15 @@ def _clean(
     assert source is not None
     note = f"all of {own.shown}" if own else f"{share:.1%} of the documents, chosen by their content"
     documents = sum(each["documents"] for each in counts.values())
+    none_left = not counts["train"]["documents"]
+    if none_left:  # all of a few documents fell to the share
+        spools["validation"].replace(spools["train"])
+        counts["train"], counts["validation"] = counts["validation"], counts["train"]
+        longest = longest_held
     if not counts["validation"]["documents"]:
         _hold_back_an_end(spools, counts, longest[1])
-        note = "the end of the longest document, as " + (
-            f"a share of {share:g} holds no whole one back" if share else "`validation: 0` holds no whole one back"
-        )
+        held = f"a share of {share:g} holds {'all' if none_left else 'no whole one'} back"
+        note = f"the end of the longest document, as {held if share else '`validation: 0` holds no whole one back'}"
     return {
         "source": source.shown,
         "documents": documents,
@@ -537,13 +548,27 @@ def require_room(place: Path, size: int | None, what: str) -> None:
 
 WINDOW = 4  # tokens to either side that count as neighbours
 COUNTED = 2_000_000  # tokens at once
+PAIR = 16  # bytes of memory for a pair of tokens: counts, both ways, and what they say
+
+
+def require_memory(vocabulary: int) -> None:
+    """Raise DataError where `cooccurrence` needs more memory than is free."""
+    from gptx_nb.engine import memory
+
+    needed, free = PAIR * vocabulary**2, memory.available(memory.MAIN)
+    if free is not None and needed > free:
+        raise DataError(
+            f"embeddings: cooccurrence takes {pretraining_words.size(needed)} of memory for a vocabulary of "
+            f"{vocabulary:,} tokens, and {pretraining_words.size(free)} are free. Type `embeddings: random`, or take a "
+            "smaller vocabulary, as in `vocabulary: 16384`"
+        )
 
 
 def cooccurrence(corpus: Shards, width: int, say: Say) -> np.ndarray:
     """Return (vocabulary, width) float32: what a token's neighbours say of it, strongest axis first.
 
     The left singular vectors of the positive pointwise mutual information between a token and those at most WINDOW
-    away, contexts smoothed by the power 0.75 (Levy & Goldberg 2014; Levy, Goldberg & Dagan 2015). Takes 8 bytes for
+    away, contexts smoothed by the power 0.75 (Levy & Goldberg 2014; Levy, Goldberg & Dagan 2015). Takes PAIR bytes for
     each pair of tokens of the vocabulary.
     """
     import torch

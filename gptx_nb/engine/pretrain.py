@@ -33,8 +33,8 @@ from gptx_nb.engine.predict import use_all_cores
 from gptx_nb.engine.sharding import Sharded, Whole
 from gptx_nb.engine.tasks import language_modeling as task
 from gptx_nb.engine.train import Batch, Settings, make_optimizer
-from gptx_nb.errors import ModelError
-from gptx_nb.pretraining import PretrainRecipe
+from gptx_nb.errors import DataError, ModelError
+from gptx_nb.pretraining import MOST_PASSES, PretrainRecipe
 
 # Tokens of a micro-batch: what a core's caches hold, or what makes a GPU busy.
 CPU_TOKENS, GPU_TOKENS = 2_048, 32_768
@@ -333,7 +333,13 @@ class _Chosen:
 
 
 def _choose(recipe: PretrainRecipe, corpus: Corpus, begun: _Begun) -> _Chosen:
-    total = recipe.tokens or round((recipe.epochs or 1.0) * corpus.train.tokens)
+    total = recipe.tokens or max(1, round((recipe.epochs or 1.0) * corpus.train.tokens))
+    have = corpus.train.tokens
+    if total > (most := MOST_PASSES * have):
+        raise DataError(
+            f"tokens: {total:,} are {total / have:,.0f} passes over texts of {have:,} tokens, and {MOST_PASSES:,} are "
+            f"the most. Give more text, or type `tokens: {most}`"
+        )
     per_step, step_reason = tokens_per_step(recipe, total, begun.length)
     steps = max(1, round(total / per_step))
     learning_rate, rate_reason = rate(recipe, begun.model)
@@ -416,13 +422,17 @@ def _with_estimate(
 
 
 def begin_at(model: PreTrainedModel, vectors: torch.Tensor) -> None:
-    """Let the token embeddings of `model` begin at `vectors` (tokens, at least its width), at the usual length."""
+    """Let the token embeddings of `model` begin at `vectors` (tokens, axes), at the usual length.
+
+    Axes beyond its width are left out; where there are fewer, the rest of an embedding begins at zero.
+    """
     causal: Any = model
     weight = causal.get_input_embeddings().weight.data
     usual = weight.norm(dim=1).mean()
     cut = vectors[:, : weight.shape[1]]
     cut = cut - cut.mean(dim=0)
-    weight[: len(cut)] = usual * torch.nn.functional.normalize(cut)
+    weight[: len(cut)] = 0
+    weight[: len(cut), : cut.shape[1]] = usual * torch.nn.functional.normalize(cut)
 
 
 def tokens_per_step(recipe: PretrainRecipe, total: int, length: int) -> tuple[int, str]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from gptx_nb import files
 from gptx_nb.errors import DataError
+from gptx_nb.pretraining import LEAST_CONTEXT
 
 MANIFEST = "manifest.json"
 SHARD = 64 * 2**20  # bytes of a file
@@ -113,5 +114,6 @@ class Shards:
             raise DataError(
                 f"the texts have {self.tokens:,} tokens"
                 + (f" once documents are left out ({without})" if without else "")
-                + f", fewer than two rows of {length:,}. Give more text, or type `context: {max(16, self.tokens // 2)}`"
+                + f", fewer than two rows of {length:,}. Give more text"
+                + (f", or type `context: {self.tokens // 2}`" if self.tokens >= 2 * LEAST_CONTEXT else "")
             )
