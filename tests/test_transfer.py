@@ -1,6 +1,7 @@
 """The transfer gain: what pretraining was worth, seed by seed, and how sure that is."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -8,10 +9,13 @@ import pytest
 import torch
 
 from gptx_nb import launch, progress
-from gptx_nb.engine import models
+from gptx_nb.engine import models, transfer
+from gptx_nb.engine.data import Examples, Table
+from gptx_nb.engine.tasks import text_classification
 from gptx_nb.engine.transfer import Gain
 from gptx_nb.recipe import Recipe
 from gptx_nb.views import panels
+from gptx_nb.worker.levers import Levers
 
 REVIEWS = pd.DataFrame(
     {
@@ -95,3 +99,68 @@ def test_a_run_measures_it_and_goes_on_where_it_was(
     more = (plain.run.scores() or {})["transfer"]
     assert more["scratch"][:2] == found["scratch"]
     assert len(more["scratch"]) == 3
+
+
+def test_a_comparison_that_runs_out_of_memory_goes_on_with_less(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = len(REVIEWS) // 2
+    texts, labels = REVIEWS["text"].tolist(), [int(each == "positive") for each in REVIEWS["label"]]
+    train, held = Examples(texts[:half], labels[:half]), Examples(texts[half:], labels[half:])
+    table = Table(train, held, ["negative", "positive"], {"text": "text", "label": "label", "warnings": []})
+    learners: list[Any] = []
+    failed: list[int] = []
+    asked: list[int] = []
+    loss = text_classification.Learner.loss
+
+    def short_of_memory(self: Any, *given: Any) -> torch.Tensor:
+        if len(learners) == 1 and not failed:
+            failed.append(1)
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return loss(self, *given)
+
+    def needs_less(step: int) -> bool:
+        asked.append(step)
+        return learners[-1].need_less_memory() is not None
+
+    monkeypatch.setattr(text_classification.Learner, "loss", short_of_memory)
+    steps: list[dict[str, Any]] = []
+    found = transfer.accuracy(
+        recipe(tiny_model, keep="last"), table, scratch=True, should_stop=lambda: False, record=steps.append,
+        save_memory=lambda learner, device: learners.append(learner), needs_less=needs_less,
+    )  # fmt: skip
+    assert found is not None
+    assert failed == [1]
+    assert asked == [0]
+    assert [each["step"] for each in steps] == [1, 2, 3, 4]
+
+
+def test_what_one_learner_of_an_attempt_has_needed_the_next_begins_with(home: Path, tiny_model: Path) -> None:
+    run = launch.train("reviews", recipe(tiny_model), data=REVIEWS, wait=True).run
+    said: list[str] = []
+    levers = Levers(run, 2, 0, said.append)
+
+    class Learning:
+        def __init__(self) -> None:
+            self.token_budget = 64
+
+        def longest(self, *_: Any) -> Any:
+            return SimpleNamespace(micro=[{"input_ids": torch.zeros(1, self.token_budget)}])
+
+        def need_less_memory(self) -> str | None:
+            if self.token_budget == 16:
+                return None
+            self.token_budget //= 2
+            return f"{self.token_budget} tokens at once"
+
+    one, two, three = (Learning() for _ in range(3))
+    cpu = torch.device("cpu")
+    levers.follow(one, cpu, None)  # type: ignore[arg-type]
+    assert levers.pull(3)
+    levers.follow(two, cpu, None)  # type: ignore[arg-type]
+    assert (one.token_budget, two.token_budget) == (32, 32)
+    assert levers.pull(0)
+    assert not levers.pull(0)
+    levers.follow(three, cpu, None)  # type: ignore[arg-type]
+    assert three.token_budget == 16
+    assert len(said) == 2

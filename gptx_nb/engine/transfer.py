@@ -12,9 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from gptx_nb.engine import setup
 from gptx_nb.engine.data import Table
-from gptx_nb.engine.jobs import Classification
+from gptx_nb.engine.jobs import Classification, Learner
 from gptx_nb.engine.train import arithmetic, make_scaler, train
 from gptx_nb.recipe import Recipe
 
@@ -64,14 +66,18 @@ def accuracy(
     scratch: bool,
     should_stop: Callable[[], bool],
     record: Callable[[dict[str, Any]], None],
+    save_memory: Callable[[Learner, torch.device], None] | None = None,
+    needs_less: Callable[[int], bool] = lambda step: False,
 ) -> float | None:
     """Train once by `recipe`, from random weights if `scratch`, and return the accuracy on the rows held back.
 
     It is that of the weights which the recipe keeps. None: `should_stop` said so. `record` is told of every step.
+    `save_memory` may let the learner take less memory before it begins. Where memory runs out at a step,
+    `needs_less(step)` says whether the learner takes less from now on; the step then begins again.
     """
     assert table.validation is not None
     job = Classification(table, recipe)
-    made = setup.prepare(recipe, job, lambda text: None, scratch=scratch)
+    made = setup.prepare(recipe, job, lambda text: None, scratch=scratch, save_memory=save_memory)
     learner, device = made.learner, made.device
     if learner.frozen is not None:
         learner.prepare(lambda: arithmetic(made.model, device.device, device.dtype))
@@ -97,6 +103,7 @@ def accuracy(
         save=lambda step: None,
         should_stop=should_stop,
         scaler=make_scaler(device.device, device.dtype),
+        with_less_memory=lambda step, error: learner.step(step) if needs_less(step) else None,
     )
     if end.early:
         return None

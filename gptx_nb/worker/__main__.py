@@ -259,7 +259,14 @@ class Attempt:
             return self._compare_with_scratch(recipe, table)
         if ranks is None and (count := self.devices_for(recipe)) > 1:
             return self.lead(count)
+        early, scored = self._train(recipe, table)
+        if early or recipe.baseline is None or not scored:
+            return early
+        return self._compare_with_scratch(recipe, table)  # nothing of what was trained is held any more
 
+    def _train(self, recipe: Recipe, table: AnyTable) -> tuple[bool, bool]:
+        """Train, score and save; return whether it was stopped before its last step, and whether it has scores."""
+        run, ranks = self.run, self.ranks
         self.phase("model")
         from gptx_nb.engine import checkpoints, distributed, jobs, memory, plan, setup
         from gptx_nb.engine.device import Use
@@ -373,7 +380,7 @@ class Attempt:
             ranks.leave()
             if self.rank:
                 run.of_rank(run.frozen_part, self.rank).unlink(missing_ok=True)
-                return end.early
+                return end.early, False
 
         self.phase("scoring")
         kept_step = end.step
@@ -391,9 +398,7 @@ class Attempt:
             files.remove_folder(run.model)
         jobs.save(job, run.model, made.finish(kept_step), made.tokenizer, made.max_length, made.adapter_of)
         run.frozen_part.unlink(missing_ok=True)
-        if end.early or recipe.baseline is None or scores is None:
-            return end.early
-        return self._compare_with_scratch(recipe, table)
+        return end.early, scores is not None
 
     def _is_trained(self) -> bool:
         """Whether an earlier attempt has trained to the end."""
@@ -428,6 +433,8 @@ class Attempt:
                     scratch=arm == "scratch",
                     should_stop=self.should_stop,
                     record=lambda entry: None,
+                    save_memory=lambda learner, device: self.levers.follow(learner, device, recipe.tokens_at_once),
+                    needs_less=self.levers.pull,
                 )
                 if found is None:
                     return True

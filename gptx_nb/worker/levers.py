@@ -75,6 +75,16 @@ class Levers:
         if starved and self._state["ways"] and self._rank == 0 and not told:
             self._tell(f"in attempt {self._attempt - 1}", ", ".join(self._state["ways"]))
 
+    def follow(self, learner: Learner, device: torch.device, asked: int | None) -> None:
+        """Pull for one more learner of this attempt, of the same rows, what the one before it has needed."""
+        if not self._state:
+            self.begin(learner, device, asked)
+            return
+        self._learner, pulled = learner, self._state["pulled"]
+        self._state |= {"pulled": 0, "ways": [], "left": True, "token_budget": learner.token_budget}
+        self._pull_until(pulled)
+        self._write()
+
     def pull(self, step: int) -> bool:
         """Let the learner take less memory, which ran out at `step` (-1: before the first); False if it cannot."""
         before = self._state["pulled"]

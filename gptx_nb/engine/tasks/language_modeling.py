@@ -398,8 +398,8 @@ def score(
     per_nat = 1 / math.log(2) / bytes_per_token
     low = high = None
     if len(rows) >= LEAST_ROWS:
-        chosen_rows = np.random.default_rng(0).integers(len(rows), size=(RESAMPLES, len(rows)))
-        sums = rows[chosen_rows].sum(axis=1)
+        rng = np.random.default_rng(0)  # one resample at a time: of much text all together would fill memory
+        sums = np.array([rows[rng.integers(len(rows), size=len(rows))].sum(axis=0) for _ in range(RESAMPLES)])
         low, high = (float(each) for each in np.percentile(sums[:, 0] / sums[:, 1], [2.5, 97.5]) * per_nat)
     return Score(
         bits_per_byte=float(total / tokens * per_nat),
