@@ -279,8 +279,8 @@ class Recipe(Settings):
     epochs: float | None = setting(
         None,
         "Passes over the examples.",
-        reason="3, or more where that would be fewer than 60 steps (200 for head; 250, in at most 30 passes, for a "
-        "classifier of fewer than 50 million parameters): small sets need longer",
+        reason="3, or more where that would be fewer than 60 steps (200 for head; 250, in at most 30 passes, where "
+        "every weight of a classifier of fewer than 50 million parameters is trained): small sets need longer",
         unit="passes",
         gt=0,
         le=1000,

@@ -548,6 +548,9 @@ def test_neighbours_that_need_more_memory_than_is_free_are_refused_before_texts_
     monkeypatch.setattr(memory, "available", lambda device: 1_000_000)
     with pytest.raises(DataError, match=r"takes 1 MB of memory for a vocabulary of 300 tokens, and 1 MB are free"):
         prepare(tmp_path, TEXTS, vocabulary=300, embeddings="cooccurrence")
+    monkeypatch.setattr(memory, "available", lambda device: 1_000_000_000)
+    with pytest.raises(DataError, match=r"or take a smaller vocabulary, as in `vocabulary: 7168`"):
+        prepare(tmp_path, TEXTS, vocabulary=16_384, embeddings="cooccurrence")
     assert left_behind(tmp_path) == []
 
 

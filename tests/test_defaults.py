@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
-from gptx_nb.engine import plan
+from gptx_nb.engine import plan, setup
 from gptx_nb.recipe import Recipe
 
 TINY, LARGE = 7_484_928, 134_515_008
@@ -44,3 +47,11 @@ def test_small_classifiers_take_twice_the_steps_size_alone_would_give() -> None:
     assert plan.learning_rate(recipe, LARGE) == plan.learning_rate(recipe, LARGE, False)
     larger = recipe.model_copy(update={"batch_size": 64})
     assert plan.learning_rate(larger, TINY)[0] == pytest.approx(2 * plan.learning_rate(recipe, TINY)[0], rel=0.05)
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_only_a_classifier_is_trained_so(writes: bool) -> None:
+    job: Any = SimpleNamespace(rows=1_000, shares_vocabulary=writes)
+    chosen = setup._choose(Recipe(data="df"), job, TINY)
+    assert chosen.resolved["epochs"] == (3 if writes else 8)
+    assert chosen.resolved["learning_rate"] == plan.learning_rate(Recipe(data="df", batch_size=32), TINY, not writes)[0]

@@ -159,6 +159,17 @@ if attempt == 1 and how == "optimiser":
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
         return step(self, *rest)
     torch.optim.AdamW.step = stepped
+if how == "comparison":
+    from gptx_nb.engine import transfer
+    from gptx_nb.engine.tasks.text_classification import Learner
+    accuracy, loss = transfer.accuracy, Learner.loss
+    def short_of_memory(*given, **named):
+        def once(self, *rest):
+            Learner.loss = loss
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        Learner.loss = once
+        return accuracy(*given, **named)
+    transfer.accuracy = short_of_memory
 sys.exit(worker.main(sys.argv[1:]))
 """
 COUNTING = """
@@ -207,6 +218,22 @@ def test_a_run_goes_on_from_its_last_checkpoint_with_less(
     assert "memory ran out in attempt 1: going on with 512 tokens at once" in " ".join(notes(run))
     assert len(losses(run)) == len(undisturbed) > 3
     assert losses(run) == pytest.approx(undisturbed, abs=1e-5)
+
+
+def test_a_comparison_goes_on_with_less_too(home: Path, still_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def harmed(run: Run, attempt: int) -> list[str]:
+        return [sys.executable, "-c", COUNTING, str(run.folder), str(attempt), "comparison", HARMED, "not counted"]
+
+    monkeypatch.setattr(launch, "_supervisor_command", harmed)
+    asked = recipe(still_model, epochs=2.0, validation=0.25, baseline="scratch", baseline_seeds=2)
+    run = launch.train("compared", asked, data=LONG, wait=True).run
+    assert (run.state(), run.attempts()) == ("finished", 1)
+    scores = run.scores()
+    assert scores is not None
+    assert len(scores["transfer"]["scratch"]) == 2
+    said = [note for note in notes(run) if note.startswith("memory ran out at step 1: going on with")]
+    assert len(said) == 3, "each of three further trainings ran out once, and each began with what had been needed"
+    assert levers(run, 1)["token_budget"] == 128
 
 
 # ---- the supervisor -------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from gptx_nb import launch, progress
 from gptx_nb.engine import examples as reading
 from gptx_nb.engine import jobs, roles
+from gptx_nb.engine.tables import read
 from gptx_nb.errors import DataError, RecipeError
 from gptx_nb.recipe import Recipe, make_recipe
 from gptx_nb.runs import Run
@@ -176,10 +177,34 @@ def test_a_folder_of_text_files_is_a_table_of_documents(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"letters/broken\.txt, line 2: byte 0xc3 is neither UTF-8 nor Latin-1"):
         reading.load(asked, stage(asked, None, None, tmp_path), tmp_path)
     (letters / "broken.txt").unlink()
+    (letters / ".index.csv").write_text("text,label\na,b\n")  # hidden, as what editors leave
+    (letters / "1890" / "c.txt").write_bytes("Café".encode("latin-1"))
+    source = stage(asked, None, None, tmp_path)["train"]
+    assert source is not None
+    sheet = read(source, tmp_path, subset=None, split="train", named=[], plain_text=True)
+    assert sheet.columns["text"][0] == "Chère Anne,\nil pleut."
+    assert len(sheet.notes) == 1
     classifying = make_recipe({"data": str(letters / "1890"), "task": "text-classification"})
     sources = stage(classifying, None, None, tmp_path)
     with pytest.raises(DataError, match=r"is a folder without a table in it"):
         reading.load(classifying, sources, tmp_path)
+
+
+def test_a_folder_of_text_files_may_have_parts(tmp_path: Path) -> None:
+    for part in ("train", "validation", "test"):
+        (tmp_path / "tales" / part).mkdir(parents=True)
+        for number in range(3):
+            (tmp_path / "tales" / part / f"{number}.txt").write_text(f"{part} {number}")
+    asked = make_recipe({"data": str(tmp_path / "tales")})
+    table = reading.load(asked, stage(asked, None, None, tmp_path), tmp_path)
+    assert [dict(each)["text"] for each in table.train] == [f"train {number}" for number in range(3)]
+    assert table.validation is not None
+    assert [dict(each)["text"] for each in table.validation] == [f"validation {number}" for number in range(3)]
+    for folder, message in (("tales", r"has no split 'dev'"), ("tales/train", r"has no folder 'dev' in it")):
+        other = make_recipe({"data": str(tmp_path / folder), "split": "dev", "task": "text-generation"})
+        sources = stage(other, None, None, tmp_path)
+        with pytest.raises(DataError, match=message):
+            reading.load(other, sources, tmp_path)
 
 
 def test_bad_rows_are_told_with_their_number(tmp_path: Path) -> None:

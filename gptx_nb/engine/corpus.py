@@ -107,7 +107,7 @@ def prepare(
     assert train is not None
     require_room(folder.parent, texts.size_of(train, run_folder, "data"), "the cleaned texts")
     if recipe.embeddings == "cooccurrence":
-        require_memory(len(given) if given is not None else recipe.vocabulary)
+        require_memory(recipe.vocabulary if given is None else len(given), given is not None)
 
     def fill(beside: Path) -> None:
         spools = {part: beside / f"{SPOOL}-{part}" for part in ("train", "validation")}
@@ -551,17 +551,19 @@ COUNTED = 2_000_000  # tokens at once
 PAIR = 16  # bytes of memory for a pair of tokens: counts, both ways, and what they say
 
 
-def require_memory(vocabulary: int) -> None:
-    """Raise DataError where `cooccurrence` needs more memory than is free."""
+def require_memory(vocabulary: int, given: bool) -> None:
+    """Raise DataError where `cooccurrence` needs more memory than is free; `given`: the tokenizer is not trained."""
     from gptx_nb.engine import memory
 
     needed, free = PAIR * vocabulary**2, memory.available(memory.MAIN)
-    if free is not None and needed > free:
-        raise DataError(
-            f"embeddings: cooccurrence takes {pretraining_words.size(needed)} of memory for a vocabulary of "
-            f"{vocabulary:,} tokens, and {pretraining_words.size(free)} are free. Type `embeddings: random`, or take a "
-            "smaller vocabulary, as in `vocabulary: 16384`"
-        )
+    if free is None or needed <= free:
+        return
+    fits = int((free / PAIR) ** 0.5) // 1024 * 1024
+    smaller = "" if given or not fits else f", or take a smaller vocabulary, as in `vocabulary: {fits}`"
+    raise DataError(
+        f"embeddings: cooccurrence takes {pretraining_words.size(needed)} of memory for a vocabulary of {vocabulary:,} "
+        f"tokens, and {pretraining_words.size(free)} are free. Type `embeddings: random`{smaller}"
+    )
 
 
 def cooccurrence(corpus: Shards, width: int, say: Say) -> np.ndarray:

@@ -208,7 +208,7 @@ def prepare(
 ) -> Pretraining:
     """Make or load the model, and decide what the recipe leaves open.
 
-    `embeddings` (vocabulary, at least the width): where a new model's embeddings begin. `ranks`: the processes that
+    `embeddings` (vocabulary, axes): where a new model's embeddings begin. `ranks`: the processes that
     train together. `save_memory` may let the learner take less memory, before that is estimated. Raises UsageError
     for a base model or device that is not there, or text that is too short.
     """

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gptx_nb.engine import hub
 from gptx_nb.errors import DataError, nearest
+from gptx_nb.text_files import kind_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,6 +40,7 @@ PACKED: dict[str, Callable[[bytes], bytes]] = {
 DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 OWN_VALIDATION = ("validation", "valid", "val", "dev")  # splits that are there for scoring while a model is made
 VALIDATION_SPLITS = (*OWN_VALIDATION, "test")
+MOST_NOTES = 3  # on files of one folder
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _SENTENCE_WORDS = 5  # a header of so many words is more likely a row
 
@@ -81,8 +83,8 @@ def read(
     path = run_folder / source.path
     shown = source.shown
     own_validation = None
-    if path.is_dir() and plain_text and (documents := _documents_of(path)):
-        return _read_documents(shown, path, documents)
+    if path.is_dir() and plain_text and subset is None and _documents_of(path):
+        return _read_documents(shown, path, split, setting)
     if path.is_dir():
         file = _file_of_split(path, split) if subset is None else None
         if file is None:
@@ -509,29 +511,43 @@ def _holds_tables(folder: Path) -> bool:
 
 def _documents_of(folder: Path) -> list[Path]:
     """Return the .txt files below `folder` by name, where it holds no table and no saved data set."""
-    if _holds_tables(folder) or (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+    if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         return []
-    return [
+    seen = [
         path
         for path in sorted(folder.rglob("*.*"))
-        if _kind(path) == ".txt"
-        and path.is_file()
-        and not path.name.lower().startswith("readme")
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
+    if any(kind_of(path) in TABLES or _kind(path) in TABLES for path in seen):
+        return []
+    return [path for path in seen if _kind(path) == ".txt" and not path.name.lower().startswith("readme")]
 
 
-def _read_documents(shown: str, folder: Path, files: list[Path]) -> Sheet:
+def _read_documents(shown: str, folder: Path, split: str | None, setting: str) -> Sheet:
+    """Read each file as one row; of the folders `train`, `validation` and the like in it the one of that split."""
+    parts = [each for each in ("train", *VALIDATION_SPLITS) if (folder / each).is_dir()]
+    own_validation = None
+    if parts:
+        own_validation = _own_validation(split, [each for each in OWN_VALIDATION if each in parts])
+        part = _split(shown, parts, split, setting)
+        folder, shown = folder / part, f"{shown.rstrip('/')}/{part}"
+    elif split not in (None, "train"):
+        raise DataError(
+            f"split: {shown} has no folder {split!r} in it, and holds all texts together. Leave `split` out, or name "
+            f"another folder with `{setting}:`"
+        )
     texts: list[str] = []
     notes: list[str] = []
-    for file in files:
+    for file in _documents_of(folder):
         name = f"{shown.rstrip('/')}/{file.relative_to(folder)}"
         text, _, told = decode(name, _content(name, file))
         texts.append(text.strip())
         notes += told
     if not any(texts):
         raise DataError(f"{shown} has no text: its .txt files are empty. Put texts in them, or name another folder")
-    return Sheet(shown, {"text": list(texts)}, len(texts), notes=notes)
+    if len(notes) > MOST_NOTES:
+        notes = [*notes[:MOST_NOTES], f"so it is with {len(notes) - MOST_NOTES:,} more files of {shown}"]
+    return Sheet(shown, {"text": list(texts)}, len(texts), notes=notes, own_validation=own_validation)
 
 
 def _split(shown: str, splits: list[str], wanted: str | None, setting: str) -> str:

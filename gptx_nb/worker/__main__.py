@@ -262,7 +262,7 @@ class Attempt:
         early, scored = self._train(recipe, table)
         if early or recipe.baseline is None or not scored:
             return early
-        return self._compare_with_scratch(recipe, table)  # nothing of what was trained is held any more
+        return self._compare_with_scratch(recipe, table)
 
     def _train(self, recipe: Recipe, table: AnyTable) -> tuple[bool, bool]:
         """Train, score and save; return whether it was stopped before its last step, and whether it has scores."""
@@ -427,6 +427,7 @@ class Attempt:
                     continue
                 weights = "random weights" if arm == "scratch" else "the base model"
                 self.phase("transfer", done=f"seed {number + 1} of {len(seeds)}, from {weights}")
+                self.levers.release()  # two models would be held at once
                 found = accuracy(
                     recipe.model_copy(update={"seed": int(seed)}),
                     table,

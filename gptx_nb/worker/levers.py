@@ -43,6 +43,7 @@ class Levers:
     def __init__(self, run: Run, attempt: int, rank: int, note: Callable[[str], None]) -> None:
         self._run, self._attempt, self._rank, self._note = run, attempt, rank, note
         self._learner: Learner | None = None
+        self._needed = 0  # levers that any learner of this attempt has needed
         self._state: dict[str, Any] = {}
 
     @property
@@ -80,10 +81,14 @@ class Levers:
         if not self._state:
             self.begin(learner, device, asked)
             return
-        self._learner, pulled = learner, self._state["pulled"]
+        self._learner = learner
         self._state |= {"pulled": 0, "ways": [], "left": True, "token_budget": learner.token_budget}
-        self._pull_until(pulled)
+        self._pull_until(self._needed)
         self._write()
+
+    def release(self) -> None:
+        """Hold the learner no longer, and with it its model: `follow` brings another one."""
+        self._learner = None
 
     def pull(self, step: int) -> bool:
         """Let the learner take less memory, which ran out at `step` (-1: before the first); False if it cannot."""
@@ -115,6 +120,7 @@ class Levers:
                 continue  # no step has had so many tokens
             kept = [way for way in self._state["ways"] if not (_is_size(way) and _is_size(how))]  # the last size counts
             self._state |= {"pulled": self._state["pulled"] + 1, "ways": [*kept, how]}
+            self._needed = max(self._needed, self._state["pulled"])
 
     def _write(self) -> None:
         files.write_json(self._run.of_rank(self._run.levers_file(self._attempt), self._rank), self._state)
