@@ -164,8 +164,11 @@ if how == "comparison":
     from gptx_nb.engine.tasks.text_classification import Learner
     accuracy, loss = transfer.accuracy, Learner.loss
     def short_of_memory(*given, **named):
+        failed = []
         def once(self, *rest):
-            Learner.loss = loss
+            if failed:
+                return loss(self, *rest)
+            failed.append(1)
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
         Learner.loss = once
         return accuracy(*given, **named)
