@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sharded_cells
 from safetensors.torch import load_file
-from test_distributed import REVIEWS, nothing_is_left, processes_of, recipe, steps, still_model, until  # noqa: F401
+from test_distributed import REVIEWS, furthest_apart, nothing_is_left, processes_of, recipe, steps, still_model, until  # noqa: F401
 from test_out_of_memory import FULL
 
 from gptx_nb import launch
@@ -116,7 +116,7 @@ def test_a_run_in_shards_that_was_killed_and_then_ran_out_of_memory_ends_as_one_
 
     ours, theirs = (load_file(run.model / "model.safetensors") for run in (two, one))
     assert set(ours) == set(theirs)
-    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-5
+    assert furthest_apart(ours, theirs) < 1e-5
     assert losses(two) == pytest.approx(losses(one), abs=1e-5)
     scores = [(run.scores() or {})["validation"] for run in (one, two)]
     assert scores[0]["loss"] == pytest.approx(scores[1]["loss"], abs=1e-5)
