@@ -80,6 +80,34 @@ def test_a_run_that_writes_and_its_base_model_are_scored_on_any_table(
     assert json.loads(done.stdout)["scores"]["exact_match"]["value"] == 1.0
 
 
+def test_translations_are_scored_in_both_directions_unless_columns_or_shots_name_one(
+    home: Path, tiny_model: Path
+) -> None:
+    pairs = pd.DataFrame({"en": [f"red {at}" for at in range(8)], "fr": [f"rouge {at}" for at in range(8)]})
+    few = {"most": 6, "max_new_tokens": 2}
+    both = gptx_nb.evaluate(str(tiny_model), pairs, **few)
+    assert (both.task, both.rows) == ("translation", 16)
+    found = {name: each["examples"] for name, each in both.scores.items() if name.startswith("chrf")}
+    assert found == {"chrf English to French": 3, "chrf French to English": 3}
+    assert any(note.startswith("both directions are scored, so each row counts twice") for note in both.notes)
+    back = gptx_nb.evaluate(str(tiny_model), pairs, columns={"source": "fr", "target": "en"}, **few)
+    assert (back.rows, [name for name in back.scores if name.startswith("chrf")]) == (8, ["chrf French to English"])
+    shown = gptx_nb.evaluate(str(tiny_model), pairs, shots=2, **few)
+    assert (shown.rows, [name for name in shown.scores if name.startswith("chrf")]) == (6, ["chrf English to French"])
+
+
+def test_of_each_direction_as_many_examples_are_chosen() -> None:
+    examples = [{"from": ("en", "fr")[at % 2], "to": ("fr", "en")[at % 2]} for at in range(200)]
+    for most in (2, 5, 50):
+        places = answers.chosen(examples, most)
+        assert len(places) == most
+        assert places == sorted(places)
+        ways = [examples[at]["from"] for at in places]
+        assert abs(ways.count("en") - ways.count("fr")) <= 1
+    assert answers.chosen([{"text": "a"}] * 9, 3) == [0, 3, 6]
+    assert answers.chosen(examples[:3], 2) == [0, 1]
+
+
 def test_a_classifier_is_scored_with_intervals_and_a_confusion_matrix(home: Path, tiny_model: Path) -> None:
     tuned("labels", tiny_model, REVIEWS, epochs=10)
     found = gptx_nb.evaluate("labels", REVIEWS.rename(columns={"text": "review", "label": "sentiment"}))

@@ -32,9 +32,17 @@ _SCORERS: dict[str, Callable[[list[list[str]], list[str]], dict[str, Score]]] = 
 
 
 def chosen(examples: Sequence[Example], most: int = MOST_WRITTEN) -> list[int]:
-    """Return the places of at most `most` examples, evenly spread, always the same ones."""
-    count = len(examples)
-    return list(range(count)) if count <= most else [at * count // most for at in range(most)]
+    """Return the places of at most `most` examples, evenly spread, always the same ones; of each direction as many."""
+    if len(examples) <= most:
+        return list(range(len(examples)))
+    places: dict[Any, list[int]] = {}
+    for at, each in enumerate(examples):
+        places.setdefault((each.get("from"), each.get("to")), []).append(at)
+    found: list[int] = []
+    for number, here in enumerate(places.values()):
+        share = min(len(here), (most + number) // len(places))
+        found += [here[at * len(here) // share] for at in range(share)]
+    return sorted(found)
 
 
 def likelihood(nats: np.ndarray, text_of_row: Sequence[str] | None = None) -> dict[str, Any]:

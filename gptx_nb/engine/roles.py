@@ -138,13 +138,14 @@ def load(task: str, why: str, recipe: Recipe, sources: Mapping[str, Source | Non
         numbers = {
             part: [found.numbers[at] for at in places] for part, places in (("train", kept), ("validation", back))
         }
+    remarks: list[str] = []
     if task == "translation":
-        train = _both_ways(train)
-        validation = validation and _both_ways(validation)
+        train = both_ways(train)
+        validation = validation and both_ways(validation)
         numbers = {part: [row for row in rows for _ in range(2)] for part, rows in numbers.items()}
         if unknown := unknown_languages(roles):
             warnings.append(unknown)
-        warnings.append(
+        remarks.append(
             f"both directions are learnt: {facts['from']} to {facts['to']} and back, so each row counts twice"
         )
     report = {
@@ -164,6 +165,7 @@ def load(task: str, why: str, recipe: Recipe, sources: Mapping[str, Source | Non
         "facts": facts,
         "encoding": sheet.encoding,
         "warnings": warnings,
+        "remarks": remarks,
         "fingerprint": fingerprint(train, validation),
     }
     return RoleTable(task, train, validation, facts, report, numbers)
@@ -425,7 +427,8 @@ def storable(value: Any) -> Any:
     return [storable(each) for each in value] if isinstance(value, list) else value
 
 
-def _both_ways(examples: Sequence[Example]) -> list[Example]:
+def both_ways(examples: Sequence[Example]) -> list[Example]:
+    """Return each translation, and behind it the one in the other direction."""
     found = []
     for each in examples:
         plain = {role: value for role, value in each.items() if role != "references"}

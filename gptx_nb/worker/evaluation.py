@@ -241,6 +241,9 @@ def _written(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Path
     rest = [at for at in range(len(examples)) if at not in set(drawn.places)]
     examples, numbers = [examples[at] for at in rest], [numbers[at] for at in rest]
     shown += _known(sum(each in shots for each in examples))
+    if task == "translation" and not shots and not recipe.columns:
+        examples, numbers = roles.both_ways(examples), [number for number in numbers for _ in range(2)]
+        shown.append("both directions are scored, so each row counts twice; `columns` that you name ask for one")
     tokens = [writer.rows(each, shots) for each in examples]
     left_out = [number for number, each in zip(numbers, tokens, strict=True) if None in each]
     rows = [row for each in tokens for row in each if row is not None]
