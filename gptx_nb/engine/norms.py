@@ -33,7 +33,8 @@ class RMSNorm(torch.nn.Module):
     variance_epsilon: float
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        if states.device.type == "cpu":
+        learns = torch.is_grad_enabled() and (states.requires_grad or self.weight.requires_grad)
+        if states.device.type == "cpu" and (learns or states.numel() > AT_ONCE):
             found: torch.Tensor = _Blocks.apply(states, self.weight, self.variance_epsilon)
             return found
         wide = states.float()

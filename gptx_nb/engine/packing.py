@@ -121,6 +121,11 @@ def _attention(
         query, scale = query * scale, 1.0
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     learns = torch.is_grad_enabled() and query.requires_grad
+    if texts == 1 and not learns and not dropout:  # nothing to lay side by side: a short text by itself is mostly that
+        alone = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=scale, enable_gqa=query.shape[1] > key.shape[1]
+        )
+        return alone.transpose(1, 2).to(given), None
     if kind == "cpu" and (dropout or len(spread) // texts < (FUSED_BACKWARD if learns else FUSED)):
         place = PLACE + int(getattr(module, "layer_idx", None) or 0)
         mixed = _Short.apply(query, key, value, spread, gather, texts, scale, dropout, place)

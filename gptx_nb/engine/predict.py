@@ -136,13 +136,12 @@ class Classifier:
         if not np.isfinite(logits).all():
             raise ModelError("the model gives no finite numbers: its training has diverged")
         if self._moved is not None:
-            with products.exactly(self._model):
-                logits = close_calls.settle(
-                    logits,
-                    self.threshold,
-                    self._moved,
-                    lambda again: self._logits([found.rows[at] for at in again], CPU_EXACT_TOKENS),
-                )
+
+            def exactly(again: list[int]) -> np.ndarray:
+                with products.exactly(self._model):
+                    return self._logits([found.rows[at] for at in again], CPU_EXACT_TOKENS)
+
+            logits = close_calls.settle(logits, self.threshold, self._moved, exactly)
         wide = torch.from_numpy(logits).double()
         probabilities: list[list[float]] = (wide.softmax(-1) if self.threshold is None else wide.sigmoid()).tolist()
         return Answer(probabilities, found.cut)
