@@ -54,8 +54,8 @@ def run(data: Set, asked: dict[str, Any], arguments: argparse.Namespace) -> dict
         **({} if asked["warmup"] is None else {"warmup": asked["warmup"]}),
     )
     if asked["rate"] is not None:
-        batch, _ = plan.batch_size(recipe, len(train))
         size = round(CATALOG[arguments.model].parameters * 1e6)
+        batch, _ = plan.batch_size(recipe, len(train), size)
         own, _ = plan.learning_rate(recipe.model_copy(update={"batch_size": batch}), size)
         recipe = recipe.model_copy(update={"learning_rate": asked["rate"] * own})
     started = time.perf_counter()

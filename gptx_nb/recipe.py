@@ -300,10 +300,10 @@ class Recipe(Settings):
         gt=0,
         le=1,
     )
-    warmup: float = setting(
-        0.1,
+    warmup: float | None = setting(
+        None,
         "Share of the steps in which the learning rate rises.",
-        reason="steadies the first steps",
+        reason="a tenth steadies the first steps",
         unit="share",
         ge=0,
         lt=1,

@@ -30,7 +30,7 @@ TINY, LARGE = 7_484_928, 134_515_008
 )
 def test_passes(rows: int, parameters: int, has_head: bool, tune: str, passes: int) -> None:
     recipe = Recipe(data="df", tune=tune)
-    batch, _ = plan.batch_size(recipe, rows)
+    batch, _ = plan.batch_size(recipe, rows, parameters, has_head)
     chosen, reason = plan.epochs(recipe, rows, -(-rows // batch), parameters, has_head)
     assert chosen == passes
     small = has_head and parameters == TINY and tune == "full"
@@ -54,4 +54,6 @@ def test_only_a_classifier_is_trained_so(writes: bool) -> None:
     job: Any = SimpleNamespace(rows=1_000, shares_vocabulary=writes)
     chosen = setup._choose(Recipe(data="df"), job, TINY)
     assert chosen.resolved["epochs"] == (3 if writes else 8)
+    assert chosen.resolved["warmup"] == chosen.settings.warmup == 0.1
+    assert setup._choose(Recipe(data="df", warmup=0.0), job, TINY).settings.warmup == 0
     assert chosen.resolved["learning_rate"] == plan.learning_rate(Recipe(data="df", batch_size=32), TINY, not writes)[0]

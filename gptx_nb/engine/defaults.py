@@ -1,7 +1,7 @@
 """What a recipe that sets nothing trains with: one table by tuning method, and where each row was measured.
 
-`plan.py` takes learning rate, batch and number of steps from here. The source of a row is `benchmarks/defaults.py`, run
-as it says; "not swept" means that the row is an older choice which no sweep has confirmed yet.
+`plan.py` takes learning rate, warm-up, batch and number of steps from here. The source of a row is
+`benchmarks/defaults.py`, run as it says; "not swept" means that the row is an older choice that no sweep has confirmed.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ class Default:
     """How a part of a model is trained.
 
     `rate` is the peak learning rate at batches of 16. Where `by_size`, that is for a model of a million parameters, and
-    falls with the root of their number. It grows with the root of the batch where `by_batch`. A small set is gone
-    through until `steps` are done, and on to `more_steps` in at most MOST_EPOCHS passes.
+    falls with the root of their number. It grows with the root of the batch where `by_batch`. Examples are gone through
+    `epochs` times; a small set until `steps` are done, and on to `more_steps` in at most MOST_EPOCHS passes. A step has
+    `batch` examples, doubled up to `most_batch` as long as an epoch has `steps_an_epoch` steps left. The rate rises in
+    a share of `warmup` of all steps.
     """
 
     rate: float
@@ -27,6 +29,11 @@ class Default:
     steps: int
     source: str
     more_steps: int = 0
+    epochs: float = 3.0
+    batch: int = 16
+    most_batch: int = 64
+    steps_an_epoch: int = 30
+    warmup: float = 0.1
 
 
 DEFAULTS = {
