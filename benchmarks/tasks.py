@@ -87,6 +87,7 @@ def measure(data: Path, name: str, model: str, way: str, asked: argparse.Namespa
     count = {"base": 0, "shots": asked.shots, "tuned": asked.examples}[way]
     learnt = table(data, which, "train", count)
     found: dict[str, Any] = {"set": name, "task": which.task, "model": model, "way": way, "examples": count}
+    found["cores"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     options: dict[str, Any] = {"most": asked.test}
     if which.new_tokens:
         options["max_new_tokens"] = which.new_tokens
@@ -127,6 +128,7 @@ def row(measured: dict[str, Any]) -> dict[str, Any]:
         "95 % interval": f"{score['low']:.3f} to {score['high']:.3f}",
         "test rows": score["examples"],
         "training, s": None if measured.get("training_s") is None else round(measured["training_s"]),
+        "cores": measured.get("cores"),
     }
 
 
