@@ -330,6 +330,7 @@ def choices(run: Run) -> list[tuple[str, str, str]]:
         "memory",
         "tokens_per_step",
         "learning_rate",
+        "warmup",
         "epochs",
         "max_length",
         "context",
@@ -360,6 +361,20 @@ def warnings(run: Run) -> list[str]:
     return list(dict.fromkeys(str(each) for each in found))
 
 
+def facts(run: Run) -> list[str]:
+    """Return what a user should know of data and plan that is no reason to worry, each once, as sentences."""
+    found = [*((run.report() or {}).get("remarks") or ()), *((run.plan() or {}).get("remarks") or ())]
+    return list(dict.fromkeys(_sentence(str(each)) for each in found))
+
+
+def _sentence(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}{'' if words.endswith('.') else '.'}"
+
+
+def _told(run: Run) -> list[str]:
+    return [f"note: {each}" for each in [*facts(run), *warnings(run)]]
+
+
 def preflight_lines(run: Run) -> list[str]:
     """Return what was found out before training, as text."""
     report, plan = run.report(), run.plan()
@@ -367,7 +382,7 @@ def preflight_lines(run: Run) -> list[str]:
     if run.kind is PretrainRecipe:
         lines += [f"{what}: {words}" for what, words in pretraining_words.corpus_lines(report)] if report else []
         lines += [f"{name}: {value}" + (f" ({why})" if why else "") for name, value, why in choices(run)]
-        return lines + [f"note: {note}" for note in warnings(run)]
+        return lines + _told(run)
     if report is not None and writing_words.is_writing(report):
         lines += [
             f"data: {report.get('source') or 'examples'}: {rows_used(report)}",
@@ -381,7 +396,7 @@ def preflight_lines(run: Run) -> list[str]:
                 f"example: {one_line(text, 300)} ({tokens:,} tokens)" for text, tokens in writing_words.rendered(plan)
             ]
             lines += [f"{name}: {value}" + (f" ({why})" if why else "") for name, value, why in choices(run)]
-        return lines + [f"note: {note}" for note in warnings(run)]
+        return lines + _told(run)
     if report is not None:
         lines += [
             f"data: {report.get('source') or 'examples'}: {rows_used(report)}",
@@ -396,7 +411,7 @@ def preflight_lines(run: Run) -> list[str]:
             for each in plan["rendered"]
         ]
         lines += [f"{name}: {value}" + (f" ({why})" if why else "") for name, value, why in choices(run)]
-    return lines + [f"note: {note}" for note in warnings(run)]
+    return lines + _told(run)
 
 
 def _first(values: dict[str, int], limit: int) -> list[tuple[str, int]]:
@@ -468,13 +483,15 @@ def score_rows(run: Run) -> list[tuple[str, float, float | None]]:
 
 def score_cells(run: Run) -> list[tuple[str, str, str]]:
     """Return `score_rows` in words, each score with its 95 % interval where it is known."""
-    return [(who, _measured(found, "accuracy"), _measured(found, "macro_f1")) for who, found in _scored(run)]
+    return [(who, measured(found, "accuracy"), measured(found, "macro_f1")) for who, found in _scored(run)]
 
 
-def _measured(found: dict[str, Any], name: str) -> str:
+def measured(found: dict[str, Any], name: str) -> str:
+    """Return the figure of that `name` in words, with its 95 % interval where it is known."""
     scores = found.get("scores") or {}
     score = scores.get("subset_accuracy" if name == "accuracy" and "accuracy" not in scores else name)
-    return share(found[name]) + (f" ({score['low']:.2f} to {score['high']:.2f})" if score else "")
+    low, high = (score["low"], score["high"]) if score else (None, None)
+    return share(found[name]) + (f" ({low:.2f} to {high:.2f})" if low is not None and low == low else "")
 
 
 def calibration(validation: dict[str, Any] | None) -> str:
@@ -485,7 +502,7 @@ def calibration(validation: dict[str, Any] | None) -> str:
 
 def remarks(scores: dict[str, Any]) -> list[str]:
     """Say why a figure of the base model is missing, where that is not plain: facts, no warnings."""
-    return [f"{each[:1].upper()}{each[1:]}." for each in scores.get("remarks") or ()]
+    return [_sentence(each) for each in scores.get("remarks") or ()]
 
 
 def _scored(run: Run) -> list[tuple[str, dict[str, Any]]]:
@@ -569,7 +586,7 @@ def result_lines(run: Run) -> list[str]:
         lines.append(pretraining_words.verdict(scores, run.name))
         for beginning, text in samples.latest(Progress(run).refresh().evaluations).rows:
             lines.append(f"sample: {one_line(beginning, 60)} | {one_line(text, 200)}")
-        return lines + [f"note: {note}" for note in [*warnings(run), *_notes(run)]]
+        return lines + _told(run) + [f"note: {note}" for note in _notes(run)]
     lines.append(verdict(scores))
     if writing_words.is_writing(scores):
         head, cells = writing_words.table(scores, model_name(run))
@@ -589,7 +606,7 @@ def result_lines(run: Run) -> list[str]:
     lines += remarks(scores)
     if (validation := scores.get("validation") or {}).get("multi_label"):
         lines += multi_label_words.lines(validation)
-    return lines + [f"note: {note}" for note in [*warnings(run), *_notes(run)]]
+    return lines + _told(run) + [f"note: {note}" for note in _notes(run)]
 
 
 def _notes(run: Run) -> list[str]:

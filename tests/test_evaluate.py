@@ -5,6 +5,7 @@ import pytest
 
 from gptx_nb.engine import evaluate
 from gptx_nb.engine.data import Examples
+from gptx_nb.engine.scores.labels import single_label
 
 
 def test_scores_are_those_of_the_confusion_matrix() -> None:
@@ -35,6 +36,26 @@ def test_every_score_of_a_run_and_of_its_baselines_has_an_interval_and_its_numbe
             assert (score["low"] <= score["value"] <= score["high"], score["examples"]) == (True, 40)
             assert score["low"] < score["high"]
     assert evaluate.baselines(held, held)["majority"]["macro_f1"] == pytest.approx(1 / 3)
+
+
+def test_figures_by_label_are_those_of_the_scores_and_have_intervals() -> None:
+    truth, said = [0, 1] * 20, [0, 1] * 15 + [1, 0, 1, 1, 1] * 2
+    found = evaluate.scores(["no", "yes"], truth, np.eye(2)[said])["per_class"]
+    told = evaluate.by_label(single_label(["no", "yes"], truth, said).per_label)
+    for mine, theirs in zip(told, found, strict=True):
+        for name, score in mine.pop("scores").items():
+            assert score["value"] == mine[name]
+            assert score["low"] <= score["value"] <= score["high"]
+            assert score["low"] < score["high"]
+        assert mine == {
+            name: each if name in ("label", "rows") else pytest.approx(each) for name, each in theirs.items()
+        }
+
+
+def test_a_label_that_no_row_has_is_without_an_interval() -> None:
+    told = evaluate.by_label(single_label(["no", "yes"], [0] * 9, [0] * 9).per_label)[1]
+    assert (told["recall"], told["rows"]) == (0, 0)
+    assert told["scores"]["recall"]["low"] is told["scores"]["recall"]["high"] is None
 
 
 def test_a_few_rows_are_shown_always_the_same_with_the_share_of_their_label() -> None:

@@ -45,14 +45,16 @@ def tiny() -> tuple[models.Base, Any, Any]:
     return base, tokenizer, models.load_classifier(base, tokenizer, ["negative", "positive"], 0)
 
 
-def table(rows: list[tuple[str, str]], labels: list[str], column: str = "label") -> Table:
+def table(rows: list[tuple[str, str]], labels: list[str], column: str = "label", held: Examples | None = None) -> Table:
     examples = Examples([text for text, _ in rows], [labels.index(label) for _, label in rows])
-    return Table(examples, None, labels, {"text": "text", "label": column, "warnings": [], "source": "here"})
+    return Table(examples, held, labels, {"text": "text", "label": column, "warnings": [], "source": "here"})
 
 
-def prepared(rows: list[tuple[str, str]], labels: list[str], **more: Any) -> tuple[Classification, setup.Setup]:
+def prepared(
+    rows: list[tuple[str, str]], labels: list[str], held: Examples | None = None, **more: Any
+) -> tuple[Classification, setup.Setup]:
     recipe = Recipe(data="here", device="cpu", dtype="float32", **more)
-    job = Classification(table(rows, labels), recipe)
+    job = Classification(table(rows, labels, held=held), recipe)
     return job, setup.prepare(recipe, job, lambda note: None)
 
 
@@ -329,6 +331,18 @@ def test_a_resumed_recipe_begins_in_the_same_way(monkeypatch: pytest.MonkeyPatch
     assert again.start.reason == "asked for in the recipe"
 
 
+def test_a_resumed_recipe_with_a_new_head_needs_the_same_tokens_to_score_its_base() -> None:
+    rows = [(GOOD[at % 5] if at % 2 else BAD[at % 5], "positive" if at % 2 else "negative") for at in range(10)]
+    held = Examples([GOOD[0], BAD[0]], [1, 0])
+    job, made = prepared(rows, ["negative", "positive"], held=held)
+    assert made.resolved.head == "plain"
+    assert job.has_a_before
+    again, _ = prepared(rows, ["negative", "positive"], held=held, head="plain")
+    assert again.more_tokens == job.more_tokens
+    none, _ = prepared(rows, ["negative", "positive"], held=held, baselines=False)
+    assert not none.has_a_before
+
+
 def test_a_prompt_that_leaves_little_room_for_texts_is_not_taken_unasked() -> None:
     job, _ = prepared([(GOOD[0], "positive"), (BAD[0], "negative")], ["negative", "positive"], max_length=12)
     assert job.start.reason == "a new head, as a prompt would take 9 of a text's 12 tokens"
@@ -577,9 +591,28 @@ def test_a_runs_scores_stand_beside_those_of_the_base_model_untrained_and_shown_
     shown = {who: (accuracy, f1) for who, accuracy, f1 in score_rows(run)}
     assert list(shown)[:3] == ["shown v1 (tiny)", "tiny, shown 4 examples", "tiny, untrained"]
     assert shown["tiny, untrained"] == (scores["base"]["accuracy"], scores["base"]["macro_f1"])
-    # The same model, asked by its name and calibrated by these texts.
-    plan = run.plan() or {}
-    assert plan["head"]["choice"] == "words"
+    assert (run.plan() or {})["head"]["choice"] == "words"
+
+
+def test_a_classifier_with_a_new_head_stands_beside_its_base_too(served: None) -> None:
+    frame = pd.DataFrame({"text": [f"{text} {at}" for text in GOOD + BAD for at in range(4)]})
+    frame["label"] = ["positive"] * 20 + ["negative"] * 20
+    run = api.finetune("plainly", frame, tune="full", epochs=3, device="cpu", seed=1)
+    assert (run.plan() or {})["head"]["choice"] == "plain"
+    assert [who for who, *_ in score_rows(run)][1:3] == ["tiny, shown 4 examples", "tiny, untrained"]
+    scores = run.scores() or {}
+    assert scores["base"]["rows"] == scores["few_shot"]["rows"] == 8
+    assert scores["few_shot"]["shots"] == 4
+
+
+def test_labels_without_words_leave_the_base_without_a_score_and_say_so(served: None) -> None:
+    frame = pd.DataFrame(
+        {"text": [f"{text} {at}" for text in GOOD + BAD for at in range(4)], "label": [1] * 20 + [0] * 20}
+    )
+    scores = api.finetune("numbers", frame, tune="head", epochs=1, device="cpu").scores() or {}
+    assert scores["base"] is None
+    assert len(scores["remarks"]) == 1
+    assert scores["remarks"][0].startswith("the base model has no score: ")
 
 
 # ---- the article's example ------------------------------------------------------------------------------------------

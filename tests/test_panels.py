@@ -116,7 +116,10 @@ def test_scores_stand_with_their_intervals_and_the_calibration_error_beside(home
 
     known = {"accuracy": score(0.8125), "macro_f1": score(0.811), "calibration_error": score(0.06, best=0.0)}
     words = {"tfidf": {"accuracy": 0.83, "macro_f1": 0.8, "scores": {"accuracy": score(0.83), "macro_f1": score(0.8)}}}
-    run = finished(validation={**SCORES["validation"], "scores": known}, baselines=words)
+    by_label = [dict(each) for each in SCORES["validation"]["per_class"]]
+    unknown = {**score(0.0), "low": None, "high": None}  # no draw had such a row
+    by_label[0]["scores"] = {"precision": score(0.83), "recall": score(0.79), "f1": unknown}
+    run = finished(validation={**SCORES["validation"], "scores": known, "per_class": by_label}, baselines=words)
     shown = panels.bundle_of(run)
     assert shown["text/plain"].splitlines()[2:6] == [
         "                                         accuracy             macro F1",
@@ -124,8 +127,9 @@ def test_scores_stand_with_their_intervals_and_the_calibration_error_beside(home
         "TF-IDF + logistic regression  0.83 (0.78 to 0.93)  0.80 (0.75 to 0.90)",
         "calibration error 0.060 (0.010 to 0.160) on 48 rows",
     ]
-    for part in ("0.81 (0.76 to 0.91)", "calibration error 0.060 (0.010 to 0.160) on 48 rows"):
+    for part in ("0.81 (0.76 to 0.91)", "calibration error 0.060 (0.010 to 0.160) on 48 rows", "0.83 (0.78 to 0.93)"):
         assert part in Words(shown["text/html"]).text
+    assert ">0.81<" in shown["text/html"]
     told = comparison.compare([run])["scores"]
     assert ["accuracy, TF-IDF + logistic regression", "0.830 (0.780 to 0.930)"] in told
     assert ["calibration error", "0.060 (0.010 to 0.160)"] in told

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from gptx_nb.engine.data import Examples
-from gptx_nb.engine.scores.labels import calibration, single_label
+from gptx_nb.engine.scores.intervals import Score
+from gptx_nb.engine.scores.labels import LabelScores, calibration, single_label
 
 SAMPLES = 4  # held-out rows that people may look at while a model learns
 SAMPLE_LETTERS = 200
@@ -45,6 +46,26 @@ def intervals(labels: list[str], truth: Sequence[int], guess: np.ndarray) -> dic
     """Return accuracy and macro F1 as Scores: each with its 95 % bootstrap interval and its number of examples."""
     found = single_label(labels, truth, guess.tolist())
     return {"accuracy": found.accuracy.to_json(), "macro_f1": found.macro_f1.to_json()}
+
+
+def by_label(found: Sequence[LabelScores]) -> list[dict[str, Any]]:
+    """Return the per-class figures of `scores`; each has "scores" besides, with their 95 % bootstrap intervals.
+
+    An interval that no draw of the examples says anything of is None.
+    """
+
+    def known(score: Score) -> dict[str, Any]:
+        return {name: None if value != value else value for name, value in score.to_json().items()}  # NaN is no JSON
+
+    return [
+        {
+            "label": each.label,
+            **{name: getattr(each, name).value for name in ("precision", "recall", "f1")},
+            "rows": each.support,
+            "scores": {name: known(getattr(each, name)) for name in ("precision", "recall", "f1")},
+        }
+        for each in found
+    ]
 
 
 def measured(labels: list[str], truth: Sequence[int], logits: np.ndarray) -> dict[str, dict[str, Any]]:

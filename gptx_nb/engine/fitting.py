@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
 PATIENCE = 30.0  # seconds; each estimate takes a few, and the run is to start nevertheless
 
 
+@dataclass(frozen=True)
+class Advice:
+    """What to do where memory is too little: `settings` to type, None where there are none, and a sentence."""
+
+    settings: str | None
+    sentence: str
+
+
 def nearest(
     recipe: Recipe,
     job: Job,
@@ -29,15 +38,15 @@ def nearest(
     free: int,
     device: torch.device,
     estimate_of: Callable[[PreTrainedModel, Learner], memory.Estimate],
-) -> str | None:
-    """Return the settings that change least of `recipe` and fit `free` bytes, as they are typed; None: none was found.
+) -> Advice:
+    """Return what changes least of `recipe` and fits `free` bytes.
 
     `model` is the one that does not fit, of which its architecture is taken, `longest` its longest row in tokens. The
     job's rows are encoded anew for each length: encode them again for what then trains.
     """
     begun = time.monotonic()
 
-    def smallest(method: str, length: int) -> memory.Estimate | None:
+    def smallest(method: str, length: int, *, twice: bool = False) -> memory.Estimate | None:
         if time.monotonic() - begun > PATIENCE or (method == "head" and job.shares_vocabulary):
             return None
         with torch.device("meta"):
@@ -57,9 +66,23 @@ def nearest(
             token_budget=length,
             streams=1,
         )
+        while twice and learner.need_less_memory() is not None:  # as the run does where memory has run out
+            pass
         return estimate_of(bare, learner)
 
     same = smallest(recipe.tune, longest)
     if same is not None and same.fits(free):  # with one row at a time, and the same result
-        return f"tokens_at_once: {longest}"
-    return memory.nearest_recipe(smallest, tune=recipe.tune, max_length=longest, free=free)
+        return _to_type(f"tokens_at_once: {longest}")
+    same = smallest(recipe.tune, longest, twice=True)
+    if same is not None and same.fits(free):
+        return Advice(
+            None,
+            "With activations computed twice it would fit, at the same result: a run goes over to that by itself where "
+            "memory runs out",
+        )
+    found = memory.nearest_recipe(smallest, tune=recipe.tune, max_length=longest, free=free)
+    return Advice(None, "Take a smaller model: shorter rows are not enough") if found is None else _to_type(found)
+
+
+def _to_type(settings: str) -> Advice:
+    return Advice(settings, f"Type `{settings}`, which would fit")

@@ -23,6 +23,7 @@ from gptx_nb.engine.examples import AnyTable
 from gptx_nb.engine.ragged import Ragged
 from gptx_nb.engine.rendering import pieces
 from gptx_nb.engine.roles import CLASSIFICATION, RoleTable
+from gptx_nb.engine.scores.labels import single_label
 from gptx_nb.engine.shots import draw
 from gptx_nb.engine.tasks import (
     chat_templates,
@@ -128,6 +129,7 @@ class Classification:
         self._cut = 0
         self.start = Start(None, None, "a new head on the plain text")
         self._before: head_start.Before | None = None
+        self._not_before = ""  # why the base model is not scored, where it could have been
         self._before_cut: head_start.Before | None = None  # the same, with the numbers that a cut vocabulary has
         self._reading = Reading(0)
         self._cost: dict[str, str] | None = None
@@ -146,7 +148,7 @@ class Classification:
 
     @property
     def has_a_before(self) -> bool:
-        return self._before is not None  # a new head says nothing
+        return self._before is not None  # without words, a new head says nothing
 
     def load_model(
         self, base: models.Base, tokenizer: PreTrainedTokenizerBase, seed: int, *, scratch: bool = False
@@ -172,9 +174,14 @@ class Classification:
         if self.start.head is not None:
             score: Any = model.get_submodule("score")
             score.weight.data.copy_(self.start.head)
-            if self.is_scored and self.recipe.baselines:
-                known = replace(known, dtype=dtype)  # it is scored where and as the run is trained
-                self._before = head_start.Before.of(known, self.start, self.table, models.context(base.config))
+        if self.is_scored and self.recipe.baselines:
+            known = replace(known, dtype=dtype)  # it is scored where and as the run is trained
+            context = models.context(base.config)
+            before = head_start.Before.of(known, self.start, self.table, self.recipe, context)
+            if isinstance(before, str):
+                self._not_before = f"the base model has no score: {before}"
+            else:
+                self._before = before
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         self._reading = self._reading_at(max_length)
@@ -219,7 +226,7 @@ class Classification:
 
     def told(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         told = plan.examples(self.table, tokenizer, self._rows, self._held, self._first(3), self._cut)
-        told = {**told, "notes": [*told["notes"], *self.start.notes()], **self.start.told()}
+        told = {**told, "remarks": self.start.remarks(), **self.start.told()}
         return {**told, "long_texts": self._cost} if self._cost is not None else told
 
     def seen(self, tokenizer: PreTrainedTokenizerBase, places: Sequence[int]) -> list[dict[str, Any]]:
@@ -264,8 +271,13 @@ class Classification:
 
     def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]:
         assert self.table.validation is not None
-        asked = self.table.labels, self.table.validation.labels, learner.held_logits()
-        return {**evaluate.scores(*asked), "scores": evaluate.measured(*asked)}
+        labels, truth, logits = self.table.labels, self.table.validation.labels, learner.held_logits()
+        return {
+            **evaluate.scores(labels, truth, logits),
+            "scores": evaluate.measured(labels, truth, logits),
+            "per_class": evaluate.by_label(single_label(labels, truth, logits.argmax(axis=1).tolist()).per_label),
+            "remarks": [self._not_before] if self._not_before else [],
+        }
 
     def baselines(self) -> dict[str, Any]:
         assert self.table.validation is not None
@@ -330,7 +342,7 @@ class MultiLabel(Classification):
 
     def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]:
         why = "the base model has no score: untrained it gives one label a text, and these have any number"
-        return {**self._scored(learner.held_logits()), "remarks": [why] if self.recipe.baselines else []}
+        return {**self._scored(learner.held_logits()), "remarks": [why] if self._not_before else []}
 
     def _scored(self, logits: np.ndarray) -> dict[str, Any]:
         assert self.table.validation is not None
@@ -364,6 +376,7 @@ class Writing:
         self._facts = dict(self.table.facts)
         self._counts: dict[str, int] = {}
         self._notes: list[str] = []
+        self._remarks: list[str] = []
         self._windowed = 0  # examples whose contexts take several windows
         self._began = time.monotonic()
         self._wrote = 0.0  # seconds in which samples were written
@@ -396,10 +409,10 @@ class Writing:
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         self._rows, self._held = EncodedRows(), EncodedRows()  # anew: it may be asked for several lengths
-        self._notes, self._windowed = [], 0
+        self._notes, self._remarks, self._windowed = [], [], 0
         if self.task.name == "chat":
             name, reason = chat_templates.choose(tokenizer)
-            self._notes.append(f"chat template: {name} ({reason})")
+            self._remarks.append(f"chat template: {name} ({reason})")
         encoder = Encoder(tokenizer, max_length)
         if self.recipe.long_texts == "windows":
             self._facts["windows"] = Windows(max_length, self.recipe.stride).to_json()
@@ -514,6 +527,7 @@ class Writing:
                 for row in self._rows[:3]
             ],
             "notes": [*self.report.get("warnings", []), *self._notes],
+            "remarks": self._remarks,
         }
 
     def seen(self, tokenizer: PreTrainedTokenizerBase, places: Sequence[int]) -> list[dict[str, Any]]:

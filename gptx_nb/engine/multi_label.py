@@ -109,16 +109,7 @@ def scores(
         "labels": labels,
         "threshold": chosen,
         "threshold_why": why,
-        "per_class": [
-            {
-                "label": each.label,
-                "precision": each.precision.value,
-                "recall": each.recall.value,
-                "f1": each.f1.value,
-                "rows": each.support,
-            }
-            for each in found.per_label
-        ],
+        "per_class": evaluate.by_label(found.per_label),
     }
 
 

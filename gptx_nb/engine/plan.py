@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from gptx_nb.engine.tuning import Tuning
 
 MOST_LENGTH = 512  # tokens; longer rows are taken where the recipe asks for them
-LARGEST_BATCH, STEPS_AN_EPOCH = 64, 30  # larger batches are taken where that many steps are left
 LONG = 300.0  # seconds of training, from which on a quicker method is proposed
 WORTH_IT = 0.5  # of the time of a run; what saves less is not worth what it learns less
 TOP_LAYERS = 4
@@ -145,23 +144,25 @@ def speed(
     copies: float,
     ranks: int = 1,
     tried: str = "the longest rows",
+    more: Mapping[str, float] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return what the plan says of time: `tokens` in all, after a trial of `step_tokens` that took `seconds`.
 
-    `tried` says what that trial was.
+    `tried` says what that trial was, `more` how many seconds come to it, by what takes them.
 
     `peak`: FLOPs a second of this device's fastest matrix product. `copies`: bytes a second that a copy
     reads and writes in its memory. `ranks`: processes that train at once, each so fast.
     """
     each = f" in each of {ranks} processes" if ranks > 1 else ""
-    tokens_here = tokens / ranks
     rate = step_tokens / seconds
+    total = tokens / ranks / rate + sum((more or {}).values())
+    added = [f"{_duration(took)} for {what}" for what, took in (more or {}).items() if took >= 0.5]
     found: dict[str, dict[str, Any]] = {
         "time": {
-            "choice": _duration(tokens_here / rate),
-            "reason": f"{tokens:,} tokens at {rate:,.0f} a second{each}, measured on {tried}; the optimiser's "
-            "steps and scoring not counted",
-            "seconds": tokens_here / rate,
+            "choice": _duration(total),
+            "reason": f"{tokens:,} tokens at {rate:,.0f} a second{each}, measured on {tried}"
+            + (f", and {' and '.join(added)}" if added else ""),
+            "seconds": total,
         }
     }
     if flops_per_token:  # the head alone is no work
@@ -174,6 +175,15 @@ def speed(
             "bytes_per_second": copies,
         }
     return found
+
+
+def optimiser_time(trained: int, steps: int, copies: float) -> dict[str, float]:
+    """Return the seconds that `steps` steps of AdamW take for so many `trained` weights, for `speed`.
+
+    They move bytes, at the speed of a copy: gradients are read to clip and to use them, weights and two moments are
+    read and written, each of 4 bytes.
+    """
+    return {"the optimiser's steps": 32 * trained * steps / copies}
 
 
 def proposal(
@@ -261,8 +271,8 @@ def epochs(
     chosen = defaults.of(recipe.tune, parameters, has_head)
     needed = -(-chosen.steps // steps_per_epoch)
     more = min(defaults.MOST_EPOCHS, -(-chosen.more_steps // steps_per_epoch))
-    if max(needed, more) <= 3:
-        return 3.0, "the usual number"
+    if max(needed, more) <= chosen.epochs:
+        return chosen.epochs, "the usual number"
     made = f"{rows:,} examples make {steps_per_epoch} step(s) an epoch"
     if needed >= more:
         return float(needed), f"{made}; fewer than {chosen.steps} teach little"
@@ -270,14 +280,18 @@ def epochs(
     return float(more), f"{made}; {of_so_many}, in at most {defaults.MOST_EPOCHS} epochs"
 
 
-def batch_size(recipe: Recipe, rows: int) -> tuple[int, str]:
-    """Return the number of examples a step, and why."""
+def batch_size(recipe: Recipe, rows: int, parameters: int, has_head: bool = True) -> tuple[int, str]:
+    """Return the number of examples a step for a model of so many `parameters`, and why.
+
+    `has_head`: it becomes a classifier.
+    """
     if recipe.batch_size is not None:
         return recipe.batch_size, "asked for in the recipe"
-    size = 16
-    while size < LARGEST_BATCH and rows >= 2 * size * STEPS_AN_EPOCH:
+    chosen = defaults.of(recipe.tune, parameters, has_head)
+    size = chosen.batch
+    while size < chosen.most_batch and rows >= 2 * size * chosen.steps_an_epoch:
         size *= 2
-    if size == 16:
+    if size == chosen.batch:
         return size, "the usual size for a small set"
     return size, f"{rows:,} examples still make {-(-rows // size)} steps an epoch; larger steps keep the device busier"
 
@@ -298,3 +312,13 @@ def learning_rate(recipe: Recipe, parameters: int, has_head: bool = True) -> tup
     more = f", times {times:.2g} for batches of {batch}" if times != 1 else ""
     rate = float(f"{times * chosen.rate / max(1.0, millions) ** 0.5:.1e}")
     return rate, f"for {millions:,.1f} million parameters: {chosen.rate:g} / sqrt(millions){more}"
+
+
+def warmup(recipe: Recipe, parameters: int, has_head: bool = True) -> tuple[float, str]:
+    """Return the share of the steps in which the learning rate of a model of so many `parameters` rises, and why.
+
+    `has_head`: it becomes a classifier.
+    """
+    if recipe.warmup is not None:
+        return recipe.warmup, "asked for in the recipe"
+    return defaults.of(recipe.tune, parameters, has_head).warmup, "steadies the first steps"

@@ -96,7 +96,14 @@ class Pretraining:
         tokens = self.settings.steps * self.learner.tokens_per_step
         peak = devices.matrix_peak(self.device.device, self.device.dtype, seconds=0.02)
         flops, copies = 6 * matrix_parameters(self.model), devices.copy_speed(self.device.device)
-        return plan.speed(tokens, seconds, tried.tokens, flops, peak, copies, self.ranks)
+        steps, every = self.settings.steps, self.settings.eval_every or self.settings.steps
+        held_tokens = min(self.evaluation_rows * self.context, self.decided["corpus"]["validation_tokens"])
+        scored = held_tokens * -(-steps // every)
+        more = {
+            **plan.optimiser_time(sum(each.numel() for each in self.model.parameters()), steps, copies),
+            "scoring while it trains": scored * seconds / tried.tokens / 3,  # forward: a third of a pass
+        }
+        return plan.speed(tokens, seconds, tried.tokens, flops, peak, copies, self.ranks, more=more)
 
     def restore(self) -> None:
         """Make the weights float32 again."""

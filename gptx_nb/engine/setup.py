@@ -118,13 +118,26 @@ class Setup:
         tried = "one step" if self._is_frozen_part_kept else "the longest rows"
         peak = devices.matrix_peak(self.device.device, self.device.dtype, seconds=0.02)
         flops, copies = tuning.flops_per_token(self.model), devices.copy_speed(self.device.device)
+        more = {} if once else self._beside_the_passes(step.tokens / seconds, copies)
         told = plan.speed(
-            self.learner.tokens if once else tokens, seconds, step.tokens, flops, peak, copies, self.ranks, tried
+            self.learner.tokens if once else tokens, seconds, step.tokens, flops, peak, copies, self.ranks, tried, more
         )
         if once:  # a rehearsal, which does not keep it
             told["time"]["choice"] = f"at least {told['time']['choice'].removeprefix('about ')}"
             told["time"]["reason"] += "; this is the part that is computed once, and training on it comes to it"
         return {**told, **self._proposal(told["time"]["seconds"])}
+
+    def _beside_the_passes(self, rate: float, copies: float) -> dict[str, float]:
+        """Return the seconds of optimiser and scoring, where passes go through so many tokens a second.
+
+        The answers that a model writes at the end are not among them: how long they get is not known.
+        """
+        trained = sum(each.numel() for each in self.model.parameters() if each.requires_grad)
+        steps, every = self.settings.steps, self.settings.eval_every or self.settings.steps
+        times = -(-steps // every) + 1  # and once more at the end, with the weights that are kept
+        share = tuning.forward_share(self.model, frozen_is_kept=self._is_frozen_part_kept)
+        scoring = times * self.learner.held_tokens * share / rate
+        return {**plan.optimiser_time(trained, steps, copies), f"scoring {times} times": scoring}
 
     @property
     def _is_frozen_part_kept(self) -> bool:
@@ -228,7 +241,7 @@ def prepare(
         start.base if recipe.save == "adapter" else None,
         ranks.count,
     )
-    made.decided["notes"] = [*made.decided["notes"], *start.notes()]
+    made.decided["remarks"] = [*made.decided["remarks"], *start.remarks()]
     return _with_estimate(made, recipe, job, held, start.place, ranks)
 
 
@@ -262,7 +275,7 @@ class _Start:
             told["context"] = {"choice": self.context, "reason": self.context_reason}
         return told
 
-    def notes(self) -> list[str]:
+    def remarks(self) -> list[str]:
         return [] if self.context_reason is None else [f"context: {self.context:,} tokens; {self.context_reason}"]
 
 
@@ -298,17 +311,18 @@ class _Chosen:
 
 
 def _choose(recipe: Recipe, job: Job, parameters: int) -> _Chosen:
-    batch_size, batch_reason = plan.batch_size(recipe, job.rows)
+    has_head = not job.shares_vocabulary
+    batch_size, batch_reason = plan.batch_size(recipe, job.rows, parameters, has_head)
     recipe = recipe.model_copy(update={"batch_size": batch_size})
     steps_per_epoch = -(-job.rows // batch_size)
-    has_head = not job.shares_vocabulary
     epochs, epochs_reason = plan.epochs(recipe, job.rows, steps_per_epoch, parameters, has_head)
     steps = max(1, round(epochs * steps_per_epoch))
     learning_rate, rate_reason = plan.learning_rate(recipe, parameters, has_head)
+    warmup, warmup_reason = plan.warmup(recipe, parameters, has_head)
     settings = Settings(
         steps=steps,
         learning_rate=learning_rate,
-        warmup=recipe.warmup,
+        warmup=warmup,
         optimizer=recipe.optimizer,
         weight_decay=recipe.weight_decay,
         seed=recipe.seed,
@@ -317,11 +331,12 @@ def _choose(recipe: Recipe, job: Job, parameters: int) -> _Chosen:
     )
     told = {
         "learning_rate": {"choice": learning_rate, "reason": rate_reason},
+        "warmup": {"choice": warmup, "reason": warmup_reason},
         "epochs": {"choice": epochs, "reason": epochs_reason},
         "steps": steps,
         "batch_size": {"choice": batch_size, "reason": batch_reason},
     }
-    resolved = {"batch_size": batch_size, "epochs": epochs, "learning_rate": learning_rate}
+    resolved = {"batch_size": batch_size, "epochs": epochs, "learning_rate": learning_rate, "warmup": warmup}
     return _Chosen(settings, batch_size, steps_per_epoch, resolved, told)
 
 
@@ -373,10 +388,9 @@ def _with_estimate(
         job.encode(made.tokenizer, made.max_length)
         if made.cut is not None:
             job.renumber(made.cut)
-        if found is None:
-            return "Take a smaller model: shorter rows are not enough"
-        proposed.append(found)
-        return f"Type `{found}`, which would fit"
+        if found.settings is not None:
+            proposed.append(found.settings)
+        return found.sentence
 
     proposed: list[str] = []
     decided, warnings, estimate = dict(made.decided), list[str](), None

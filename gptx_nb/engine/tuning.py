@@ -75,6 +75,19 @@ def flops_per_token(model: PreTrainedModel) -> float:
     return total
 
 
+def forward_share(model: PreTrainedModel, *, frozen_is_kept: bool) -> float:
+    """Return the share that the way forward has in a step's matrix products, as `flops_per_token` counts them."""
+    passed, all_layers = 0.0, 0.0
+    for layer in layers_of(model):
+        matrices = [each for each in layer.parameters() if each.ndim >= 2]
+        size = 2.0 * sum(each.numel() for each in matrices)
+        all_layers += size
+        passed += size if any(each.requires_grad for each in matrices) else 0
+    forward = passed if frozen_is_kept else all_layers
+    backward = flops_per_token(model) - passed
+    return forward / (forward + backward) if forward else 1 / 3
+
+
 def prepare(model: PreTrainedModel, method: str, seed: int = 0) -> Tuning:
     """Make the part of `model` that `method` names trainable, in place. New weights come from `seed`.
 

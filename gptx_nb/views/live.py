@@ -153,6 +153,7 @@ def about(run: Run) -> list[Json]:
         found = [_written(report or {}, plan)]
     else:
         found = [_data(report, plan)]
+    found[0]["lines"] += [progress.one_line(each, 400) for each in progress.facts(run)]
     found[0]["lines"] += [f"⚠ {progress.one_line(each, 400)}" for each in progress.warnings(run)]
     if choices := progress.choices(run):
         rows = [[progress.one_line(cell, 300) for cell in row] for row in choices]

@@ -44,6 +44,11 @@ def line(text: str, style: str = "") -> str:
     return f'<div style="{style}">{text}</div>' if style else f"<div>{text}</div>"
 
 
+def fact(text: str) -> str:
+    """Lay out what is to be known, and no reason to worry."""
+    return line(prose(one_line(text, 400)), MUTED)
+
+
 def note(text: str) -> str:
     """Lay out a warning."""
     return line(f"⚠ {prose(one_line(text, 400))}")

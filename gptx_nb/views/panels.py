@@ -97,8 +97,7 @@ def preflight(run: Run) -> str:
         )
     if report is not None:
         parts.append(_class_counts(report["labels"]))
-    parts += [markup.note(note) for note in progress.warnings(run)]
-    return "".join(parts)
+    return "".join(parts) + _remarks(run)
 
 
 def _written(run: Run, report: dict[str, Any], plan: dict[str, Any] | None) -> str:
@@ -111,8 +110,7 @@ def _written(run: Run, report: dict[str, Any], plan: dict[str, Any] | None) -> s
         parts.append(
             markup.table(("first rows as the model sees them: it learns what is bold", "tokens"), rows, right=(1,))
         )
-    parts += [markup.note(note) for note in progress.warnings(run)]
-    return "".join(parts)
+    return "".join(parts) + _remarks(run)
 
 
 def answers(scores: dict[str, Any]) -> str:
@@ -130,8 +128,12 @@ def _corpus(run: Run, report: dict[str, Any] | None) -> str:
         if report
         else []
     )
-    notes = [markup.note(note) for note in progress.warnings(run)]
-    return (markup.table(("", ""), rows) if rows else "") + "".join(notes)
+    return (markup.table(("", ""), rows) if rows else "") + _remarks(run)
+
+
+def _remarks(run: Run) -> str:
+    """Show what was found out about data and plan, facts before warnings."""
+    return "".join([*map(markup.fact, progress.facts(run)), *map(markup.note, progress.warnings(run))])
 
 
 def _samples(seen: Progress) -> str:
@@ -338,7 +340,7 @@ def _per_class(validation: dict[str, Any]) -> str:
     rows = [
         (
             markup.escaped(each["label"], 60),
-            *(f"{each[name]:.2f}" for name in ("precision", "recall", "f1")),
+            *(progress.measured(each, name) for name in ("precision", "recall", "f1")),
             str(each["rows"]),
         )
         for each in validation["per_class"][:SHOWN_LABELS]

@@ -35,6 +35,7 @@ interface Report {
   validation: number;
   labels?: Record<string, number>;
   warnings: string[];
+  remarks?: string[];
 }
 
 interface Table {
@@ -46,7 +47,7 @@ interface Table {
 }
 
 interface Rehearsed {
-  plan: Record<string, unknown> & { notes: string[] };
+  plan: Record<string, unknown> & { notes: string[]; remarks?: string[] };
   lengths: [number, number, number][];
   examples: Example[];
 }
@@ -397,6 +398,7 @@ export class Configure implements Tab {
         })
       );
     }
+    parts.push(...(report.remarks ?? []).map(each => h('div', { class: 'muted' }, each)));
     parts.push(...report.warnings.map(each => h('div', { class: 'warning' }, `⚠ ${each}`)));
     return parts;
   }
@@ -482,6 +484,7 @@ function planParts({ plan, lengths: bins, examples }: Rehearsed): HTMLElement[] 
     lengths(bins),
     h('h3', {}, 'What it takes, and why'),
     h('div', { class: 'choices' }, tableOf({ head: ['', '', ''], rows, right: [] })),
+    ...(plan.remarks ?? []).map(each => h('div', { class: 'muted' }, each)),
     ...plan.notes.map(each => h('div', { class: 'warning' }, `⚠ ${each}`))
   ];
 }

@@ -64,7 +64,7 @@ class Start:
         shown = f"{self.reason}. Prompt {self.wording.prompt!r}, words {_listed(self.wording.words)}"
         return {"head": {"choice": "words", "reason": shown}}
 
-    def notes(self) -> list[str]:
+    def remarks(self) -> list[str]:
         """Return what a user should know who takes the saved model elsewhere."""
         if self.wording is None:
             return []
@@ -117,11 +117,13 @@ class Base:
 class Before:
     """What scores the base model as it is on rows held back: their tokens by themselves, and behind some examples.
 
-    `zero` and `few` hold tokens of the rows numbered `of_zero` and `of_few`; `shots` examples stand before the latter.
+    `rows` are those of the output layer for the words; `head` is made of them and of examples, or None where the rows
+    that are scored calibrate them. `zero` and `few` hold tokens of the rows numbered `of_zero` and `of_few`; `shots`
+    examples stand before the latter.
     """
 
     rows: torch.Tensor
-    head: torch.Tensor
+    head: torch.Tensor | None
     zero: Sequence[Row]
     of_zero: list[int]
     few: list[list[int]]
@@ -130,22 +132,30 @@ class Before:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, base: Base, start: Start, table: Table, context: int) -> Before:
-        """Prepare the scoring of `table.validation`; `context` is the most tokens that the model sees."""
+    def of(cls, base: Base, start: Start, table: Table, recipe: Recipe, context: int) -> Before | str:
+        """Prepare the scoring of `table.validation`; `context` is the most tokens that the model sees.
+
+        Where the classifier begins with a new head, the labels' words are asked all the same. What comes of it hangs on
+        table and recipe alone: a run that goes on needs the same tokens. Returns why it cannot be scored, if so.
+        """
         assert table.validation is not None
-        assert start.wording is not None
-        assert start.rows is not None
-        assert start.head is not None
+        wording = start.wording
+        if wording is None:
+            found = _asked(base, table, recipe)
+            if isinstance(found, str):
+                return found
+            wording = found
+        rows = start.rows if start.rows is not None else base.rows(wording)
         held = table.validation.texts
         of_zero, of_few = (_spread(len(held), most) for most in (MOST_ZERO, MOST_FEW))
         places = one_of_each(table.train.labels, min(MOST_SHOTS, max(LEAST_SHOTS, len(table.labels))))
-        shown = start.wording.after(
+        shown = wording.after(
             [table.train.texts[place] for place in places], [table.train.labels[place] for place in places]
         )
         fits = base.tokens_of(shown) * 2 <= context
-        zero = label_words.read(base.tokenizer, start.wording, [held[at] for at in of_zero], base.reading).rows
+        zero = label_words.read(base.tokenizer, wording, [held[at] for at in of_zero], base.reading).rows
         few, _ = label_words.encode(base.tokenizer, shown, [held[at] for at in of_few], context) if fits else ([], 0)
-        return cls(start.rows, start.head, zero, of_zero, few, of_few, len(places), base.dtype)
+        return cls(rows, start.head, zero, of_zero, few, of_few, len(places), base.dtype)
 
     @property
     def tokens(self) -> list[int]:
@@ -165,9 +175,9 @@ class Before:
         assert table.validation is not None
         truth, pad = table.validation.labels, int(tokenizer.pad_token_id)
 
-        def score(rows: Sequence[Row], places: list[int], calibrate: bool) -> dict[str, Any]:
+        def score(rows: Sequence[Row], places: list[int], head: torch.Tensor | None) -> dict[str, Any]:
             states = label_words.states(model, rows, pad_id=pad, dtype=self.dtype)
-            head = label_words.head(self.rows, states, states[:0]) if calibrate else self.head
+            head = label_words.head(self.rows, states, states[:0]) if head is None else head
             told = evaluate.measured(table.labels, [truth[at] for at in places], (states @ head.T).numpy())
             return {
                 "rows": len(rows),
@@ -175,8 +185,8 @@ class Before:
                 "scores": told,
             }
 
-        few = {**score(self.few, self.of_few, True), "shots": self.shots} if self.few else None
-        return {"scores": score(self.zero, self.of_zero, False), "few_shot": few}
+        few = {**score(self.few, self.of_few, None), "shots": self.shots} if self.few else None
+        return {"scores": score(self.zero, self.of_zero, self.head), "few_shot": few}
 
 
 def _spread(count: int, most: int) -> list[int]:
@@ -208,8 +218,7 @@ def choose(base: Base, table: Table, recipe: Recipe) -> Start:
         return Start(None, None, "asked for in the recipe")
     settings = {"head": recipe.head == "words", "prompt": recipe.prompt, "label_words": recipe.label_words}
     asked = [name for name, given in settings.items() if given not in (None, False)]
-    several = "a text may have several labels, and a prompt asks for one"
-    wording = several if table.multi_label else _wording(table, recipe)
+    wording = _asked(base, table, recipe)
     if isinstance(wording, str):
         if asked:
             if table.multi_label:
@@ -222,8 +231,6 @@ def choose(base: Base, table: Table, recipe: Recipe) -> Start:
                 f"{table.labels[1]}: bad}}`, or type `head: plain`"
             )
         return Start(None, None, f"a new head, as {wording}")
-    if not asked and (taken := base.tokens_of(wording)) * 2 > (most := base.reading.max_length):
-        return Start(None, None, f"a new head, as a prompt would take {taken} of a text's {most} tokens")
     train = table.train
     places = sample(len(train), max(MOST_TEXTS, A_LABEL * len(table.labels)), recipe.seed)
     texts, truth = [train.texts[place] for place in places], np.array([train.labels[place] for place in places])
@@ -273,6 +280,20 @@ def _ahead(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
     """Return by how much `ours` is right more often than `theirs` on the same rows, and the standard error of that."""
     differences = ours.astype(float) - theirs
     return float(differences.mean()), float(differences.std(ddof=1) / len(differences) ** 0.5)
+
+
+def _asked(base: Base, table: Table, recipe: Recipe) -> Wording | str:
+    """Return how the labels' words are asked for, or why they are not. Raises DataError for `label_words` of no label.
+
+    A prompt that nobody asked for may take half of a text's tokens.
+    """
+    if table.multi_label:
+        return "a text may have several labels, and a prompt asks for one"
+    wording = _wording(table, recipe)
+    if isinstance(wording, str) or recipe.head == "words" or recipe.prompt is not None or recipe.label_words:
+        return wording
+    taken, most = base.tokens_of(wording), base.reading.max_length
+    return wording if taken * 2 <= most else f"a prompt would take {taken} of a text's {most} tokens"
 
 
 def _wording(table: Table, recipe: Recipe) -> Wording | str:

@@ -108,6 +108,11 @@ class Learner:
         """Tokens of one epoch."""
         return int(self._lengths.sum())
 
+    @property
+    def held_tokens(self) -> int:
+        """Tokens of all rows held back."""
+        return int(self.held_rows.ids.lengths.sum())
+
     def need_less_memory(self) -> str | None:
         """Let steps take less memory from here on, at the same result; return in what way, or None if there is none."""
         if self.token_budget > LEAST_TOKENS and any(each["rows"].numel() > 1 for each in self.longest().micro):

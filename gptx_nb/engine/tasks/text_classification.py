@@ -143,6 +143,11 @@ class Learner:
         """Tokens of one epoch."""
         return int(np.maximum(1, self._rows.lengths).sum())
 
+    @property
+    def held_tokens(self) -> int:
+        """Tokens of all rows held back."""
+        return int(self.held_rows.windows.lengths.sum())
+
     def need_less_memory(self) -> str | None:
         """Let steps take less memory from here on, at the same result; return in what way, or None if there is none."""
         if any(len(tensors["labels"]) > 1 for tensors in self.longest().micro) and self.token_budget > LEAST_TOKENS:
