@@ -64,13 +64,13 @@ SETS = {
 
 
 def table(folder: Path, which: Set, split: str, rows: int) -> pd.DataFrame:
-    """Return the first rows of a set's split, with the columns that the task reads; of every label one at least."""
+    """Return the first rows of a set's split, with the columns that the task reads; of each label one, if they can be."""
     path = next((folder / which.folder).glob(f"{split}.*"))
     frame = pd.read_json(path, lines=True) if ".jsonl" in path.name else pd.read_csv(path)
     frame = frame[list(which.columns)].rename(columns={"label_text": "label"})
-    if "label" in frame and rows >= frame["label"].nunique():
+    if "label" in frame:
         first = ~frame["label"].duplicated()
-        frame = pd.concat([frame[first], frame[~first].head(rows - int(first.sum()))]).sort_index()
+        frame = pd.concat([frame[first].head(rows), frame[~first].head(max(0, rows - int(first.sum())))]).sort_index()
     return frame.head(rows).reset_index(drop=True)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from gptx_nb import inference, unfinished
 from gptx_nb.catalog import RUN
-from gptx_nb.errors import GptxError, RunFailed, RunNotFound, UsageError
+from gptx_nb.errors import DataError, GptxError, RunFailed, RunNotFound, UsageError
 from gptx_nb.generations import Generations
 from gptx_nb.pretraining import PretrainRecipe
 from gptx_nb.progress import called
@@ -26,7 +26,7 @@ CHOICES_TASK = "question-answering"  # whose base model can be given choices
 def ask(run: Run, text: str, who: Who = "tuned", on_text: Callable[[str], None] | None = None) -> Json:
     """Return {"who", "labels": [[label, share], ...] or "text" and "ended", "notes"} of the run's model or its base.
 
-    A base model has no head for labels: it is asked which label's name is likeliest to follow the text. Raises what
+    A base model has no head for labels: it is asked which label's words are likeliest to follow the text. Raises what
     `inference.predict` raises, and UsageError where there is no base model.
     """
     if not text.strip():
@@ -81,10 +81,20 @@ def _ask_base(run: Run, text: str, on_text: Callable[[str], None] | None) -> Jso
         labels = (run.plan() or {}).get("labels") or recipe.labels
         if not labels:
             raise RunNotFound(f"{called(run)} has not read its labels yet")
-        asked = {"question": text, "choices": list(labels)}
-        told = _written(inference.generate(base, asked, task=CHOICES_TASK))
-        notes = ["The base model has learnt no labels: these are how likely each label's name is to follow the text."]
-        return {"who": name, **told, "notes": [*notes, *told["notes"]]}
+        wanted = inference.Labels(tuple(labels), recipe.prompt, recipe.label_words)
+        try:
+            found = inference.label(base, [text], wanted)
+        except DataError as error:  # they have no words
+            told = _written(inference.generate(base, {"question": text, "choices": list(labels)}, task=CHOICES_TASK))
+            why = f"The base model has learnt no labels, and cannot be asked by their words ({error}): these are how "
+            return {
+                "who": name,
+                **told,
+                "notes": [f"{why}likely each label's name is to follow the text.", *told["notes"]],
+            }
+        shares = [list(pair) for pair in found[0].probabilities.items()]
+        note = "The base model has learnt no labels: it is asked by their words, as `%gpt_predict` with --labels does."
+        return {"who": name, "labels": shares, "notes": [note, *found.notes()]}
     return {"who": name, **_written(inference.generate(base, text, task=recipe.task, on_text=on_text))}
 
 

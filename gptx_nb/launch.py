@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import gptx_nb
-from gptx_nb import digests, files, line, memory_words, metrics
+from gptx_nb import digests, files, line, memory_words, metrics, writing_words
 from gptx_nb.catalog import CATALOG, RUN
 from gptx_nb.errors import BY_NAME, DISK_FULL, ModelError, RunFailed, RunNotFound, UsageError
 from gptx_nb.pretraining import AnyRecipe, PretrainRecipe
@@ -555,8 +555,8 @@ def _cause(run: Run, outcome: dict[str, Any]) -> str:
         times = f", {tries} times in a row" if tries > 1 else ""
         if outcome["message"]:  # its own last words, which say what to type
             return f"out of memory{times} ({outcome['error']}): {outcome['message']}."
-        levers = files.read_json(run.levers_file(attempt))
-        return f"out of memory{times}, {memory_words.advice(run.recipe(), levers)}."
+        levers, writes = files.read_json(run.levers_file(attempt)), writing_words.is_writing(run.report())
+        return f"out of memory{times}, {memory_words.advice(run.recipe(), levers, writes)}."
     if outcome["reason"] == "lost":
         return "its process is gone without a word: the computer was restarted, or everything was killed."
     if outcome["signal"]:

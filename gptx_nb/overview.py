@@ -233,6 +233,7 @@ def details(run: Run) -> dict[str, Any]:
             "cell": cell(run),
             "choices": _told(progress.choices, run),
             "preflight": _told(progress.preflight_lines, run),
+            "remarks": _told(progress.facts, run),
             "warnings": _told(progress.warnings, run),
             "score_rows": _told(progress.score_rows, run),
             "score_table": _told(_table, run),

@@ -96,6 +96,32 @@ def test_translations_are_scored_in_both_directions_unless_columns_or_shots_name
     assert (shown.rows, [name for name in shown.scores if name.startswith("chrf")]) == (6, ["chrf English to French"])
 
 
+def test_columns_that_are_named_turn_a_runs_translation_round(home: Path, tiny_model: Path) -> None:
+    pairs = pd.DataFrame({"en": [f"red {at}" for at in range(8)], "fr": [f"rouge {at}" for at in range(8)]})
+    tuned("pairs", tiny_model, pairs, epochs=1)
+    back = gptx_nb.evaluate("pairs", pairs, columns={"source": "fr", "target": "en"}, most=4, max_new_tokens=2)
+    assert (back.rows, [name for name in back.scores if name.startswith("chrf")]) == (8, ["chrf French to English"])
+    both = gptx_nb.evaluate("pairs", pairs, most=4, max_new_tokens=2)
+    assert {name: each["examples"] for name, each in both.scores.items() if name.startswith("chrf")} == {
+        "chrf English to French": 2,
+        "chrf French to English": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "beginning"),
+    [
+        ("one two three four five six", "one two three"),
+        ("word " * 40, "word word word word word word word word"),
+        ("人工智能正在改变世界", "人工智能正"),
+        ("a", "a"),
+        ("very long", "very"),
+    ],
+)
+def test_a_text_is_continued_from_its_first_half_at_most(text: str, beginning: str) -> None:
+    assert answers._beginning(text) == beginning
+
+
 def test_of_each_direction_as_many_examples_are_chosen() -> None:
     examples = [{"from": ("en", "fr")[at % 2], "to": ("fr", "en")[at % 2]} for at in range(200)]
     for most in (2, 5, 50):
@@ -106,6 +132,8 @@ def test_of_each_direction_as_many_examples_are_chosen() -> None:
         assert abs(ways.count("en") - ways.count("fr")) <= 1
     assert answers.chosen([{"text": "a"}] * 9, 3) == [0, 3, 6]
     assert answers.chosen(examples[:3], 2) == [0, 1]
+    few = [*examples[:100:2], *examples[1:4:2]]  # 50 one way, 2 back
+    assert [len([at for at in answers.chosen(few, 20) if (few[at]["from"] == way)]) for way in ("en", "fr")] == [18, 2]
 
 
 def test_a_classifier_is_scored_with_intervals_and_a_confusion_matrix(home: Path, tiny_model: Path) -> None:
@@ -117,6 +145,8 @@ def test_a_classifier_is_scored_with_intervals_and_a_confusion_matrix(home: Path
     assert told == [("no", 1.0, 10, 10), ("yes", 1.0, 10, 10)]
     assert "label no: precision 1.000" in repr(found)
     assert "most often taken for" not in found._repr_html_()
+    alike = gptx_nb.evaluate("labels", REVIEWS[REVIEWS["label"] == "yes"])  # each row of a table may have one label
+    assert (alike["accuracy"], alike.confusion) == (1.0, [[0, 0], [0, 10]])
     strange = pd.DataFrame({"text": ["a", "b"], "label": ["maybe", "no"]})
     known = (
         r"the label 'maybe' of row 1 is not among the labels: no, yes\. The run knows no others: correct such rows or l"

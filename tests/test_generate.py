@@ -231,13 +231,14 @@ def test_under_autocast_keys_and_values_are_kept_as_the_model_makes_them(kind: s
     assert [len(each.tokens) for each in found] == [4, 4]
 
 
-def test_a_gpu_keeps_no_more_than_half_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_and_values_take_no_more_than_half_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small("llama")
     config = model.config
     a_token = (
         8 * config.num_hidden_layers * config.num_key_value_heads * config.hidden_size // config.num_attention_heads
     )
     monkeypatch.setattr(generation.devices, "memory", lambda device: (None, 2000 * a_token))
-    assert generation._gpu_cache_tokens(model) == 1000
+    assert generation._cache_tokens(model, 4096) == 1000
+    assert generation._cache_tokens(model, 500) == 500
     monkeypatch.setattr(generation.devices, "memory", lambda device: (None, None))
-    assert generation._gpu_cache_tokens(model) == generation.GPU_CACHE_TOKENS
+    assert generation._cache_tokens(model, 4096) == 4096

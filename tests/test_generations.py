@@ -174,6 +174,9 @@ def test_choices_are_scored_and_never_written(process: Path, tiny_model: Path) -
     found = gptx_nb.predict("pick", [{"question": q, "choices": c} for q, c, _ in rows[:2]])
     assert found.texts == ["blue", "green"]  # type: ignore[union-attr]
     assert sum((found[0].probabilities or {}).values()) == pytest.approx(1)  # type: ignore[union-attr]
+    asked = [{"question": "Sky?", "context": "grey " * times, "choices": ["blue", "green"]} for times in (1, 100)]
+    long = gptx_nb.predict(str(tiny_model), asked, task="question-answering")
+    assert (long.cut, long.notes()) == (1, ["1 prompt was longer than the model reads, and cut."])
 
 
 def test_a_chat_is_asked_with_a_text_or_its_turns(process: Path, tiny_model: Path) -> None:

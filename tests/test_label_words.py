@@ -226,7 +226,7 @@ def test_a_few_examples_of_a_model_that_knows_words_begin_at_them_and_the_reason
     assert reason.startswith("2 examples teach less than the labels' words, which get ")
     assert reason.endswith("Prompt 'Review: {text}\\nSentiment:', words ' negative', ' positive'")
     assert made.decided["rendered"][0]["text"] == f"Review: {GOOD[0]}\nSentiment:"
-    assert [note for note in made.decided["notes"] if "A transformers pipeline has to be given them so" in note]
+    assert [each for each in made.decided["remarks"] if "A transformers pipeline has to be given them so" in each]
 
 
 def test_a_few_examples_of_a_small_model_begin_with_a_new_head_and_the_reason_is_shown() -> None:
@@ -337,8 +337,13 @@ def test_a_resumed_recipe_with_a_new_head_needs_the_same_tokens_to_score_its_bas
     job, made = prepared(rows, ["negative", "positive"], held=held)
     assert made.resolved.head == "plain"
     assert job.has_a_before
-    again, _ = prepared(rows, ["negative", "positive"], held=held, head="plain")
+    assert made.cut is not None
+    assert set(job.more_tokens) - {token for rows in job.token_rows for row in rows for token in row}
+    resolved = {name: getattr(made.resolved, name) for name in ("head", "prompt", "label_words", "max_length")}
+    again, remade = prepared(rows, ["negative", "positive"], held=held, **resolved)
+    assert remade.cut is not None
     assert again.more_tokens == job.more_tokens
+    assert remade.model.get_input_embeddings().weight.shape == made.model.get_input_embeddings().weight.shape
     none, _ = prepared(rows, ["negative", "positive"], held=held, baselines=False)
     assert not none.has_a_before
 
@@ -577,6 +582,8 @@ def test_a_base_model_is_scored_on_a_table_of_labels(served: None) -> None:
     assert (found.task, found.rows, found.shots) == ("text-classification", 8, 2)
     assert found.labels == ["negative", "positive"]
     assert "prompt 'Review: {text}\\nSentiment:', words ' negative', ' positive'" in found.notes
+    same = pd.DataFrame({"text": GOOD[:2], "label": ["positive"] * 2})
+    assert api.evaluate("tiny", frame, shots=same).shots == 2, "shots that are given may be of one label"
     with pytest.raises(UsageError, match="shots: 10 of 10 rows leave none to score"):
         api.evaluate("tiny", frame, shots=10)
 
@@ -597,7 +604,7 @@ def test_a_runs_scores_stand_beside_those_of_the_base_model_untrained_and_shown_
 def test_a_classifier_with_a_new_head_stands_beside_its_base_too(served: None) -> None:
     frame = pd.DataFrame({"text": [f"{text} {at}" for text in GOOD + BAD for at in range(4)]})
     frame["label"] = ["positive"] * 20 + ["negative"] * 20
-    run = api.finetune("plainly", frame, tune="full", epochs=3, device="cpu", seed=1)
+    run = api.finetune("plainly", frame, head="plain", tune="full", epochs=3, device="cpu")
     assert (run.plan() or {})["head"]["choice"] == "plain"
     assert [who for who, *_ in score_rows(run)][1:3] == ["tiny, shown 4 examples", "tiny, untrained"]
     scores = run.scores() or {}

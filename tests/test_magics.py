@@ -452,7 +452,7 @@ def test_asking_a_run_that_failed_says_why_and_what_to_type(
     make("halted", steps=9, phase="training", outcome=STOPPED)
     said = message(shell, capsys, "%gpt_predict bad hello")
     assert said.startswith(
-        "RunFailed: run bad version 1 broke off: out of memory, even for one row at a time. Type a smaller"
+        "RunFailed: run bad version 1 broke off: out of memory, before the first step was tried. Type a smaller"
     )
     assert "the last word" in said
     assert "`%%gpt_finetune bad`" in said

@@ -24,7 +24,7 @@ import torch
 from safetensors.numpy import load_file
 from test_packing import CPU, PAD, ROWS, small
 
-from gptx_nb import files, launch, supervisor
+from gptx_nb import files, launch, memory_words, supervisor
 from gptx_nb.engine import optimizer as optimizers
 from gptx_nb.engine import packing, trial, tuning
 from gptx_nb.engine.device import Device
@@ -556,11 +556,18 @@ def test_an_optimiser_that_does_not_fit_is_found_before_the_first_step(
     assert said_last["message"].startswith("the device has too little memory: with 16 tokens at once, one micro-batch")
 
 
+def test_a_model_that_writes_is_not_told_to_train_a_head() -> None:
+    given = {"left": False, "ways": ["one micro-batch at a time"]}
+    recipe = Recipe(data="df", tune="lora", max_length=512)
+    assert memory_words.advice(recipe, given, False).endswith("Type `max_length: 256` or `tune: head`")
+    assert memory_words.advice(recipe, given, True).endswith("Type `max_length: 256` or a smaller model")
+
+
 def test_last_words_say_what_to_set(run: Run) -> None:
     found, mine = learner(), Levers(run, 1, 0, lambda text: None)
     said = _last_words(RuntimeError(FULL), run, mine)["message"]
     assert said == (
-        "the device has too little memory: even for one row at a time. Type a smaller max_length or `tune: lora`"
+        "the device has too little memory: before the first step was tried. Type a smaller max_length or `tune: lora`"
     )
     mine.begin(found, CPU, None)
     said = _last_words(RuntimeError(FULL), run, mine)["message"]

@@ -200,7 +200,8 @@ def test_a_run_is_asked_beside_its_base_model(trained: Path, monkeypatch: pytest
     assert sum(share for _, share in told["labels"]) == pytest.approx(1)
     base = asking.ask(run, "Great", "base")
     assert {label for label, _ in base["labels"]} == {"yes", "no"}
-    assert base["notes"][0].startswith("The base model has learnt no labels")
+    assert base["notes"][0].startswith("The base model has learnt no labels: it is asked by their words")
+    assert sum(share for _, share in base["labels"]) == pytest.approx(1)
     with pytest.raises(UsageError, match="text: there is none"):
         asking.ask(run, " ")
 

@@ -22,7 +22,7 @@ from made_runs import FAILED, FINISHED, KILLED, PLAN, REPORT, SCORES, SCRIPT, ST
 from gptx_nb import comparison, files, metrics, progress
 from gptx_nb.recipe import make_recipe
 from gptx_nb.runs import Run, RunStore
-from gptx_nb.views import panels
+from gptx_nb.views import live, panels
 
 
 class Words(html.parser.HTMLParser):
@@ -116,9 +116,9 @@ def test_scores_stand_with_their_intervals_and_the_calibration_error_beside(home
 
     known = {"accuracy": score(0.8125), "macro_f1": score(0.811), "calibration_error": score(0.06, best=0.0)}
     words = {"tfidf": {"accuracy": 0.83, "macro_f1": 0.8, "scores": {"accuracy": score(0.83), "macro_f1": score(0.8)}}}
-    by_label = [dict(each) for each in SCORES["validation"]["per_class"]]
+    by_label = [{**each} for each in SCORES["validation"]["per_class"]]
     unknown = {**score(0.0), "low": None, "high": None}  # no draw had such a row
-    by_label[0]["scores"] = {"precision": score(0.83), "recall": score(0.79), "f1": unknown}
+    by_label[0] |= {"f1": 0.27, "scores": {"precision": score(0.87), "recall": score(0.79), "f1": unknown}}
     run = finished(validation={**SCORES["validation"], "scores": known, "per_class": by_label}, baselines=words)
     shown = panels.bundle_of(run)
     assert shown["text/plain"].splitlines()[2:6] == [
@@ -127,9 +127,25 @@ def test_scores_stand_with_their_intervals_and_the_calibration_error_beside(home
         "TF-IDF + logistic regression  0.83 (0.78 to 0.93)  0.80 (0.75 to 0.90)",
         "calibration error 0.060 (0.010 to 0.160) on 48 rows",
     ]
-    for part in ("0.81 (0.76 to 0.91)", "calibration error 0.060 (0.010 to 0.160) on 48 rows", "0.83 (0.78 to 0.93)"):
+    for part in ("0.81 (0.76 to 0.91)", "calibration error 0.060 (0.010 to 0.160) on 48 rows", "0.79 (0.74 to 0.89)"):
         assert part in Words(shown["text/html"]).text
-    assert ">0.81<" in shown["text/html"]
+    assert ">0.27<" in shown["text/html"], "no interval"
+
+
+def test_what_is_no_reason_to_worry_has_no_warning_sign(home: Path) -> None:
+    report = {**REPORT, "remarks": ["both directions are learnt: each row counts twice"]}
+    run = make(report=report, plan={**PLAN, "remarks": ["chat template: ours (it has none)"]}, phase="training")
+    facts = ["Both directions are learnt: each row counts twice.", "Chat template: ours (it has none)."]
+    assert progress.facts(run) == facts
+    lines = live.about(run)[0]["lines"]
+    assert lines[-3:] == [*facts, "⚠ 2 texts stand there twice"]
+    assert [line for line in progress.preflight_lines(run) if line.startswith("note: ")] == [
+        *(f"note: {each}" for each in facts),
+        "note: 2 texts stand there twice",
+    ]
+    words = Words(panels.preflight(run)).text
+    assert all(each in words for each in facts)
+    assert f"⚠ {facts[0]}" not in words
     told = comparison.compare([run])["scores"]
     assert ["accuracy, TF-IDF + logistic regression", "0.830 (0.780 to 0.930)"] in told
     assert ["calibration error", "0.060 (0.010 to 0.160)"] in told

@@ -179,6 +179,34 @@ def test_a_plan_says_what_memory_is_needed_and_warns_where_it_may_be_too_little(
     assert plan.memory(needs, None, lambda free: "")[1] == []
 
 
+def test_what_a_way_forward_takes_of_a_step_is_counted_in_matrix_products() -> None:
+    def share(method: str, step_spared: bool = False, forward_spared: bool = False) -> float:
+        model = small("gpt2")
+        tuning.prepare(model, method)
+        return tuning.forward_share(model, step_spared=step_spared, forward_spared=forward_spared)
+
+    layers = len(tuning.layers_of(small("gpt2")))
+    assert share("full") == pytest.approx(2 / 6)
+    assert share("head") == 1, "nothing goes back"
+    assert share("head", True, True) == pytest.approx(1 / 3)
+    assert share("top:1") == pytest.approx(2 * layers / (2 * layers + 4))
+    assert share("top:1", True, True) == pytest.approx(2 / 6)
+    assert share("top:1", True) == pytest.approx(2 * layers / 6), "a model that writes is scored as a whole"
+
+
+def test_the_time_of_a_run_has_optimiser_and_scoring_in_it() -> None:
+    more = {**plan.optimiser_time(10**6, 100, 3.2e9), "scoring 3 times": 9.0}
+    assert more["the optimiser's steps"] == pytest.approx(1.0)
+    told = plan.speed(100_000, 2.0, 1000, 1e6, 1e9, 1e9, more=more)["time"]
+    assert told["seconds"] == pytest.approx(200 + 1 + 9)
+    assert told["reason"] == (
+        "100,000 tokens at 500 a second, measured on the longest rows, and about 1 s for the optimiser's steps and "
+        "about 9 s for scoring 3 times"
+    )
+    two = plan.speed(100_000, 2.0, 1000, 1e6, 1e9, 1e9, ranks=2)["time"]
+    assert (two["seconds"], two["choice"]) == (100, "about 2 min")
+
+
 def test_a_gpu_is_timed_when_it_is_warm_and_a_slow_pass_of_a_cpu_once() -> None:
     def passes(device: str, seconds: float, sharded: bool = False) -> int:
         took: list[float] = []

@@ -60,6 +60,7 @@ export interface Details extends Run {
   cell: string;
   choices: [string, string, string][];
   preflight: string[];
+  remarks: string[];
   warnings: string[];
   score_rows: [string, number, number | null][];
   /** A head and rows; empty where there are none. */

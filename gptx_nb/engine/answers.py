@@ -32,15 +32,19 @@ _SCORERS: dict[str, Callable[[list[list[str]], list[str]], dict[str, Score]]] = 
 
 
 def chosen(examples: Sequence[Example], most: int = MOST_WRITTEN) -> list[int]:
-    """Return the places of at most `most` examples, evenly spread, always the same ones; of each direction as many."""
+    """Return the places of at most `most` examples, evenly spread, always the same ones.
+
+    Of each direction of a translation as many, as far as there are some.
+    """
     if len(examples) <= most:
         return list(range(len(examples)))
     places: dict[Any, list[int]] = {}
     for at, each in enumerate(examples):
         places.setdefault((each.get("from"), each.get("to")), []).append(at)
     found: list[int] = []
-    for number, here in enumerate(places.values()):
-        share = min(len(here), (most + number) // len(places))
+    groups = sorted(places.values(), key=len)  # what a small one leaves goes to the others
+    for number, here in enumerate(groups):
+        share = min(len(here), (most - len(found)) // (len(groups) - number))
         found += [here[at * len(here) // share] for at in range(share)]
     return sorted(found)
 
@@ -146,7 +150,7 @@ def rows_left_out(count: int, first: str) -> str:
 
 
 def _choose(writer: Writer, asked: Sequence[Example], shots: Sequence[Example]) -> list[str]:
-    shares = writer.choose(asked, shots)
+    shares, _ = writer.choose(asked, shots)
     return [each["choices"][int(np.argmax(row))] for each, row in zip(asked, shares, strict=True)]
 
 
@@ -190,12 +194,19 @@ def samples(writer: Writer, examples: Sequence[Example], most: int, max_new_toke
     ]
 
 
+def _beginning(text: str) -> str:
+    """Return at most half of a text: some words of it, or characters where it is not written in words."""
+    words = text.split(" ")
+    if len(words) > 3:
+        return " ".join(words[: min(8, len(words) // 2)])
+    return text[: max(1, min(40, len(text) // 2))]
+
+
 def _continued(writer: Writer, examples: Sequence[Example], max_new_tokens: int = 48) -> list[dict[str, str]]:
     """Let the first texts be continued from their beginnings, for people to look at."""
     prompts = []
     for each in examples[:3]:
-        words = str(each.get("text", "")).split(" ")
-        prompts.append({"prompt": " ".join(words[: max(1, min(8, len(words) // 2))])})
+        prompts.append({"prompt": _beginning(str(each.get("text", "")))})
     if not prompts:
         return []
     answers = writer.write(prompts, How(max_new_tokens=max_new_tokens)).written

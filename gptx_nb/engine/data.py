@@ -111,9 +111,10 @@ class _Rows:
     warnings: list[str] = field(default_factory=list)
 
 
-def load(recipe: Recipe, sources: Mapping[str, Source | None], run_folder: Path) -> Table:
+def load(recipe: Recipe, sources: Mapping[str, Source | None], run_folder: Path, *, learns: bool = True) -> Table:
     """Read the tables in `sources` ("train", and "validation" or None), and return examples ready to learn from.
 
+    `learns`: they are learnt from; else they are scored or shown, and where the recipe names labels one is enough.
     Nothing is written: `save_snapshot` does that. Raises DataError with one short message for whatever does not fit.
     """
     source = sources["train"]
@@ -136,7 +137,8 @@ def load(recipe: Recipe, sources: Mapping[str, Source | None], run_folder: Path)
         everything = Examples(rows.texts, numbered)
         counts = Counter(label for row in everything.labels for label in row)
     else:
-        _check_labels(sheet, columns, rows, named=recipe.label is not None)
+        if learns or not recipe.labels:  # rows that are scored or shown may all have one of known labels
+            _check_labels(sheet, columns, rows, named=recipe.label is not None)
         labels, renamed = _order(sheet, columns, rows, recipe)
         index = {name: at for at, name in enumerate(labels)}
         everything = Examples(rows.texts, [index[renamed.get(label, label)] for label in rows.labels])

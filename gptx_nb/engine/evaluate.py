@@ -9,7 +9,7 @@ import numpy as np
 
 from gptx_nb.engine.data import Examples
 from gptx_nb.engine.scores.intervals import Score
-from gptx_nb.engine.scores.labels import LabelScores, calibration, single_label
+from gptx_nb.engine.scores.labels import LabelScores, SingleLabel, calibration, single_label
 
 SAMPLES = 4  # held-out rows that people may look at while a model learns
 SAMPLE_LETTERS = 200
@@ -44,7 +44,10 @@ def scores(labels: list[str], truth: Sequence[int], logits: np.ndarray) -> dict[
 
 def intervals(labels: list[str], truth: Sequence[int], guess: np.ndarray) -> dict[str, dict[str, Any]]:
     """Return accuracy and macro F1 as Scores: each with its 95 % bootstrap interval and its number of examples."""
-    found = single_label(labels, truth, guess.tolist())
+    return _intervals(single_label(labels, truth, guess.tolist()))
+
+
+def _intervals(found: SingleLabel) -> dict[str, dict[str, Any]]:
     return {"accuracy": found.accuracy.to_json(), "macro_f1": found.macro_f1.to_json()}
 
 
@@ -70,10 +73,21 @@ def by_label(found: Sequence[LabelScores]) -> list[dict[str, Any]]:
 
 def measured(labels: list[str], truth: Sequence[int], logits: np.ndarray) -> dict[str, dict[str, Any]]:
     """Return `intervals` of what `logits` (rows, labels) say, and the expected calibration error as a Score."""
+    return _measured(single_label(labels, truth, logits.argmax(axis=1).tolist()), truth, logits)
+
+
+def in_full(labels: list[str], truth: Sequence[int], logits: np.ndarray) -> dict[str, Any]:
+    """Return `scores`, with what was `measured` as "scores", and with intervals `by_label`."""
+    found = single_label(labels, truth, logits.argmax(axis=1).tolist())
+    told = scores(labels, truth, logits)
+    return {**told, "scores": _measured(found, truth, logits), "per_class": by_label(found.per_label)}
+
+
+def _measured(found: SingleLabel, truth: Sequence[int], logits: np.ndarray) -> dict[str, dict[str, Any]]:
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
     shares /= shares.sum(axis=1, keepdims=True)
     error = calibration(truth, shares).error
-    return {**intervals(labels, truth, logits.argmax(axis=1)), "calibration_error": error.to_json()}
+    return {**_intervals(found), "calibration_error": error.to_json()}
 
 
 def places(rows: int) -> Sequence[int]:

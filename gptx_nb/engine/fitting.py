@@ -81,7 +81,14 @@ def nearest(
             "memory runs out",
         )
     found = memory.nearest_recipe(smallest, tune=recipe.tune, max_length=longest, free=free)
-    return Advice(None, "Take a smaller model: shorter rows are not enough") if found is None else _to_type(found)
+    if found is not None:
+        return _to_type(found)
+    if time.monotonic() - begun > PATIENCE:
+        return Advice(
+            None,
+            "Type shorter rows (`max_length`), `tune: lora`, or a smaller model: which fits takes too long to find out",
+        )
+    return Advice(None, "Take a smaller model: shorter rows are not enough")
 
 
 def _to_type(settings: str) -> Advice:

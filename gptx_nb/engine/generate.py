@@ -195,7 +195,7 @@ def _grow_together(
     shared = _shared_length([row.prompt for row in alive]) if share_prefix else 0
     # The last token that is written is never read, so its keys take no room.
     room = min(max(len(row.prompt) for row in alive) + max_new_tokens - 1, limit) - shared
-    fitting = max(1, (CPU_CACHE_TOKENS if on_cpu else _gpu_cache_tokens(model)) // max(1, room))
+    fitting = max(1, _cache_tokens(model, CPU_CACHE_TOKENS if on_cpu else GPU_CACHE_TOKENS) // max(1, room))
     slots = min(len(alive), most_rows or (CPU_ROWS if on_cpu else GPU_ROWS), fitting)
     reader = _Reader(model, CPU_READ_TOKENS if on_cpu else GPU_READ_TOKENS)
     cache = _Cache(model, slots, room, reader.prefix(alive[0].prompt[:shared]) if shared else None)
@@ -215,13 +215,13 @@ def _grow_together(
             _retire(growing, cache)
 
 
-def _gpu_cache_tokens(model: PreTrainedModel) -> int:
-    """Return for how many tokens keys and values may be kept: in half of what is free, and no more than is of use."""
+def _cache_tokens(model: PreTrainedModel, most: int) -> int:
+    """Return for how many tokens keys and values may be kept: in half of what is free, and no more than `most`."""
     free, config = devices.memory(model.device)[1], model.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     a_token = 2 * 4 * config.num_hidden_layers * heads * size  # bytes, in float32
-    return GPU_CACHE_TOKENS if free is None else min(GPU_CACHE_TOKENS, free // 2 // a_token)
+    return most if free is None else min(most, free // 2 // a_token)
 
 
 def _shared_length(prompts: Sequence[Sequence[int]]) -> int:

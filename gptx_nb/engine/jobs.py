@@ -23,7 +23,6 @@ from gptx_nb.engine.examples import AnyTable
 from gptx_nb.engine.ragged import Ragged
 from gptx_nb.engine.rendering import pieces
 from gptx_nb.engine.roles import CLASSIFICATION, RoleTable
-from gptx_nb.engine.scores.labels import single_label
 from gptx_nb.engine.shots import draw
 from gptx_nb.engine.tasks import (
     chat_templates,
@@ -272,12 +271,8 @@ class Classification:
     def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]:
         assert self.table.validation is not None
         labels, truth, logits = self.table.labels, self.table.validation.labels, learner.held_logits()
-        return {
-            **evaluate.scores(labels, truth, logits),
-            "scores": evaluate.measured(labels, truth, logits),
-            "per_class": evaluate.by_label(single_label(labels, truth, logits.argmax(axis=1).tolist()).per_label),
-            "remarks": [self._not_before] if self._not_before else [],
-        }
+        remarks = [self._not_before] if self._not_before else []
+        return {**evaluate.in_full(labels, truth, logits), "remarks": remarks}
 
     def baselines(self) -> dict[str, Any]:
         assert self.table.validation is not None
@@ -432,7 +427,7 @@ class Writing:
                 rows.extend(fitting)
                 parts += [] if self._rows else segments
             if parts and not rows and rows is self._rows:
-                encoder.rows(parts, str(self.report["source"]))  # says why nothing can be learnt
+                encoder.rows(parts, f"{self._row(part, 0)} and all others")  # says why nothing can be learnt
         out = set(left_out["validation"])
         self._scored_on = [at for at in range(len(held)) if at not in out]
         counts = {part: len(places) for part, places in left_out.items()}

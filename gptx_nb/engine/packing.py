@@ -122,8 +122,11 @@ def _attention(
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     learns = torch.is_grad_enabled() and query.requires_grad
     if texts == 1 and not learns and not dropout:  # nothing to lay side by side: a short text by itself is mostly that
+        groups = query.shape[1] // key.shape[1]
+        if groups > 1 and kind != "cpu":  # no fused kernel of CUDA's takes groups in float32
+            key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
         alone = torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=scale, enable_gqa=query.shape[1] > key.shape[1]
+            query, key, value, is_causal=True, scale=scale, enable_gqa=key.shape[1] < query.shape[1]
         )
         return alone.transpose(1, 2).to(given), None
     if kind == "cpu" and (dropout or len(spread) // texts < (FUSED_BACKWARD if learns else FUSED)):

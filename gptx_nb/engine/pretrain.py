@@ -97,10 +97,11 @@ class Pretraining:
         peak = devices.matrix_peak(self.device.device, self.device.dtype, seconds=0.02)
         flops, copies = 6 * matrix_parameters(self.model), devices.copy_speed(self.device.device)
         steps, every = self.settings.steps, self.settings.eval_every or self.settings.steps
-        held_tokens = min(self.evaluation_rows * self.context, self.decided["corpus"]["validation_tokens"])
+        held_tokens = min(self.evaluation_rows * self.learner.length, self.decided["corpus"]["validation_tokens"])
         scored = held_tokens * -(-steps // every)
+        weights = sum(each.numel() for each in self.model.parameters()) // (self.ranks if self.sharded else 1)
         more = {
-            **plan.optimiser_time(sum(each.numel() for each in self.model.parameters()), steps, copies),
+            **(plan.optimiser_time(weights, steps, copies) if self.settings.optimizer != "muon" else {}),
             "scoring while it trains": scored * seconds / tried.tokens / 3,  # forward: a third of a pass
         }
         return plan.speed(tokens, seconds, tried.tokens, flops, peak, copies, self.ranks, more=more)

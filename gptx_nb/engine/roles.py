@@ -189,11 +189,11 @@ def read_examples(
 ) -> ReadTable:
     """Read any table for a model that is to be scored on it.
 
-    `roles`, if the table has such columns, else found anew; `facts` are the model's.
+    `roles`, if the table has such columns and the recipe names none, else found anew; `facts` are the model's.
     """
     kind = TASKS[task]
     sheet = _sheet(source, recipe, run_folder)
-    if roles is not None and set(flattened(roles)) <= set(sheet.columns):
+    if roles is not None and not recipe.columns and set(flattened(roles)) <= set(sheet.columns):
         found, why = roles, "the columns that the run learnt from"
     else:
         found, why = find_columns(sheet, kind, recipe.columns, recipe.text)

@@ -122,10 +122,15 @@ class Setup:
         told = plan.speed(
             self.learner.tokens if once else tokens, seconds, step.tokens, flops, peak, copies, self.ranks, tried, more
         )
+        if self.learner.writes and self.learner.held_tokens:
+            told["time"]["reason"] += "; the answers that it writes to be scored come to it"
+        if self.resolved.baseline == "scratch":
+            trainings = 2 * self.resolved.baseline_seeds - 1
+            told["time"]["reason"] += f"; {trainings} more trainings to compare it with random weights come to it"
         if once:  # a rehearsal, which does not keep it
             told["time"]["choice"] = f"at least {told['time']['choice'].removeprefix('about ')}"
             told["time"]["reason"] += "; this is the part that is computed once, and training on it comes to it"
-        return {**told, **self._proposal(told["time"]["seconds"])}
+        return {**told, **self._proposal(told["time"]["seconds"] - sum(more.values()))}
 
     def _beside_the_passes(self, rate: float, copies: float) -> dict[str, float]:
         """Return the seconds of optimiser and scoring, where passes go through so many tokens a second.
@@ -133,9 +138,11 @@ class Setup:
         The answers that a model writes at the end are not among them: how long they get is not known.
         """
         trained = sum(each.numel() for each in self.model.parameters() if each.requires_grad)
+        trained //= self.ranks if self.sharded else 1
         steps, every = self.settings.steps, self.settings.eval_every or self.settings.steps
         times = -(-steps // every) + 1  # and once more at the end, with the weights that are kept
-        share = tuning.forward_share(self.model, frozen_is_kept=self._is_frozen_part_kept)
+        kept = self._is_frozen_part_kept  # a model that writes is scored as a whole nevertheless
+        share = tuning.forward_share(self.model, step_spared=kept, forward_spared=kept and not self.learner.writes)
         scoring = times * self.learner.held_tokens * share / rate
         return {**plan.optimiser_time(trained, steps, copies), f"scoring {times} times": scoring}
 

@@ -75,17 +75,20 @@ def flops_per_token(model: PreTrainedModel) -> float:
     return total
 
 
-def forward_share(model: PreTrainedModel, *, frozen_is_kept: bool) -> float:
-    """Return the share that the way forward has in a step's matrix products, as `flops_per_token` counts them."""
+def forward_share(model: PreTrainedModel, *, step_spared: bool, forward_spared: bool) -> float:
+    """Return what a way forward takes of a step's matrix products, as `flops_per_token` counts them.
+
+    `step_spared`, `forward_spared`: the frozen part is not computed in the step, in the way forward.
+    """
     passed, all_layers = 0.0, 0.0
     for layer in layers_of(model):
         matrices = [each for each in layer.parameters() if each.ndim >= 2]
         size = 2.0 * sum(each.numel() for each in matrices)
         all_layers += size
         passed += size if any(each.requires_grad for each in matrices) else 0
-    forward = passed if frozen_is_kept else all_layers
-    backward = flops_per_token(model) - passed
-    return forward / (forward + backward) if forward else 1 / 3
+    step = (passed if step_spared else all_layers) + flops_per_token(model) - passed
+    forward = passed if forward_spared else all_layers
+    return forward / step if step else 1 / 3
 
 
 def prepare(model: PreTrainedModel, method: str, seed: int = 0) -> Tuning:

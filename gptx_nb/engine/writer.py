@@ -92,9 +92,10 @@ class Writer:
         self.task: WritingTask = TASKS[task]
         self.facts = dict(facts)
         self.tuned = tuned
+        self.template = ""  # of a chat: which, and why
         self.context = context(model.config)
         if task == "chat":
-            chat_templates.choose(tokenizer)
+            self.template = "chat template: {} ({})".format(*chat_templates.choose(tokenizer))
         self.encoder = Encoder(tokenizer, self.context)
         self.end_ids = chat_templates.end_ids(tokenizer) if task == "chat" else {self.encoder.end_id}
         self.bytes, self.dtype = products.size(model), products.dtype_of(model)
@@ -335,16 +336,20 @@ class Writer:
 
     def choose(
         self, examples: Sequence[Example], shots: Sequence[Example] = (), numbers: Sequence[int] | None = None
-    ) -> list[list[float]]:
+    ) -> tuple[list[list[float]], int]:
         """Return for each example with "choices" how likely each of them is, as shares that sum to 1.
+
+        And how many lost a part of their context.
 
         A choice is never written: each is scored as the answer, by its log-probability a character times the choices'
         mean length, so that long ones are not at a disadvantage (acc_norm of EleutherAI's harness, Gao et al. 2021).
         `numbers` as for `write`.
         """
         rows: list[Encoded] = []
+        cut = 0
         numbers = range(1, len(examples) + 1) if numbers is None else numbers
         for number, example in zip(numbers, examples, strict=True):
+            first = len(rows)
             for choice in example["choices"]:
                 segments = [*self.prompt(example, shots), Segment(f" {choice}", target=True)]
                 row = self.encoder.encode(segments)
@@ -354,6 +359,7 @@ class Writer:
                         f"{self.context:,} tokens that the model sees. Shorten it{' or show less' if shots else ''}"
                     )
                 rows.append(row)
+            cut += any(row.cut for row in rows[first:])
         nats = self.nats(rows)[:, 0]
         found, at = [], 0
         for example in examples:
@@ -362,7 +368,7 @@ class Writer:
             at += len(sizes)
             shares = np.exp(logs - logs.max())
             found.append((shares / shares.sum()).tolist())
-        return found
+        return found, cut
 
     def rows(self, example: Example, shots: Sequence[Example] = ()) -> list[Encoded | None]:
         """Return the rows of an example with its answer, as they would be learnt; None for one that does not fit."""

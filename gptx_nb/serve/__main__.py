@@ -457,12 +457,12 @@ class Handler(BaseHTTPRequestHandler):
         numbers = range(first, first + len(examples))
         shots = asking.shots(asked.get("shots") or [])
         if examples and all("choices" in each for each in examples):
-            shares = writer.choose(examples, shots, numbers)
+            shares, cut = writer.choose(examples, shots, numbers)
             told = [
                 {"asked": writer.task.shown(each), "choices": each["choices"], "shares": row}
                 for each, row in zip(examples, shares, strict=True)
             ]
-            return {"rows": told, "cut": 0, "task": writer.task.name}
+            return {"rows": told, "cut": cut, "task": writer.task.name}
         how = How(**{**asked.get("how", {}), "stop": tuple(asked.get("how", {}).get("stop", ()))})
         last = time.monotonic()
         gone = False

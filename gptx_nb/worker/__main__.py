@@ -31,7 +31,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from gptx_nb import files, memory_words, pretraining_words
+from gptx_nb import files, memory_words, pretraining_words, writing_words
 from gptx_nb.errors import DISK_FULL, RunFailed, UsageError
 from gptx_nb.line import LIMIT, Demand, Line, limit
 from gptx_nb.main_memory import out_of_memory_kills
@@ -148,7 +148,8 @@ def _last_words(error: Exception, run: Run, levers: Levers) -> dict[str, Any]:
     from gptx_nb.engine.device import is_out_of_memory
 
     if is_out_of_memory(error):
-        message = f"the device has too little memory: {memory_words.advice(run.recipe(), levers.state)}"
+        advice = memory_words.advice(run.recipe(), levers.state, writing_words.is_writing(run.report()))
+        message = f"the device has too little memory: {advice}"
         return {"reason": "out of memory", "error": type(error).__name__, "message": message}
     if files.disk_is_full(error):
         free = pretraining_words.size(shutil.disk_usage(run.folder).free)

@@ -86,7 +86,9 @@ def _labelled_untrained(
     if asked["shown"]:
         alike = {} if pair else {"text": table.report["text"], "label": table.report["label"]}
         given = recipe.model_copy(update={**alike, "labels": table.labels, "validation": 0.0})
-        other = data.load(given, {"train": Source.from_json(asked["shown"]), "validation": None}, folder / SHOWN)
+        other = data.load(
+            given, {"train": Source.from_json(asked["shown"]), "validation": None}, folder / SHOWN, learns=False
+        )
         shots = [(text, other.labels[at]) for text, at in zip(other.train.texts, other.train.labels, strict=True)]
     others = [at for at in range(len(texts)) if at not in set(shown)]
     columns = table.report["text"], table.report["label"]
@@ -121,11 +123,11 @@ def _labelled(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Pat
     sources = {"train": source, "validation": None}
     try:
         try:
-            table = data.load(wanted.model_copy(update=learnt), sources, folder)
+            table = data.load(wanted.model_copy(update=learnt), sources, folder, learns=False)
         except DataError as error:
             if "has no column" not in str(error) or recipe.text or recipe.label or recipe.columns:
                 raise
-            table = data.load(wanted, sources, folder)  # other names than those learnt from
+            table = data.load(wanted, sources, folder, learns=False)  # other names than those learnt from
     except DataError as error:
         said, unknown, _ = str(error).rpartition(" Add it ")
         if not unknown:
@@ -243,7 +245,10 @@ def _written(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Path
     shown += _known(sum(each in shots for each in examples))
     if task == "translation" and not shots and not recipe.columns:
         examples, numbers = roles.both_ways(examples), [number for number in numbers for _ in range(2)]
-        shown.append("both directions are scored, so each row counts twice; `columns` that you name ask for one")
+        shown.append(
+            "both directions are scored, so each row counts twice (perplexity is that of both); `columns` ask for "
+            "one of them"
+        )
     tokens = [writer.rows(each, shots) for each in examples]
     left_out = [number for number, each in zip(numbers, tokens, strict=True) if None in each]
     rows = [row for each in tokens for row in each if row is not None]
@@ -273,7 +278,7 @@ def _written(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Path
         "why": why,
         "shots": len(shots),
         "samples": found["samples"],
-        "notes": [*([untold] if untold else []), *shown, *notes],
+        "notes": [*filter(None, (untold, "" if writer.tuned else writer.template)), *shown, *notes],
     }
 
 

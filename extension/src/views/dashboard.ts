@@ -320,6 +320,9 @@ function sections(run: Details): HTMLElement[] {
     const answers = run.answers.map(each => each.slice(0, columns.length));
     found.push(section('What it answers', texts(columns, answers), true));
   }
+  for (const remark of run.remarks) {
+    found.push(h('p', { class: 'gptx-Remark' }, remark));
+  }
   for (const warning of run.warnings) {
     found.push(h('p', { class: 'gptx-Warning' }, warning));
   }

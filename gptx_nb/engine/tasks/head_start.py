@@ -9,6 +9,8 @@ at the words, if these are not behind; a small one knows little of them and lear
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -117,13 +119,14 @@ class Base:
 class Before:
     """What scores the base model as it is on rows held back: their tokens by themselves, and behind some examples.
 
-    `rows` are those of the output layer for the words; `head` is made of them and of examples, or None where the rows
-    that are scored calibrate them. `zero` and `few` hold tokens of the rows numbered `of_zero` and `of_few`; `shots`
-    examples stand before the latter.
+    `rows` gives those of the output layer for the words. `head` is made of them and of examples; None: it will be, of
+    the tokens of some examples and of texts that say nothing, `calibrating`. `zero` and `few` hold tokens of the rows
+    numbered `of_zero` and `of_few`; `shots` examples stand before the latter.
     """
 
-    rows: torch.Tensor
+    rows: Callable[[], torch.Tensor]
     head: torch.Tensor | None
+    calibrating: tuple[Sequence[Row], Sequence[Row]]
     zero: Sequence[Row]
     of_zero: list[int]
     few: list[list[int]]
@@ -135,8 +138,9 @@ class Before:
     def of(cls, base: Base, start: Start, table: Table, recipe: Recipe, context: int) -> Before | str:
         """Prepare the scoring of `table.validation`; `context` is the most tokens that the model sees.
 
-        Where the classifier begins with a new head, the labels' words are asked all the same. What comes of it hangs on
-        table and recipe alone: a run that goes on needs the same tokens. Returns why it cannot be scored, if so.
+        Where the classifier begins with a new head, the labels' words are asked all the same. Which tokens that takes
+        hangs on base, table and recipe alone, so that a run that goes on needs the same. Returns why the base model
+        cannot be scored, if so.
         """
         assert table.validation is not None
         wording = start.wording
@@ -145,7 +149,20 @@ class Before:
             if isinstance(found, str):
                 return found
             wording = found
-        rows = start.rows if start.rows is not None else base.rows(wording)
+
+        def read(texts: Sequence[str]) -> Sequence[Row]:
+            return label_words.read(base.tokenizer, wording, texts, base.reading).rows
+
+        known = start.rows
+        if known is None and getattr(base.model.config, "tie_word_embeddings", True):
+            known = base.rows(wording)  # now, as the embedding is going to be cut and trained
+        rows = functools.partial(base.rows, wording) if known is None else lambda: known
+        calibrating: tuple[Sequence[Row], Sequence[Row]] = [], []
+        if start.head is None:
+            calibrating = (
+                read([table.train.texts[at] for at in _looked_at(table, recipe)]),
+                read(label_words.SAY_NOTHING),
+            )
         held = table.validation.texts
         of_zero, of_few = (_spread(len(held), most) for most in (MOST_ZERO, MOST_FEW))
         places = one_of_each(table.train.labels, min(MOST_SHOTS, max(LEAST_SHOTS, len(table.labels))))
@@ -153,19 +170,22 @@ class Before:
             [table.train.texts[place] for place in places], [table.train.labels[place] for place in places]
         )
         fits = base.tokens_of(shown) * 2 <= context
-        zero = label_words.read(base.tokenizer, wording, [held[at] for at in of_zero], base.reading).rows
+        zero = read([held[at] for at in of_zero])
         few, _ = label_words.encode(base.tokenizer, shown, [held[at] for at in of_few], context) if fits else ([], 0)
-        return cls(rows, start.head, zero, of_zero, few, of_few, len(places), base.dtype)
+        return cls(rows, start.head, calibrating, zero, of_zero, few, of_few, len(places), base.dtype)
 
     @property
     def tokens(self) -> list[int]:
         """Every token that it needs, by number."""
-        return sorted({token for row in [*reading.flat(self.zero), *self.few] for token in row})
+        every = itertools.chain(*map(reading.flat, (self.zero, *self.calibrating)), self.few)
+        return sorted({token for row in every for token in row})
 
     def renumbered(self, tokens: Callable[[list[int]], list[int]]) -> Before:
-        return replace(
-            self, zero=[reading.renumbered(row, tokens) for row in self.zero], few=[tokens(row) for row in self.few]
-        )
+        def all_of(rows: Sequence[Row]) -> Sequence[Row]:
+            return [reading.renumbered(row, tokens) for row in rows]
+
+        seen, silent = map(all_of, self.calibrating)
+        return replace(self, calibrating=(seen, silent), zero=all_of(self.zero), few=[tokens(row) for row in self.few])
 
     def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, table: Table) -> dict[str, Any]:
         """Return {"scores", "few_shot"}, each {"rows", "accuracy", "macro_f1", "scores": as `evaluate.measured`}.
@@ -173,20 +193,30 @@ class Before:
         Few-shot ones where the examples fit, else None.
         """
         assert table.validation is not None
-        truth, pad = table.validation.labels, int(tokenizer.pad_token_id)
+        truth, pad, rows = table.validation.labels, int(tokenizer.pad_token_id), self.rows()
 
-        def score(rows: Sequence[Row], places: list[int], head: torch.Tensor | None) -> dict[str, Any]:
-            states = label_words.states(model, rows, pad_id=pad, dtype=self.dtype)
-            head = label_words.head(self.rows, states, states[:0]) if head is None else head
-            told = evaluate.measured(table.labels, [truth[at] for at in places], (states @ head.T).numpy())
+        def states(of: Sequence[Row]) -> torch.Tensor:
+            return label_words.states(model, of, pad_id=pad, dtype=self.dtype)
+
+        def score(found: torch.Tensor, places: list[int], head: torch.Tensor) -> dict[str, Any]:
+            told = evaluate.measured(table.labels, [truth[at] for at in places], (found @ head.T).numpy())
             return {
-                "rows": len(rows),
+                "rows": len(found),
                 **{name: told[name]["value"] for name in ("accuracy", "macro_f1")},
                 "scores": told,
             }
 
-        few = {**score(self.few, self.of_few, None), "shots": self.shots} if self.few else None
-        return {"scores": score(self.zero, self.of_zero, self.head), "few_shot": few}
+        head = label_words.head(rows, *map(states, self.calibrating)) if self.head is None else self.head
+        few = None
+        if self.few:
+            behind = states(self.few)
+            few = {**score(behind, self.of_few, label_words.head(rows, behind, behind[:0])), "shots": self.shots}
+        return {"scores": score(states(self.zero), self.of_zero, head), "few_shot": few}
+
+
+def _looked_at(table: Table, recipe: Recipe) -> list[int]:
+    """Return the places of the examples that calibration and choice look at."""
+    return sample(len(table.train), max(MOST_TEXTS, A_LABEL * len(table.labels)), recipe.seed)
 
 
 def _spread(count: int, most: int) -> list[int]:
@@ -232,7 +262,7 @@ def choose(base: Base, table: Table, recipe: Recipe) -> Start:
             )
         return Start(None, None, f"a new head, as {wording}")
     train = table.train
-    places = sample(len(train), max(MOST_TEXTS, A_LABEL * len(table.labels)), recipe.seed)
+    places = _looked_at(table, recipe)
     texts, truth = [train.texts[place] for place in places], np.array([train.labels[place] for place in places])
     seen = base.states(texts, wording)
     silent = base.states(label_words.SAY_NOTHING, wording)

@@ -25,6 +25,7 @@ from gptx_nb.engine.tuning import FrozenPart, Tuning
 Tensors = dict[str, torch.Tensor]
 
 LEAST_TOKENS = 16  # at once
+HELD_TOKENS = 4096  # of rows held back, at once
 
 
 class Learner:
@@ -108,6 +109,8 @@ class Learner:
         """Tokens of one epoch."""
         return int(self._lengths.sum())
 
+    writes = True
+
     @property
     def held_tokens(self) -> int:
         """Tokens of all rows held back."""
@@ -129,7 +132,15 @@ class Learner:
 
     def held_nats(self) -> np.ndarray:
         """Return float64 (rows held back, 2): the nats of each row's targets, and their number."""
-        return nats(self._model, self.held_rows, pad_id=self._pad_id, packed=self.padded_because is None)
+        budget = min(HELD_TOKENS, 4 * self.token_budget)  # a way forward keeps a part of what a step keeps
+        return nats(
+            self._model,
+            self.held_rows,
+            pad_id=self._pad_id,
+            packed=self.padded_because is None,
+            token_budget=budget,
+            streams=self.streams,
+        )
 
     def _groups(self, chosen: list[int]) -> list[list[int]]:
         packed = self.padded_because is None
@@ -179,12 +190,21 @@ def _states(model: Any, tensors: Tensors) -> torch.Tensor:
 
 
 def nats(
-    model: PreTrainedModel, rows: Sequence[Encoded], *, pad_id: int, packed: bool, token_budget: int = 4096
+    model: PreTrainedModel,
+    rows: Sequence[Encoded],
+    *,
+    pad_id: int,
+    packed: bool,
+    token_budget: int = HELD_TOKENS,
+    streams: int | None = None,
 ) -> np.ndarray:
-    """Return float64 (rows, 2): how many nats each row's targets take, and how many tokens they are."""
+    """Return float64 (rows, 2): how many nats each row's targets take, and how many tokens they are.
+
+    `streams` are computed at once, by default as many as there are.
+    """
     found = np.zeros((len(rows), 2))
     device = model.device
-    streams = parallel.number_for(device)
+    streams = streams or parallel.number_for(device)
     lengths = [len(row.read) for row in rows]
     groups = batches.by_lengths(lengths, token_budget=token_budget, packed=packed, streams=streams)
 

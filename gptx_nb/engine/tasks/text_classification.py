@@ -143,6 +143,8 @@ class Learner:
         """Tokens of one epoch."""
         return int(np.maximum(1, self._rows.lengths).sum())
 
+    writes = False
+
     @property
     def held_tokens(self) -> int:
         """Tokens of all rows held back."""
