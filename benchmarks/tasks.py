@@ -64,7 +64,7 @@ SETS = {
 
 
 def table(folder: Path, which: Set, split: str, rows: int) -> pd.DataFrame:
-    """Return the first rows of a set's split, with the columns that the task reads; of each label one, if they can be."""
+    """Return a split's first rows, with the columns that the task reads; of each label one, if there is room."""
     path = next((folder / which.folder).glob(f"{split}.*"))
     frame = pd.read_json(path, lines=True) if ".jsonl" in path.name else pd.read_csv(path)
     frame = frame[list(which.columns)].rename(columns={"label_text": "label"})

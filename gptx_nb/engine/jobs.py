@@ -372,7 +372,7 @@ class Writing:
         self._counts: dict[str, int] = {}
         self._notes: list[str] = []
         self._remarks: list[str] = []
-        self._windowed = 0  # examples whose contexts take several windows
+        self._windowed: list[int] = []  # how many windows the contexts take that take several
         self._began = time.monotonic()
         self._wrote = 0.0  # seconds in which samples were written
 
@@ -404,7 +404,7 @@ class Writing:
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         self._rows, self._held = EncodedRows(), EncodedRows()  # anew: it may be asked for several lengths
-        self._notes, self._remarks, self._windowed = [], [], 0
+        self._notes, self._remarks, self._windowed = [], [], []
         if self.task.name == "chat":
             name, reason = chat_templates.choose(tokenizer)
             self._remarks.append(f"chat template: {name} ({reason})")
@@ -435,8 +435,14 @@ class Writing:
         if self._windowed:
             learnt = "the window with the answer is" if self.task.name == "question-answering" else "the beginning is"
             self._notes.append(
-                f"{self._windowed:,} contexts are longer than {max_length:,} tokens: {learnt} learnt from, and all "
-                "windows are asked when the model answers, each for the time of an answer"
+                f"{_contexts(len(self._windowed))} longer than {max_length:,} tokens: {learnt} learnt from, and all "
+                f"windows, {sum(self._windowed) / len(self._windowed):.1f} of each, are asked when the model answers, "
+                "each for the time of an answer"
+            )
+        elif cut and self.task.name in LONG:
+            self._notes.append(
+                f"{_contexts(cut)} cut to fit into {max_length:,} tokens. `long_texts: windows` reads all of them, and "
+                "takes the time of an answer for each window of a context when the model answers"
             )
         for part, what in zip(PARTS, ("learning", "scoring"), strict=True):
             if places := left_out[part]:
@@ -484,7 +490,7 @@ class Writing:
         if bare is None:
             return example
         found, _ = long_contexts.parts(tokenizer, example, role, how, fixed=len(bare.ids))
-        self._windowed += len(found) > 1
+        self._windowed += [len(found)] if len(found) > 1 else []
         if self.task.name == "summarization":
             return found[0]
         return long_contexts.with_answer(found, role, self.task.accepted(example))
@@ -631,6 +637,10 @@ def save(
     if causal.generation_config is not None:
         causal.generation_config.eos_token_id = sorted(ends)
     models.save(folder, model, tokenizer, max_length, told, adapter_of)
+
+
+def _contexts(count: int) -> str:
+    return "1 context is" if count == 1 else f"{count:,} contexts are"
 
 
 def _spread(lengths: list[int]) -> dict[str, int]:
