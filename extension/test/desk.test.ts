@@ -154,17 +154,21 @@ test('what the model sees is shown in parts, and another column is chosen', asyn
   };
   const table = { columns: ['body', 'stars', 'title'], rows: [[HACK, '5', 't']], count: 3, error: null };
   await page.tell('part', 'rehearse', {
-    value: { ...table, report: { ...report, labels: { [HACK]: 2 }, warnings: ['one is empty'] } }
+    value: {
+      ...table,
+      report: { ...report, labels: { [HACK]: 2 }, warnings: ['one is empty'], remarks: ['both ways'] }
+    }
   });
-  expect(page.el.querySelector('.preview')?.textContent).toContain('⚠ one is empty');
+  expect(page.el.querySelector('.preview')?.textContent).toContain('both ways⚠ one is empty');
   await page.tell('answer', 'rehearse', {
     value: {
-      plan: { memory: { choice: '1.2 GB', reason: 'at the peak' }, notes: ['little'] },
+      plan: { memory: { choice: '1.2 GB', reason: 'at the peak' }, notes: ['little'], remarks: [`within ${HACK}`] },
       lengths: [[1, 4, 2]],
       examples: [{ pieces: [[HACK, false]], label: '5', tokens: 1 }]
     }
   });
   expect(page.el.querySelector('.preview')?.textContent).toContain('memory1.2 GBat the peak');
+  expect(page.el.querySelector('.preview')?.textContent).toContain(`within ${HACK}⚠ little`);
   expect(page.el.querySelector('img')).toBeNull();
   const list = page.el.querySelector<HTMLSelectElement>('[aria-label="Column of text"]');
   if (list) {

@@ -474,7 +474,18 @@ function planParts({ plan, lengths: bins, examples }: Rehearsed): HTMLElement[] 
     const each = plan[name] as { choice?: string | number; reason?: string } | undefined;
     return each?.choice === undefined ? null : [name.replaceAll('_', ' '), String(each.choice), each.reason ?? ''];
   };
-  const names = ['memory', 'time', 'device', 'dtype', 'batch_size', 'learning_rate', 'warmup', 'epochs', 'max_length', 'tune'];
+  const names = [
+    'memory',
+    'time',
+    'device',
+    'dtype',
+    'batch_size',
+    'learning_rate',
+    'warmup',
+    'epochs',
+    'max_length',
+    'tune'
+  ];
   const rows = names.map(chosen).filter(each => each !== null);
   return [
     h('h3', {}, 'As the model sees it'),
