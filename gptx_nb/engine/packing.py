@@ -121,7 +121,12 @@ def _attention(
         query, scale = query * scale, 1.0
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     learns = torch.is_grad_enabled() and query.requires_grad
-    if texts == 1 and not learns and not dropout:  # nothing to lay side by side: a short text by itself is mostly that
+    short = kind == "cpu" and (dropout or len(spread) // texts < (FUSED_BACKWARD if learns else FUSED))
+    if texts == 1 and not learns and not dropout:  # nothing to lay side by side, which takes longer than the products
+        if short and dtype is not torch.float32:  # as beside others, to the last bit: softmax rounds its weights
+            q, k, v = (each.transpose(0, 1) for each in (query, key, value))
+            mixed = _products(q, k, v, scale, 0.0, PLACE)[0]
+            return _beside(mixed, query.shape[1], query.shape[2]).permute(1, 2, 0, 3).to(given), None
         groups = query.shape[1] // key.shape[1]
         if groups > 1 and kind != "cpu":  # no fused kernel of CUDA's takes groups in float32
             key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
@@ -129,7 +134,7 @@ def _attention(
             query, key, value, is_causal=True, scale=scale, enable_gqa=key.shape[1] < query.shape[1]
         )
         return alone.transpose(1, 2).to(given), None
-    if kind == "cpu" and (dropout or len(spread) // texts < (FUSED_BACKWARD if learns else FUSED)):
+    if short:
         place = PLACE + int(getattr(module, "layer_idx", None) or 0)
         mixed = _Short.apply(query, key, value, spread, gather, texts, scale, dropout, place)
         return mixed.transpose(1, 2).to(given), None
@@ -164,13 +169,7 @@ class _Short(torch.autograd.Function):
     ) -> torch.Tensor:
         q, k, v = (_side_by_side(each, spread, texts) for each in (query, key, value))
         longest = q.shape[2]
-        q = _below(q, k.shape[0])
-        scores = torch.matmul(q, k.transpose(2, 3)).float().mul_(scale)
-        above = torch.ones(longest, longest, dtype=torch.bool).triu_(1)
-        scores.view(*scores.shape[:2], -1, longest, longest).masked_fill_(above, float("-inf"))
-        weights = scores.softmax(dim=-1).to(v.dtype)
-        kept = dropouts.drop(torch.ones_like(weights), dropout, place) if dropout else None
-        mixed = torch.matmul(weights if kept is None else weights * kept, v)
+        mixed, q, weights, kept = _products(q, k, v, scale, dropout, place)
         ctx.save_for_backward(q, k, v, weights, kept, gather)
         ctx.scale, ctx.heads = scale, query.shape[1]
         return _in_a_row(_beside(mixed, ctx.heads, longest), gather)
@@ -190,6 +189,23 @@ class _Short(torch.autograd.Function):
         of_q = _beside(torch.matmul(of_scores, k), ctx.heads, longest)
         of_k = torch.matmul(of_scores.transpose(2, 3), q)
         return *(_in_a_row(each, gather) for each in (of_q, of_k, of_v)), *[None] * 6
+
+
+def _products(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, dropout: float, place: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Return what texts side by side give, heads that share a key below each other; q so, weights, and what was kept.
+
+    `q`, `k` and `v` are (heads, texts, longest, size).
+    """
+    longest = q.shape[2]
+    q = _below(q, k.shape[0])
+    scores = torch.matmul(q, k.transpose(2, 3)).float().mul_(scale)
+    above = torch.ones(longest, longest, dtype=torch.bool).triu_(1)
+    scores.view(*scores.shape[:2], -1, longest, longest).masked_fill_(above, float("-inf"))
+    weights = scores.softmax(dim=-1).to(v.dtype)
+    kept = dropouts.drop(torch.ones_like(weights), dropout, place) if dropout else None
+    return torch.matmul(weights if kept is None else weights * kept, v), q, weights, kept
 
 
 def _side_by_side(states: torch.Tensor, spread: torch.Tensor, texts: int) -> torch.Tensor:
