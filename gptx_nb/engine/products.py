@@ -66,6 +66,7 @@ def exactly(model: torch.nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        _rooms.clear()
         for each in products:
             each.exact = False
         for block, dtype in attending.items():
@@ -85,11 +86,31 @@ def split(whole: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     return rounded, rest.short() if bool(rest.any()) else None
 
 
-def joined(rounded: torch.Tensor, rest: torch.Tensor | None) -> torch.Tensor:
-    """Return the float32 numbers that `split` has taken apart, to the last bit."""
-    if rest is None:
-        return rounded.float()
-    return ((rounded.view(torch.int16).int() << 16) + rest).view(torch.float32)
+def joined(rounded: torch.Tensor, rest: torch.Tensor | None, room: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the float32 numbers that `split` has taken apart, to the last bit; in `room`, float32 of at least so many.
+
+    Read as whole numbers of 32 bits, those of bfloat16 have zeros where what they leave out belongs.
+    """
+    if room is None:
+        room = torch.empty(rounded.numel(), device=rounded.device)
+    whole = room[: rounded.numel()].view(rounded.shape)
+    whole.copy_(rounded)
+    if rest is not None:
+        whole.view(torch.int32).add_(rest)
+    return whole
+
+
+# By thread, where it puts float32 weights together: in new memory each time, most of the time would go into its pages
+# (17.8 ms instead of 2.7 for 1536 x 576 weights, one core with AMX).
+_rooms: dict[int, torch.Tensor] = {}
+
+
+def _room(values: int) -> torch.Tensor:
+    me = threading.get_ident()
+    found = _rooms.get(me)
+    if found is None or len(found) < values:
+        found = _rooms[me] = torch.empty(values)
+    return found
 
 
 def dtype_of(model: PreTrainedModel) -> torch.dtype:
@@ -146,7 +167,9 @@ class Product(torch.nn.Module):
         given: Any = states.to(torch.float32 if self.exact else self.dtype)
         if self.exact and self.dtype is torch.bfloat16:
             rounded = self._weight.to_dense() if self._is_laid_out else self._weight
-            product = torch.nn.functional.linear(given, joined(rounded[:, : self._width], self._rest))
+            upper = rounded[:, : self._width]
+            room = _room(upper.numel()) if upper.device.type == "cpu" else None
+            product = torch.nn.functional.linear(given, joined(upper, self._rest, room))
         else:
             if self._twice:
                 given = torch.cat((given, given), dim=-1)
