@@ -360,6 +360,14 @@ class Recipe(Settings):
         "as it is.",
         reason="shows whether the tuned GPT is worth it",
     )
+    shots: int | None = setting(
+        None,
+        "Examples that the base model is shown before what is asked, where it is scored beside the tuned one.",
+        reason="4; one of each label, from 4 to 8, where it gives labels",
+        unit="examples",
+        ge=1,
+        le=64,
+    )
     allow_code: bool = setting(
         False,
         "Run the programs that a model for code writes, in a sandbox, to score them by their tests.",
@@ -508,6 +516,10 @@ class Recipe(Settings):
             raise ValueError("stride is for `long_texts: windows`; type that too, or leave stride out")
         if self.rope is not None and self.context is None:
             raise ValueError("rope scales positions for a longer context; say how long, as in `context: 4096`")
+        if self.shots is not None and not self.baselines:
+            raise ValueError(
+                "shots: with `baselines: false` no base model is scored that could be shown any; leave one out"
+            )
         if self.labels is not None and len(set(self.labels)) != len(self.labels):
             raise ValueError("labels: a name stands there twice")
         unused = next((name for name in ("prompt", "label_words") if getattr(self, name) is not None), None)

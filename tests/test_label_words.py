@@ -343,6 +343,8 @@ def test_a_resumed_recipe_with_a_new_head_needs_the_same_tokens_to_score_its_bas
     again, remade = prepared(rows, ["negative", "positive"], held=held, **resolved)
     assert remade.cut is not None
     assert again.more_tokens == job.more_tokens
+    two, _ = prepared(rows, ["negative", "positive"], held=held, shots=2)
+    assert (job._before.shots, two._before.shots) == (4, 2)
     assert remade.model.get_input_embeddings().weight.shape == made.model.get_input_embeddings().weight.shape
     none, _ = prepared(rows, ["negative", "positive"], held=held, baselines=False)
     assert not none.has_a_before
@@ -604,12 +606,12 @@ def test_a_runs_scores_stand_beside_those_of_the_base_model_untrained_and_shown_
 def test_a_classifier_with_a_new_head_stands_beside_its_base_too(served: None) -> None:
     frame = pd.DataFrame({"text": [f"{text} {at}" for text in GOOD + BAD for at in range(4)]})
     frame["label"] = ["positive"] * 20 + ["negative"] * 20
-    run = api.finetune("plainly", frame, head="plain", tune="full", epochs=3, device="cpu")
+    run = api.finetune("plainly", frame, head="plain", tune="full", epochs=3, device="cpu", shots=2)
     assert (run.plan() or {})["head"]["choice"] == "plain"
-    assert [who for who, *_ in score_rows(run)][1:3] == ["tiny, shown 4 examples", "tiny, untrained"]
+    assert [who for who, *_ in score_rows(run)][1:3] == ["tiny, shown 2 examples", "tiny, untrained"]
     scores = run.scores() or {}
     assert scores["base"]["rows"] == scores["few_shot"]["rows"] == 8
-    assert scores["few_shot"]["shots"] == 4
+    assert scores["few_shot"]["shots"] == 2
 
 
 def test_labels_without_words_leave_the_base_without_a_score_and_say_so(served: None) -> None:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -18,6 +19,7 @@ from gptx_nb.engine.roles import RoleTable
 from gptx_nb.engine.tasks import long_contexts
 from gptx_nb.engine.tasks.long_contexts import Windows
 from gptx_nb.engine.tasks.reading import MOST_WINDOWS
+from gptx_nb.engine.tasks.templates import Segment
 from gptx_nb.engine.writer import How, Writer
 from gptx_nb.errors import RecipeError
 from gptx_nb.recipe import Recipe
@@ -121,6 +123,31 @@ def test_of_all_windows_the_likeliest_answer_is_given(tiny: Any) -> None:
     assert answer[0] == each[weighed.index(min(weighed))]
     short = {**asked, "context": "The key is red."}
     assert writer.write([short], how).written == plain.write([short], how).written
+
+
+def test_each_choice_is_weighed_by_the_window_in_which_it_is_likeliest(tiny: Any) -> None:
+    model, tokenizer = tiny
+    writer = Writer(model, tokenizer, "question-answering", {"windows": Windows(48).to_json()}, tuned=False)
+    plain = Writer(model, tokenizer, "question-answering", {}, tuned=False)
+    asked = {"question": "Where is the key?", "context": long("red", 6), "choices": ["red", "dark blue"]}
+    short = {**asked, "context": "The key is red."}
+    found, cut = writer.choose([asked, short])
+    assert cut == 0
+    parts, whole = plain._parts(
+        asked, (), Windows(48), max(plain.encoder.size([Segment(f" {c}")]) for c in asked["choices"])
+    )
+    assert whole
+    assert len(parts) > 3
+    rows = [
+        plain.encoder.encode([*plain.prompt(part), Segment(f" {choice}", target=True)])
+        for part in parts
+        for choice in asked["choices"]
+    ]
+    nats = plain.nats([row for row in rows if row is not None])[:, 0].reshape(len(parts), 2).min(axis=0)
+    logs = -nats / [3, 9] * 6.0
+    expected = np.exp(logs) / np.exp(logs).sum()
+    assert found[0] == pytest.approx(expected.tolist(), abs=1e-4)
+    assert found[1] == pytest.approx(plain.choose([short])[0][0], abs=1e-4)
 
 
 def test_summaries_of_windows_are_summarised_until_they_are_one() -> None:

@@ -77,6 +77,10 @@ def test_a_name_that_could_leave_its_folder_is_refused(name: str) -> None:
         ("validation: 0.95", "a share from 0 to 0.9, or the name of a table"),
         ("labels: [one]", "cell body, line 1: labels: "),
         ("labels: [a, a]", "labels: a name stands there twice"),
+        (
+            "shots: 2\nbaselines: false",
+            "shots: with `baselines: false` no base model is scored that could be shown any",
+        ),
         ("keep: bets", "Did you mean 'best'?"),
         ("a: &x 1\nb: *x", "aliases (*name) are not read here"),
         ("epochs:\t3\n\tseed: 1", "a tab stands where YAML wants spaces"),

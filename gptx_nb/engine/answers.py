@@ -92,8 +92,7 @@ def written(
         return {"written": 0, "scores": {}, "main": None, "samples": [], "left_out": left_out, "cut": 0}
     found: dict[str, Score] = {}
     if choose:
-        answers = _choose(writer, asked, shots)
-        cut = sum(any(row is not None and row.cut for row in prompts[at]) for at in places if at not in left_out)
+        answers, cut = _choose(writer, asked, shots)
         right = [answer == each[task.target] for answer, each in zip(answers, asked, strict=True)]
         found["accuracy"] = mean(right, "the likeliest of the choices, by log-probability a character")
     else:
@@ -149,9 +148,9 @@ def rows_left_out(count: int, first: str) -> str:
     return f"1 row ({first}) is left" if count == 1 else f"{count:,} rows (the first: {first}) are left"
 
 
-def _choose(writer: Writer, asked: Sequence[Example], shots: Sequence[Example]) -> list[str]:
-    shares, _ = writer.choose(asked, shots)
-    return [each["choices"][int(np.argmax(row))] for each, row in zip(asked, shares, strict=True)]
+def _choose(writer: Writer, asked: Sequence[Example], shots: Sequence[Example]) -> tuple[list[str], int]:
+    shares, cut = writer.choose(asked, shots)
+    return [each["choices"][int(np.argmax(row))] for each, row in zip(asked, shares, strict=True)], cut
 
 
 def _by_direction(writer: Writer, asked: Sequence[Example], answers: Sequence[str]) -> dict[str, Score]:
@@ -187,7 +186,7 @@ def samples(writer: Writer, examples: Sequence[Example], most: int, max_new_toke
         return _continued(writer, kept, max_new_tokens)
     choose, greedy = all("choices" in each for each in asked), How(0.0, max_new_tokens=max_new_tokens)
     asked = [each for each in asked if None not in _prompts(writer, each, (), greedy, choose)]
-    said = _choose(writer, asked, ()) if choose else [each[0].text for each in writer.write(asked, greedy).written]
+    said = _choose(writer, asked, ())[0] if choose else [each[0].text for each in writer.write(asked, greedy).written]
     return [
         {"asked": task.shown(each), "right": task.accepted(each)[0], "answer": answer}
         for each, answer in zip(asked, said, strict=True)

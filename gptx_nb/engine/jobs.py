@@ -568,7 +568,7 @@ class Writing:
         writer = Writer(model, tokenizer, self.table.task, self._facts, tuned=False)
         if any(self.task.whole_text(each) for each in [*train[:1], *held]):
             return None, "texts to continue have no answers to show"
-        drawn = draw(writer, train, min(SHOTS, len(train)), self.recipe.seed)
+        drawn = draw(writer, train, min(self.recipe.shots or SHOTS, len(train)), self.recipe.seed)
         shots = [train[at] for at in drawn.places]
         try:
             found = answers.written(writer, held, allow_code=self.recipe.allow_code, shots=shots, most=MOST_FEW_SHOT)

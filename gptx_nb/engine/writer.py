@@ -11,6 +11,7 @@ each other, choices and the likelihood of given texts, is computed in float32 al
 from __future__ import annotations
 
 import gc
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -248,16 +249,12 @@ class Writer:
     ) -> Answers:
         """Write answers to examples whose contexts may take several rows, as `long_contexts` says."""
         plain = self._plain()
-        role, one = LONG[self.task.name], replace(how, n=1)
+        one = replace(how, n=1)
         cut = 0
 
         def split(example: Example) -> list[dict[str, Any]]:
             nonlocal cut
-            if role not in example:
-                return [dict(example)]
-            asked = plain.encoder.prompt(plain.prompt({**example, role: ""}, shots))
-            fixed = (len(asked.ids) if asked else 0) + (how.max_new_tokens or self.task.max_new_tokens)
-            found, whole = long_contexts.parts(self._tokenizer, example, role, windows, fixed=fixed)
+            found, whole = plain._parts(example, shots, windows, how.max_new_tokens or self.task.max_new_tokens)
             cut += not whole
             return found
 
@@ -284,6 +281,17 @@ class Writer:
             if on_text is not None and not alone:
                 on_text(answers[-1][0].text)
         return Answers(answers, cut)
+
+    def _parts(
+        self, example: Example, shots: Sequence[Example], windows: Windows, room: int
+    ) -> tuple[list[dict[str, Any]], bool]:
+        """Return `example` for each window of its context, beside `room` tokens of answer; and whether that is all."""
+        role = LONG.get(self.task.name)
+        if role is None or role not in example:
+            return [dict(example)], True
+        asked = self.encoder.prompt(self.prompt({**example, role: ""}, shots))
+        fixed = (len(asked.ids) if asked else 0) + room
+        return long_contexts.parts(self._tokenizer, example, role, windows, fixed=fixed)
 
     def _plain(self) -> Writer:
         """Return this writer for examples that fit."""
@@ -343,29 +351,36 @@ class Writer:
 
         A choice is never written: each is scored as the answer, by its log-probability a character times the choices'
         mean length, so that long ones are not at a disadvantage (acc_norm of EleutherAI's harness, Gao et al. 2021).
-        `numbers` as for `write`.
+        Where a context is read in windows, by the one in which it is likeliest. `numbers` as for `write`.
         """
         rows: list[Encoded] = []
-        cut = 0
+        cut, parts_of = 0, []  # in how many windows each example is asked
         numbers = range(1, len(examples) + 1) if numbers is None else numbers
+        windows = long_contexts.Windows.of(self.facts)
         for number, example in zip(numbers, examples, strict=True):
             first = len(rows)
-            for choice in example["choices"]:
-                segments = [*self.prompt(example, shots), Segment(f" {choice}", target=True)]
-                row = self.encoder.encode(segments)
+            answers = [Segment(f" {choice}", target=True) for choice in example["choices"]]
+            parts, whole = [dict(example)], True
+            if windows is not None:
+                longest = max(self.encoder.size([answer]) for answer in answers)
+                parts, whole = self._parts(example, shots, windows, longest)
+            for part, answer in itertools.product(parts, answers):
+                row = self.encoder.encode([*self.prompt(part, shots), answer])
                 if row is None:
                     raise DataError(
                         f"{_named(number, numbers)} is too long: its question and a choice do not fit into the "
                         f"{self.context:,} tokens that the model sees. Shorten it{' or show less' if shots else ''}"
                     )
                 rows.append(row)
-            cut += any(row.cut for row in rows[first:])
+            parts_of.append(len(parts))
+            cut += not whole or any(row.cut for row in rows[first:])
         nats = self.nats(rows)[:, 0]
         found, at = [], 0
-        for example in examples:
+        for example, parts_here in zip(examples, parts_of, strict=True):
             sizes = np.array([max(1, len(choice)) for choice in example["choices"]], dtype=float)
-            logs = -nats[at : at + len(sizes)] / sizes * sizes.mean()
-            at += len(sizes)
+            mine = nats[at : at + parts_here * len(sizes)].reshape(parts_here, len(sizes))
+            at += mine.size
+            logs = -mine.min(axis=0) / sizes * sizes.mean()
             shares = np.exp(logs - logs.max())
             found.append((shares / shares.sum()).tolist())
         return found, cut

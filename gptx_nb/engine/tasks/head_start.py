@@ -165,7 +165,8 @@ class Before:
             )
         held = table.validation.texts
         of_zero, of_few = (_spread(len(held), most) for most in (MOST_ZERO, MOST_FEW))
-        places = one_of_each(table.train.labels, min(MOST_SHOTS, max(LEAST_SHOTS, len(table.labels))))
+        shots = recipe.shots or min(MOST_SHOTS, max(LEAST_SHOTS, len(table.labels)))
+        places = one_of_each(table.train.labels, shots)
         shown = wording.after(
             [table.train.texts[place] for place in places], [table.train.labels[place] for place in places]
         )
