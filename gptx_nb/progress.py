@@ -495,7 +495,7 @@ def measured(found: dict[str, Any], name: str) -> str:
 
 
 def calibration(validation: dict[str, Any] | None) -> str:
-    """Say how far confidence and accuracy are apart; nothing of an older run, or of several labels a text."""
+    """Say how far confidence and accuracy are apart; nothing of an older run."""
     score = ((validation or {}).get("scores") or {}).get("calibration_error")
     return "" if score is None else f"calibration error {writing_words.shown(score)} on {score['examples']:,} rows"
 

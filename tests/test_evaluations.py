@@ -165,7 +165,7 @@ def test_a_run_that_splits_labels_is_scored_on_its_own_table_as_it_has_learnt(
     sets = pd.DataFrame({"text": ["a rose", "the sky", "both"] * 6, "label": ["red", "blue", "red;blue"] * 6})
     tuned("sets", tiny_model, sets, epochs=1, label_separator=";")
     scored = gptx_nb.evaluate("sets", sets)
-    assert set(scored.scores) == {"micro_f1", "macro_f1", "subset_accuracy"}
+    assert set(scored.scores) == {"micro_f1", "macro_f1", "subset_accuracy", "calibration_error"}
     assert [each["label"] for each in scored.per_label] == ["blue", "red"]
     plain_shell.user_ns["other"] = sets.replace("red;blue", "red/blue").rename(columns={"label": "colours"})
     with pytest.raises(

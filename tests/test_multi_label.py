@@ -225,7 +225,7 @@ def test_a_run_gives_every_label_above_its_threshold(process: Path, tiny_model: 
     assert plain.tolist() == pytest.approx([found[1].probabilities[name] for name in ("blue", "red")], abs=1e-4)
 
     told = gptx_nb.evaluate("sets", SETS)
-    assert set(told.scores) == {"micro_f1", "macro_f1", "subset_accuracy"}
+    assert set(told.scores) == {"micro_f1", "macro_f1", "subset_accuracy", "calibration_error"}
     assert told["micro_f1"] > 0.9
     with pytest.raises(DataError, match=r"the run gives any number of labels a text, and this table has one label"):
         gptx_nb.evaluate("sets", pd.DataFrame({"text": TEXTS, "labels": ["red", "blue"] * 20}))

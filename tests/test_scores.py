@@ -118,6 +118,14 @@ def test_scores_of_several_labels_a_text_are_those_of_scikit_learn() -> None:
     assert found.micro_f1.low < found.micro_f1.value < found.micro_f1.high
 
 
+def test_the_calibration_error_of_several_labels_a_text_is_that_of_each_answer_yes_or_no() -> None:
+    found = labels.calibration_by_label(np.array([[1, 0], [1, 1]]), np.array([[0.9, 0.1], [0.62, 0.38]]))
+    # Both answers of the first text are right at 0.9; of the second one is, at 0.62, and one is not.
+    assert found.value == pytest.approx((2 * 0.1 + abs(0.38 - 0.62)) / 4)
+    assert (found.examples, found.best, found.more_is_better) == (2, 0.0, False)
+    assert found.low <= found.value <= found.high
+
+
 def test_the_calibration_error_is_the_mean_gap_between_confidence_and_accuracy() -> None:
     # Ten answers of confidence 0.9, of which 6 are right; ten of 0.6, of which 6 are right.
     probabilities = np.array([[0.9, 0.1]] * 10 + [[0.6, 0.4]] * 10)

@@ -104,6 +104,7 @@ def scores(
             "micro_f1": found.micro_f1.to_json(),
             "macro_f1": found.macro_f1.to_json(),
             "subset_accuracy": found.subset_accuracy.to_json(),
+            "calibration_error": label_scores.calibration_by_label(truth, shares).to_json(),
         },
         "loss": float(loss.mean()),
         "labels": labels,

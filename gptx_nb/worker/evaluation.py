@@ -178,11 +178,14 @@ def _scored_sets(
     import numpy as np
 
     from gptx_nb.engine import multi_label
+    from gptx_nb.engine.scores.labels import calibration_by_label
     from gptx_nb.engine.scores.labels import multi_label as scored
 
-    sets = scored(labels, multi_label.flags(truth, len(labels)), np.array(answer.probabilities) >= threshold)
+    true, shares = multi_label.flags(truth, len(labels)), np.array(answer.probabilities)
+    sets = scored(labels, true, shares >= threshold)
     names = ("micro_f1", "macro_f1", "subset_accuracy")
-    told = _told(labels, {name: getattr(sets, name) for name in names}, answer)
+    scores = {**{name: getattr(sets, name) for name in names}, "calibration_error": calibration_by_label(true, shares)}
+    told = _told(labels, scores, answer)
     by_label = [each.to_json() for each in sets.per_label]
     return {
         **told,

@@ -124,18 +124,8 @@ def calibration(truth: Sequence[int], probabilities: np.ndarray) -> Calibration:
     table = np.asarray(probabilities, dtype=np.float64)
     confidence = table.max(axis=1, initial=0.0)
     right = table.argmax(axis=1) == np.asarray(truth, dtype=np.int64) if len(table) else np.zeros(0, dtype=bool)
-    place = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
-    gaps = np.zeros((len(table), BINS + 1))
-    gaps[np.arange(len(table)), place] = right - confidence
-    gaps[:, BINS] = 1
-    found = score(
-        gaps,
-        lambda sums: np.abs(sums[..., :BINS]).sum(axis=-1) / sums[..., BINS],
-        f"expected calibration error, {BINS} bins",
-        best=0.0,
-        more_is_better=False,
-    )
-    found = Score(**{**found.to_json(), "low": min(found.low, found.value), "high": max(found.high, found.value)})
+    place = _bins(confidence)
+    found = _error(right[:, None] - confidence[:, None], place[:, None], f"expected calibration error, {BINS} bins")
     bins = [
         Bin(
             at / BINS, (at + 1) / BINS, int(inside.sum()), float(confidence[inside].mean()), float(right[inside].mean())
@@ -144,6 +134,38 @@ def calibration(truth: Sequence[int], probabilities: np.ndarray) -> Calibration:
         if (inside := place == at).any()
     ]
     return Calibration(found, bins)
+
+
+def calibration_by_label(truth: np.ndarray, probabilities: np.ndarray) -> Score:
+    """Return the expected calibration error of labels that a text has or has not; both are (texts, labels).
+
+    Each label of each text is one answer, yes or no, with the confidence in it; texts are drawn for the interval.
+    """
+    table = np.asarray(probabilities, dtype=np.float64)
+    confidence = np.maximum(table, 1 - table)
+    right = (table >= 0.5) == np.asarray(truth, dtype=bool)
+    return _error(right - confidence, _bins(confidence), f"expected calibration error of every label, {BINS} bins")
+
+
+def _bins(confidence: np.ndarray) -> np.ndarray:
+    place: np.ndarray = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
+    return place
+
+
+def _error(gaps: np.ndarray, place: np.ndarray, how: str) -> Score:
+    """Return the error from what is right less the confidence, and its bin; both are (texts, answers)."""
+    texts, answers = gaps.shape
+    table = np.zeros((texts, BINS + 1))
+    np.add.at(table, (np.arange(texts)[:, None], place), gaps)
+    table[:, BINS] = answers
+    found = score(
+        table,
+        lambda sums: np.abs(sums[..., :BINS]).sum(axis=-1) / sums[..., BINS],
+        how,
+        best=0.0,
+        more_is_better=False,
+    )
+    return Score(**{**found.to_json(), "low": min(found.low, found.value), "high": max(found.high, found.value)})
 
 
 @dataclass(frozen=True)
