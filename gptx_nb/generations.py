@@ -41,7 +41,8 @@ class Generation:
 class Generations(Sequence[Generation]):
     """One `Generation` a prompt, in the order of the prompts. `model` names who wrote, `cut` counts shortened prompts.
 
-    `row_index` is the index of the Series or DataFrame that the prompts came from, or None.
+    `row_index` is the index of the Series or DataFrame that the prompts came from, or None. `template`: which chat
+    template was chosen for a base model, and why.
     """
 
     model: str
@@ -49,6 +50,7 @@ class Generations(Sequence[Generation]):
     rows: list[Generation] = field(default_factory=list)
     cut: int = 0
     row_index: Any = None
+    template: str = ""
 
     @property
     def texts(self) -> list[str]:
@@ -86,7 +88,7 @@ class Generations(Sequence[Generation]):
 
     def notes(self) -> list[str]:
         """Return what a reader should know besides the texts."""
-        found = []
+        found = [f"{self.template[:1].upper()}{self.template[1:]}."] if self.template else []
         if self.cut:
             were = "1 prompt was" if self.cut == 1 else f"{self.cut:,} prompts were"
             found.append(f"{were} longer than the model reads, and cut.")

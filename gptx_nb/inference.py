@@ -307,7 +307,7 @@ def generate(
     how = {name: value for name, value in asdict(wishes).items() if value is not None}
     more = {"task": task, "from": from_, "to": to}
     rows: list[Generation] = []
-    cut, found_task = 0, task or ""
+    cut, found_task, template = 0, task or "", ""
     if asked:
         with contextlib.closing(_Client(Place.of(root))) as client:
             for start in range(0, len(asked), CHUNK_PROMPTS):
@@ -316,10 +316,10 @@ def generate(
                 single = on_text if len(asked) == 1 and wishes.n == 1 else None
                 answer = client.read_lines("/v1/generate", body, f"writing with {label}", single)
                 rows += [_generation(each) for each in answer["rows"]]
-                cut, found_task = cut + answer["cut"], answer["task"]
+                cut, found_task, template = cut + answer["cut"], answer["task"], answer.get("template", "")
                 if progress:
                     progress(len(rows), len(asked))
-    return Generations(label, found_task, rows, cut, index)
+    return Generations(label, found_task, rows, cut, index, template)
 
 
 def _generation(told: dict[str, Any]) -> Generation:

@@ -185,6 +185,9 @@ def test_a_chat_is_asked_with_a_text_or_its_turns(process: Path, tiny_model: Pat
     found = gptx_nb.predict("talk", "green", temperature=0)
     turned = gptx_nb.predict("talk", [{"role": "user", "content": "green"}], temperature=0)
     assert found.texts == turned.texts == ["neerg"]  # type: ignore[union-attr]
+    base = gptx_nb.predict(str(tiny_model), "green", task="chat", max_new_tokens=2)
+    assert base.notes()[0].startswith("Chat template: ")
+    assert not found.notes()
     with pytest.raises(DataError, match="the last turn of a conversation is of the assistant"):
         gptx_nb.predict("talk", turns[0])
 

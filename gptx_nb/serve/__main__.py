@@ -492,7 +492,8 @@ class Handler(BaseHTTPRequestHandler):
             }
             for example, each in zip(examples, answers.written, strict=True)
         ]
-        return {"rows": told, "cut": answers.cut, "task": writer.task.name}
+        template = "" if writer.tuned else writer.template
+        return {"rows": told, "cut": answers.cut, "task": writer.task.name, "template": template}
 
     def _line(self, value: dict[str, Any]) -> None:
         self.wfile.write(json.dumps(value, allow_nan=False).encode("ascii") + b"\n")
