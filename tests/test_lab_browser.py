@@ -377,8 +377,11 @@ def test_the_panel_configures_starts_watches_asks_and_compares_in_a_notebook(
             break
         assert "saved no" in tuned.locator(".error").inner_text()
         page.wait_for_timeout(500)
-    # The label is a script of many bytes, and this model reads 128: its base says so beside it.
-    desk.get_by_label("Base model", exact=True).get_by_text("do not fit into the 128 tokens").wait_for()
+    # Its base is asked by the labels' words beside it, one of which is a script.
+    base = desk.get_by_label("Base model", exact=True)
+    base.get_by_text("The base model has learnt no labels: it is asked by their words").wait_for()
+    assert base.locator(".gptx-Ask-label").count() == 2
+    assert SCRIPT in base.inner_text()
     assert SCRIPT in desk.inner_text()
     shoot(page, "panel-ask")
     desk.get_by_role("tab", name="Watch").click()

@@ -253,7 +253,7 @@ PreTrained = Any
 def test_a_run_with_a_longer_context_reads_what_it_could_not_before(process: Path, tiny_model: Path) -> None:
     run = tuned("longer", tiny_model, TAIL, context=192, epochs=6, validation=0.25)
     assert (run.plan() or {})["context"]["choice"] == 192
-    assert any("context: 192 tokens; the 128 learned positions" in line for line in preflight_lines(run))
+    assert any("Context: 192 tokens; the 128 learned positions" in line for line in preflight_lines(run))
     scores = run.scores()
     assert scores is not None
     assert scores["validation"]["accuracy"] == 1.0
