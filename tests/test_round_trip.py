@@ -82,6 +82,7 @@ CASES: list[tuple[type[AnyRecipe], str, Any]] = [
 WITH: dict[str, dict[str, Any]] = {
     "stride": {"long_texts": "windows"},
     "rope": {"context": 4096},
+    "shots": {"baselines": True},
     "save": {"tune": "lora"},
     "quantize": {"tune": "lora", "save": "adapter"},
     "sharding": {"devices": "all"},
