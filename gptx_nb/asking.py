@@ -93,7 +93,7 @@ def _ask_base(run: Run, text: str, on_text: Callable[[str], None] | None) -> Jso
                 "notes": [f"{why}likely each label's name is to follow the text.", *told["notes"]],
             }
         shares = [list(pair) for pair in found[0].probabilities.items()]
-        note = "The base model has learnt no labels: it is asked by their words, as `%gpt_predict` with --labels does."
+        note = "The base model has learnt no labels: it is asked by their words, as %gpt_predict with --labels does."
         return {"who": name, "labels": shares, "notes": [note, *found.notes()]}
     return {"who": name, **_written(inference.generate(base, text, task=recipe.task, on_text=on_text))}
 

@@ -149,6 +149,7 @@ def test_all_settings_together_make_one_cell_and_one_command(commands: argparse.
         "tune": "lora",
         "save": "adapter",
         "sharding": "off",  # which an optimiser in 8 bits needs
+        "baselines": True,  # which shots need
     }
     del given["data"], given["device"]  # or examples; or devices
     body = fields.cell("reviews", given).partition("\n")[2]
