@@ -38,8 +38,8 @@ def test_targets_that_are_all_masked_are_refused_with_their_lengths(tmp_path: Pa
         encoded(tmp_path, tiny_model, frame)
     assert str(caught.value) == (
         "df (DataFrame), row 1 and all others: no example can be learnt from. Of 4, the longest target has 251 tokens "
-        "and the rest of its prompt 1, and a row has 64 at most. Set a larger `max_length:`, if the model allows it, or "
-        "shorten the targets"
+        "and the rest of its prompt 1, and a row has 64 at most. Set a larger `max_length:`, if the model allows it, "
+        "or shorten the targets"
     )
 
 
