@@ -96,7 +96,7 @@ class Writer:
         self.template = ""  # of a chat: which, and why
         self.context = context(model.config)
         if task == "chat":
-            self.template = "chat template: {} ({})".format(*chat_templates.choose(tokenizer))
+            self.template = chat_templates.told(tokenizer)
         self.encoder = Encoder(tokenizer, self.context)
         self.end_ids = chat_templates.end_ids(tokenizer) if task == "chat" else {self.encoder.end_id}
         self.bytes, self.dtype = products.size(model), products.dtype_of(model)

@@ -45,8 +45,13 @@ def choose(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     tokenizer.chat_template = SPELLED
     return (
         "<|user|> … <|assistant|> …",
-        f"the base model has no chat template; an answer ends with {tokenizer.eos_token}. Saved with the model",
+        f"the base model has no chat template; an answer ends with {tokenizer.eos_token}",
     )
+
+
+def told(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Choose as `choose` does; return which template it is and why, in words."""
+    return "chat template: {} ({})".format(*choose(tokenizer))
 
 
 def check(messages: Any, asked: bool = False) -> None:
