@@ -2,8 +2,8 @@
 
     python tests/memory_cells.py '["gpt2", 256, 8, "full", "float32", "packed", 128, 16, 1024, 2]'
 
-estimates such a run, trains two steps of it on the CPU in this very process, and prints both as JSON. The model has
-random weights. Linux only: elsewhere the peak of a process cannot be reset.
+estimates such a run, trains two steps of it in this very process, and prints both as JSON. The model has random
+weights. On a CPU Linux only: elsewhere the peak of a process cannot be reset. On a GPU the peak is that of its tensors.
 """
 
 from __future__ import annotations
@@ -42,13 +42,15 @@ class Cell:
     kept: bool = False  # the frozen part, of rows that make many steps
     task: str = "classification"  # or "writing", "pretraining"
     optimizer: str = "adamw"
+    device: str = "cpu"
 
     def __str__(self) -> str:
         words = [str(value) for value in [*vars(self).values()][:10]]
         more = [f"{self.processes} processes"] * (self.processes > 1) + ["shards"] * self.sharded
         more += [f"{self.bits} bits"] * (self.bits != 32) + ["kept"] * self.kept
-        usual = {"classification", "adamw"}
-        return " ".join([*words, *more, *(each for each in (self.task, self.optimizer) if each not in usual)])
+        usual = {"classification", "adamw", "cpu"}
+        last = (each for each in (self.task, self.optimizer, self.device) if each not in usual)
+        return " ".join([*words, *more, *last])
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,14 @@ def model_of(kind: str, width: int, layers: int, classifies: bool = True) -> Any
 
 
 def learner_of(
-    model: Any, method: str, longest: int, texts: int, budget: int, streams: int = 1, kept: bool = False
+    model: Any,
+    method: str,
+    longest: int,
+    texts: int,
+    budget: int,
+    streams: int = 1,
+    kept: bool = False,
+    device: str = "cpu",
 ) -> Any:
     """A learner; without a frozen part that is `kept`, every step runs the whole model on all texts."""
     import torch
@@ -109,7 +118,7 @@ def learner_of(
 
     rows = [[5] * (longest - index % 4 * longest // 8) for index in range(texts)]
     tuned = tuning.prepare(model, method)
-    options: dict[str, Any] = {"pad_id": PAD, "device": torch.device("cpu"), "batch_size": 16 if kept else texts}
+    options: dict[str, Any] = {"pad_id": PAD, "device": torch.device(device), "batch_size": 16 if kept else texts}
     learner = Learner(model, tuned, rows, [0] * texts, [], seed=0, token_budget=budget, streams=streams, **options)
     if not kept:
         learner.frozen = None
@@ -127,7 +136,7 @@ def writer_of(model: Any, cell: Cell) -> Any:
     lengths = [cell.longest - index % 4 * cell.longest // 8 for index in range(cell.texts)]
     rows = [Encoded([5] * length, [at >= 3 * length // 4 for at in range(length)]) for length in lengths]
     tuned = tuning.prepare(model, cell.tune)
-    options: dict[str, Any] = {"pad_id": PAD, "device": torch.device("cpu"), "batch_size": cell.texts, "seed": 0}
+    options: dict[str, Any] = {"pad_id": PAD, "device": torch.device(cell.device), "batch_size": cell.texts, "seed": 0}
     return Learner(model, tuned, rows, [], token_budget=cell.at_once, streams=cell.streams, **options)
 
 
@@ -151,48 +160,54 @@ def measure(cell: Cell, ranks: Any = None) -> Measured:
 
     if cell.rows == "padded":
         packing.PACKABLE = ()
-    cpu, dtype = torch.device("cpu"), getattr(torch, cell.dtype)
+    device, dtype = torch.device(cell.device), getattr(torch, cell.dtype)
     settings = Settings(steps=2, learning_rate=1e-4, optimizer=cell.optimizer)
     model = model_of(cell.model, cell.width, cell.layers, cell.task == "classification")
     if cell.bits == 4:
         quantized.to_4bit(model, dtype)
-        model.to(cpu)  # which quantises
+        model.to(device)  # which quantises
+    torch.nn.Module.to(model, device)
     learner: Any
     if cell.task == "writing":
         learner = writer_of(model, cell)
     elif cell.task == "pretraining":
         learner = reader_of(model, cell, Path(tempfile.mkdtemp()) / "shards")
     else:
-        learner = learner_of(model, cell.tune, cell.longest, cell.texts, cell.at_once, cell.streams, cell.kept)
+        sizes = cell.longest, cell.texts, cell.at_once, cell.streams
+        learner = learner_of(model, cell.tune, *sizes, kept=cell.kept, device=cell.device)
+    torch.nn.Module.to(model, device)  # low-rank updates, too
     dropout.use(model)
     if cell.optimizer == "adamw-8bit":
         import bitsandbytes  # noqa: F401 (its code is in main memory; what is estimated is a GPU's)
-    held = memory.held(model, cpu)
+    held = memory.held(model, device)
     lowered = precision.Lowered(model, dtype) if dtype is torch.bfloat16 else None
     held += lowered.beside if lowered else 0
     rank, count = (ranks.rank, ranks.count) if ranks else (0, 1)
     estimated = pretrain.estimate_memory if cell.task == "pretraining" else setup.estimate_memory
-    estimate = estimated(model, learner, settings, dtype, cpu, held, count, sharded=cell.sharded, rank=rank)
+    estimate = estimated(model, learner, settings, dtype, device, held, count, sharded=cell.sharded, rank=rank)
     if ranks:
-        ranks.join(cpu)
+        ranks.join(device)
     way: Whole | Sharded
     if cell.sharded:
         if lowered:
             lowered.restore()
-        way = Sharded(model, settings, device=cpu, dtype=dtype, ranks=ranks)
+        way = Sharded(model, settings, device=device, dtype=dtype, ranks=ranks)
         del model
     else:
         optimizer = lowered.optimizer(1e-4, 0.01, (0.9, 0.999)) if lowered else make_optimizer(model, settings)
         way = Whole(model, optimizer, dtype, ranks)
-    CLEAR.write_text("5", encoding="ascii")  # the peak counts from here
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        CLEAR.write_text("5", encoding="ascii")  # the peak counts from here
     if cell.task != "pretraining":
-        learner.prepare(lambda: arithmetic(model, cpu, dtype))
+        learner.prepare(lambda: arithmetic(model, device, dtype))
     nothing: Callable[..., Any] = lambda *_: None  # noqa: E731
     train(
         way.model,
         way.optimizer,
         settings,
-        device=cpu,
+        device=device,
         dtype=way.dtype,
         batch_at=lambda step: way.even(learner.step(step, rank, count)),
         loss_of=way.loss(learner.loss),
@@ -202,6 +217,8 @@ def measure(cell: Cell, ranks: Any = None) -> Measured:
         save=nothing,
         should_stop=lambda: False,
     )
+    if device.type == "cuda":
+        return Measured(estimate.total, torch.cuda.max_memory_allocated(device))
     status = Path("/proc/self/status").read_text(encoding="ascii")
     peak = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
     return Measured(estimate.total, peak)

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from gptx_nb.engine import generate as generation
-from gptx_nb.engine import packing, products
+from gptx_nb.engine import graphs, packing, products
 from gptx_nb.engine.generate import Continuation, Sampling, draw, generate
 
 CONTEXT: int = SIZES["max_position_embeddings"]
@@ -80,6 +80,56 @@ def test_a_row_leaves_at_its_end_token_and_the_others_go_on(prompts: list[list[i
         assert continuation == Continuation(row[:length], "end" if length < 12 else "length")
         lengths.append(length)
     assert len(set(lengths)) > 2  # they leave at different steps
+
+
+class Plainly:
+    """Does again what a recording on a GPU would launch again."""
+
+    def __init__(self, work: Any, given: torch.Tensor) -> None:
+        self._work = work
+        work(given.clone())
+
+    def __call__(self, given: torch.Tensor) -> torch.Tensor:
+        RECORDED.append(given.shape[1])
+        found: torch.Tensor = self._work(given.clone())
+        return found
+
+
+RECORDED: list[int] = []  # rows of each
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_what_is_recorded_for_more_rows_than_there_are_gives_the_same(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small(kind)
+    for prompts, rows in ((RAGGED, None), (ALIKE, None), (RAGGED, 3)):
+        whole = tokens(generate(model, prompts, max_new_tokens=24))
+        ends = {whole[0][6], whole[3][11]}
+        expected = generate(model, prompts, max_new_tokens=24, end_ids=ends)
+        RECORDED.clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(graphs, "serve", lambda device: True)
+            patched.setattr(graphs, "Recorded", Plainly)
+            patched.setattr(generation, "GRAPH_WIDTH", 16)
+            assert tokens(generate(model, prompts, max_new_tokens=24, rows=rows)) == whole
+            assert generate(model, prompts, max_new_tokens=24, end_ids=ends, rows=rows) == expected
+        assert set(RECORDED) & {4, 5} if rows is None else 3 in RECORDED
+
+
+def test_a_model_that_cannot_be_recorded_writes_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small("llama")
+    expected = tokens(generate(model, RAGGED, max_new_tokens=12))
+    tried: list[int] = []
+
+    def fails(work: Any, given: torch.Tensor) -> None:
+        tried.append(given.shape[1])
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(graphs, "serve", lambda device: True)
+    monkeypatch.setattr(graphs, "Recorded", fails)
+    assert tokens(generate(model, RAGGED, max_new_tokens=12)) == expected
+    assert len(tried) == 1, "and is not tried again"
 
 
 def test_a_common_beginning_is_read_once() -> None:

@@ -22,7 +22,7 @@ import torch
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 
 from gptx_nb.engine import device as devices
-from gptx_nb.engine import packing
+from gptx_nb.engine import graphs, packing
 from gptx_nb.engine.models import context
 
 ATTENTION = "gptx_cached"
@@ -33,6 +33,8 @@ GPU_ROWS = 256
 # Tokens that the kept keys and values have room for: rows x the most tokens a row may come to.
 CPU_CACHE_TOKENS = 2**16
 GPU_CACHE_TOKENS = 2**19
+# Of the kept keys, what a recorded reading looks at is a multiple of so many tokens.
+GRAPH_WIDTH = 128
 # Prompt tokens that are read at once.
 CPU_READ_TOKENS = 1024
 GPU_READ_TOKENS = 8192
@@ -324,6 +326,7 @@ class _Reader:
         self._device: torch.device = model.device
         self._decoder = model.get_decoder()
         self._head = model.get_output_embeddings()
+        self._graphs = graphs.Graphs() if graphs.serve(self._device) else None
 
     def prefix(self, tokens: list[int]) -> _Cache:
         """Return the keys and values of `tokens`."""
@@ -332,9 +335,49 @@ class _Reader:
         return cache
 
     def read(self, cache: _Cache, first: int, rows: Sequence[_Row], tokens: list[list[int]]) -> torch.Tensor:
-        """Read each row's next tokens into the slots from `first`; return float32 logits (rows, vocabulary)."""
+        """Read each row's next tokens into the slots from `first`; return float32 logits (rows, vocabulary).
+
+        On an NVIDIA GPU the next reading may overwrite them.
+        """
+        if self._graphs is not None and first == 0 and all(len(each) == 1 for each in tokens):
+            found = self._replayed(self._graphs, cache, rows, [token for each in tokens for token in each])
+            if found is not None:
+                return found
         logits: torch.Tensor = self._head(self._states(cache, first, rows, tokens))
         return logits.float()
+
+    def _replayed(
+        self, recorded: graphs.Graphs, cache: _Cache, rows: Sequence[_Row], tokens: list[int]
+    ) -> torch.Tensor | None:
+        """Read one token a row as it was recorded; None: it is not, for so many rows of such a length.
+
+        A recording serves up to twice as many rows as there are: the others write to slots that nothing is kept in.
+        """
+        count = min(cache.slots, 1 << (len(rows) - 1).bit_length())
+        width = min(cache.room, -(-(max(row.kept for row in rows) + 1) // GRAPH_WIDTH) * GRAPH_WIDTH)
+        idle = [0] * (count - len(rows))
+        places = [row.kept for row in rows] + idle
+
+        def given() -> torch.Tensor:
+            """(4, count): tokens, positions, slots, places."""
+            positions = [place + cache.prefix_length for place in places]
+            return torch.tensor([tokens + idle, positions, list(range(count)), places]).to(self._device)
+
+        def work(given: torch.Tensor) -> torch.Tensor:
+            ids, positions, slots, at = given
+            hidden = (torch.arange(width, device=self._device) > at[:, None])[:, None, None]
+            where = _Places(cache, 0, count, 1, width, slots, at, None, None, hidden)
+            output = self._decoder(input_ids=ids[None], position_ids=positions[None], use_cache=False, places=where)
+            logits: torch.Tensor = self._head(output.last_hidden_state[0])
+            return logits.float()
+
+        replay = recorded.get((id(cache), count, width), work, given)
+        if replay is None:
+            return None
+        found = replay(given())[: len(rows)]
+        for row in rows:
+            row.kept += 1
+        return found
 
     def _states(self, cache: _Cache, first: int, rows: Sequence[_Row], tokens: list[list[int]]) -> torch.Tensor:
         """Return the hidden states (rows, width) of each row's last token."""

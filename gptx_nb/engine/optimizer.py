@@ -15,7 +15,7 @@ from gptx_nb.engine import device as devices
 from gptx_nb.engine import streams
 from gptx_nb.errors import DeviceError, RecipeError
 
-AT_ONCE = 2**24  # numbers that a GPU steps at once, which have float32 gradients meanwhile
+AT_ONCE = 2**26  # numbers that a GPU steps at once, which have float32 gradients meanwhile
 
 
 class Chain:
@@ -115,7 +115,7 @@ class MasterAdamW(torch.optim.Optimizer):
         betas: tuple[float, float],
     ) -> None:
         super().__init__(_by_decay(list(parameters), weight_decay), {"lr": learning_rate, "betas": betas, "eps": 1e-8})
-        self._divisor = 1.0
+        self._divisor: float | torch.Tensor = 1.0
         for parameter, master in zip(parameters, masters, strict=True):
             self.state[parameter] = {
                 "master": master,
@@ -124,8 +124,11 @@ class MasterAdamW(torch.optim.Optimizer):
                 "step": torch.zeros((), device=master.device),  # where the fused kernel reads it
             }
 
-    def clip(self, most: float) -> float:
-        """Return the L2 norm of the gradient; the next step divides by so much that it is at most `most`."""
+    def clip(self, most: float) -> float | torch.Tensor:
+        """Return the L2 norm of the gradient; the next step divides by so much that it is at most `most`.
+
+        On a GPU the norm stays there: whoever reads it waits for it.
+        """
         gradients = [each.grad.detach() for each in self._parameters() if each.grad is not None]
         if _on_cpu(gradients):
             shares = streams.blocks([each.numel() for each in gradients], streams.number_for(torch.device("cpu")))
@@ -138,11 +141,12 @@ class MasterAdamW(torch.optim.Optimizer):
             # Added in one order, however many streams there were.
             found = dict(pair for pairs in streams.each(squares, shares) for pair in pairs)
             norm = float(torch.stack([found[block] for block in sorted(found)]).sum().sqrt()) if found else 0.0
-        else:
-            norms = [torch.linalg.vector_norm(each, dtype=torch.float32) for each in gradients]
-            norm = float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
-        self._divisor = max(1.0, norm / most)
-        return norm
+            self._divisor = max(1.0, norm / most)
+            return norm
+        norms = torch._foreach_norm(gradients, 2, dtype=torch.float32)
+        whole: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        self._divisor = (whole / most).clamp_min(1.0)
+        return whole
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -170,24 +174,30 @@ class MasterAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def _step_whole(self, parameters: list[torch.nn.Parameter], group: dict[str, Any]) -> None:
         for some in _together(parameters):
-            gradients = [each.grad.float() for each in some if each.grad is not None]
+            given = [each.grad.reshape(-1) for each in some if each.grad is not None]
+            whole = torch.empty(sum(map(len, given)), dtype=torch.float32, device=given[0].device)
+            gradients = list(whole.split([len(each) for each in given]))
+            torch._foreach_copy_(gradients, given)
             self._update(some, gradients, slice(None), group)
 
     def _update(
         self, parameters: list[torch.nn.Parameter], gradients: list[torch.Tensor], at: slice, group: dict[str, Any]
     ) -> None:
-        """Step the values `at` of each flattened parameter."""
+        """Step the values `at` of each flattened parameter; `gradients` are theirs, in float32."""
 
-        def flat(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-            return [each.view(-1)[at] for each in tensors]
+        def part(tensor: torch.Tensor) -> torch.Tensor:
+            flat = tensor.view(-1)
+            return flat if at == slice(None) else flat[at]
 
         states = [self.state[each] for each in parameters]
-        masters = flat([state["master"] for state in states])
+        masters, exp_avg, exp_avg_sq = (
+            [part(state[name]) for state in states] for name in ("master", "exp_avg", "exp_avg_sq")
+        )
         torch._fused_adamw_(
             masters,
-            [each.view(-1) for each in gradients],
-            flat([state["exp_avg"] for state in states]),
-            flat([state["exp_avg_sq"] for state in states]),
+            gradients,
+            exp_avg,
+            exp_avg_sq,
             [],
             [state["step"] for state in states],
             lr=group["lr"],
@@ -197,10 +207,10 @@ class MasterAdamW(torch.optim.Optimizer):
             eps=group["eps"],
             amsgrad=False,
             maximize=False,
-            grad_scale=torch.tensor(self._divisor, device=masters[0].device),
+            grad_scale=torch.as_tensor(self._divisor, device=masters[0].device),
             found_inf=None,
         )
-        torch._foreach_copy_(flat([each.detach() for each in parameters]), masters)
+        torch._foreach_copy_([part(each.detach()) for each in parameters], masters)
 
     def _parameters(self) -> Iterator[torch.nn.Parameter]:
         for group in self.param_groups:
@@ -245,12 +255,15 @@ def _together(parameters: Sequence[torch.nn.Parameter]) -> Iterator[list[torch.n
         yield some
 
 
-def clip(optimizer: Optimizer, parameters: Sequence[torch.nn.Parameter], most: float) -> float:
-    """Return the L2 norm of the whole gradient, and see to it that the next step has one of at most `most`."""
-    own: Callable[[float], float] | None = getattr(optimizer, "clip", None)
+def clip(optimizer: Optimizer, parameters: Sequence[torch.nn.Parameter], most: float) -> float | torch.Tensor:
+    """Return the L2 norm of the whole gradient, and see to it that the next step has one of at most `most`.
+
+    A tensor may still be on its way: reading it makes a GPU wait.
+    """
+    own: Callable[[float], float | torch.Tensor] | None = getattr(optimizer, "clip", None)
     if own is not None:
         return own(most)
-    return float(torch.nn.utils.clip_grad_norm_(parameters, most))
+    return torch.nn.utils.clip_grad_norm_(parameters, most)
 
 
 def adamw(

@@ -1,9 +1,10 @@
 """Short texts one after another in a single row: no padding is computed but inside attention.
 
 A text sees only itself: positions begin anew with each, and attention is taken text by text. It is the models' own
-code that runs; only its attention is ours, registered by name with transformers (`AttentionInterface`). Inside it, the
-texts of a row are laid side by side, each filled up to the longest by repeating its last token: under a causal mask no
-token looks at what follows it, so the filling changes nothing.
+code that runs; only its attention is ours, registered by name with transformers (`AttentionInterface`). Where there
+are kernels for it (`varlen`), they take the row as it is. Elsewhere the texts of a row are laid side by side, each
+filled up to the longest by repeating its last token: under a causal mask no token looks at what follows it, so the
+filling changes nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from transformers import AttentionInterface, PreTrainedModel
 
 from gptx_nb.engine import dropout as dropouts
+from gptx_nb.engine import varlen
 from gptx_nb.engine.products import ATTENDS_IN
 
 Tensors = dict[str, torch.Tensor]
@@ -26,6 +28,8 @@ PLACE = 2**20  # from here on attention draws its dropout: no model has so many 
 # pass, and with one. (Measured with AMX: 9 heads of 64, in bfloat16 and float32.)
 FUSED, FUSED_BACKWARD = 64, 384
 
+LONGEST = 128  # tokens: kernels that are told "starts" are told the longest text as a multiple of so many
+
 # Decoders whose attention is plain and causal, and whose code hands what we give it on to the attention. Each is tested
 # to give the logits of one text at a time.
 PACKABLE = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2", "phi", "phi3", "starcoder2")
@@ -35,7 +39,8 @@ def pack(rows: Sequence[Sequence[int]], empty: int) -> Tensors:
     """Put token rows into one; a row without tokens gets the token `empty`, so that it has a last one.
 
     {"input_ids", "position_ids" (1, tokens); "spread" (texts * longest,): for each place of the side-by-side layout
-    the token that stands there; "gather" (tokens,): the way back; "last" (texts,): each text's last token}, all int64.
+    the token that stands there; "gather" (tokens,): the way back; "last" (texts,): each text's last token}, all int64;
+    and "starts" (texts + 1,) int32: each text's first token, and the number of tokens.
     """
     filled = [list(row) or [empty] for row in rows]
     lengths = torch.tensor([len(row) for row in filled])
@@ -50,7 +55,45 @@ def pack(rows: Sequence[Sequence[int]], empty: int) -> Tensors:
         "spread": torch.minimum(starts[:, None] + torch.arange(longest), last[:, None]).reshape(-1),
         "gather": text_of * longest + position,
         "last": last,
+        "starts": torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int(),
     }
+
+
+def even(tensors: Tensors) -> Tensors:
+    """Return what `pack` has made in one of few shapes, for what is done the same way again and again; results stay.
+
+    Tokens are filled up with those of texts that nobody asks for, to a quarter more at most, and what stands by token
+    ("at", "targets") by -100, which counts for nothing; "counts" says which do. Only for kernels that take "starts":
+    the layout side by side is not filled up.
+    """
+    ids, starts, texts = tensors["input_ids"], tensors["starts"], len(tensors["last"])
+    tokens, wanted = ids.shape[1], _round(ids.shape[1])
+    longest = -(-len(tensors["spread"]) // texts // LONGEST) * LONGEST
+    # As many texts as the most that could have to be filled up come to, so that the shape tells nothing else.
+    begins = torch.arange(tokens, wanted, longest, dtype=torch.int32)
+    more = torch.full((-(-wanted // 4 // longest) + 2,), wanted, dtype=torch.int32)
+    more[: len(begins)] = begins
+    filled = {
+        **tensors,
+        "input_ids": torch.nn.functional.pad(ids, (0, wanted - tokens), value=int(ids[0, 0])),
+        "position_ids": torch.nn.functional.pad(tensors["position_ids"], (0, wanted - tokens)),
+        "starts": torch.cat([starts[:-1], more]),
+        "spread": starts.new_zeros(texts * longest),
+        "gather": starts.new_zeros(0),
+    }
+    if "targets" in tensors:
+        count = len(tensors["targets"])
+        lacking = _round(count) - count
+        filled["targets"] = torch.nn.functional.pad(tensors["targets"], (0, lacking), value=-100)
+        filled["at"] = torch.nn.functional.pad(tensors["at"], (0, lacking))
+        filled["counts"] = (filled["targets"] >= 0).float()
+    return filled
+
+
+def _round(count: int) -> int:
+    """Return one of four numbers between two powers of two: the next one that is not less than `count`."""
+    step = max(64, 1 << max(0, count.bit_length() - 3))
+    return -(-count // step) * step
 
 
 def use(model: PreTrainedModel) -> str | None:
@@ -91,6 +134,7 @@ def decode(decoder: Any, tensors: Tensors, **more: torch.Tensor) -> torch.Tensor
         spread=tensors["spread"],
         gather=tensors["gather"],
         texts=tensors["last"].shape[0],
+        starts=tensors["starts"] if varlen.is_there(tensors["starts"].device) else None,
         **more,
     )
     hidden: torch.Tensor = output.last_hidden_state
@@ -107,11 +151,15 @@ def _attention(
     spread: torch.Tensor,
     gather: torch.Tensor,
     texts: int,
+    starts: torch.Tensor | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention of (1, heads, tokens, size) within each text; `key` and `value` may have fewer heads."""
+    """Causal attention of (1, heads, tokens, size) within each text; `key` and `value` may have fewer heads.
+
+    `starts`: where there are kernels that take it.
+    """
     given, kind = query.dtype, query.device.type
     # On the way back there is no autocast, so what it would cast is cast here.
     autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else given
@@ -120,6 +168,9 @@ def _attention(
     if dtype is not given:  # scaled while it is wide; else the scores are, in float32
         query, scale = query * scale, 1.0
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    if starts is not None and varlen.fits(query):
+        q, k, v = (each.squeeze(0).transpose(0, 1) for each in (query, key, value))
+        return varlen.attend(q, k, v, starts, len(spread) // texts, scale, dropout)[None].to(given), None
     learns = torch.is_grad_enabled() and query.requires_grad
     short = kind == "cpu" and (dropout or len(spread) // texts < (FUSED_BACKWARD if learns else FUSED))
     if texts == 1 and not learns and not dropout:  # nothing to lay side by side, which takes longer than the products

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from gptx_nb.engine import device as devices
-from gptx_nb.engine import dropout, memory, models, norms, plan, precision, sharding, streams, trial
+from gptx_nb.engine import dropout, graphs, memory, models, norms, plan, precision, sharding, streams, trial, varlen
 from gptx_nb.engine.corpus import Corpus
 from gptx_nb.engine.device import Device
 from gptx_nb.engine.distributed import ALONE, BUCKET, Alone, Ranks
@@ -32,7 +32,7 @@ from gptx_nb.engine.optimizer import MasterAdamW, Optimizer
 from gptx_nb.engine.predict import use_all_cores
 from gptx_nb.engine.sharding import Sharded, Whole
 from gptx_nb.engine.tasks import language_modeling as task
-from gptx_nb.engine.train import Batch, Settings, make_optimizer
+from gptx_nb.engine.train import Batch, Settings, arithmetic, make_optimizer
 from gptx_nb.errors import DataError, ModelError
 from gptx_nb.pretraining import MOST_PASSES, PretrainRecipe
 
@@ -94,6 +94,12 @@ class Pretraining:
         step, loss_of = held.even(self.learner.trial()), held.loss(self.learner.loss)
         seconds, tried = trial.seconds_of(held, step, loss_of, self.device, self.settings.seed, with_less_memory)
         tokens = self.settings.steps * self.learner.tokens_per_step
+        quicker: dict[str, Any] = {}
+        if self.device.device.type != "cpu" and isinstance(held, Whole):
+            common = loss_of, self.device, self.settings.seed, with_less_memory
+            passes = -(-tokens // tried.tokens // self.ranks)
+            way = trial.quickest(held, self.model, tried, *common, steps=passes, record=self.recorder, dynamic=None)
+            seconds, tried, quicker = way.seconds, way.batch, way.told
         peak = devices.matrix_peak(self.device.device, self.device.dtype, seconds=0.02)
         flops, copies = 6 * matrix_parameters(self.model), devices.copy_speed(self.device.device)
         steps, every = self.settings.steps, self.settings.eval_every or self.settings.steps
@@ -104,7 +110,27 @@ class Pretraining:
             **(plan.optimiser_time(weights, steps, copies) if self.settings.optimizer != "muon" else {}),
             "scoring while it trains": scored * seconds / tried.tokens / 3,  # forward: a third of a pass
         }
-        return plan.speed(tokens, seconds, tried.tokens, flops, peak, copies, self.ranks, more=more)
+        told = plan.speed(tokens, seconds, tried.tokens, flops, peak, copies, self.ranks, more=more)
+        return {**told, **quicker}
+
+    def recorder(self) -> graphs.Steps | None:
+        """Return what launches training passes at once; None where that cannot be done, or memory is scarce."""
+        device = self.device.device
+        free, twice = memory.available(device), 0 if self.estimate is None else 2 * self.estimate.activations
+        if (
+            self.device.dtype is not torch.bfloat16
+            or not varlen.is_there(device)
+            or self.learner.masked_because is not None
+            or (free is not None and free < twice)
+        ):
+            return None
+
+        def loss_of(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+            with arithmetic(self.model, device, self.device.dtype):
+                return self.learner.loss(self.model, tensors)
+
+        parameters = [each for each in self.model.parameters() if each.requires_grad]
+        return graphs.Steps(parameters, loss_of, device, lambda tensors: tensors)
 
     def restore(self) -> None:
         """Make the weights float32 again."""

@@ -21,6 +21,7 @@ from gptx_nb.engine import (
     distributed,
     dropout,
     fitting,
+    graphs,
     longer_context,
     memory,
     models,
@@ -33,6 +34,7 @@ from gptx_nb.engine import (
     streams,
     trial,
     tuning,
+    varlen,
     vocabulary,
 )
 from gptx_nb.engine import optimizer as optimizers
@@ -43,7 +45,7 @@ from gptx_nb.engine.jobs import Job, Learner
 from gptx_nb.engine.optimizer import MasterAdamW, Optimizer, SizesOf8bit
 from gptx_nb.engine.predict import use_all_cores
 from gptx_nb.engine.sharding import Sharded, Whole
-from gptx_nb.engine.train import Batch, Settings, make_optimizer
+from gptx_nb.engine.train import Batch, Settings, arithmetic, make_optimizer
 from gptx_nb.errors import ModelError
 from gptx_nb.recipe import Recipe
 
@@ -99,23 +101,47 @@ class Setup:
         return Step(micro, tokens, step.weights[-step.streams :], step.streams)
 
     def preflight(
-        self, with_less_memory: Callable[[int, BaseException], Batch | None], held: Whole | Sharded | None = None
+        self,
+        with_less_memory: Callable[[int, BaseException], Batch | None],
+        held: Whole | Sharded | None = None,
+        *,
+        compiles: bool = True,
     ) -> dict[str, Any]:
         """Compute the gradient of `trial`, and make what the optimiser keeps; return what the plan says of speed.
 
         Nothing is learnt from it. Where memory runs out, `with_less_memory(-1, error)` is asked as in training. `held`:
-        as this process holds the model; None: the whole of it.
+        as this process holds the model, and goes on in the way that was found quickest; None: the whole of it.
+        `compiles`: whether to try that out, too, which takes as long as a minute.
         """
         held = held or self.hold()
         loss_of = held.loss(self.learner.loss if self._is_frozen_part_kept else self.learner.whole_loss)
+        quicker: dict[str, Any] = {}
         seconds, step = trial.seconds_of(
             held, held.even(self.trial()), loss_of, self.device, self.settings.seed, with_less_memory
         )
         once = self.learner.frozen is not None and not self._is_frozen_part_kept
+        tried = "one step" if self._is_frozen_part_kept else "the longest rows"
+        if self.device.device.type != "cpu" and not once and not self._is_frozen_part_kept:
+            # For a few short rows a GPU takes as long as its kernels take to be launched, which long rows hide.
+            usual = held.even(self.learner.step(0))
+            common = loss_of, self.device, self.settings.seed, with_less_memory
+            tried = "one step"
+            if isinstance(held, Whole):
+                way = trial.quickest(
+                    held,
+                    self.model,
+                    usual,
+                    *common,
+                    steps=compiles * self.settings.steps,
+                    record=self.recorder,
+                    dynamic=True,
+                )
+                seconds, step, quicker = way.seconds, way.batch, way.told
+            else:
+                seconds, step = trial.seconds_of(held, usual, *common)
         tokens = (
             self.learner.tokens if once else round(self.learner.tokens * self.settings.steps / self.steps_per_epoch)
         )
-        tried = "one step" if self._is_frozen_part_kept else "the longest rows"
         peak = devices.matrix_peak(self.device.device, self.device.dtype, seconds=0.02)
         flops, copies = tuning.flops_per_token(self.model), devices.copy_speed(self.device.device)
         more = {} if once else self._beside_the_passes(step.tokens / seconds, copies)
@@ -130,7 +156,32 @@ class Setup:
         if once:  # a rehearsal, which does not keep it
             told["time"]["choice"] = f"at least {told['time']['choice'].removeprefix('about ')}"
             told["time"]["reason"] += "; this is the part that is computed once, and training on it comes to it"
-        return {**told, **self._proposal(told["time"]["seconds"] - sum(more.values()))}
+        return {**told, **quicker, **self._proposal(told["time"]["seconds"] - sum(more.values()))}
+
+    def recorder(self) -> graphs.Steps | None:
+        """Return what launches training passes at once; None where that cannot be done, or memory is scarce.
+
+        Shapes repeat only where rows are packed and are not laid side by side, and a recording has memory of its own.
+        """
+        device, learner = self.device.device, self.learner
+        free, twice = memory.available(device), 0 if self.estimate is None else 2 * self.estimate.activations
+        if (
+            self.device.dtype is not torch.bfloat16
+            or not varlen.is_there(device)
+            or learner.padded_because is not None
+            or self._is_frozen_part_kept
+            or self.resolved.quantize != "none"
+            or (free is not None and free < twice)
+        ):
+            return None
+
+        def loss_of(tensors: packing.Tensors) -> torch.Tensor:
+            with arithmetic(self.model, device, self.device.dtype):
+                return learner.loss(self.model, tensors)
+
+        return graphs.Steps(
+            [each for each in self.model.parameters() if each.requires_grad], loss_of, device, packing.even
+        )
 
     def _beside_the_passes(self, rate: float, copies: float) -> dict[str, float]:
         """Return the seconds of optimiser and scoring, where passes go through so many tokens a second.

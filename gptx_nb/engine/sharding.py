@@ -32,6 +32,7 @@ from gptx_nb.engine import device as devices
 from gptx_nb.engine import optimizer as optimizers
 from gptx_nb.engine.batches import Step
 from gptx_nb.engine.device import Device
+from gptx_nb.engine.graphs import Steps
 from gptx_nb.engine.optimizer import Chain, Optimizer
 from gptx_nb.engine.train import Settings, make_optimizer
 
@@ -114,6 +115,7 @@ class Whole:
         self.optimizer = optimizer
         self.dtype = dtype  # of autocast, or of the weights
         self.reduce: Reduce | None = ranks.sum_gradients if ranks else None
+        self.recorded: Steps | None = None  # what launches passes on a GPU at once, where that is quicker
         self._saves = ranks is None or ranks.rank == 0
 
     def loss(self, loss_of: LossOf) -> LossOf:
@@ -160,6 +162,8 @@ class Sharded:
     In the first process `model` stays as it is and gets the trained values with `collect`; in the others it becomes the
     shards, and is of no use by itself.
     """
+
+    recorded = None
 
     def __init__(
         self,

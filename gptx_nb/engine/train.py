@@ -18,10 +18,11 @@ from typing import Any, Protocol
 
 import torch
 
-from gptx_nb.engine import dropout
+from gptx_nb.engine import compiling, dropout
 from gptx_nb.engine import optimizer as optimizers
 from gptx_nb.engine import streams as parallel
 from gptx_nb.engine.device import is_out_of_memory
+from gptx_nb.engine.graphs import Steps
 from gptx_nb.engine.optimizer import Optimizer
 
 Tensors = dict[str, torch.Tensor]
@@ -126,6 +127,7 @@ def train(
     reduce: Callable[[list[torch.nn.Parameter], torch.Tensor], torch.Tensor] | None = None,
     with_less_memory: Callable[[int, BaseException], Batch | None] | None = None,
     due: Callable[[bool], bool] = bool,
+    recorded: Steps | None = None,
 ) -> Stop:
     """Run steps `first_step` to `settings.steps` and return how it ended.
 
@@ -136,7 +138,7 @@ def train(
     out, `with_less_memory(step, error)` gives the same batch in a way that takes less, or None if there is none; the
     step then begins again, and nothing of it was lost. Where several processes share a step,
     `reduce(parameters, loss)` sums their gradients in place and returns the sum of their losses, and `due(now)` says
-    whether a checkpoint is due where all of them save it.
+    whether a checkpoint is due where all of them save it. `recorded`: what launches passes on a GPU at once.
     """
     scaler = scaler or make_scaler(device, dtype)
     stepping: Any = optimizer  # a Chain serves too
@@ -158,13 +160,15 @@ def train(
         batch = batch_at(step)
         while True:
             try:
-                losses = gradient(model, batch, loss_of, device, dtype, scaler, (settings.seed, step))
+                losses = gradient(model, batch, loss_of, device, dtype, scaler, (settings.seed, step), recorded)
                 break
             except (RuntimeError, MemoryError) as error:
                 less = with_less_memory(step, error) if with_less_memory and is_out_of_memory(error) else None
                 if less is None:
                     raise
                 batch = less
+            if recorded is not None:
+                recorded.drop()
             optimizer.zero_grad(set_to_none=True)
             _give_back_memory(device)
         # A process without rows adds nothing; its scaler has to have seen something, though.
@@ -184,7 +188,7 @@ def train(
                 "step": step + 1,
                 "loss": loss_value,
                 "learning_rate": rate,
-                "gradient_norm": norm,
+                "gradient_norm": float(norm),
                 "tokens": batch.tokens,
                 "seconds": seconds,
             }
@@ -197,7 +201,8 @@ def train(
 
         done = step + 1
         if done == settings.steps or (settings.eval_every and done % settings.eval_every == 0):
-            evaluate(done)
+            with compiling.plainly():
+                evaluate(done)
             model.train()
         if done < settings.steps and due(time.monotonic() - saved_at >= settings.save_every_seconds):
             save(done)
@@ -214,11 +219,15 @@ def gradient(
     dtype: torch.dtype,
     scaler: torch.amp.GradScaler,
     seeds: tuple[int, int],
+    recorded: Steps | None = None,
 ) -> list[torch.Tensor]:
     """Add the (scaled) gradient of `batch` to the model's parameters; return each micro-batch's share of the mean loss.
 
     The shares stay on the device until the step is done: reading one makes a GPU wait.
     """
+    if recorded is not None and recorded.on:
+        recorded.begin()
+        return [recorded.add(tensors, weight) for tensors, weight in zip(batch.micro, batch.weights, strict=True)]
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     losses = [torch.empty(())] * len(batch.micro)
 

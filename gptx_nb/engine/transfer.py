@@ -104,6 +104,7 @@ def accuracy(
         should_stop=should_stop,
         scaler=make_scaler(device.device, device.dtype),
         with_less_memory=lambda step, error: learner.step(step) if needs_less(step) else None,
+        recorded=made.recorder(),
     )
     if end.early:
         return None

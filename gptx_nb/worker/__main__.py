@@ -374,6 +374,7 @@ class Attempt:
             reduce=held.reduce,
             with_less_memory=with_less_memory,
             due=held.due,
+            recorded=held.recorded,
         )
         held.collect()
         held.end()

@@ -151,6 +151,7 @@ def carry_out(attempt: Attempt, recipe: PretrainRecipe) -> bool:
         reduce=held.reduce,
         with_less_memory=with_less_memory,
         due=held.due,
+        recorded=held.recorded,
     )
     held.collect()
     held.end()

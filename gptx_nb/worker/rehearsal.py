@@ -78,7 +78,7 @@ def _rehearse(recipe: Recipe, sources: dict[str, Source | None], folder: Path) -
         def with_less_memory(step: int, error: BaseException) -> Step | None:
             return made.trial() if made.learner.need_less_memory() else None
 
-        decided |= made.preflight(with_less_memory)
+        decided |= made.preflight(with_less_memory, compiles=False)
     size, seed = decided["batch_size"]["choice"], recipe.seed
     places, _ = batches.step_rows(0, rows=job.rows, batch_size=size, seed=seed)
     batch = job.seen(made.tokenizer, places[:SHOWN_BATCH])

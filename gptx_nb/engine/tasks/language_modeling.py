@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, PreTrainedModel, PreTrainedTokenizerBase
 
 from gptx_nb.engine import dropout as dropouts
-from gptx_nb.engine import generate, memory, packing, streams
+from gptx_nb.engine import generate, memory, packing, streams, varlen
 from gptx_nb.engine.batches import Step
 from gptx_nb.engine.shards import Shards
 
@@ -31,6 +31,7 @@ ATTENTION = "gptx_documents"
 # Bytes of logits that exist at once. (A GPU has them in float32 besides, to turn them into gradients.)
 CPU_LOGITS, GPU_LOGITS = 32 * 2**20, 256 * 2**20
 CPU_BLOCK = 2**18  # values that a CPU's core turns into gradients at a time, in its cache
+STARTS = 64  # documents
 RESAMPLES = 1_000  # of the bootstrap
 LEAST_ROWS = 10  # that a bootstrap says something about
 
@@ -131,7 +132,8 @@ def tensors_of(rows: np.ndarray, end: int, own_attention: bool) -> Tensors:
 
     {"input_ids", "targets", "position_ids": (rows, length)}, and where a document begins within a row "documents" with
     the number of each token's document in its row or, for a model with another attention than ours, "attention_mask"
-    (rows, 1, length, length), true where a token may look.
+    (rows, 1, length, length), true where a token may look. For ours also "starts" int32: where each document begins
+    if all rows are one, and the number of tokens, again and again up to a multiple of STARTS: few shapes are quick.
     """
     ids = rows[:, :-1]
     opens = ids == end
@@ -142,6 +144,12 @@ def tensors_of(rows: np.ndarray, end: int, own_attention: bool) -> Tensors:
         "targets": torch.from_numpy(np.ascontiguousarray(rows[:, 1:])),
         "position_ids": torch.from_numpy(places - last),
     }
+    if own_attention:
+        begins = opens.copy()
+        begins[:, 0] = True
+        first = np.flatnonzero(begins)
+        found["starts"] = torch.full((-(-(len(first) + 1) // STARTS) * STARTS,), ids.size, dtype=torch.int32)
+        found["starts"][: len(first)] = torch.from_numpy(first)
     if opens[:, 1:].any():
         documents = torch.from_numpy(opens.cumsum(axis=1))
         if own_attention:
@@ -173,13 +181,21 @@ def _attention(
     attention_mask: torch.Tensor | None,
     *,
     documents: torch.Tensor | None = None,
+    starts: torch.Tensor | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention of (rows, heads, length, size) within each document; keys may have fewer heads."""
+    """Causal attention of (rows, heads, length, size) within each document; keys may have fewer heads.
+
+    `starts`: where there are kernels that take it.
+    """
     groups = query.shape[1] // key.shape[1]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if starts is not None and varlen.fits(query) and key.dtype is value.dtype is query.dtype:
+        rows, _heads, length, _size = query.shape
+        q, k, v = (each.transpose(1, 2).flatten(0, 1) for each in (query, key, value))
+        return varlen.attend(q, k, v, starts, length, scale, dropout).unflatten(0, (rows, length)), None
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     if query.device.type == "cpu" and (dropout > 0 or query.shape[2] <= PLAIN):
@@ -214,7 +230,9 @@ AttentionInterface.register(ATTENTION, _attention)
 def states(model: torch.nn.Module, tensors: Tensors) -> torch.Tensor:
     """Return the last hidden states (rows, length, width) for what `tensors_of` has made."""
     causal: Any = model  # transformers gives every causal model this method
-    given = {name: tensors[name] for name in ("documents", "attention_mask") if name in tensors}
+    given: Tensors = {name: tensors[name] for name in ("documents", "attention_mask") if name in tensors}
+    if "starts" in tensors and varlen.is_there(tensors["starts"].device):
+        given["starts"] = tensors["starts"]
     output = causal.get_decoder()(
         input_ids=tensors["input_ids"], position_ids=tensors["position_ids"], use_cache=False, **given
     )
@@ -227,15 +245,22 @@ def loss(model: torch.nn.Module, tensors: Tensors) -> torch.Tensor:
     return cross_entropy(model, states(model, tensors).flatten(0, 1), tensors["targets"].flatten())
 
 
-def cross_entropy(model: Any, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return the mean cross entropy, in nats, of predicting `targets` (n,) from `states` (n, width)."""
+def cross_entropy(
+    model: Any, states: torch.Tensor, targets: torch.Tensor, counts: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the mean cross entropy, in nats, of predicting `targets` (n,) from `states` (n, width).
+
+    `counts` (n,) float32: 0 for a target that does not count, whatever it is, else 1; None: all do.
+    """
     output = model.get_output_embeddings()
     if own_logits(model) is None:
         weight = output.weight
         if not torch.is_grad_enabled():  # which the function cannot see, and would make gradients for nobody
             states, weight = states.detach(), weight.detach()
-        mean: torch.Tensor = ChunkedCrossEntropy.apply(states, weight, targets)
+        mean: torch.Tensor = ChunkedCrossEntropy.apply(states, weight, targets, counts)
         return mean
+    if counts is not None:
+        targets = targets.where(counts > 0, -100)  # which torch leaves out
 
     def nats(some: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
         # A score has the logits of its states' dtype, as above.
@@ -249,7 +274,7 @@ def cross_entropy(model: Any, states: torch.Tensor, targets: torch.Tensor) -> to
         checkpoint(nats, some, theirs, use_reentrant=False, preserve_rng_state=False)
         for some, theirs in zip(states.split(size), targets.split(size), strict=True)
     ]
-    total: torch.Tensor = torch.stack(parts).sum() / max(1, len(targets))
+    total: torch.Tensor = torch.stack(parts).sum() / (max(1, len(targets)) if counts is None else counts.sum())
     return total
 
 
@@ -272,7 +297,8 @@ def logits(model: Any, states: torch.Tensor) -> torch.Tensor:
 class ChunkedCrossEntropy(torch.autograd.Function):
     """Mean cross entropy of a linear output layer, a chunk of positions at a time.
 
-    `apply(states (n, width), weight (vocabulary, width), targets (n,) int64)` gives a float32 scalar. Gradients are
+    `apply(states (n, width), weight (vocabulary, width), targets (n,) int64, counts)` gives a float32 scalar; `counts`
+    is None or says with 0 and 1, (n,) float32, which targets count. Gradients are
     made in the forward pass, while a chunk's logits are at hand: no chunk is kept and none is computed twice (the
     method of Liger Kernel's fused linear cross entropy, Hsu et al. 2024, arXiv:2410.10989). Matrix products are in the
     dtype of `states`, or where a gradient is wanted under autocast for bfloat16 in that; what is summed over the
@@ -280,13 +306,18 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, counts: torch.Tensor | None = None
+    ) -> torch.Tensor:
         device = states.device
         wants_gradient = any(ctx.needs_input_grad[:2])
         autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
         dtype = torch.bfloat16 if wants_gradient and autocast is torch.bfloat16 else states.dtype
         with torch.autocast(device.type, enabled=False):
             states_in, weight_in = states.to(dtype), weight.to(dtype)
+            if counts is not None:
+                targets, kept = targets.clamp_min(0), counts[:, None].to(dtype)
+                states_in = states_in * kept  # so what does not count adds nothing to the weight's gradient
             state_gradient = torch.empty_like(states_in) if wants_gradient else None
             weight_gradient: torch.Tensor | None = None
             total = torch.zeros((), device=device)
@@ -294,26 +325,30 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             for start in range(0, len(targets), size):
                 chunk, target = states_in[start : start + size], targets[start : start + size, None]
                 logits = chunk @ weight_in.T
-                for some, theirs in _blocks(logits, target):
-                    total += _nats(some, theirs, wants_gradient)
+                parts = [_nats(some, theirs, wants_gradient) for some, theirs in _blocks(logits, target)]
+                nats = parts[0] if len(parts) == 1 else torch.cat(parts)
+                total += nats.sum() if counts is None else torch.dot(nats, counts[start : start + size])
                 if state_gradient is not None:
                     torch.mm(logits, weight_in, out=state_gradient[start : start + size])
                     product = (logits.T @ chunk).float()
                     weight_gradient = product if weight_gradient is None else weight_gradient.add_(product)
                 del logits  # before the next ones are there
-            count = max(1, len(targets))
+            count: Any = max(1, len(targets)) if counts is None else counts.sum()
             if state_gradient is not None:
+                if counts is not None:
+                    state_gradient *= kept
                 if weight_gradient is None:  # no position
                     weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
                 # Divided in the dtype of the states: in float16 so small a gradient vanishes.
                 of_states = state_gradient.to(states.dtype) / count
                 ctx.save_for_backward(of_states, weight_gradient.div_(count).to(weight.dtype))
-            return total / count
+            mean: torch.Tensor = total / count
+            return mean
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         state_gradient, weight_gradient = ctx.saved_tensors
-        return state_gradient * gradients[0], weight_gradient * gradients[0], None
+        return state_gradient * gradients[0], weight_gradient * gradients[0], None, None
 
 
 def _blocks(logits: torch.Tensor, targets: torch.Tensor) -> zip[tuple[torch.Tensor, ...]]:
@@ -323,10 +358,16 @@ def _blocks(logits: torch.Tensor, targets: torch.Tensor) -> zip[tuple[torch.Tens
 
 
 def _nats(logits: torch.Tensor, targets: torch.Tensor, turned: bool) -> torch.Tensor:
-    """Return the sum of the cross entropies of `logits` (n, vocabulary) and `targets` (n, 1), in float32.
+    """Return (n,) the cross entropies of `logits` (n, vocabulary) and `targets` (n, 1), in float32.
 
     `turned`: the logits become their gradient, softmax minus one-hot, in place; else they may become anything.
     """
+    if logits.device.type != "cpu":  # few passes over its memory: bfloat16 is read and float32 written at once
+        wide = torch.log_softmax(logits, dim=1, dtype=torch.float32)
+        nats = -wide.gather(1, targets)[:, 0]
+        if turned:
+            logits.copy_(wide.exp_().scatter_add_(1, targets, wide.new_full(targets.shape, -1.0)))
+        return nats
     wide = logits.float()
     largest = wide.amax(1, keepdim=True)
     of_target = wide.sub_(largest).gather(1, targets)
@@ -335,7 +376,7 @@ def _nats(logits: torch.Tensor, targets: torch.Tensor, turned: bool) -> torch.Te
         wide.mul_(sums.reciprocal()).scatter_add_(1, targets, torch.full_like(sums, -1.0))
         if wide is not logits:
             logits.copy_(wide)
-    return (sums.log() - of_target).sum()
+    return (sums.log() - of_target)[:, 0]
 
 
 def chunk_size(device: torch.device, vocabulary: int, dtype: torch.dtype) -> int:

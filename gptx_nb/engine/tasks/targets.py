@@ -98,7 +98,7 @@ class Learner:
             return self.whole_loss(model, tensors)
         kept = tensors["kept"].to(next(self._model.parameters()).dtype)
         states = packing.decode(self.frozen.upper, tensors, kept=kept)
-        return cross_entropy(self._model, states[tensors["at"]], tensors["targets"])
+        return cross_entropy(self._model, states[tensors["at"]], tensors["targets"], tensors.get("counts"))
 
     def whole_loss(self, model: torch.nn.Module, tensors: Tensors) -> torch.Tensor:
         """Return the loss as the whole model gives it, without a frozen part that is kept."""
@@ -176,7 +176,7 @@ def tensors_of(rows: Sequence[Encoded], pad_id: int, packed: bool) -> Tensors:
 
 def loss(model: torch.nn.Module, tensors: Tensors) -> torch.Tensor:
     """Return the mean cross entropy, in nats, of the target tokens of what `tensors_of` has made."""
-    return cross_entropy(model, _states(model, tensors), tensors["targets"])
+    return cross_entropy(model, _states(model, tensors), tensors["targets"], tensors.get("counts"))
 
 
 def _states(model: Any, tensors: Tensors) -> torch.Tensor:

@@ -46,9 +46,13 @@ class Pull:
     head: torch.Tensor
     weights: torch.Tensor
 
+    def to(self, device: torch.device) -> Pull:
+        """Return the same on `device`, where it is asked for at every step."""
+        return Pull(self.head.to(device), self.weights.to(device))
+
     def loss(self, head: torch.Tensor, examples: int) -> torch.Tensor:
-        """Return what the distance of `head` costs for each of so many examples, in nats."""
-        begun, weights = self.head.to(head.device), self.weights.to(head.device)
+        """Return what the distance of `head`, on the same device, costs for each of so many examples, in nats."""
+        begun, weights = self.head, self.weights
         return ((head.float() - begun).square() * weights).sum() / (2 * examples)
 
 
@@ -76,7 +80,7 @@ class Learner:
         streams: int = 1,
         pull: Pull | None = None,
     ) -> None:
-        self._model, self._pull = model, pull
+        self._model, self._pull = model, None if pull is None else pull.to(device)
         self._rows, self.held_rows = TokenRows.of(rows), TokenRows.of(held_rows)
         self._labels = np.asarray(labels)
         if self._labels.dtype != np.int64:

@@ -1,0 +1,241 @@
+"""What is launched at once on a GPU learns what is learnt one by one; here with a CPU in its place."""
+
+import itertools
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_packing import CPU, GPT2, NO_DROPOUT, PAD, ROWS, SIZES, small
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from gptx_nb.engine import compiling, graphs, packing, trial, tuning, varlen
+from gptx_nb.engine.sharding import Whole
+from gptx_nb.engine.tasks import targets
+from gptx_nb.engine.tasks import text_classification as task
+from gptx_nb.engine.tasks.encoding import Encoded
+from gptx_nb.engine.train import Settings, make_optimizer, train
+
+LABELS = [0, 1, 2, 0, 1, 2]
+WRITTEN = [
+    Encoded(row, [place > 0 and place % 3 > 0 for place in range(len(row))]) for row in (row or [3, 4] for row in ROWS)
+    if len(row) > 1
+]  # fmt: skip
+
+
+def one_by_one(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    starts: torch.Tensor,
+    longest: int,
+    scale: float,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """What the kernels of a GPU give, text by text."""
+    found, ends = [], starts.tolist()
+    for first, end in itertools.pairwise(ends):
+        assert 0 <= end - first <= longest
+        q, k, v = (each[first:end].transpose(0, 1)[None] for each in (query, key, value))
+        k, v = (each.repeat_interleave(q.shape[1] // each.shape[1], dim=1) for each in (k, v))
+        mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+        found.append(mixed[0].transpose(0, 1))
+    assert ends[-1] == len(query)
+    return torch.cat(found)
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(varlen, "is_there", lambda device: True)
+    monkeypatch.setattr(varlen, "fits", lambda query: True)
+    monkeypatch.setattr(varlen, "attend", one_by_one)
+    return
+
+
+class Again:
+    """Does again what a recording on a GPU would launch again: adds gradients to those that are there."""
+
+    pool = None
+    made = 0
+
+    def __init__(self, loss_of: Any, moved: dict[str, torch.Tensor], pool: Any) -> None:
+        self._loss_of = loss_of
+        Again.made += 1
+
+    def __call__(self, tensors: dict[str, torch.Tensor], weight: float) -> torch.Tensor:
+        loss: torch.Tensor = self._loss_of(tensors) * weight
+        loss.backward()
+        return loss.detach()
+
+
+def classifier(kind: str) -> PreTrainedModel:
+    return small(kind, **(NO_DROPOUT if kind == "gpt2" else {})).train()
+
+
+def learner_of(model: PreTrainedModel, budget: int = 10_000) -> task.Learner:
+    options: dict[str, Any] = {"pad_id": PAD, "device": CPU, "batch_size": 4, "seed": 0, "token_budget": budget}
+    return task.Learner(model, tuning.prepare(model, "full"), ROWS, LABELS, ROWS[:3], **options)
+
+
+def writer(kind: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    size = {**GPT2, **NO_DROPOUT} if kind == "gpt2" else SIZES
+    config = AutoConfig.for_model(kind, **size, bos_token_id=0, eos_token_id=0, pad_token_id=PAD)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config).train()
+    return model
+
+
+def losses(model: PreTrainedModel, learner: Any, recorded: graphs.Steps | None) -> list[float]:
+    made, found = Settings(steps=9, learning_rate=1e-3), list[float]()
+    nothing: Any = lambda *_: None  # noqa: E731
+    train(
+        model,
+        make_optimizer(model, made),
+        made,
+        device=CPU,
+        dtype=torch.float32,
+        batch_at=learner.step,
+        loss_of=learner.loss,
+        record=lambda entry: found.append(entry["loss"]),
+        evaluate=nothing,
+        save=nothing,
+        should_stop=lambda: False,
+        recorded=recorded,
+    )
+    return found
+
+
+def steps_of(model: PreTrainedModel, learner: Any) -> graphs.Steps:
+    return graphs.Steps(list(model.parameters()), lambda each: learner.loss(model, each), CPU, packing.even)
+
+
+@pytest.mark.parametrize("budget", [12, 10_000])
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_recorded_steps_learn_the_same(kind: str, budget: int, kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = classifier(kind)
+    expected = losses(model, learner_of(model, budget), None)
+    monkeypatch.setattr(graphs, "_Step", Again)
+    before, model = Again.made, classifier(kind)
+    learner = learner_of(model, budget)
+    assert losses(model, learner, steps_of(model, learner)) == pytest.approx(expected, rel=1e-3)
+    assert Again.made > before
+    assert len({round(each, 4) for each in expected}) > 5, "batches differ"
+
+
+def test_recorded_steps_of_a_model_that_writes_learn_the_same(kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def learner_for(model: PreTrainedModel) -> targets.Learner:
+        options: dict[str, Any] = {"pad_id": PAD, "device": CPU, "batch_size": 4, "seed": 0, "token_budget": 10_000}
+        return targets.Learner(model, tuning.prepare(model, "full"), WRITTEN, WRITTEN[:2], **options)
+
+    model = writer("llama")
+    expected = losses(model, learner_for(model), None)
+    monkeypatch.setattr(graphs, "_Step", Again)
+    before, model = Again.made, writer("llama")
+    learner = learner_for(model)
+    assert losses(model, learner, steps_of(model, learner)) == pytest.approx(expected, rel=1e-3)
+    assert Again.made > before
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(0, 700), min_size=1, max_size=40))
+def test_few_shapes_hold_any_texts(lengths: list[int]) -> None:
+    tensors = packing.pack([[5] * length for length in lengths], 1)
+    found = packing.even(tensors)
+    tokens, wanted = tensors["input_ids"].shape[1], found["input_ids"].shape[1]
+    assert tokens <= wanted <= max(tokens + 63, 1.25 * tokens + 1)
+    assert found["position_ids"].shape == found["input_ids"].shape
+    starts = found["starts"].numpy()
+    assert starts[: len(lengths) + 1].tolist() == tensors["starts"].tolist(), "the texts are where they were"
+    assert starts[-1] == wanted
+    each = np.diff(starts)
+    longest = len(found["spread"]) // len(lengths)
+    assert (each >= 0).all()
+    assert max(1, *lengths) <= each.max() <= longest < max(1, *lengths) + packing.LONGEST
+
+
+def test_a_shape_tells_nothing_but_texts_tokens_and_the_longest() -> None:
+    def shapes(lengths: list[int]) -> list[tuple[int, ...]]:
+        return [tuple(each.shape) for each in packing.even(packing.pack([[5] * each for each in lengths], 1)).values()]
+
+    assert shapes([20, 30, 25]) == shapes([40, 1, 50])
+    assert len({tuple(shapes([20 + more] * 64)) for more in range(10)}) <= 4
+
+
+def test_a_pass_that_cannot_be_recorded_is_taken_plainly(kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    model = classifier("llama")
+    expected = losses(model, learner_of(model), None)
+    monkeypatch.setattr(graphs, "_Step", fails)
+    model = classifier("llama")
+    learner = learner_of(model)
+    recorded = steps_of(model, learner)
+    assert losses(model, learner, recorded) == pytest.approx(expected, rel=1e-3)
+    assert not recorded.on
+
+
+@pytest.mark.parametrize(
+    ("plain", "launched", "compiled", "steps", "told"),
+    [
+        (1.0, 0.2, 0.1, 10, {"launches": "recorded"}),  # too short to compile
+        (1.0, 0.2, 0.1, 1000, {"launches": "recorded", "compile": "layers"}),
+        (1.0, 0.2, 0.19, 1000, {"launches": "recorded", "compile": "no"}),
+        (1.0, 0.95, 0.5, 1000, {"compile": "layers"}),
+        (1.0, None, 0.5, 1000, {"compile": "layers"}),
+        (1.0, 0.2, None, 1000, {"launches": "recorded", "compile": "no"}),
+    ],
+)
+def test_a_run_goes_on_in_the_way_that_is_quickest(
+    plain: float,
+    launched: float | None,
+    compiled: float | None,
+    steps: int,
+    told: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = classifier("llama")
+    held = Whole(model, make_optimizer(model, Settings(steps=1, learning_rate=1.0)), torch.float32, None)
+
+    def seconds_of(held: Whole, batch: Any, *rest: Any) -> tuple[float, Any]:
+        if any(layer._compiled_call_impl is not None for layer in tuning.layers_of(model)):
+            if compiled is None:
+                raise RuntimeError("no compiler is here")
+            return compiled, batch
+        return (plain if rest[-1] is None else launched) or 0.0, batch
+
+    monkeypatch.setattr(trial, "seconds_of", seconds_of)
+    made: list[graphs.Steps] = []
+
+    def record() -> graphs.Steps | None:
+        if launched is None:
+            return None
+        made.append(steps_of(model, None))
+        return made[-1]
+
+    options: dict[str, Any] = {"steps": steps, "record": record, "dynamic": True}
+    batch, device = SimpleNamespace(micro=[]), SimpleNamespace(device=CPU)
+    way = trial.quickest(held, model, batch, None, device, 0, None, **options)  # type: ignore[arg-type]
+    assert {name: each["choice"] for name, each in way.told.items()} == told
+    quickest = compiled if told.get("compile") == "layers" else launched if "launches" in told else plain
+    assert way.seconds == quickest
+    layers = tuning.layers_of(model)
+    assert all((layer._compiled_call_impl is not None) == (told.get("compile") == "layers") for layer in layers)
+    assert (held.recorded is not None) == ("launches" in told)
+    assert [each for each in made if each.on] == ([held.recorded] if held.recorded else []), "nothing else keeps memory"
+    if told.get("compile") == "no" and compiled is None:
+        assert "no compiler is here" in way.told["compile"]["reason"]
+
+
+def test_compiled_layers_are_plain_ones_where_something_is_scored() -> None:
+    model = classifier("llama")
+    compiling.use(model)
+    expected = task.logits(classifier("llama"), ROWS, pad_id=PAD, device=CPU, labels=3)
+    with compiling.plainly():
+        found = task.logits(model, ROWS, pad_id=PAD, device=CPU, labels=3)
+    assert np.abs(found - expected).max() < 1e-6
+    compiling.leave(model)
