@@ -277,7 +277,8 @@ def with_engine(variant: Variant, arguments: argparse.Namespace, device: Device)
     ours = learner.tokens / (learner.tokens + sum(max(1, len(row)) for row in learner.held_rows))
     clock.seconds *= ours  # what is frozen was computed for the scored texts, too
     begun = time.perf_counter()
-    made.preflight(lambda step, error: None)
+    as_held = made.hold()
+    made.preflight(lambda step, error: None, as_held)
     prepared += time.perf_counter() - begun
     forget_high_water(device)
     curve: list[tuple[float, float, float]] = []
@@ -305,6 +306,7 @@ def with_engine(variant: Variant, arguments: argparse.Namespace, device: Device)
         evaluate=evaluate,
         save=lambda step: None,
         should_stop=lambda: False,
+        recorded=as_held.recorded,
     )
     seconds, accuracy, loss = curve[-1]
     frozen = 0.0 if learner.frozen is None else 2.0 * matrices(model, trained=False)

@@ -85,13 +85,13 @@ def test_a_row_leaves_at_its_end_token_and_the_others_go_on(prompts: list[list[i
 class Plainly:
     """Does again what a recording on a GPU would launch again."""
 
-    def __init__(self, work: Any, given: torch.Tensor) -> None:
+    def __init__(self, work: Any, given: graphs.Tensors) -> None:
         self._work = work
-        work(given.clone())
+        work(given)
 
-    def __call__(self, given: torch.Tensor) -> torch.Tensor:
-        RECORDED.append(given.shape[1])
-        found: torch.Tensor = self._work(given.clone())
+    def __call__(self, given: graphs.Tensors) -> torch.Tensor:
+        RECORDED.append(given["rows"].shape[1])
+        found: torch.Tensor = self._work(given)
         return found
 
 
@@ -122,8 +122,8 @@ def test_a_model_that_cannot_be_recorded_writes_plainly(monkeypatch: pytest.Monk
     expected = tokens(generate(model, RAGGED, max_new_tokens=12))
     tried: list[int] = []
 
-    def fails(work: Any, given: torch.Tensor) -> None:
-        tried.append(given.shape[1])
+    def fails(work: Any, given: graphs.Tensors) -> None:
+        tried.append(given["rows"].shape[1])
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(graphs, "serve", lambda device: True)

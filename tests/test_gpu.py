@@ -16,7 +16,19 @@ from test_packing import PAD, ROWS, small
 from transformers import PreTrainedModel
 
 import gptx_nb
-from gptx_nb.engine import arithmetic, compiling, graphs, memory, norms, packing, precision, products, tuning, varlen
+from gptx_nb.engine import (
+    arithmetic,
+    compiling,
+    graphs,
+    memory,
+    norms,
+    packing,
+    precision,
+    predict,
+    products,
+    tuning,
+    varlen,
+)
 from gptx_nb.engine import device as devices
 from gptx_nb.engine.generate import generate
 from gptx_nb.engine.tasks import language_modeling
@@ -49,7 +61,14 @@ def learner_of(model: PreTrainedModel, device: torch.device, method: str = "full
 
 
 def losses(
-    model: PreTrainedModel, device: torch.device, dtype: torch.dtype, *, method: str = "full", compiled: bool = False
+    model: PreTrainedModel,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    method: str = "full",
+    compiled: bool = False,
+    recorded: bool = False,
+    seed: int = 0,
 ) -> list[float]:
     moved(model, device)
     learner = learner_of(model, device, method)
@@ -60,12 +79,27 @@ def losses(
     learner.prepare(lambda: arithmetic_of(model, device, dtype))
     if compiled:
         compiling.use(model)
+    steps = None
+    if recorded:
+        parameters = [each for each in model.parameters() if each.requires_grad]
+        steps = graphs.Steps(parameters, lambda each: learner.loss(model, each), device, packing.even)
     found: list[float] = []
     nothing: Callable[..., Any] = lambda *_: None  # noqa: E731
     train(
-        model, optimizer, SETTINGS, device=device, dtype=dtype, batch_at=learner.step, loss_of=learner.loss,
-        record=lambda entry: found.append(entry["loss"]), evaluate=nothing, save=nothing, should_stop=lambda: False,
-    )  # fmt: skip
+        model,
+        optimizer,
+        replace(SETTINGS, seed=seed),
+        device=device,
+        dtype=dtype,
+        batch_at=learner.step,
+        loss_of=learner.loss,
+        record=lambda entry: found.append(entry["loss"]),
+        evaluate=nothing,
+        save=nothing,
+        should_stop=lambda: False,
+        recorded=steps,
+    )
+    assert steps is None or steps.on
     if compiled:
         compiling.leave(model)
     return found
@@ -132,22 +166,38 @@ def test_compiled_layers_learn_the_same(kind: str) -> None:
         assert found == pytest.approx(expected, rel=off, abs=off)
 
 
-def test_layers_are_compiled_where_that_is_faster_and_the_run_is_long() -> None:
-    model = moved(still("llama"), GPU)
-    told = compiling.where_it_pays(model, GPU, 2.0, compiling.LEAST, lambda: 1.0)
-    assert told[0] == 1.0
-    assert told[1]["compile"]["choice"] == "layers"
-    compiling.leave(model)
-    assert compiling.where_it_pays(model, GPU, 2.0, compiling.LEAST, lambda: 1.9)[1]["compile"]["choice"] == "no"
-    assert compiling.where_it_pays(model, GPU, 2.0, compiling.LEAST / 2, lambda: 1.0) == (2.0, {})
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_recorded_steps_learn_the_same(kind: str, method: str) -> None:
+    expected = losses(still(kind), GPU, BF16, method=method)
+    for compiled in (False, True):
+        found = losses(still(kind), GPU, BF16, method=method, compiled=compiled, recorded=True)
+        assert found == pytest.approx(expected, rel=0.05, abs=0.05)
 
-    def fails() -> float:
-        raise RuntimeError("no compiler")
 
-    seconds, plan = compiling.where_it_pays(model, GPU, 2.0, compiling.LEAST, fails)
-    assert seconds == 2.0
-    assert "no compiler" in plan["compile"]["reason"]
-    assert all(layer._compiled_call_impl is None for layer in tuning.layers_of(model))
+def test_what_drops_out_of_a_recorded_step_is_decided_by_its_seed() -> None:
+    first, second = (losses(small("gpt2"), GPU, BF16, recorded=True) for _ in range(2))
+    assert first == second
+    assert first != losses(small("gpt2"), GPU, BF16, recorded=True, seed=1)
+
+
+def test_code_that_looks_at_values_cannot_be_recorded() -> None:
+    model = moved(still("llama"), GPU, BF16)
+    learner = learner_of(model, GPU)
+
+    def loss_of(tensors: graphs.Tensors) -> torch.Tensor:
+        loss = learner.loss(model, tensors)
+        assert float(loss.detach()) > 0, "which waits for the device"
+        return loss
+
+    recorded = graphs.Steps(list(model.parameters()), loss_of, GPU, packing.even)
+    for _ in range(4):
+        recorded.begin()
+        (tensors,) = learner.step(0).micro
+        found = recorded.add(tensors, 1.0)
+        expected = learner.loss(model, {name: each.to(GPU) for name, each in tensors.items()})
+        assert float(found) == pytest.approx(float(expected.detach()), rel=0.05)
+    assert not recorded.on
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -168,14 +218,14 @@ def test_a_large_vocabulary_costs_what_it_does_in_float32() -> None:
     states, weight = torch.randn(700, 64, device=GPU), torch.randn(5000, 64, device=GPU)
     targets = torch.randint(5000, (700,), device=GPU)
     results = []
-    for dtype in (torch.float32, BF16):
+    for dtype, compiled in ((torch.float32, False), (BF16, False), (torch.float32, True), (BF16, True)):
         given = [each.to(dtype).requires_grad_() for each in (states, weight)]
-        loss = language_modeling.ChunkedCrossEntropy.apply(*given, targets)
+        loss = language_modeling.ChunkedCrossEntropy.apply(*given, targets, None, compiled)
         results.append((float(loss), *torch.autograd.grad(loss, given)))
     wide = [each.clone().requires_grad_() for each in (states, weight)]
     expected = torch.nn.functional.cross_entropy(wide[0] @ wide[1].T, targets)
     gradients = torch.autograd.grad(expected, wide)
-    for (loss, *found), off in zip(results, (1e-3, 0.03), strict=True):
+    for (loss, *found), off in zip(results, (1e-3, 0.03, 1e-3, 0.03), strict=True):
         assert loss == pytest.approx(float(expected), rel=off)
         for mine, its in zip(found, gradients, strict=True):
             assert float((mine.float() - its).norm() / its.norm()) < off
@@ -189,8 +239,8 @@ def test_what_is_written_is_what_a_cpu_writes(kind: str, monkeypatch: pytest.Mon
     replayed: list[int] = []
     replay = graphs.Recorded.__call__
 
-    def counted(self: graphs.Recorded, given: torch.Tensor) -> torch.Tensor:
-        replayed.append(given.shape[1])
+    def counted(self: graphs.Recorded, given: graphs.Tensors) -> torch.Tensor:
+        replayed.append(given["rows"].shape[1])
         return replay(self, given)
 
     monkeypatch.setattr(graphs.Recorded, "__call__", counted)
@@ -234,6 +284,18 @@ GRID = [
 def test_the_estimate_is_within_15_percent_of_the_peak_of_a_run(cell: Cell) -> None:
     for found in measured(cell):
         assert abs(found.error) <= 0.15, f"{found.estimate / 1e6:.0f} MB estimated, {found.peak / 1e6:.0f} MB measured"
+
+
+def test_a_few_texts_are_answered_as_many_are(home: Path) -> None:
+    run = gptx_nb.finetune("labels", data=REVIEWS, model="tiny", tune="head", epochs=1, baselines=False)
+    assert run.model is not None
+    classifier = predict.Classifier.load(run.model, devices.choose(), BF16)
+    texts = [f"a {word} film" for word in ("good", "bad", "lovely", "dull", "very very good")]
+    expected = classifier.predict(texts)
+    for _ in range(4):
+        assert np.abs(np.array([classifier.predict([text])[0] for text in texts]) - expected).max() < 0.02
+    assert classifier._recorded is not None
+    assert classifier._recorded._recorded, "what is asked again and again was recorded"
 
 
 REVIEWS = pd.DataFrame(

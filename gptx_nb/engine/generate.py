@@ -358,13 +358,13 @@ class _Reader:
         idle = [0] * (count - len(rows))
         places = [row.kept for row in rows] + idle
 
-        def given() -> torch.Tensor:
-            """(4, count): tokens, positions, slots, places."""
+        def given() -> graphs.Tensors:
+            """ "rows" (4, count): tokens, positions, slots, places."""
             positions = [place + cache.prefix_length for place in places]
-            return torch.tensor([tokens + idle, positions, list(range(count)), places]).to(self._device)
+            return {"rows": torch.tensor([tokens + idle, positions, list(range(count)), places]).to(self._device)}
 
-        def work(given: torch.Tensor) -> torch.Tensor:
-            ids, positions, slots, at = given
+        def work(given: graphs.Tensors) -> torch.Tensor:
+            ids, positions, slots, at = given["rows"]
             hidden = (torch.arange(width, device=self._device) > at[:, None])[:, None, None]
             where = _Places(cache, 0, count, 1, width, slots, at, None, None, hidden)
             output = self._decoder(input_ids=ids[None], position_ids=positions[None], use_cache=False, places=where)

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 Tensors = dict[str, torch.Tensor]
+Result = TypeVar("Result")
 
+ERRORS = "thread_local"  # what other threads ask of CUDA meanwhile is not recorded, and does no harm
 BEFORE = 2  # times that the same is computed plainly first: recording takes about as long, and needs kernels loaded
 
 
@@ -25,22 +27,24 @@ def serve(device: torch.device) -> bool:
 
 
 class Recorded:
-    """What some work has launched. `given`: the tensor that it reads; `found`: the one that it writes."""
+    """What some work has launched. `given`: the tensors that it reads; what it returns is the tensor that it writes."""
 
-    def __init__(self, work: Callable[[torch.Tensor], torch.Tensor], given: torch.Tensor) -> None:
-        self._given = given.clone()
-        aside = torch.cuda.Stream(given.device)
-        aside.wait_stream(torch.cuda.current_stream(given.device))
+    def __init__(self, work: Callable[[Tensors], torch.Tensor], given: Tensors) -> None:
+        self._given = {name: each.clone() for name, each in given.items()}
+        device = next(iter(given.values())).device
+        aside = torch.cuda.Stream(device)
+        aside.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(aside):  # libraries make their workspaces
             work(self._given)
-        torch.cuda.current_stream(given.device).wait_stream(aside)
+        torch.cuda.current_stream(device).wait_stream(aside)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with torch.cuda.graph(self._graph, capture_error_mode=ERRORS):
             self._found = work(self._given)
 
-    def __call__(self, given: torch.Tensor) -> torch.Tensor:
-        """Do the work for `given`, of the same shape; what is returned is overwritten by the next call."""
-        self._given.copy_(given, non_blocking=True)
+    def __call__(self, given: Tensors) -> torch.Tensor:
+        """Do the work for `given`, of the same shapes; what is returned is overwritten by the next call."""
+        for name, each in given.items():
+            self._given[name].copy_(each, non_blocking=True)
         self._graph.replay()
         return self._found
 
@@ -54,11 +58,11 @@ class Graphs:
         self._fails = False
 
     def get(
-        self, key: Hashable, work: Callable[[torch.Tensor], torch.Tensor], given: Callable[[], torch.Tensor]
+        self, key: Hashable, work: Callable[[Tensors], torch.Tensor], given: Callable[[], Tensors]
     ) -> Recorded | None:
         """Return the recording for `key`, of `work` on what `given()` is like; None: do it plainly this time.
 
-        Doing `work` again has to change nothing.
+        Doing `work` again has to change nothing. `given()` is on the device.
         """
         if self._fails:
             return None
@@ -69,6 +73,33 @@ class Graphs:
             except RuntimeError:  # a model whose code looks at values on its way cannot be recorded
                 self._fails = True
         return self._recorded.get(key)
+
+
+class Again:
+    """Records work that reads and writes the same tensors each time, until it is given another `key`."""
+
+    def __init__(self) -> None:
+        self._key: Hashable = None
+        self._seen = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._found: Any = None
+
+    def __call__(self, key: Hashable, work: Callable[[], Result]) -> Result:
+        """Do `work`, which `key` tells apart: where its tensors are, and its numbers. A tensor that it returns stays
+        where it is, and is overwritten by the next call."""
+        if key != self._key:
+            self._key, self._seen, self._graph, self._found = key, 0, None, None
+        self._seen += 1
+        if self._seen <= BEFORE:
+            return work()
+        if self._graph is None:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, capture_error_mode=ERRORS):
+                self._found = work()
+            self._graph = graph
+        self._graph.replay()
+        found: Result = self._found
+        return found
 
 
 class Steps:
@@ -142,7 +173,7 @@ class _Step:
         self._given = {name: each.clone() for name, each in moved.items()}
         self._weight = torch.ones((), device=next(iter(moved.values())).device)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode=ERRORS):
             loss = loss_of(self._given) * self._weight
             loss.backward()
             self._loss = loss.detach()

@@ -6,16 +6,18 @@ Biases, norms and scales have no reason to be small, and are a small part of the
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 
 from gptx_nb.engine import device as devices
-from gptx_nb.engine import streams
+from gptx_nb.engine import graphs, streams
 from gptx_nb.errors import DeviceError, RecipeError
 
-AT_ONCE = 2**26  # numbers that a GPU steps at once, which have float32 gradients meanwhile
+Result = TypeVar("Result")
+
+AT_ONCE = 2**24  # numbers that a GPU steps at once, which have float32 gradients meanwhile
 
 
 class Chain:
@@ -116,6 +118,9 @@ class MasterAdamW(torch.optim.Optimizer):
     ) -> None:
         super().__init__(_by_decay(list(parameters), weight_decay), {"lr": learning_rate, "betas": betas, "eps": 1e-8})
         self._divisor: float | torch.Tensor = 1.0
+        # On a GPU, what is launched of both is launched at once where gradients stay where they are.
+        self._clipping, self._stepping = graphs.Again(), graphs.Again()
+        self._rates: dict[torch.device, torch.Tensor] = {}
         for parameter, master in zip(parameters, masters, strict=True):
             self.state[parameter] = {
                 "master": master,
@@ -143,23 +148,52 @@ class MasterAdamW(torch.optim.Optimizer):
             norm = float(torch.stack([found[block] for block in sorted(found)]).sum().sqrt()) if found else 0.0
             self._divisor = max(1.0, norm / most)
             return norm
-        norms = torch._foreach_norm(gradients, 2, dtype=torch.float32)
-        whole: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms))
-        self._divisor = (whole / most).clamp_min(1.0)
-        return whole
+
+        def look() -> tuple[torch.Tensor, torch.Tensor]:
+            norms = torch._foreach_norm(gradients, 2, dtype=torch.float32)
+            whole = torch.linalg.vector_norm(torch.stack(norms))
+            return whole, (whole / most).clamp_min(1.0)
+
+        norm_there, self._divisor = self._launched(self._clipping, gradients, look, most)
+        return norm_there.clone()
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        parameters = [each for each in self._parameters() if each.grad is not None]
+        if _on_cpu(parameters):
+            self._step_groups()
+        else:
+            rate = self._rate(parameters[0].device)
+            rate.fill_(self.param_groups[0]["lr"])  # all groups have one
+            gradients = [each.grad for each in parameters if each.grad is not None]
+            given = self._divisor.data_ptr() if isinstance(self._divisor, torch.Tensor) else self._divisor
+            self._launched(self._stepping, gradients, self._step_groups, given)
+        self._divisor = 1.0
+
+    def _rate(self, device: torch.device) -> torch.Tensor:
+        """Return the tensor that the learning rate stands in, for what is recorded."""
+        if device not in self._rates:
+            self._rates[device] = torch.zeros((), device=device)
+        return self._rates[device]
+
+    def _launched(
+        self, again: graphs.Again, gradients: Sequence[torch.Tensor], work: Callable[[], Result], *more: Hashable
+    ) -> Result:
+        """Do `work` with `gradients`, at once where that can be done; `more` are the numbers in it."""
+        if not graphs.serve(gradients[0].device):
+            return work()
+        return again((*more, *(each.data_ptr() for each in gradients)), work)
+
+    def _step_groups(self) -> None:
         for group in self.param_groups:
             parameters = [each for each in group["params"] if each.grad is not None]
             if parameters:
                 torch._foreach_add_([self.state[each]["step"] for each in parameters], 1)
             if _on_cpu(parameters):
-                shares = streams.blocks([each.numel() for each in parameters], streams.number_for(parameters[0].device))
+                shares = streams.blocks([each.numel() for each in parameters], streams.number_for(torch.device("cpu")))
                 streams.each(functools.partial(self._step_blocks, parameters, group), shares)
             else:
                 self._step_whole(parameters, group)
-        self._divisor = 1.0
 
     @torch.no_grad()
     def _step_blocks(
@@ -200,7 +234,7 @@ class MasterAdamW(torch.optim.Optimizer):
             exp_avg_sq,
             [],
             [state["step"] for state in states],
-            lr=group["lr"],
+            lr=group["lr"] if _on_cpu(masters) else self._rate(masters[0].device),
             beta1=group["betas"][0],
             beta2=group["betas"][1],
             weight_decay=group["weight_decay"],

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from gptx_nb import files
-from gptx_nb.engine import arithmetic, close_calls, models, multi_label, norms, packing, products
+from gptx_nb.engine import arithmetic, close_calls, graphs, models, multi_label, norms, packing, products, varlen
 from gptx_nb.engine.device import Device, cores, is_out_of_memory
 from gptx_nb.engine.models import context
 from gptx_nb.engine.tasks import label_words, text_classification
@@ -91,6 +91,8 @@ class Classifier:
         self._packed = packing.use(model) is None
         norms.use(model)
         self._model = model.eval()
+        fast = self._packed and self.dtype is torch.bfloat16 and varlen.serves(self._device, self.dtype, model.config)
+        self._recorded = graphs.Graphs() if fast else None
         self._tokenizer = tokenizer
         self._wording = wording
         self._pad_id: int = pad_id
@@ -132,7 +134,7 @@ class Classifier:
         Raises ModelError if the weights give no finite number.
         """
         found = label_words.read(self._tokenizer, self._wording, texts, self.reading)
-        logits = self._logits(found.rows)
+        logits = self._logits(found.rows, recorded=self._recorded)
         if not np.isfinite(logits).all():
             raise ModelError("the model gives no finite numbers: its training has diverged")
         if self._moved is not None:
@@ -146,7 +148,9 @@ class Classifier:
         probabilities: list[list[float]] = (wide.softmax(-1) if self.threshold is None else wide.sigmoid()).tolist()
         return Answer(probabilities, found.cut)
 
-    def _logits(self, rows: Sequence[Row], cpu_tokens: int = CPU_TOKENS) -> np.ndarray:
+    def _logits(
+        self, rows: Sequence[Row], cpu_tokens: int = CPU_TOKENS, recorded: graphs.Graphs | None = None
+    ) -> np.ndarray:
         return text_classification.logits(
             self._model,
             rows,
@@ -155,6 +159,7 @@ class Classifier:
             labels=len(self.labels),
             packed=self._packed,
             token_budget=cpu_tokens if self._device.type == "cpu" else GPU_TOKENS,
+            recorded=recorded,
         )
 
     def _try(self) -> float:
@@ -168,6 +173,7 @@ class Classifier:
     def close(self) -> None:
         """Give the memory back. The classifier cannot be used after this."""
         del self._model
+        self._recorded = None
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()

@@ -119,7 +119,7 @@ class Pretraining:
         free, twice = memory.available(device), 0 if self.estimate is None else 2 * self.estimate.activations
         if (
             self.device.dtype is not torch.bfloat16
-            or not varlen.is_there(device)
+            or not varlen.serves(device, torch.bfloat16, self.model.config)
             or self.learner.masked_because is not None
             or (free is not None and free < twice)
         ):

@@ -167,7 +167,7 @@ class Setup:
         free, twice = memory.available(device), 0 if self.estimate is None else 2 * self.estimate.activations
         if (
             self.device.dtype is not torch.bfloat16
-            or not varlen.is_there(device)
+            or not varlen.serves(device, torch.bfloat16, self.model.config)
             or learner.padded_because is not None
             or self._is_frozen_part_kept
             or self.resolved.quantize != "none"

@@ -29,6 +29,12 @@ def fits(query: torch.Tensor) -> bool:
     return query.dtype in DTYPES and size <= LARGEST_HEAD and size % 8 == 0
 
 
+def serves(device: torch.device, dtype: torch.dtype, config: Any) -> bool:
+    """Whether the attention of a model with `config`, computed in `dtype` on `device`, can do with the kernels."""
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return is_there(device) and fits(torch.empty(0, size, dtype=dtype))
+
+
 def attend(
     query: torch.Tensor,
     key: torch.Tensor,

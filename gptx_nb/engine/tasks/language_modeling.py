@@ -20,8 +20,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, PreTrainedModel, PreTrainedTokenizerBase
 
+from gptx_nb.engine import compiling, generate, memory, packing, streams, varlen
 from gptx_nb.engine import dropout as dropouts
-from gptx_nb.engine import generate, memory, packing, streams, varlen
 from gptx_nb.engine.batches import Step
 from gptx_nb.engine.shards import Shards
 
@@ -257,7 +257,7 @@ def cross_entropy(
         weight = output.weight
         if not torch.is_grad_enabled():  # which the function cannot see, and would make gradients for nobody
             states, weight = states.detach(), weight.detach()
-        mean: torch.Tensor = ChunkedCrossEntropy.apply(states, weight, targets, counts)
+        mean: torch.Tensor = ChunkedCrossEntropy.apply(states, weight, targets, counts, compiling.is_used(model))
         return mean
     if counts is not None:
         targets = targets.where(counts > 0, -100)  # which torch leaves out
@@ -297,8 +297,8 @@ def logits(model: Any, states: torch.Tensor) -> torch.Tensor:
 class ChunkedCrossEntropy(torch.autograd.Function):
     """Mean cross entropy of a linear output layer, a chunk of positions at a time.
 
-    `apply(states (n, width), weight (vocabulary, width), targets (n,) int64, counts)` gives a float32 scalar; `counts`
-    is None or says with 0 and 1, (n,) float32, which targets count. Gradients are
+    `apply(states (n, width), weight (vocabulary, width), targets (n,) int64, counts, compiled)` gives a float32 scalar;
+    `counts` is None or says with 0 and 1, (n,) float32, which targets count; `compiled`: see `compiling`. Gradients are
     made in the forward pass, while a chunk's logits are at hand: no chunk is kept and none is computed twice (the
     method of Liger Kernel's fused linear cross entropy, Hsu et al. 2024, arXiv:2410.10989). Matrix products are in the
     dtype of `states`, or where a gradient is wanted under autocast for bfloat16 in that; what is summed over the
@@ -307,7 +307,12 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, counts: torch.Tensor | None = None
+        ctx: Any,
+        states: torch.Tensor,
+        weight: torch.Tensor,
+        targets: torch.Tensor,
+        counts: torch.Tensor | None = None,
+        compiled: bool = False,
     ) -> torch.Tensor:
         device = states.device
         wants_gradient = any(ctx.needs_input_grad[:2])
@@ -325,7 +330,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             for start in range(0, len(targets), size):
                 chunk, target = states_in[start : start + size], targets[start : start + size, None]
                 logits = chunk @ weight_in.T
-                parts = [_nats(some, theirs, wants_gradient) for some, theirs in _blocks(logits, target)]
+                nats_of = compiling.of(_in_one) if compiled else _nats
+                parts = [nats_of(some, theirs, wants_gradient) for some, theirs in _blocks(logits, target)]
                 nats = parts[0] if len(parts) == 1 else torch.cat(parts)
                 total += nats.sum() if counts is None else torch.dot(nats, counts[start : start + size])
                 if state_gradient is not None:
@@ -346,9 +352,9 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             return mean
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         state_gradient, weight_gradient = ctx.saved_tensors
-        return state_gradient * gradients[0], weight_gradient * gradients[0], None, None
+        return state_gradient * gradients[0], weight_gradient * gradients[0], None, None, None
 
 
 def _blocks(logits: torch.Tensor, targets: torch.Tensor) -> zip[tuple[torch.Tensor, ...]]:
@@ -377,6 +383,15 @@ def _nats(logits: torch.Tensor, targets: torch.Tensor, turned: bool) -> torch.Te
         if wide is not logits:
             logits.copy_(wide)
     return (sums.log() - of_target)[:, 0]
+
+
+def _in_one(logits: torch.Tensor, targets: torch.Tensor, turned: bool) -> torch.Tensor:
+    """As `_nats`, of operations that a compiler makes one of: logits are read twice, and written once."""
+    likely = torch.log_softmax(logits.float(), dim=1)
+    if turned:
+        numbers = torch.arange(logits.shape[1], device=logits.device)
+        logits.copy_(likely.exp() - (numbers == targets).float())
+    return -likely.gather(1, targets)[:, 0]
 
 
 def chunk_size(device: torch.device, vocabulary: int, dtype: torch.dtype) -> int:
