@@ -335,6 +335,8 @@ def choices(run: Run) -> list[tuple[str, str, str]]:
         "max_length",
         "context",
         "long_texts",
+        "launches",
+        "compile",
         "time",
         "limit",
     ):
@@ -436,20 +438,42 @@ def verdict(scores: dict[str, Any]) -> str:
         return f"Only {counted(rows, 'row')} held back: a score of {ours:.2f} says little. More examples would tell."
     baselines = scores.get("baselines") or {}
     majority, words = (baselines.get(name, {}).get("accuracy") for name in ("majority", "tfidf"))
+    untrained = _untrained(scores, ours, rows)
     if majority is not None and ours <= majority:
-        return f"No better than always saying the commonest label: {ours:.2f} against {majority:.2f} {on}."
-    if words is None:
+        said = f"No better than always saying the commonest label: {ours:.2f} against {majority:.2f} {on}."
+    elif words is None:
         beside = f", always saying the commonest label {majority:.2f}" if majority is not None else ""
-        return f"{ours:.2f} {on}{beside}."
-    middle = (ours + words) / 2
-    chance = 2 * math.sqrt(max(middle * (1 - middle), 0.0) / rows)
-    if words - ours > chance:
-        return f"TF-IDF does better: {words:.2f} against {ours:.2f} {on}. This GPT is not worth it here."
-    if words >= ours:
-        return f"TF-IDF does as well: {words:.2f} against {ours:.2f} {on}."
-    if ours - words <= chance:
-        return f"Ahead of TF-IDF, {ours:.2f} against {words:.2f}, but {on} that can be chance."
-    return f"Better than TF-IDF: {ours:.2f} against {words:.2f} {on}."
+        said = f"{ours:.2f} {on}{beside}."
+    elif words - ours > _chance(ours, words, rows):
+        said = f"TF-IDF does better: {words:.2f} against {ours:.2f} {on}. This GPT is not worth it here."
+    elif words >= ours:
+        said = f"TF-IDF does as well: {words:.2f} against {ours:.2f} {on}."
+    elif ours - words <= _chance(ours, words, rows):
+        said = f"Ahead of TF-IDF, {ours:.2f} against {words:.2f}, but {on} that can be chance."
+    else:
+        said = f"Better than TF-IDF: {ours:.2f} against {words:.2f} {on}."
+    return f"{said} {untrained}" if untrained else said
+
+
+def _chance(one: float, other: float, rows: int) -> float:
+    """Return by how much two accuracies on so many rows can differ by chance: two standard errors."""
+    middle = (one + other) / 2
+    return 2 * math.sqrt(max(middle * (1 - middle), 0.0) / rows)
+
+
+def _untrained(scores: dict[str, Any], ours: float, rows: int) -> str:
+    """Say that the base model does as well as what was made of it, if it does; else nothing."""
+    found = [
+        (each["accuracy"], how.format_map(each))
+        for name, how in (("base", "untrained"), ("few_shot", "shown {shots} examples"))
+        if (each := scores.get(name)) and each.get("accuracy") is not None and each["rows"] == rows
+    ]
+    best, how = max(found, default=(-1.0, ""), key=lambda pair: pair[0])
+    if best < ours:
+        return ""
+    if best - ours > _chance(ours, best, rows):
+        return f"The base model does better {how}: {best:.2f}. Training is not worth it here."
+    return f"The base model does as well {how}: {best:.2f}."
 
 
 def transfer_gain(transfer: dict[str, Any]) -> str:

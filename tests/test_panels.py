@@ -327,6 +327,27 @@ def test_the_verdict_is_honest(accuracy: float, tfidf: float, majority: float, r
     assert progress.verdict(scores) == said
 
 
+@pytest.mark.parametrize(
+    ("base", "few", "said"),
+    [
+        (0.84, 0.70, ""),
+        (0.85, None, " The base model does as well untrained: 0.85."),
+        (0.84, 0.88, " The base model does as well shown 4 examples: 0.88."),
+        (0.99, 0.97, " The base model does better untrained: 0.99. Training is not worth it here."),
+    ],
+)
+def test_the_verdict_says_so_where_the_base_model_does_as_well(base: float, few: float | None, said: str) -> None:
+    scores: dict[str, Any] = {
+        "validation": {"rows": 100, "accuracy": 0.85},
+        "baselines": {"majority": {"accuracy": 0.5}, "tfidf": {"accuracy": 0.6}},
+        "base": {"accuracy": base, "rows": 100},
+        "few_shot": None if few is None else {"accuracy": few, "rows": 100, "shots": 4},
+    }
+    assert progress.verdict(scores) == f"Better than TF-IDF: 0.85 against 0.60 on 100 rows.{said}"
+    scores["base"]["rows"] = 50
+    assert "untrained" not in progress.verdict(scores), "of other rows"
+
+
 def test_the_verdict_says_so_where_nothing_was_held_back() -> None:
     assert progress.verdict({"validation": None, "note": "3 rows are too few to hold any back."}) == (
         "3 rows are too few to hold any back."

@@ -34,7 +34,10 @@ TOP = f"top:{TOP_LAYERS}"
 MEASURED_ON = "with smollm2-135m, on 1,000 sentences of SST-2,"
 MEASURED = {"full": 0.86, "head": 0.81, TOP: 0.84}
 # Parts that hang on what this attempt runs on, and beside what.
-OF_AN_ATTEMPT = ("devices", "device", "dtype", "sharding", "rows", "memory", "proposal", "time", "limit", "notes")
+OF_AN_ATTEMPT = (
+    *("devices", "device", "dtype", "sharding", "rows", "memory", "proposal", "launches", "compile", "time", "limit"),
+    "notes",
+)
 MEMORY_SHARE, DISK_SHARE = 0.25, 0.5  # of what is free, for the frozen part
 
 
