@@ -12,8 +12,17 @@ def headline(validation: Mapping[str, Any]) -> str:
     return f"micro F1 {validation['micro_f1']:.2f} on {validation['rows']:,} held-out rows"
 
 
-def verdict(validation: Mapping[str, Any], baselines: Mapping[str, Mapping[str, float]]) -> str:
-    """Say in one line what the score is worth beside the baselines."""
+def verdict(
+    validation: Mapping[str, Any], baselines: Mapping[str, Mapping[str, float]], base: Mapping[str, Any] | None = None
+) -> str:
+    """Say in one line what the score is worth beside the baselines, and beside the base model if that does as well."""
+    said = _beside_baselines(validation, baselines)
+    if not base or base["rows"] != validation["rows"] or base["micro_f1"] < validation["micro_f1"]:
+        return said
+    return f"{said} The base model does as well untrained: {base['micro_f1']:.2f}."
+
+
+def _beside_baselines(validation: Mapping[str, Any], baselines: Mapping[str, Mapping[str, float]]) -> str:
     score = validation["scores"]["micro_f1"]
     ours, rows = f"micro F1 {shown(score)} on {validation['rows']:,} rows", validation["rows"]
     if rows < 10:

@@ -431,7 +431,7 @@ def verdict(scores: dict[str, Any]) -> str:
     if not validation:
         return scores.get("note") or "No rows were held back, so there is no score: try it before you trust it."
     if validation.get("multi_label"):
-        return multi_label_words.verdict(validation, scores.get("baselines") or {})
+        return multi_label_words.verdict(validation, scores.get("baselines") or {}, scores.get("base"))
     rows, ours = validation["rows"], validation["accuracy"]
     on = f"on {counted(rows, 'row')}"
     if rows < 10:

@@ -22,7 +22,7 @@ from gptx_nb.engine.scores.labels import multi_label as scored
 from gptx_nb.engine.tasks import reading
 from gptx_nb.engine.tasks.reading import Reading
 from gptx_nb.engine.tasks.text_classification import label_loss
-from gptx_nb.errors import DataError, RecipeError
+from gptx_nb.errors import DataError, RecipeError, UsageError
 from gptx_nb.predictions import Predictions
 from gptx_nb.recipe import make_recipe
 from gptx_nb.runs import Run
@@ -189,6 +189,23 @@ def test_scores_by_label_are_those_of_the_answers() -> None:
     assert found["micro_f1"] == scored(["a", "b"], truth, truth & [True, False]).micro_f1.value
 
 
+def test_an_untrained_model_gives_the_likeliest_labels_and_those_near_it() -> None:
+    shares = np.array([[0.5, 0.3, 0.2], [0.9, 0.06, 0.04], [0.34, 0.33, 0.33]])
+    assert multi_label.by_share(shares).tolist() == [[True, True, False], [True, False, False], [True, True, True]]
+    found = multi_label.untrained(["a", "b", "c"], [[0, 1], [0], [2]], shares)
+    assert found["accuracy"] == pytest.approx(2 / 3)
+    assert found["micro_f1"] == found["scores"]["micro_f1"]["value"] == pytest.approx(8 / 10)
+
+
+def test_a_base_model_is_scored_on_texts_of_several_labels(process: Path, tiny_model: Path) -> None:
+    found = gptx_nb.evaluate(str(tiny_model), SETS, task="text-classification")
+    assert found.rows == len(SETS)
+    assert {"micro_f1", "macro_f1", "subset_accuracy"} == set(found.scores)
+    assert any("at least 50% as likely as the likeliest" in note for note in found.notes)
+    with pytest.raises(UsageError, match=r"shots: texts have several labels here, and each that is shown has one"):
+        gptx_nb.evaluate(str(tiny_model), SETS, task="text-classification", shots=2)
+
+
 # ---- a run ----------------------------------------------------------------------------------------------------------
 
 
@@ -201,9 +218,16 @@ def test_a_run_gives_every_label_above_its_threshold(process: Path, tiny_model: 
     assert [each["label"] for each in validation["per_class"]] == ["blue", "red"]
     shown = panels.ended(run)
     assert "micro F1 counts each label" in shown["text/plain"]
-    fact = "The base model has no score: untrained it gives one label a text, and these have any number."
+    fact = (
+        "Untrained, the base model gives the labels whose words are likeliest, at least 50% of the likeliest; examples "
+        "before a text would show it one label each."
+    )
     assert fact in shown["text/plain"].splitlines()
     assert f"⚠ {fact}" not in shown["text/html"]
+    assert scores["base"]["rows"] == validation["rows"]
+    assert 0 < scores["base"]["micro_f1"] < validation["micro_f1"]
+    assert scores["few_shot"] is None
+    assert ", untrained" in shown["text/plain"]
     assert "By label" in shown["text/html"]
     assert "Confusion" not in shown["text/html"]
     assert (run.plan() or {})["memory"]["choice"] != "unknown"

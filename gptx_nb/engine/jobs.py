@@ -336,8 +336,15 @@ class MultiLabel(Classification):
         return told, [found["micro_f1"], -found["loss"]]
 
     def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]:
-        why = "the base model has no score: untrained it gives one label a text, and these have any number"
-        return {**self._scored(learner.held_logits()), "remarks": [why] if self._not_before else []}
+        return {**self._scored(learner.held_logits()), "remarks": [self._not_before] if self._not_before else []}
+
+    def before(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any) -> dict[str, Any]:
+        found = super().before(model, tokenizer, learner)
+        how = (
+            "untrained, the base model gives the labels whose words are likeliest, at least "
+            f"{multi_label.LIKELY:.0%} of the likeliest; examples before a text would show it one label each"
+        )
+        return {**found, "remarks": [how]} if found else {}
 
     def _scored(self, logits: np.ndarray) -> dict[str, Any]:
         assert self.table.validation is not None

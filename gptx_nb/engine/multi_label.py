@@ -20,6 +20,7 @@ from gptx_nb.engine.scores import labels as label_scores
 FEWEST_ROWS = 20  # held back, for a threshold to be chosen
 CANDIDATES = np.arange(1, 20) / 20
 USUAL = 0.5
+LIKELY = 0.5  # of the likeliest label's share: an untrained model, which knows no threshold, gives labels from here on
 FEWEST_OF_A_LABEL = 10  # rows held back with a label, for a threshold of its own
 
 Threshold = float | list[float]  # one for all labels, or one for each in their order
@@ -114,6 +115,27 @@ def scores(
     }
 
 
+def by_share(shares: np.ndarray) -> np.ndarray:
+    """Return which labels (texts, labels) a model gives that shares 1 among them: the likeliest, and those near it."""
+    found: np.ndarray = shares >= LIKELY * shares.max(axis=1, keepdims=True)
+    return found
+
+
+def untrained(labels: list[str], rows: Sequence[Sequence[int]], shares: np.ndarray) -> dict[str, Any]:
+    """Score a base model's shares (texts, labels) of the labels' words on texts with these labels."""
+    return _measured(labels, flags(rows, len(labels)), by_share(shares))
+
+
+def _measured(labels: list[str], truth: np.ndarray, answers: np.ndarray) -> dict[str, Any]:
+    found = label_scores.multi_label(labels, truth, answers)
+    return {
+        "accuracy": found.subset_accuracy.value,
+        "micro_f1": found.micro_f1.value,
+        "macro_f1": found.macro_f1.value,
+        "scores": {name: getattr(found, name).to_json() for name in ("micro_f1", "macro_f1", "subset_accuracy")},
+    }
+
+
 def samples(labels: list[str], held: Examples, logits: np.ndarray, threshold: Threshold) -> list[dict[str, Any]]:
     """Return what is said of a few rows, always the same ones: [{"asked", "right", "answer"}]."""
     said = probabilities(logits) >= threshold
@@ -139,15 +161,7 @@ def baselines(train: Examples, validation: Examples, labels: int) -> dict[str, d
     truth = flags(validation.labels, labels)
 
     def score(answers: np.ndarray) -> dict[str, Any]:
-        found = label_scores.multi_label([str(at) for at in range(labels)], truth, answers)
-        names = ("micro_f1", "macro_f1", "subset_accuracy")
-        told = {name: getattr(found, name).to_json() for name in names}
-        return {
-            "accuracy": found.subset_accuracy.value,
-            "micro_f1": found.micro_f1.value,
-            "macro_f1": found.macro_f1.value,
-            "scores": told,
-        }
+        return _measured([str(at) for at in range(labels)], truth, answers)
 
     commonest = list(Counter(map(tuple, train.labels)).most_common(1)[0][0])
     result = {"majority": score(np.repeat(flags([commonest], labels), len(truth), axis=0))}

@@ -22,10 +22,9 @@ from gptx_nb.engine.device import Device
 from gptx_nb.engine.models import Base, context
 from gptx_nb.engine.predict import CPU_EXACT_TOKENS, CPU_TOKENS, GPU_TOKENS, Answer
 from gptx_nb.engine.tasks import label_words
-from gptx_nb.engine.tasks.label_words import SAY_NOTHING, Wording
+from gptx_nb.engine.tasks.label_words import SAY_NOTHING, SHARPNESS, Wording
 from gptx_nb.errors import DataError
 
-SHARPNESS = 2.0  # spread of the logits: so sure was smollm2-135m rightly on SST-2
 KEPT_HEADS = 8
 
 

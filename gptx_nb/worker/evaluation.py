@@ -75,13 +75,13 @@ def _labelled_untrained(
     from gptx_nb.engine.zero_shot import ZeroShot, read_wording
 
     table = data.load(recipe.model_copy(update={"validation": 0.0}), {"train": source, "validation": None}, folder)
-    if table.multi_label:
-        raise UsageError("an untrained model gives one label a text, and this table has several. Fine-tune a run first")
+    if table.multi_label and (asked["shots"] or asked["shown"]):
+        raise UsageError("shots: texts have several labels here, and each that is shown has one. Leave them out")
     pair = table.report.get("text_pair") is not None
     texts, truth, count = table.train.texts, table.train.labels, asked["shots"]
     if count >= len(texts):
         raise UsageError(f"shots: {count} of {len(texts)} rows leave none to score")
-    shown = one_of_each(truth, count, recipe.seed)
+    shown = one_of_each(truth, count, recipe.seed) if count else []
     shots = [(texts[at], table.labels[truth[at]]) for at in shown]
     if asked["shown"]:
         alike = {} if pair else {"text": table.report["text"], "label": table.report["label"]}
@@ -99,7 +99,8 @@ def _labelled_untrained(
     known = _known(sum(text in texts_shown for text in rest))
     model = ZeroShot.load(models.find(asked["base"] or asked["folder"], None), chosen)
     answer = model.classify(rest, wording, beside)
-    found = _scored(table.labels, [truth[at] for at in others], answer)
+    scored = _scored_by_share if table.multi_label else _scored
+    found = scored(table.labels, [truth[at] for at in others], answer)
     prompt = f"prompt {wording.prompt!r}, words {', '.join(map(repr, wording.words[:12]))}"
     return {
         **found,
@@ -169,6 +170,20 @@ def _scored(labels: list[str], truth: Sequence[int], answer: Answer) -> dict[str
     scores = {"accuracy": found.accuracy, "macro_f1": found.macro_f1, "calibration_error": calibrated}
     by_label = [each.to_json() for each in found.per_label]
     return {**_told(labels, scores, answer), "confusion": found.confusion, "per_label": by_label}
+
+
+def _scored_by_share(labels: list[str], truth: Sequence[Any], answer: Answer) -> dict[str, Any]:
+    """Return the scores of a base model's answer to texts with several labels."""
+    import numpy as np
+
+    from gptx_nb.engine import multi_label
+    from gptx_nb.engine.scores.labels import multi_label as scored
+
+    given = multi_label.by_share(np.array(answer.probabilities))
+    sets = scored(labels, multi_label.flags(truth, len(labels)), given)
+    told = _told(labels, {name: getattr(sets, name) for name in ("micro_f1", "macro_f1", "subset_accuracy")}, answer)
+    how = f"a label is given where its word is at least {multi_label.LIKELY:.0%} as likely as the likeliest one's"
+    return {**told, "per_label": [each.to_json() for each in sets.per_label], "notes": [*told["notes"], how]}
 
 
 def _scored_sets(

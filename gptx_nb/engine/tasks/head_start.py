@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gptx_nb.engine import evaluate
+from gptx_nb.engine import evaluate, multi_label
 from gptx_nb.engine.data import Table
 from gptx_nb.engine.tasks import label_words, reading
-from gptx_nb.engine.tasks.label_words import PROMPT_FILE, Wording
+from gptx_nb.engine.tasks.label_words import PROMPT_FILE, SHARPNESS, Wording
 from gptx_nb.engine.tasks.reading import Reading, Row
 from gptx_nb.engine.tasks.text_classification import Pull
 from gptx_nb.errors import DataError, nearest
@@ -145,7 +145,7 @@ class Before:
         assert table.validation is not None
         wording = start.wording
         if wording is None:
-            found = _asked(base, table, recipe)
+            found = _within(base, _wording(table, recipe), recipe)
             if isinstance(found, str):
                 return found
             wording = found
@@ -166,11 +166,11 @@ class Before:
         held = table.validation.texts
         of_zero, of_few = (_spread(len(held), most) for most in (MOST_ZERO, MOST_FEW))
         shots = recipe.shots or min(MOST_SHOTS, max(LEAST_SHOTS, len(table.labels)))
-        places = one_of_each(table.train.labels, shots)
+        places = [] if table.multi_label else one_of_each(table.train.labels, shots)
         shown = wording.after(
             [table.train.texts[place] for place in places], [table.train.labels[place] for place in places]
         )
-        fits = base.tokens_of(shown) * 2 <= context
+        fits = places and base.tokens_of(shown) * 2 <= context
         zero = read([held[at] for at in of_zero])
         few, _ = label_words.encode(base.tokenizer, shown, [held[at] for at in of_few], context) if fits else ([], 0)
         return cls(rows, start.head, calibrating, zero, of_zero, few, of_few, len(places), base.dtype)
@@ -200,6 +200,9 @@ class Before:
             return label_words.states(model, of, pad_id=pad, dtype=self.dtype)
 
         def score(found: torch.Tensor, places: list[int], head: torch.Tensor) -> dict[str, Any]:
+            if table.multi_label:
+                shares = (SHARPNESS * found @ head.T).softmax(-1).numpy()
+                return {"rows": len(found), **multi_label.untrained(table.labels, [truth[at] for at in places], shares)}
             told = evaluate.measured(table.labels, [truth[at] for at in places], (found @ head.T).numpy())
             return {
                 "rows": len(found),
@@ -314,13 +317,14 @@ def _ahead(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
 
 
 def _asked(base: Base, table: Table, recipe: Recipe) -> Wording | str:
-    """Return how the labels' words are asked for, or why they are not. Raises DataError for `label_words` of no label.
-
-    A prompt that nobody asked for may take half of a text's tokens.
-    """
+    """Return how labels' words are asked for, or why they are not. Raises DataError for `label_words` of no label."""
     if table.multi_label:
         return "a text may have several labels, and a prompt asks for one"
-    wording = _wording(table, recipe)
+    return _within(base, _wording(table, recipe), recipe)
+
+
+def _within(base: Base, wording: Wording | str, recipe: Recipe) -> Wording | str:
+    """Return `wording`, or why there is none. A prompt that nobody asked for may take half of a text's tokens."""
     if isinstance(wording, str) or recipe.head == "words" or recipe.prompt is not None or recipe.label_words:
         return wording
     taken, most = base.tokens_of(wording), base.reading.max_length

@@ -63,6 +63,7 @@ _SPAM = {"spam", "normal", "not spam"}
 _SPELLED_OUT = {"pos": "positive", "neg": "negative", "neu": "neutral", "ham": "normal"}
 _CHINESE = re.compile(r"[\u3400-\u9fff]")
 # Texts that say nothing: what a model answers to them is its bias (Zhao et al. 2021).
+SHARPNESS = 2.0  # spread of the logits that are probabilities: so sure was smollm2-135m rightly on SST-2
 SAY_NOTHING = ("N/A", "...", "-", "text", "None", "[MASK]", "something", "It is what it is.")
 STEADY = 16  # what the texts that say nothing count as, in texts, beside the texts at hand
 
