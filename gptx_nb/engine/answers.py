@@ -10,6 +10,7 @@ import numpy as np
 from gptx_nb.engine import sandbox
 from gptx_nb.engine.scores import texts
 from gptx_nb.engine.scores.intervals import Score, mean
+from gptx_nb.engine.scores.labels import calibration_of
 from gptx_nb.engine.scores.programs import pass_at
 from gptx_nb.engine.tasks import templates
 from gptx_nb.engine.tasks.encoding import Encoded
@@ -52,7 +53,7 @@ def chosen(examples: Sequence[Example], most: int = MOST_WRITTEN) -> list[int]:
 def likelihood(nats: np.ndarray, text_of_row: Sequence[str] | None = None) -> dict[str, Any]:
     """Return loss (nats a token) and perplexity of targets from (rows, 2) nats and counts.
 
-    `text_of_row`: the text that each row has all tokens of, for bits a byte.
+    `text_of_row`: the text of each row's targets, for bits a byte, whose end is counted with them.
     """
     total, tokens = nats.sum(axis=0)
     found = {
@@ -92,9 +93,10 @@ def written(
         return {"written": 0, "scores": {}, "main": None, "samples": [], "left_out": left_out, "cut": 0}
     found: dict[str, Score] = {}
     if choose:
-        answers, cut = _choose(writer, asked, shots)
+        answers, sure, cut = _choose(writer, asked, shots)
         right = [answer == each[task.target] for answer, each in zip(answers, asked, strict=True)]
         found["accuracy"] = mean(right, "the likeliest of the choices, by log-probability a character")
+        found["calibration_error"] = calibration_of(sure, right)
     else:
         told = writer.write(asked, greedy, shots)
         answers, cut = [each[0].text for each in told.written], told.cut
@@ -148,9 +150,11 @@ def rows_left_out(count: int, first: str) -> str:
     return f"1 row ({first}) is left" if count == 1 else f"{count:,} rows (the first: {first}) are left"
 
 
-def _choose(writer: Writer, asked: Sequence[Example], shots: Sequence[Example]) -> tuple[list[str], int]:
+def _choose(writer: Writer, asked: Sequence[Example], shots: Sequence[Example]) -> tuple[list[str], list[float], int]:
+    """Return the likeliest choice of each example, its share, and how many contexts were cut."""
     shares, cut = writer.choose(asked, shots)
-    return [each["choices"][int(np.argmax(row))] for each, row in zip(asked, shares, strict=True)], cut
+    answers = [each["choices"][int(np.argmax(row))] for each, row in zip(asked, shares, strict=True)]
+    return answers, [max(row) for row in shares], cut
 
 
 def _by_direction(writer: Writer, asked: Sequence[Example], answers: Sequence[str]) -> dict[str, Score]:

@@ -609,9 +609,7 @@ class Writing:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any, tuned: bool
     ) -> dict[str, Any]:
         held = self._fitting
-        whole = all(self.task.whole_text(each) for each in held)
-        texts = [row.text(tokenizer) for row in self._held] if whole else None
-        found = answers.likelihood(learner.held_nats(), texts)
+        found = answers.likelihood(learner.held_nats(), [row.text(tokenizer) for row in self._held])
         writer = Writer(model, tokenizer, self.table.task, self._facts, tuned=tuned)
         more = answers.written(writer, held, allow_code=self.recipe.allow_code)
         notes = answers.notes(more, lambda at: self._row("validation", self._scored_on[at]), writer.context)

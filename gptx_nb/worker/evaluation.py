@@ -273,8 +273,7 @@ def _written(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Path
     if not rows:
         fewer = f", or show fewer rows than {len(shots)}" if shots else ""
         raise DataError(f"no row fits into the {writer.context:,} tokens that the model sees. Shorten the texts{fewer}")
-    whole = all(writer.task.whole_text(each) for each in examples)
-    likely = answers.likelihood(writer.nats(rows), [writer.text_of(row) for row in rows] if whole else None)
+    likely = answers.likelihood(writer.nats(rows), [writer.text_of(row) for row in rows])
     how = How(**{"temperature": 0.0, **asked["how"]})
     found = answers.written(
         writer, examples, allow_code=recipe.allow_code, shots=shots, most=asked["most"], how=how

@@ -125,7 +125,7 @@ def calibration(truth: Sequence[int], probabilities: np.ndarray) -> Calibration:
     confidence = table.max(axis=1, initial=0.0)
     right = table.argmax(axis=1) == np.asarray(truth, dtype=np.int64) if len(table) else np.zeros(0, dtype=bool)
     place = _bins(confidence)
-    found = _error(right[:, None] - confidence[:, None], place[:, None], f"expected calibration error, {BINS} bins")
+    found = calibration_of(confidence.tolist(), right.tolist())
     bins = [
         Bin(
             at / BINS, (at + 1) / BINS, int(inside.sum()), float(confidence[inside].mean()), float(right[inside].mean())
@@ -134,6 +134,13 @@ def calibration(truth: Sequence[int], probabilities: np.ndarray) -> Calibration:
         if (inside := place == at).any()
     ]
     return Calibration(found, bins)
+
+
+def calibration_of(confidence: Sequence[float], right: Sequence[bool]) -> Score:
+    """Return the expected calibration error of answers that are `right` or not, each with its `confidence`."""
+    sure = np.asarray(confidence, dtype=np.float64)
+    gaps = np.asarray(right, dtype=np.float64) - sure
+    return _error(gaps[:, None], _bins(sure)[:, None], f"expected calibration error, {BINS} bins")
 
 
 def calibration_by_label(truth: np.ndarray, probabilities: np.ndarray) -> Score:
