@@ -96,9 +96,9 @@ def verdict(scores: Mapping[str, Any]) -> str:
         return scores.get("note") or "No rows were held back, so there is no score: try it before you trust it."
     name, score = main(ours)
     what = f"{called(name)} {shown(score)} on {score['examples']:,} held-out rows"
-    if not base or base.get("main") != ours.get("main"):
+    before = values(base).get(name) if base and base.get("main") == ours.get("main") else None
+    if before is None:  # it was scored by an older version, or on something else
         return f"{what}."
-    before = values(base)[name]
     gain = score["value"] - before["value"]
     better = gain > 0 if score["more_is_better"] else gain < 0
     apart = score["low"] > before["high"] if score["more_is_better"] else score["high"] < before["low"]

@@ -85,7 +85,7 @@ def test_a_row_leaves_at_its_end_token_and_the_others_go_on(prompts: list[list[i
 class Plainly:
     """Does again what a recording on a GPU would launch again."""
 
-    def __init__(self, work: Any, given: graphs.Tensors) -> None:
+    def __init__(self, work: Any, given: graphs.Tensors, pool: Any) -> None:
         self._work = work
         work(given)
 
@@ -122,7 +122,7 @@ def test_a_model_that_cannot_be_recorded_writes_plainly(monkeypatch: pytest.Monk
     expected = tokens(generate(model, RAGGED, max_new_tokens=12))
     tried: list[int] = []
 
-    def fails(work: Any, given: graphs.Tensors) -> None:
+    def fails(work: Any, given: graphs.Tensors, pool: Any) -> None:
         tried.append(given["rows"].shape[1])
         raise RuntimeError("operation not permitted when stream is capturing")
 

@@ -177,6 +177,11 @@ def test_choices_are_scored_and_never_written(process: Path, tiny_model: Path) -
     asked = [{"question": "Sky?", "context": "grey " * times, "choices": ["blue", "green"]} for times in (1, 100)]
     long = gptx_nb.predict(str(tiny_model), asked, task="question-answering")
     assert (long.cut, long.notes()) == (1, ["1 prompt was longer than the model reads, and cut."])
+    scored = gptx_nb.evaluate("pick", frame)
+    assert scored["accuracy"] == 1.0
+    assert list(scored.scores) == ["accuracy", "calibration_error", "bits_per_byte", "perplexity"]
+    assert 0 <= scored["calibration_error"] < 0.5
+    assert 0 < scored["bits_per_byte"] < 2
 
 
 def test_a_chat_is_asked_with_a_text_or_its_turns(process: Path, tiny_model: Path) -> None:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from test_packing import CPU, GPT2, NO_DROPOUT, PAD, ROWS, SIZES, small
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from gptx_nb.engine import compiling, graphs, packing, trial, tuning, varlen
+from gptx_nb.engine import compiling, graphs, packing, precision, trial, tuning, varlen
+from gptx_nb.engine import optimizer as optimizers
 from gptx_nb.engine.sharding import Whole
 from gptx_nb.engine.tasks import targets
 from gptx_nb.engine.tasks import text_classification as task
@@ -209,6 +210,7 @@ def test_a_run_goes_on_in_the_way_that_is_quickest(
         return (plain if rest[-1] is None else launched) or 0.0, batch
 
     monkeypatch.setattr(trial, "seconds_of", seconds_of)
+    monkeypatch.setattr(graphs, "serve", lambda device: True)
     made: list[graphs.Steps] = []
 
     def record() -> graphs.Steps | None:
@@ -229,6 +231,145 @@ def test_a_run_goes_on_in_the_way_that_is_quickest(
     assert [each for each in made if each.on] == ([held.recorded] if held.recorded else []), "nothing else keeps memory"
     if told.get("compile") == "no" and compiled is None:
         assert "no compiler is here" in way.told["compile"]["reason"]
+
+
+def test_memory_that_recordings_hold_is_given_back_before_a_step_takes_less(
+    kernels: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = classifier("llama")
+    expected = losses(model, learner_of(model), None)
+    model = classifier("llama")
+    learner = learner_of(model)
+    recorded = steps_of(model, learner)
+
+    class Full(Again):
+        def __call__(self, tensors: dict[str, torch.Tensor], weight: float) -> torch.Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(graphs, "_Step", Full)
+    # Nothing could take less, and nothing has to.
+    assert losses(model, learner, recorded) == pytest.approx(expected, rel=1e-3)
+    assert not recorded.on
+    assert recorded._gradients == {}
+
+
+def test_what_a_run_has_recorded_and_compiled_ends_with_its_training() -> None:
+    model = classifier("llama")
+    held = Whole(model, make_optimizer(model, Settings(steps=1, learning_rate=1.0)), torch.float32, None)
+    held.recorded = recorded = steps_of(model, None)
+    compiling.use(model)
+    held.end()
+    assert held.recorded is None
+    assert not recorded.on
+    assert not compiling.is_used(model)
+    assert all(layer._compiled_call_impl is None for layer in tuning.layers_of(model))
+
+
+class Tape:
+    """Stands for a CUDA graph: replaying it does again what was recorded."""
+
+    def __init__(self, work: Any) -> None:
+        self.work, self.replays = work, 0
+
+    def replay(self) -> None:
+        self.replays += 1
+        self.work()
+
+
+@pytest.fixture
+def taped(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
+    made: list[Tape] = []
+
+    def recorded(device: torch.device, work: Any, pool: Any = None) -> tuple[Tape, Any]:
+        found: list[Any] = []
+
+        def again() -> None:
+            result = work()
+            if not found:
+                return
+            for there, new in zip(found, result if isinstance(result, tuple) else (result,), strict=True):
+                if isinstance(there, torch.Tensor):
+                    there.copy_(new)
+
+        made.append(Tape(again))
+        if getattr(work, "__name__", "") == "_step_groups":  # what it changes is changed by the replay alone
+            return made[-1], None
+        result = work()  # what it writes is made, and the replay writes it again
+        found += result if isinstance(result, tuple) else [result]
+        return made[-1], result
+
+    monkeypatch.setattr(graphs, "_recorded", recorded)
+    return made
+
+
+def test_work_is_recorded_while_its_tensors_stay_where_they_are(taped: list[Tape]) -> None:
+    done: list[str] = []
+    again = graphs.Again()
+    for key in ["here"] * 5 + ["there"] * 2 + ["here"] * 4:
+        again(key, CPU, lambda key=key: done.append(key))  # type: ignore[misc]
+    assert len(taped) == 2, "moved once, it is recorded anew"
+    assert [tape.replays for tape in taped] == [3, 2]
+    for number in range(4 * graphs.MOST_TRIED):
+        again(number // 3, CPU, lambda: None)
+    assert len(taped) <= 2 + graphs.MOST_TRIED, "what moves all the time is done plainly"
+
+
+def test_an_optimiser_whose_steps_are_recorded_steps_the_same(
+    taped: list[Tape], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stepped(recorded: bool) -> tuple[list[torch.Tensor], list[float]]:
+        torch.manual_seed(0)
+        layer = torch.nn.Sequential(torch.nn.Linear(8, 6), torch.nn.Linear(6, 4))
+        lowered = precision.Lowered(layer, torch.bfloat16)
+        optimizer = lowered.optimizer(1e-2, 0.1, (0.9, 0.999))
+        gradients = [torch.zeros_like(each) for each in layer.parameters()]
+        norms = []
+        with monkeypatch.context() as patched:
+            if recorded:
+                patched.setattr(optimizers, "_on_cpu", lambda tensors: False)
+                patched.setattr(graphs, "serve", lambda device: True)
+            for step in range(8):
+                for group in optimizer.param_groups:
+                    group["lr"] = 1e-2 / (step + 1)
+                for parameter, gradient in zip(layer.parameters(), gradients, strict=True):
+                    parameter.grad = gradient.normal_(generator=torch.Generator().manual_seed(step))
+                norms.append(float(optimizer.clip(0.5)))
+                optimizer.step()
+        return lowered.masters, norms
+
+    expected, norms = stepped(recorded=False)
+    found, found_norms = stepped(recorded=True)
+    assert len(taped) == 2, "the norm and the step"
+    assert all(tape.replays > 3 for tape in taped)
+    assert found_norms == pytest.approx(norms, rel=1e-5)
+    for mine, its in zip(found, expected, strict=True):
+        assert torch.allclose(mine, its, atol=1e-6)
+
+
+def test_work_that_cannot_be_recorded_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(graphs, "_recorded", fails)
+    again, done = graphs.Again(), list[int]()
+    for number in range(6):
+        again("here", CPU, lambda number=number: done.append(number))  # type: ignore[misc]
+    assert done == [0, 1, 2, 3, 4, 5]
+
+
+def test_the_recordings_that_are_kept_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Copy:
+        def __init__(self, work: Any, given: Any, pool: Any) -> None:
+            self.given = given
+
+    monkeypatch.setattr(graphs, "Recorded", Copy)
+    kept = graphs.Graphs(classifier("llama"))
+    for key in range(2 * graphs.MOST):
+        for _ in range(graphs.BEFORE):
+            assert kept.get(key, lambda given: given["a"], dict) is None
+        assert kept.get(key, lambda given: given["a"], dict) is not None
+    assert len(kept._recorded) == graphs.MOST
+    assert kept.get(0, lambda given: given["a"], dict) is None, "which is counted anew"
 
 
 def test_compiled_layers_are_plain_ones_where_something_is_scored() -> None:

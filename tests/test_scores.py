@@ -126,6 +126,12 @@ def test_the_calibration_error_of_several_labels_a_text_is_that_of_each_answer_y
     assert found.low <= found.value <= found.high
 
 
+def test_the_calibration_error_of_answers_is_that_of_their_confidence() -> None:
+    found = labels.calibration_of([0.9, 0.9, 0.6, 0.6], [True, False, True, True])
+    assert found.value == pytest.approx((abs(0.5 - 0.9) + abs(1 - 0.6)) / 2)
+    assert found.low <= found.value <= found.high
+
+
 def test_the_calibration_error_is_the_mean_gap_between_confidence_and_accuracy() -> None:
     # Ten answers of confidence 0.9, of which 6 are right; ten of 0.6, of which 6 are right.
     probabilities = np.array([[0.9, 0.1]] * 10 + [[0.6, 0.4]] * 10)

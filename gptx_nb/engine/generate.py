@@ -326,7 +326,7 @@ class _Reader:
         self._device: torch.device = model.device
         self._decoder = model.get_decoder()
         self._head = model.get_output_embeddings()
-        self._graphs = graphs.Graphs() if graphs.serve(self._device) else None
+        self._graphs = graphs.Graphs(model) if graphs.serve(self._device) else None
 
     def prefix(self, tokens: list[int]) -> _Cache:
         """Return the keys and values of `tokens`."""

@@ -8,6 +8,8 @@ together. Shapes and places in memory are those of the recording.
 
 from __future__ import annotations
 
+import functools
+import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
@@ -19,27 +21,51 @@ Result = TypeVar("Result")
 
 ERRORS = "thread_local"  # what other threads ask of CUDA meanwhile is not recorded, and does no harm
 BEFORE = 2  # times that the same is computed plainly first: recording takes about as long, and needs kernels loaded
+MOST = 48  # recordings of one kind that are kept
+MOST_TRIED = 8  # times that work which should stay where it is may have moved
+
+# Models whose code looks at values on its way. To find that out again each time would take memory each time.
+_cannot: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def serve(device: torch.device) -> bool:
     """Whether what `device` is given can be recorded."""
-    return device.type == "cuda"
+    return device.type == "cuda" and torch.version.hip is None
+
+
+@functools.cache
+def _aside(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream of `device` that recordings are made on: torch's own is one for all devices."""
+    return torch.cuda.Stream(device)
+
+
+def _recorded(
+    device: torch.device, work: Callable[[], Result], pool: Any = None
+) -> tuple[torch.cuda.CUDAGraph, Result]:
+    """Record `work`, which is not done by that; return the recording and what `work` has returned."""
+    graph = torch.cuda.CUDAGraph()
+    # Where recording fails, torch leaves its stream the current one; the outer of the two puts that right.
+    with (
+        torch.cuda.device(device),
+        torch.cuda.stream(torch.cuda.current_stream(device)),
+        torch.cuda.graph(graph, pool=pool, stream=_aside(device), capture_error_mode=ERRORS),
+    ):
+        found = work()
+    return graph, found
 
 
 class Recorded:
     """What some work has launched. `given`: the tensors that it reads; what it returns is the tensor that it writes."""
 
-    def __init__(self, work: Callable[[Tensors], torch.Tensor], given: Tensors) -> None:
+    def __init__(self, work: Callable[[Tensors], torch.Tensor], given: Tensors, pool: Any = None) -> None:
         self._given = {name: each.clone() for name, each in given.items()}
         device = next(iter(given.values())).device
-        aside = torch.cuda.Stream(device)
+        aside = _aside(device)
         aside.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(aside):  # libraries make their workspaces
             work(self._given)
         torch.cuda.current_stream(device).wait_stream(aside)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, capture_error_mode=ERRORS):
-            self._found = work(self._given)
+        self._graph, self._found = _recorded(device, lambda: work(self._given), pool)
 
     def __call__(self, given: Tensors) -> torch.Tensor:
         """Do the work for `given`, of the same shapes; what is returned is overwritten by the next call."""
@@ -50,12 +76,16 @@ class Recorded:
 
 
 class Graphs:
-    """The recordings of one kind of work, by what decides their shapes."""
+    """The recordings of one kind of work of `model`, by what decides their shapes: the MOST that were made last.
 
-    def __init__(self) -> None:
+    They share their memory: what one has found is to be used before the next is asked for.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
         self._seen: Counter[Hashable] = Counter()
         self._recorded: dict[Hashable, Recorded] = {}
-        self._fails = False
+        self._pool: Any = None
 
     def get(
         self, key: Hashable, work: Callable[[Tensors], torch.Tensor], given: Callable[[], Tensors]
@@ -64,14 +94,21 @@ class Graphs:
 
         Doing `work` again has to change nothing. `given()` is on the device.
         """
-        if self._fails:
+        if self._model in _cannot:
             return None
         self._seen[key] += 1
         if key not in self._recorded and self._seen[key] > BEFORE:
+            if self._pool is None and torch.cuda.is_available():
+                self._pool = torch.cuda.graph_pool_handle()
             try:
-                self._recorded[key] = Recorded(work, given())
-            except RuntimeError:  # a model whose code looks at values on its way cannot be recorded
-                self._fails = True
+                self._recorded[key] = Recorded(work, given(), self._pool)
+            except RuntimeError:
+                _cannot.add(self._model)
+                self._recorded.clear()
+                return None
+            if len(self._recorded) > MOST:
+                oldest = next(iter(self._recorded))
+                del self._recorded[oldest], self._seen[oldest]
         return self._recorded.get(key)
 
 
@@ -80,23 +117,27 @@ class Again:
 
     def __init__(self) -> None:
         self._key: Hashable = None
-        self._seen = 0
+        self._seen = self._moved = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._found: Any = None
 
-    def __call__(self, key: Hashable, work: Callable[[], Result]) -> Result:
-        """Do `work`, which `key` tells apart: where its tensors are, and its numbers. A tensor that it returns stays
-        where it is, and is overwritten by the next call."""
+    def __call__(self, key: Hashable, device: torch.device, work: Callable[[], Result]) -> Result:
+        """Do `work`, which `key` tells apart: where its tensors are, and its numbers.
+
+        A tensor that it returns stays where it is, and is overwritten by the next call.
+        """
         if key != self._key:
+            self._moved += self._graph is not None
             self._key, self._seen, self._graph, self._found = key, 0, None, None
         self._seen += 1
-        if self._seen <= BEFORE:
+        if self._seen <= BEFORE or self._moved > MOST_TRIED:
             return work()
         if self._graph is None:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, capture_error_mode=ERRORS):
-                self._found = work()
-            self._graph = graph
+            try:
+                self._graph, self._found = _recorded(device, work)
+            except RuntimeError:  # too little memory: nothing was done yet
+                self._moved = MOST_TRIED + 1
+                return work()
         self._graph.replay()
         found: Result = self._found
         return found
@@ -121,16 +162,16 @@ class Steps:
         self._even = even
         self._seen: Counter[Hashable] = Counter()
         self._recorded: dict[Hashable, _Step] = {}
-        self._gradients: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+        self._gradients: dict[torch.nn.Parameter, torch.Tensor] = {}
         self._pool: Any = None
         self.on = True
 
     def begin(self) -> None:
         """Begin a step: no gradient is there yet."""
         if self._gradients:
-            for parameter, gradient in self._gradients:
+            for parameter, gradient in self._gradients.items():
                 parameter.grad = gradient
-            torch._foreach_zero_([gradient for _, gradient in self._gradients])
+            torch._foreach_zero_(list(self._gradients.values()))
 
     def add(self, tensors: Tensors, weight: float) -> torch.Tensor:
         """Add the gradient of `weight` times the loss of a micro-batch to that of the parameters; return that loss."""
@@ -144,17 +185,18 @@ class Steps:
         found = loss.detach()
         del loss
         self._seen[key] += 1
-        if self.on and self._seen[key] == BEFORE:
+        if self.on and self._seen[key] == BEFORE and len(self._recorded) < MOST:
             self._record(key, moved)
         return found
 
     def _record(self, key: Hashable, moved: Tensors) -> None:
-        if not self._gradients:
-            self._gradients = [(each, each.grad) for each in self._parameters if each.grad is not None]
+        for each in self._parameters:
+            if each.grad is not None:
+                self._gradients.setdefault(each, each.grad)
         try:
             self._recorded[key] = _Step(self._loss_of, moved, self._pool)
         except RuntimeError:  # code that looks at values on its way, or too little memory: goes on as before
-            self.on = False
+            self.drop()
         else:
             self._pool = self._recorded[key].pool
 
@@ -171,13 +213,15 @@ class _Step:
 
     def __init__(self, loss_of: Callable[[Tensors], torch.Tensor], moved: Tensors, pool: Any) -> None:
         self._given = {name: each.clone() for name, each in moved.items()}
-        self._weight = torch.ones((), device=next(iter(moved.values())).device)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode=ERRORS):
+        device = next(iter(moved.values())).device
+        self._weight = torch.ones((), device=device)
+
+        def work() -> torch.Tensor:
             loss = loss_of(self._given) * self._weight
             loss.backward()
-            self._loss = loss.detach()
-            del loss
+            return loss.detach()
+
+        self._graph, self._loss = _recorded(device, work, pool)
 
     @property
     def pool(self) -> Any:

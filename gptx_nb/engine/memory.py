@@ -269,15 +269,26 @@ def available(device: torch.device) -> int | None:
     return devices.memory(device)[1]
 
 
-def demand(estimate: Estimate | None, device: torch.device, in_main_memory: int = 0) -> dict[str, Demand]:
+def of_recording(estimate: Estimate) -> int:
+    """Return the bytes that recordings of training passes (`graphs.Steps`) may take beside the run.
+
+    What a pass computes with has a place of its own in them, and gradients stay.
+    """
+    return estimate.activations + estimate.working + estimate.logits + estimate.gradients
+
+
+def demand(
+    estimate: Estimate | None, device: torch.device, in_main_memory: int = 0, recording: int = 0
+) -> dict[str, Demand]:
     """Return what a run takes of its device, for its place in line; empty where that cannot be told.
 
     `in_main_memory`: bytes that a run on another device is going to keep there (see `kept_in_main_memory`).
+    `recording`: see `of_recording`.
     """
     free = available(device)
     if estimate is None or free is None:
         return {}
-    held, to_come = estimate.weights + estimate.process, round(estimate.to_come * (1 + MARGIN))
+    held, to_come = estimate.weights + estimate.process, round((estimate.to_come + recording) * (1 + MARGIN))
     found = {devices.whole_name(device): Demand(held, to_come, free)}
     free_beside = available(MAIN) if in_main_memory and device.type != "cpu" else None
     if free_beside is not None:

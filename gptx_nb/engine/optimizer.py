@@ -182,7 +182,7 @@ class MasterAdamW(torch.optim.Optimizer):
         """Do `work` with `gradients`, at once where that can be done; `more` are the numbers in it."""
         if not graphs.serve(gradients[0].device):
             return work()
-        return again((*more, *(each.data_ptr() for each in gradients)), work)
+        return again((*more, *(each.data_ptr() for each in gradients)), gradients[0].device, work)
 
     def _step_groups(self) -> None:
         for group in self.param_groups:

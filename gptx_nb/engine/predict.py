@@ -92,7 +92,7 @@ class Classifier:
         norms.use(model)
         self._model = model.eval()
         fast = self._packed and self.dtype is torch.bfloat16 and varlen.serves(self._device, self.dtype, model.config)
-        self._recorded = graphs.Graphs() if fast else None
+        self._recorded = graphs.Graphs(model) if fast else None
         self._tokenizer = tokenizer
         self._wording = wording
         self._pad_id: int = pad_id

@@ -84,20 +84,27 @@ class Pretraining:
         return Whole(self.model, self.optimizer, dtype, ranks)
 
     def preflight(
-        self, with_less_memory: Callable[[int, BaseException], Batch | None], held: Whole | Sharded | None = None
+        self,
+        with_less_memory: Callable[[int, BaseException], Batch | None],
+        held: Whole | Sharded | None = None,
+        *,
+        first_step: int = 0,
     ) -> dict[str, Any]:
         """Compute the gradient of one micro-batch a stream; return what the plan says of speed. Nothing is learnt.
 
-        `held`: as this process holds the model; None: the whole of it.
+        `held`: as this process holds the model, and goes on in the way that was found quickest; None: the whole of it.
+        It begins with `first_step`.
         """
         held = held or self.hold()
         step, loss_of = held.even(self.learner.trial()), held.loss(self.learner.loss)
         seconds, tried = trial.seconds_of(held, step, loss_of, self.device, self.settings.seed, with_less_memory)
         tokens = self.settings.steps * self.learner.tokens_per_step
+        rate = tried.tokens / seconds  # one by one, as rows are scored
         quicker: dict[str, Any] = {}
         if self.device.device.type != "cpu" and isinstance(held, Whole):
             common = loss_of, self.device, self.settings.seed, with_less_memory
-            passes = -(-tokens // tried.tokens // self.ranks)
+            left = (self.settings.steps - first_step) * self.learner.tokens_per_step
+            passes = -(-left // tried.tokens // self.ranks)
             way = trial.quickest(held, self.model, tried, *common, steps=passes, record=self.recorder, dynamic=None)
             seconds, tried, quicker = way.seconds, way.batch, way.told
         peak = devices.matrix_peak(self.device.device, self.device.dtype, seconds=0.02)
@@ -108,21 +115,26 @@ class Pretraining:
         weights = sum(each.numel() for each in self.model.parameters()) // (self.ranks if self.sharded else 1)
         more = {
             **(plan.optimiser_time(weights, steps, copies) if self.settings.optimizer != "muon" else {}),
-            "scoring while it trains": scored * seconds / tried.tokens / 3,  # forward: a third of a pass
+            "scoring while it trains": scored / rate / 3,  # forward: a third of a pass
         }
         told = plan.speed(tokens, seconds, tried.tokens, flops, peak, copies, self.ranks, more=more)
         return {**told, **quicker}
 
+    @property
+    def recording(self) -> int:
+        """The bytes that recordings of training passes take at most; 0 where none are made."""
+        serves = (
+            self.device.dtype is torch.bfloat16
+            and varlen.serves(self.device.device, torch.bfloat16, self.model.config)
+            and self.learner.masked_because is None
+        )
+        return memory.of_recording(self.estimate) if serves and self.estimate is not None else 0
+
     def recorder(self) -> graphs.Steps | None:
         """Return what launches training passes at once; None where that cannot be done, or memory is scarce."""
         device = self.device.device
-        free, twice = memory.available(device), 0 if self.estimate is None else 2 * self.estimate.activations
-        if (
-            self.device.dtype is not torch.bfloat16
-            or not varlen.serves(device, torch.bfloat16, self.model.config)
-            or self.learner.masked_because is not None
-            or (free is not None and free < twice)
-        ):
+        free = memory.available(device)
+        if not self.recording or (free is not None and free < self.recording):
             return None
 
         def loss_of(tensors: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -105,13 +105,14 @@ class Setup:
         with_less_memory: Callable[[int, BaseException], Batch | None],
         held: Whole | Sharded | None = None,
         *,
+        first_step: int = 0,
         compiles: bool = True,
     ) -> dict[str, Any]:
         """Compute the gradient of `trial`, and make what the optimiser keeps; return what the plan says of speed.
 
         Nothing is learnt from it. Where memory runs out, `with_less_memory(-1, error)` is asked as in training. `held`:
         as this process holds the model, and goes on in the way that was found quickest; None: the whole of it.
-        `compiles`: whether to try that out, too, which takes as long as a minute.
+        It begins with `first_step`. `compiles`: whether to try that out, too, which takes as long as a minute.
         """
         held = held or self.hold()
         loss_of = held.loss(self.learner.loss if self._is_frozen_part_kept else self.learner.whole_loss)
@@ -119,6 +120,7 @@ class Setup:
         seconds, step = trial.seconds_of(
             held, held.even(self.trial()), loss_of, self.device, self.settings.seed, with_less_memory
         )
+        rate = step.tokens / seconds  # of long rows, as those that are scored are taken together
         once = self.learner.frozen is not None and not self._is_frozen_part_kept
         tried = "one step" if self._is_frozen_part_kept else "the longest rows"
         if self.device.device.type != "cpu" and not once and not self._is_frozen_part_kept:
@@ -132,7 +134,7 @@ class Setup:
                     self.model,
                     usual,
                     *common,
-                    steps=compiles * self.settings.steps,
+                    steps=compiles * (self.settings.steps - first_step) // self.ranks,
                     record=self.recorder,
                     dynamic=True,
                 )
@@ -144,7 +146,7 @@ class Setup:
         )
         peak = devices.matrix_peak(self.device.device, self.device.dtype, seconds=0.02)
         flops, copies = tuning.flops_per_token(self.model), devices.copy_speed(self.device.device)
-        more = {} if once else self._beside_the_passes(step.tokens / seconds, copies)
+        more = {} if once else self._beside_the_passes(rate, copies)
         told = plan.speed(
             self.learner.tokens if once else tokens, seconds, step.tokens, flops, peak, copies, self.ranks, tried, more
         )
@@ -158,21 +160,26 @@ class Setup:
             told["time"]["reason"] += "; this is the part that is computed once, and training on it comes to it"
         return {**told, **quicker, **self._proposal(told["time"]["seconds"] - sum(more.values()))}
 
-    def recorder(self) -> graphs.Steps | None:
-        """Return what launches training passes at once; None where that cannot be done, or memory is scarce.
+    @property
+    def recording(self) -> int:
+        """The bytes that recordings of training passes take at most; 0 where none are made.
 
-        Shapes repeat only where rows are packed and are not laid side by side, and a recording has memory of its own.
+        Shapes repeat only where rows are packed and are not laid side by side.
         """
+        serves = (
+            self.device.dtype is torch.bfloat16
+            and varlen.serves(self.device.device, torch.bfloat16, self.model.config)
+            and self.learner.padded_because is None
+            and self.learner.frozen is None
+            and self.resolved.quantize == "none"
+        )
+        return memory.of_recording(self.estimate) if serves and self.estimate is not None else 0
+
+    def recorder(self) -> graphs.Steps | None:
+        """Return what launches training passes at once; None where that cannot be done, or memory is scarce."""
         device, learner = self.device.device, self.learner
-        free, twice = memory.available(device), 0 if self.estimate is None else 2 * self.estimate.activations
-        if (
-            self.device.dtype is not torch.bfloat16
-            or not varlen.serves(device, torch.bfloat16, self.model.config)
-            or learner.padded_because is not None
-            or self._is_frozen_part_kept
-            or self.resolved.quantize != "none"
-            or (free is not None and free < twice)
-        ):
+        free = memory.available(device)
+        if not self.recording or (free is not None and free < self.recording):
             return None
 
         def loss_of(tensors: packing.Tensors) -> torch.Tensor:

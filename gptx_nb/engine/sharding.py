@@ -27,7 +27,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from gptx_nb.engine import checkpoints, memory, tuning
+from gptx_nb.engine import checkpoints, compiling, memory, tuning
 from gptx_nb.engine import device as devices
 from gptx_nb.engine import optimizer as optimizers
 from gptx_nb.engine.batches import Step
@@ -154,6 +154,12 @@ class Whole:
 
     def end(self) -> None:
         """Give back what only training needs."""
+        if self.recorded is not None:
+            self.recorded.drop()
+            self.recorded = None
+            torch.cuda.empty_cache()
+        if compiling.is_used(self._plain):
+            compiling.leave(self._plain)
 
 
 class Sharded:

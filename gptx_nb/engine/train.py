@@ -163,12 +163,13 @@ def train(
                 losses = gradient(model, batch, loss_of, device, dtype, scaler, (settings.seed, step), recorded)
                 break
             except (RuntimeError, MemoryError) as error:
-                less = with_less_memory(step, error) if with_less_memory and is_out_of_memory(error) else None
-                if less is None:
-                    raise
-                batch = less
-            if recorded is not None:
-                recorded.drop()
+                if recorded is not None and recorded.on and is_out_of_memory(error):
+                    recorded.drop()  # what it holds may be enough
+                else:
+                    less = with_less_memory(step, error) if with_less_memory and is_out_of_memory(error) else None
+                    if less is None:
+                        raise
+                    batch = less
             optimizer.zero_grad(set_to_none=True)
             _give_back_memory(device)
         # A process without rows adds nothing; its scaler has to have seen something, though.

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from gptx_nb.engine import compiling
+from gptx_nb.engine import compiling, graphs
 from gptx_nb.engine import device as devices
 from gptx_nb.engine.device import Device
 from gptx_nb.engine.graphs import Steps
@@ -61,12 +61,16 @@ def seconds_of(
             took.append(time.perf_counter() - begun)
             held.allocate()
         except (RuntimeError, MemoryError) as error:
-            less = with_less_memory(-1, error) if devices.is_out_of_memory(error) else None
-            if less is None:
+            if not devices.is_out_of_memory(error):
                 raise
-            if recorded is not None:
-                recorded.drop()
-            batch, took = less, []
+            if recorded is not None and recorded.on:
+                recorded.drop()  # what it holds may be enough
+            else:
+                less = with_less_memory(-1, error)
+                if less is None:
+                    raise
+                batch = less
+            took = []
         finally:
             held.optimizer.zero_grad(set_to_none=True)
     return min(took), batch
@@ -96,46 +100,57 @@ def quickest(
 ) -> Way:
     """Find out by measurement in which way passes like `batch`, an ordinary one, are quickest; leave `held` in it.
 
-    Plainly; or launched at once, by what `record()` makes, None where that cannot be done; or compiled besides, where
-    `steps` steps take long enough. `dynamic` as `compiling.use` has it.
+    Plainly; or launched at once, by what `record()` makes, None where that cannot be done; or, on an NVIDIA GPU,
+    compiled besides, where the `steps` that are left take long enough. `dynamic` as `compiling.use` has it.
     """
 
-    def seconds(recorded: Steps | None) -> float:
+    def seconds() -> float:
         nonlocal batch
-        took, batch = seconds_of(held, batch, loss_of, device, seed, with_less_memory, recorded)
+        took, batch = seconds_of(held, batch, loss_of, device, seed, with_less_memory, held.recorded)
         return took
 
-    best, told = seconds(None), dict[str, Any]()
-    held.recorded = record()
-    if held.recorded is not None:
-        launched = seconds(held.recorded)
-        gain = best / launched
-        if held.recorded.on and gain >= GAIN:
-            best = launched
-            told["launches"] = {"choice": "recorded", "reason": f"measured: {gain:.1f} times as fast as one by one"}
-        else:
+    def drop() -> None:
+        if held.recorded is not None:
             held.recorded.drop()
             held.recorded = None
-    if best * steps < LEAST:
+
+    def quicker(best: float) -> tuple[float, float]:
+        """Return the seconds of the way that `held` is in now, and how many times as quick as `best` that is."""
+        before, took = batch, seconds()
+        fits = batch is before and (held.recorded is None or held.recorded.on)
+        return took, best / took if fits else 0.0
+
+    best, told = seconds(), dict[str, Any]()
+    held.recorded = record()
+    if held.recorded is not None:
+        took, gain = quicker(best)
+        if gain >= GAIN:
+            best = took
+            told["launches"] = {"choice": "recorded", "reason": f"measured: {gain:.1f} times as fast as one by one"}
+        else:
+            drop()
+            best = seconds()  # of the batch that fits
+    if best * steps < LEAST or not graphs.serve(device.device):
         return Way(best, batch, told)
-    before, held.recorded = held.recorded, None if held.recorded is None else record()
-    begun = time.perf_counter()
+    launched = held.recorded is not None
+    drop()  # before there are others
+    held.recorded = record() if launched else None
     compiling.use(model, dynamic)
+    begun = time.perf_counter()
     try:
-        compiled = seconds(held.recorded)
-        gain = best / compiled
+        took, gain = quicker(best)
         reason = f"measured: {gain:.1f} times as fast, after {time.perf_counter() - begun:.0f} s"
     except Exception as error:  # no compiler is here, or it cannot do with this model: it trains as it is
         shown = " ".join(str(error).split())[:200]
-        gain, compiled, reason = 0.0, best, f"torch.compile failed: {type(error).__name__}: {shown}"
+        took, gain, reason = best, 0.0, f"torch.compile failed: {type(error).__name__}: {shown}"
+    told["compile"] = {"choice": "layers" if gain >= GAIN else "no", "reason": reason}
     if gain >= GAIN:
-        if before is not None:
-            before.drop()
-        told["compile"] = {"choice": "layers", "reason": reason}
-        return Way(compiled, batch, told)
-    compiling.leave(model)
-    if held.recorded is not None:
-        held.recorded.drop()
-    held.recorded = before
-    told["compile"] = {"choice": "no", "reason": reason}
+        best = took
+    else:
+        drop()
+        compiling.leave(model)
+        held.recorded = record() if launched else None
+        best = seconds()
+    if held.recorded is None:
+        told.pop("launches", None)
     return Way(best, batch, told)

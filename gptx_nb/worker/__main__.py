@@ -350,7 +350,7 @@ class Attempt:
             files.write_json(run.before_file, before)
         self._keep_frozen_part(learner, lambda: arithmetic(model, device.device, device.dtype))
         self.phase("preflight")
-        trial = made.preflight(with_less_memory, held)
+        trial = made.preflight(with_less_memory, held, first_step=first_step)
         if self.rank == 0:
             files.write_json(run.plan_file, {**(run.plan() or {}), **trial})
         start = {"step": first_step, "steps": settings.steps, "device": str(device.device)}
@@ -464,7 +464,7 @@ class Attempt:
         from gptx_nb.engine import memory
 
         ranks = self.ranks
-        demands = memory.demand(made.estimate, made.device.device, made.in_main_memory)
+        demands = memory.demand(made.estimate, made.device.device, made.in_main_memory, made.recording)
         if ranks is not None:  # one place for all: of several devices, a run must not hold some and wait for others
             told = ranks.gather("demands", {name: asdict(each) for name, each in demands.items()})
             if ranks.rank:

@@ -128,7 +128,7 @@ def carry_out(attempt: Attempt, recipe: PretrainRecipe) -> bool:
         return learner.step(step, rank, attempt.count) if step >= 0 else learner.trial()
 
     attempt.phase("preflight")
-    trial = made.preflight(with_less_memory, held)
+    trial = made.preflight(with_less_memory, held, first_step=first_step)
     if rank == 0:
         files.write_json(run.plan_file, {**(run.plan() or {}), **trial})
     start = {"step": first_step, "steps": settings.steps, "device": str(device.device)}
