@@ -245,6 +245,17 @@ def test_a_frozen_part_that_no_memory_holds_is_kept_on_disk_or_computed_anew() -
     assert plan.place_of_frozen_part(3 * gigabyte, 8 * gigabyte, 5 * gigabyte)[0] == "nowhere"
 
 
+def test_low_rank_updates_are_proposed_for_few_examples() -> None:
+    asked = make_recipe({"data": "df", "tune": "full", "task": "text-classification"})
+    found = plan.proposal_for_few(asked, 16, 135_000_000)["proposal"]
+    assert found["choice"] == "tune: lora"
+    assert found["reason"].startswith("16 examples are few: with smollm2-135m, 16 sentences of SST-2 taught it .87")
+    assert not plan.proposal_for_few(asked, 64, 135_000_000)
+    assert not plan.proposal_for_few(asked, 16, 7_000_000), "a small model has little to forget"
+    assert not plan.proposal_for_few(asked.model_copy(update={"tune": "lora"}), 16, 135_000_000)
+    assert not plan.proposal_for_few(asked.model_copy(update={"task": "chat"}), 16, 135_000_000)
+
+
 def test_a_plan_promises_nothing_that_is_computed_once_to_a_padded_model() -> None:
     head = tuning.Tuning("head", trained=10, frozen_layers=2, layers=2)
     assert plan.tuning(head, None)["tune"]["reason"] == (

@@ -212,6 +212,8 @@ class Setup:
         if "proposal" in self.decided:  # what is there does not fit
             return {}
         epoch, rows, width = self.learner.tokens, self.decided["train_rows"], self.model.config.hidden_size
+        if few := plan.proposal_for_few(self.resolved, rows, self.decided["model"]["parameters"]):
+            return few
         kept = None
         if self.learner.padded_because is None:
             each = {"head": 4 * rows * width, plan.TOP: 4 * epoch * width}  # as `tuning.FrozenPart` keeps them
