@@ -39,6 +39,15 @@ def test_passes(rows: int, parameters: int, has_head: bool, tune: str, passes: i
     assert plan.epochs(asked, rows, 1, parameters, has_head) == (2.5, "asked for in the recipe")
 
 
+def test_many_labels_take_twice_the_passes_of_a_small_model() -> None:
+    recipe = Recipe(data="df", tune="full")
+    assert plan.epochs(recipe, 1_000, 32, TINY, True, 19)[0] == 8
+    passes, reason = plan.epochs(recipe, 1_000, 32, TINY, True, 77)
+    assert passes == 16
+    assert "learns from 500, with 77 labels, in at most 30 epochs" in reason
+    assert plan.epochs(recipe, 1_000, 32, LARGE, True, 77)[0] == 3
+
+
 def test_small_classifiers_take_twice_the_steps_size_alone_would_give() -> None:
     recipe = Recipe(data="df")
     assert plan.learning_rate(recipe, TINY)[0] == pytest.approx(

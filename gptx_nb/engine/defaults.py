@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 SMALL = 50_000_000  # parameters of a model below which a classifier needs more and larger steps
 MOST_EPOCHS = 30  # for `more_steps`
+MANY, TIMES_FOR_MANY = 20, 2  # labels, of which each has fewer examples: from so many on, so many times `more_steps`
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Default:
 
     `rate` is the peak learning rate at batches of 16. Where `by_size`, that is for a model of a million parameters, and
     falls with the root of their number. It grows with the root of the batch where `by_batch`. Examples are gone through
-    `epochs` times; a small set until `steps` are done, and on to `more_steps` in at most MOST_EPOCHS passes. A step has
+    `epochs` times; a small set until `steps` are done, and on to `more_steps` (twice as many where there are MANY
+    labels) in at most MOST_EPOCHS passes. A step has
     `batch` examples, doubled up to `most_batch` as long as an epoch has `steps_an_epoch` steps left. The rate rises in
     a share of `warmup` of all steps.
     """

@@ -278,23 +278,27 @@ def max_length(recipe: Recipe, context: int) -> tuple[int, str]:
 
 
 def epochs(
-    recipe: Recipe, rows: int, steps_per_epoch: int, parameters: int, has_head: bool = True
+    recipe: Recipe, rows: int, steps_per_epoch: int, parameters: int, has_head: bool = True, labels: int = 2
 ) -> tuple[float, str]:
     """Return the number of passes over the examples of a model of so many `parameters`, and why.
 
-    A small set is gone through more often (Mosbach et al. 2021, arXiv:2006.04884). `has_head`: it becomes a classifier.
+    A small set is gone through more often (Mosbach et al. 2021, arXiv:2006.04884). `has_head`: it becomes a classifier,
+    of so many `labels`.
     """
     if recipe.epochs is not None:
         return recipe.epochs, "asked for in the recipe"
     chosen = defaults.of(recipe.tune, parameters, has_head)
     needed = -(-chosen.steps // steps_per_epoch)
-    more = min(defaults.MOST_EPOCHS, -(-chosen.more_steps // steps_per_epoch))
+    many = labels >= defaults.MANY
+    more_steps = chosen.more_steps * (defaults.TIMES_FOR_MANY if many else 1)
+    more = min(defaults.MOST_EPOCHS, -(-more_steps // steps_per_epoch))
     if max(needed, more) <= chosen.epochs:
         return chosen.epochs, "the usual number"
     made = f"{rows:,} examples make {steps_per_epoch} step(s) an epoch"
     if needed >= more:
         return float(needed), f"{made}; fewer than {chosen.steps} teach little"
-    of_so_many = f"a model of {parameters / 1e6:.1f} million parameters learns from {chosen.more_steps}"
+    of_so_many = f"a model of {parameters / 1e6:.1f} million parameters learns from {more_steps}"
+    of_so_many += f", with {labels:,} labels" if many else ""
     return float(more), f"{made}; {of_so_many}, in at most {defaults.MOST_EPOCHS} epochs"
 
 
