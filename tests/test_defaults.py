@@ -60,7 +60,7 @@ def test_small_classifiers_take_twice_the_steps_size_alone_would_give() -> None:
 
 @pytest.mark.parametrize("writes", [False, True])
 def test_only_a_classifier_is_trained_so(writes: bool) -> None:
-    job: Any = SimpleNamespace(rows=1_000, shares_vocabulary=writes)
+    job: Any = SimpleNamespace(label_count=2, rows=1_000, shares_vocabulary=writes)
     chosen = setup._choose(Recipe(data="df"), job, TINY)
     assert chosen.resolved["epochs"] == (3 if writes else 8)
     assert chosen.resolved["warmup"] == chosen.settings.warmup == 0.1

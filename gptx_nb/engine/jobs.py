@@ -68,6 +68,8 @@ class Job(Protocol):
     @property
     def shares_vocabulary(self) -> bool: ...  # the model writes: every row of its embedding is needed
     @property
+    def label_count(self) -> int: ...  # that a head tells apart; 0: the model writes
+    @property
     def has_a_before(self) -> bool: ...  # the base model can do the task as it is, and is scored
     def load_model(
         self, base: models.Base, tokenizer: PreTrainedTokenizerBase, seed: int, *, scratch: bool = False
@@ -144,6 +146,10 @@ class Classification:
     @property
     def why_unscored(self) -> str:
         return str(self.report["validation_note"])
+
+    @property
+    def label_count(self) -> int:
+        return len(self.table.labels)
 
     @property
     def has_a_before(self) -> bool:
@@ -369,6 +375,7 @@ class Writing:
     table: RoleTable
     recipe: Recipe
     shares_vocabulary = True
+    label_count = 0
     has_a_before = True
 
     def __post_init__(self) -> None:

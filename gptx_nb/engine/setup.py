@@ -379,11 +379,10 @@ class _Chosen:
 
 def _choose(recipe: Recipe, job: Job, parameters: int) -> _Chosen:
     has_head = not job.shares_vocabulary
-    labels = len(job.resolved().get("labels") or ())
     batch_size, batch_reason = plan.batch_size(recipe, job.rows, parameters, has_head)
     recipe = recipe.model_copy(update={"batch_size": batch_size})
     steps_per_epoch = -(-job.rows // batch_size)
-    epochs, epochs_reason = plan.epochs(recipe, job.rows, steps_per_epoch, parameters, has_head, labels)
+    epochs, epochs_reason = plan.epochs(recipe, job.rows, steps_per_epoch, parameters, has_head, job.label_count)
     steps = max(1, round(epochs * steps_per_epoch))
     learning_rate, rate_reason = plan.learning_rate(recipe, parameters, has_head)
     warmup, warmup_reason = plan.warmup(recipe, parameters, has_head)
