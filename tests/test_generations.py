@@ -181,7 +181,7 @@ def test_choices_are_scored_and_never_written(process: Path, tiny_model: Path) -
     assert scored["accuracy"] == 1.0
     assert list(scored.scores) == ["accuracy", "calibration_error", "bits_per_byte", "perplexity"]
     assert 0 <= scored["calibration_error"] < 0.5
-    assert 0 < scored["bits_per_byte"] < 2
+    assert 0 < scored["bits_per_byte"] < 4
 
 
 def test_a_chat_is_asked_with_a_text_or_its_turns(process: Path, tiny_model: Path) -> None:
