@@ -273,7 +273,8 @@ def rows_of(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for count in counts:
             asked = (name, method, count)
             scores = [each["accuracy"] for each in found if (each["set"], each["method"], each["examples"]) == asked]
-            spread = f" ± {statistics.stdev(scores):.3f}" if len(scores) > 1 else ""
+            # Where all examples there are were drawn, every draw is the same.
+            spread = f" ± {statistics.stdev(scores):.3f}" if len(set(scores)) > 1 else ""
             row[f"{count:,}"] = f"{statistics.mean(scores):.3f}{spread}" if scores else None
         rows.append(row)
     return rows

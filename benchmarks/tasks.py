@@ -6,10 +6,11 @@
 DATA is the folder of public sets (squad_xquad_en, tatoeba_en_fr_short, scitldr, …), each with train and test tables.
 Every model answers the same first --test rows of the test table; shots and examples to learn from are the first rows of
 the training table. What --tune and --epochs do not say is left to the package; no row is held back, so that nothing is
-chosen by a score, and the last weights count. Summaries stand beside the lead sentence of the
-document, which needs no model. --out adds what was measured to OUT.json, so that pieces can be run one at a time, and
-writes OUT.md, a table for each task; scores have 95 % intervals. With --minutes a run that has trained for so long is
-saved and stopped, and goes on when this is started again with the same GPTX_HOME.
+chosen by a score, and the last weights count. Untrained, labels are calibrated on the texts that are asked about, never
+on their labels. Summaries stand beside the lead sentence of the document, which needs no model; programs that are
+written for mbpp are run, in the package's sandbox. --out adds what was measured to OUT.json, so that pieces can be run
+one at a time, and writes OUT.md, a table for each task; scores have 95 % intervals. With --minutes a run that has
+trained for so long is saved and stopped, and goes on when this is started again with the same GPTX_HOME.
 """
 
 from __future__ import annotations
@@ -59,7 +60,11 @@ SETS = {
     "trivia": Set("open_trivia", "question-answering", ("question", "choices", "answer"), 192, 8, "accuracy"),
     "e2e": Set("e2e_nlg", "text-generation", ("mr", "text"), 192, 48, "rougeL"),
     "conala": Set("conala", "code-generation", ("intent", "snippet"), 128, 48, "chrf"),
+    "mbpp": Set("mbpp", "code-generation", ("text", "canonical_solution", "test", "entry_point"), 384, 128, "pass@1"),
     "chatterbot": Set("chatterbot_en_zh", "chat", ("turns",), 128, 32, "rougeL"),
+    "chnsenticorp": Set("chnsenticorp", "text-classification", LABELLED, 256, 0, "accuracy"),
+    "cmrc2018": Set("cmrc2018_zh", "question-answering", ("context", "question", "answers"), 384, 24, "f1"),
+    "nq_open": Set("nq_open", "question-answering", ("question", "answers"), 96, 12, "f1"),
 }
 
 
@@ -89,6 +94,8 @@ def measure(data: Path, name: str, model: str, way: str, asked: argparse.Namespa
     found: dict[str, Any] = {"set": name, "task": which.task, "model": model, "way": way, "examples": count}
     found["cores"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     options: dict[str, Any] = {"most": asked.test}
+    if which.score == "pass@1":
+        options["allow_code"] = True  # written programs are run, in the package's sandbox
     if which.new_tokens:
         options["max_new_tokens"] = which.new_tokens
     if way == "tuned":

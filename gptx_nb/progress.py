@@ -464,13 +464,15 @@ def _chance(one: float, other: float, rows: int) -> float:
 def _untrained(scores: dict[str, Any], ours: float, rows: int) -> str:
     """Say that the base model does as well as what was made of it, if it does; else nothing."""
     found = [
-        (each["accuracy"], how.format_map(each))
+        (each["accuracy"], how.format_map(each), each["rows"])
         for name, how in (("base", "untrained"), ("few_shot", "shown {shots} examples"))
-        if (each := scores.get(name)) and each.get("accuracy") is not None and each["rows"] == rows
+        if (each := scores.get(name)) and each.get("accuracy") is not None
     ]
-    best, how = max(found, default=(-1.0, ""), key=lambda pair: pair[0])
+    best, how, of = max(found, default=(-1.0, "", rows), key=lambda each: each[0])
     if best < ours:
         return ""
+    if of < rows:  # it is scored on some of the rows: by chance they may be easier
+        return f"The base model may do as well {how}: {best:.2f} on {counted(of, 'row')}."
     if best - ours > _chance(ours, best, rows):
         return f"The base model does better {how}: {best:.2f}. Training is not worth it here."
     return f"The base model does as well {how}: {best:.2f}."

@@ -7,6 +7,7 @@ from typing import Any
 
 import browsers
 import pytest
+from hypothesis import settings
 from IPython.core.interactiveshell import InteractiveShell
 from servers import JupyterServer
 
@@ -14,6 +15,9 @@ from gptx_nb import inference, launch
 from gptx_nb.runs import RunStore
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+settings.register_profile("fixed", derandomize=True)  # the same examples in every run
+settings.load_profile("fixed")
 
 
 # The files that take longest, in that order: begun last, one of them would keep a single process busy at the end.

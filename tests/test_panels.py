@@ -344,8 +344,9 @@ def test_the_verdict_says_so_where_the_base_model_does_as_well(base: float, few:
         "few_shot": None if few is None else {"accuracy": few, "rows": 100, "shots": 4},
     }
     assert progress.verdict(scores) == f"Better than TF-IDF: 0.85 against 0.60 on 100 rows.{said}"
-    scores["base"]["rows"] = 50
-    assert "untrained" not in progress.verdict(scores), "of other rows"
+    if "untrained" in said:
+        scores["base"]["rows"] = 50
+        assert progress.verdict(scores).endswith(f" The base model may do as well untrained: {base:.2f} on 50 rows.")
 
 
 def test_the_verdict_says_so_where_nothing_was_held_back() -> None:

@@ -245,18 +245,21 @@ def test_the_snapshot_gives_the_same_examples(tmp_path: Path) -> None:
         reading.load_snapshot(tmp_path, make_recipe({"data": "df"}))
 
 
-def test_a_long_conversation_loses_its_oldest_turns_and_a_short_one_nothing(tmp_path: Path, tiny_model: Path) -> None:
+def test_every_answer_of_a_long_conversation_is_learnt_in_one_of_its_parts(tmp_path: Path, tiny_model: Path) -> None:
     talk = [{"role": role, "content": f"{role} {at}"} for at in range(6) for role in ("user", "assistant")]
     system = [{"role": "system", "content": "Be brief."}]
-    table = table_of(tmp_path, [{"messages": [*system, *talk]}, {"messages": talk[:2]}], validation=0)
+    table = table_of(tmp_path, [{"messages": talk[:2]}, {"messages": [*system, *talk]}], validation=0)
     job = jobs.of(table, make_recipe({"data": "df"}))
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     job.encode(tokenizer, 128)
-    first, second = (tokenizer.decode(row) for row in job.token_rows[0])
-    assert first.startswith("<|system|>\nBe brief.\n<|user|>\nuser 4\n<|assistant|>\nassistant 4")
-    assert second.startswith("<|user|>\nuser 0")
-    tokens = job.told(tokenizer)["tokens"]
-    assert (tokens["cut"], tokens["left_out"]) == (1, 0)
+    short, *parts = (tokenizer.decode(row) for row in job.token_rows[0])
+    assert short.startswith("<|user|>\nuser 0")
+    assert len(parts) == 3
+    assert all(part.startswith("<|system|>\nBe brief.\n<|user|>\n") for part in parts)
+    assert [part.count(f"assistant {at}") for at in range(6) for part in parts if f"assistant {at}" in part] == [1] * 6
+    told = job.told(tokenizer)
+    assert (told["tokens"]["cut"], told["tokens"]["left_out"]) == (1, 0)
+    assert any("row 2) is longer than 128 tokens: each is learnt in parts" in each for each in told["remarks"])
 
 
 # ---- a run of each task ---------------------------------------------------------------------------------------------

@@ -710,7 +710,10 @@ def _own_validation(
     scored = {label for each in validation.labels for label in (each if isinstance(each, list) else [each])}
     if unscored := [name for at, name in enumerate(labels) if at not in scored]:
         which = "label {}: it is" if len(unscored) == 1 else "labels {}: they are"
-        warnings.append(f"no validation row has the {which.format(listed(unscored))} learnt, and not scored")
+        warnings.append(
+            f"no validation row has the {which.format(listed(unscored))} learnt, and not scored. Add such rows to the "
+            "validation table, or take the rows out of the training table"
+        )
     about = {
         "source": sheet.shown,
         "rows": sheet.rows,

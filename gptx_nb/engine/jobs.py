@@ -425,7 +425,7 @@ class Writing:
         if self.recipe.long_texts == "windows":
             self._facts["windows"] = Windows(max_length, self.recipe.stride).to_json()
         held = self.table.validation or []
-        cut, left_out = 0, {part: list[int]() for part in PARTS}
+        cut, first_cut, left_out = 0, "", {part: list[int]() for part in PARTS}
         for part, examples, rows in zip(PARTS, (self.table.train, held), (self._rows, self._held), strict=True):
             parts: list[Any] = []
             for at, example in enumerate(examples):
@@ -435,7 +435,8 @@ class Writing:
                     begins = " ".join(self.task.shown(example).split())[:40]
                     raise DataError(f"{self._row(part, at)} ({begins!r}): {error}") from None
                 fitting = [row for row in found if row is not None and any(row.loss)]
-                cut += shortened or any(row.cut for row in fitting)
+                if shortened or any(row.cut for row in fitting):
+                    cut, first_cut = cut + 1, first_cut or self._row(part, at)
                 left_out[part] += [] if fitting else [at]
                 rows.extend(fitting)
                 parts += [] if self._rows else segments
@@ -454,8 +455,18 @@ class Writing:
             )
         elif cut and self.task.name in LONG:
             self._notes.append(
-                f"{_contexts(cut)} cut to fit into {max_length:,} tokens. `long_texts: windows` reads all of them, and "
-                "takes the time of an answer for each window of a context when the model answers"
+                f"{_contexts(cut, first_cut)} cut to fit into {max_length:,} tokens. `long_texts: windows` reads all "
+                "of them, and takes the time of an answer for each window of a context when the model answers"
+            )
+        elif cut and self.task.name == "chat":
+            self._remarks.append(
+                f"{_rows_are(cut, first_cut)} longer than {max_length:,} tokens: each is learnt in parts, every answer "
+                "in one of them; a larger `max_length:` lets answers see more of what was said"
+            )
+        elif cut:
+            self._notes.append(
+                f"{_rows_are(cut, first_cut)} longer than {max_length:,} tokens, and what asks for the answer is cut. "
+                "Set a larger `max_length:`, if the model allows it, or shorten them"
             )
         for part, what in zip(PARTS, ("learning", "scoring"), strict=True):
             if places := left_out[part]:
@@ -484,15 +495,36 @@ class Writing:
     def _encoded(
         self, example: dict[str, Any], encoder: Encoder, tokenizer: PreTrainedTokenizerBase
     ) -> tuple[list[Encoded | None], bool, list[Any]]:
-        """Return the rows of an example, whether it lost its oldest turns to fit, and its segments."""
+        """Return the rows of an example, whether it takes several to fit, and its segments."""
         example = dict(self._window(example, encoder, tokenizer))
         segments = self.task.segments(example, self._facts, tokenizer)
         if self.task.whole_text(example):
             return [row for each in segments for row in encoder.windows(each)], False, segments
         rows = [encoder.encode(each) for each in segments]
-        if None in rows and (shorter := self.task.shorter(example)) is not None:
-            return self._encoded(shorter, encoder, tokenizer)[0], True, segments
+        if None in rows and self.task.shorter(example) is not None:
+            return self._in_parts(example, encoder, tokenizer), True, segments
         return rows, False, segments
+
+    def _in_parts(
+        self, example: dict[str, Any], encoder: Encoder, tokenizer: PreTrainedTokenizerBase
+    ) -> list[Encoded | None]:
+        """Return the rows of a conversation that is too long for one: of its end, of what is before that, and so on.
+
+        Each is as long as fits, behind the system message; every answer is learnt in one of them.
+        """
+
+        def rows_of(part: dict[str, Any]) -> list[Encoded | None]:
+            return [encoder.encode(each) for each in self.task.segments(part, self._facts, tokenizer)]
+
+        found: list[Encoded | None] = []
+        rest: dict[str, Any] | None = example
+        while rest is not None:
+            part, rows = rest, rows_of(rest)
+            while None in rows and (shorter := self.task.shorter(part)) is not None:
+                part, rows = shorter, rows_of(shorter)
+            found = rows + found
+            rest = self.task.rest(rest, part)
+        return found
 
     def _window(self, example: Example, encoder: Encoder, tokenizer: PreTrainedTokenizerBase) -> Example:
         """Return the example with the window of its context that it is learnt from."""
@@ -650,8 +682,14 @@ def save(
     models.save(folder, model, tokenizer, max_length, told, adapter_of)
 
 
-def _contexts(count: int) -> str:
-    return "1 context is" if count == 1 else f"{count:,} contexts are"
+def _contexts(count: int, first: str = "") -> str:
+    what, verb = ("1 context", "is") if count == 1 else (f"{count:,} contexts", "are")
+    which = f" ({first})" if count == 1 else f" (the first: {first})"
+    return f"{what}{which if first else ''} {verb}"
+
+
+def _rows_are(count: int, first: str) -> str:
+    return f"1 row ({first}) is" if count == 1 else f"{count:,} rows (the first: {first}) are"
 
 
 def _spread(lengths: list[int]) -> dict[str, int]:

@@ -96,6 +96,13 @@ class WritingTask:
         talk = messages[len(opening) :]
         return {**example, "messages": [*opening, *talk[2:]]} if len(talk) > 2 else None
 
+    def rest(self, example: Example, part: Example) -> dict[str, Any] | None:
+        """Return what a conversation has before `part`, its end; None where there is nothing."""
+        messages, kept = list(example["messages"]), list(part["messages"])
+        opening = messages[:1] if messages[0]["role"] == "system" else []
+        before = messages[len(opening) : len(messages) - len(kept) + len(opening)]
+        return {**example, "messages": [*opening, *before]} if before else None
+
     def shown(self, example: Example) -> str:
         """Return in one text what an example asks, for people."""
         if self.name == "chat":

@@ -1,0 +1,99 @@
+"""What the benchmarks make of what they measure, on small tables; the measuring itself takes too long here."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import gptx_nb
+from gptx_nb import inference
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder of public sets, in little: labels that a word tells, and documents of which a sentence is the summary."""
+    words = {"glad": "positive", "sad": "negative"}
+    rows = [{"text": f"{word} {at} film", "label_text": label} for at in range(40) for word, label in words.items()]
+    for name, frame in (("sst2", pd.DataFrame(rows)),):
+        (tmp_path / name).mkdir()
+        frame.head(64).to_csv(tmp_path / name / "train.csv", index=False)
+        frame.tail(16).to_csv(tmp_path / name / "test.csv", index=False)
+    (tmp_path / "scitldr").mkdir()
+    documents = [{"document": f"Cats {at} sleep. They eat fish.", "summaries": [f"cats {at} sleep"]} for at in range(8)]
+    for part in ("train", "test"):
+        pd.DataFrame(documents).to_json(tmp_path / "scitldr" / f"{part}.jsonl", orient="records", lines=True)
+    return tmp_path
+
+
+@pytest.fixture
+def process(home: Path) -> Iterator[None]:
+    yield
+    inference.free()
+
+
+def test_a_task_is_measured_untrained_with_examples_and_tuned(
+    data: Path, process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tasks
+
+    asked: Any = SimpleNamespace(test=16, shots=2, examples=64, tune="full", epochs=12.0, minutes=0.0)
+    found = {way: tasks.measure(data, "sst2", "tiny", way, asked) for way in tasks.WAYS}
+    rows = {way: tasks.row(each) for way, each in found.items()}
+    assert rows["tuned"]["accuracy"] >= 0.9
+    assert [rows[way]["examples"] for way in tasks.WAYS] == [0, 2, 64]
+    assert all(row["test rows"] == 16 for row in rows.values())
+    assert found["tuned"]["training_s"] > 0
+    gptx_nb.free()
+
+
+def test_of_each_label_there_is_a_row_and_a_summary_has_the_lead_sentence_beside_it(data: Path) -> None:
+    import tasks
+
+    assert set(tasks.table(data, tasks.SETS["sst2"], "train", 2)["label"]) == {"positive", "negative"}
+    test = tasks.table(data, tasks.SETS["scitldr"], "test", 8)
+    assert tasks.lead(test)["rougeL"]["value"] == 1.0
+
+
+def test_a_sweep_says_how_far_the_default_is_below_its_best() -> None:
+    import defaults
+
+    setting = {"model": "tiny", "tune": "full", "batch": None, "warmup": None}
+    found = [
+        {**setting, "set": name, "rate": rate, "epochs": None, "accuracy": accuracy}
+        for name, rate, accuracy in (("a", None, 0.7), ("b", None, 0.8), ("a", 2.0, 0.9), ("b", 2.0, 0.7))
+    ]
+    (row,) = defaults.best_of([*found, {**setting, "set": "a", "rate": 4.0, "epochs": None, "accuracy": 0.99}])
+    assert row["runs"] == 2, "what was not run on every set is not compared"
+    assert (row["best"], row["default"]) == (pytest.approx(0.8), pytest.approx(0.75))
+    assert row["below"] == pytest.approx(0.05)
+
+
+def test_draws_have_a_spread_but_where_all_are_the_same() -> None:
+    import fewshot
+
+    found = [
+        {"set": "a", "method": "words", "examples": count, "draw": draw, "accuracy": accuracy}
+        for count, accuracies in ((16, (0.6, 0.8)), (1000, (0.9, 0.9)))
+        for draw, accuracy in enumerate(accuracies)
+    ]
+    (row,) = fewshot.rows_of(found)
+    assert row == {"set": "a", "method": "words", "16": "0.700 ± 0.141", "1,000": "0.900"}
+
+
+def test_results_that_are_kept_are_whole() -> None:
+    files = sorted((BENCHMARKS / "results").glob("*.json"))
+    assert files
+    for file in files:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        assert found, file.name
