@@ -22,7 +22,7 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A folder of public sets, in little: labels that a word tells, and documents of which a sentence is the summary."""
+    """A folder of public sets, in little: labels that a word tells, and documents with a sentence as their summary."""
     words = {"glad": "positive", "sad": "negative"}
     rows = [{"text": f"{word} {at} film", "label_text": label} for at in range(40) for word, label in words.items()]
     for name, frame in (("sst2", pd.DataFrame(rows)),):

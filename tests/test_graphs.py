@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_packing import CPU, GPT2, NO_DROPOUT, PAD, ROWS, SIZES, small
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from gptx_nb.engine import compiling, graphs, packing, precision, trial, tuning, varlen
+from gptx_nb.engine import compiling, graphs, memory, packing, precision, trial, tuning, varlen
 from gptx_nb.engine import optimizer as optimizers
 from gptx_nb.engine.sharding import Whole
 from gptx_nb.engine.tasks import targets
@@ -370,6 +370,25 @@ def test_the_recordings_that_are_kept_are_few(monkeypatch: pytest.MonkeyPatch) -
         assert kept.get(key, lambda given: given["a"], dict) is not None
     assert len(kept._recorded) == graphs.MOST
     assert kept.get(0, lambda given: given["a"], dict) is None, "which is counted anew"
+
+
+def test_recordings_are_made_where_the_device_has_room_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    estimate = memory.Estimate(100, 10, 20, activations=300, working=40, allocator=0, process=5, logits=50)
+    size = memory.of_recording(estimate, 10_000)
+    assert size == 10 + 300 + 40 + 50
+    needs = round(105 + (estimate.to_come + size) * (1 + memory.MARGIN))
+    assert memory.of_recording(estimate, needs + 1) == size
+    assert memory.of_recording(estimate, needs - 1) == 0
+    assert memory.of_recording(None, 10_000) == memory.of_recording(estimate, None) == 0
+    monkeypatch.setenv("GPTX_MEMORY_LIMIT", str(needs - 1))
+    assert memory.of_recording(estimate, 10_000) == 0
+
+
+def test_positions_that_stretch_with_the_text_are_not_recorded() -> None:
+    assert not graphs.looks_at_values(classifier("llama").config)
+    assert not graphs.looks_at_values(classifier("gpt2").config)
+    assert graphs.looks_at_values(SimpleNamespace(rope_scaling={"type": "dynamic", "factor": 2.0}))
+    assert graphs.looks_at_values(SimpleNamespace(rope_parameters={"full_attention": {"rope_type": "longrope"}}))
 
 
 def test_compiled_layers_are_plain_ones_where_something_is_scored() -> None:

@@ -97,8 +97,8 @@ def test_where_contexts_are_cut_it_is_said_what_windows_would_cost(tiny: Any) ->
     made.encode(tiny[1], 64)
     (note,) = made.told(tiny[1])["notes"]
     assert re.fullmatch(
-        r"1 context \(.*, row 1\) is cut to fit into 64 tokens\. `long_texts: windows` reads all of them, and takes the "
-        r"time of an answer for each window of a context when the model answers",
+        r"1 context \(.*, row 1\) is cut to fit into 64 tokens\. `long_texts: windows` reads all of them, and takes "
+        r"the time of an answer for each window of a context when the model answers",
         note,
     )
 

@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from gptx_nb.engine.device import is_out_of_memory
+
 Tensors = dict[str, torch.Tensor]
 Result = TypeVar("Result")
 
@@ -31,6 +33,16 @@ _cannot: weakref.WeakSet[Any] = weakref.WeakSet()
 def serve(device: torch.device) -> bool:
     """Whether what `device` is given can be recorded."""
     return device.type == "cuda" and torch.version.hip is None
+
+
+def looks_at_values(config: Any) -> bool:
+    """Whether a model's code looks at values on its way: positions that stretch with the text do.
+
+    Where recording is broken off by that, memory stays taken, so it is not begun.
+    """
+    every = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kinds = {each.get("rope_type", each.get("type")) for each in (every, *every.values()) if isinstance(each, dict)}
+    return bool(kinds & {"dynamic", "longrope"})
 
 
 @functools.cache
@@ -76,7 +88,7 @@ class Recorded:
 
 
 class Graphs:
-    """The recordings of one kind of work of `model`, by what decides their shapes: the MOST that were made last.
+    """The recordings of one kind of work of `model`, by what decides their shapes: the MOST that were asked for last.
 
     They share their memory: what one has found is to be used before the next is asked for.
     """
@@ -86,6 +98,9 @@ class Graphs:
         self._seen: Counter[Hashable] = Counter()
         self._recorded: dict[Hashable, Recorded] = {}
         self._pool: Any = None
+        self._full = False  # there was too little memory for one
+        if looks_at_values(getattr(model, "config", None)):
+            _cannot.add(model)
 
     def get(
         self, key: Hashable, work: Callable[[Tensors], torch.Tensor], given: Callable[[], Tensors]
@@ -94,7 +109,7 @@ class Graphs:
 
         Doing `work` again has to change nothing. `given()` is on the device.
         """
-        if self._model in _cannot:
+        if self._full or self._model in _cannot:
             return None
         self._seen[key] += 1
         if key not in self._recorded and self._seen[key] > BEFORE:
@@ -102,13 +117,17 @@ class Graphs:
                 self._pool = torch.cuda.graph_pool_handle()
             try:
                 self._recorded[key] = Recorded(work, given(), self._pool)
-            except RuntimeError:
-                _cannot.add(self._model)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    _cannot.add(self._model)
                 self._recorded.clear()
+                self._full = True
                 return None
             if len(self._recorded) > MOST:
                 oldest = next(iter(self._recorded))
                 del self._recorded[oldest], self._seen[oldest]
+        if key in self._recorded:
+            self._recorded[key] = self._recorded.pop(key)  # asked for last
         return self._recorded.get(key)
 
 

@@ -35,7 +35,7 @@ from gptx_nb.engine import device as devices
 from gptx_nb.engine import dropout
 from gptx_nb.engine.optimizer import Chain, MasterAdamW, Optimizer
 from gptx_nb.engine.train import arithmetic
-from gptx_nb.line import Demand
+from gptx_nb.line import Demand, limit
 
 Tensors = dict[str, torch.Tensor]
 
@@ -269,12 +269,17 @@ def available(device: torch.device) -> int | None:
     return devices.memory(device)[1]
 
 
-def of_recording(estimate: Estimate) -> int:
+def of_recording(estimate: Estimate | None, most: int | None) -> int:
     """Return the bytes that recordings of training passes (`graphs.Steps`) may take beside the run.
 
-    What a pass computes with has a place of its own in them, and gradients stay.
+    What a pass computes with has a place of its own in them, and gradients stay. 0: with them it would take more than
+    `most`, what there is of the device, and none are made; nor where nothing is known.
     """
-    return estimate.activations + estimate.working + estimate.logits + estimate.gradients
+    if estimate is None or most is None:
+        return 0
+    size = estimate.activations + estimate.working + estimate.logits + estimate.gradients
+    peak = estimate.weights + estimate.process + (estimate.to_come + size) * (1 + MARGIN)
+    return size if peak <= min(most, limit() or most) else 0
 
 
 def demand(

@@ -163,12 +163,16 @@ class MasterAdamW(torch.optim.Optimizer):
         if _on_cpu(parameters):
             self._step_groups()
         else:
-            rate = self._rate(parameters[0].device)
-            rate.fill_(self.param_groups[0]["lr"])  # all groups have one
+            if graphs.serve(parameters[0].device):
+                self._rate(parameters[0].device).fill_(self.param_groups[0]["lr"])  # all groups have one
             gradients = [each.grad for each in parameters if each.grad is not None]
             given = self._divisor.data_ptr() if isinstance(self._divisor, torch.Tensor) else self._divisor
             self._launched(self._stepping, gradients, self._step_groups, given)
         self._divisor = 1.0
+
+    def forget(self) -> None:
+        """Give back the memory of what was recorded."""
+        self._clipping, self._stepping = graphs.Again(), graphs.Again()
 
     def _rate(self, device: torch.device) -> torch.Tensor:
         """Return the tensor that the learning rate stands in, for what is recorded."""
@@ -234,7 +238,7 @@ class MasterAdamW(torch.optim.Optimizer):
             exp_avg_sq,
             [],
             [state["step"] for state in states],
-            lr=group["lr"] if _on_cpu(masters) else self._rate(masters[0].device),
+            lr=self._rate(masters[0].device) if graphs.serve(masters[0].device) else group["lr"],
             beta1=group["betas"][0],
             beta2=group["betas"][1],
             weight_decay=group["weight_decay"],
@@ -249,6 +253,12 @@ class MasterAdamW(torch.optim.Optimizer):
     def _parameters(self) -> Iterator[torch.nn.Parameter]:
         for group in self.param_groups:
             yield from group["params"]
+
+
+def forget(optimizer: Optimizer) -> None:
+    """Give back the memory of what was recorded of `optimizer`, if anything was."""
+    if isinstance(optimizer, MasterAdamW):
+        optimizer.forget()
 
 
 def allocate(optimizer: Optimizer) -> None:

@@ -124,11 +124,13 @@ class Pretraining:
     def recording(self) -> int:
         """The bytes that recordings of training passes take at most; 0 where none are made."""
         serves = (
-            self.device.dtype is torch.bfloat16
-            and varlen.serves(self.device.device, torch.bfloat16, self.model.config)
+            not self.sharded
+            and self.device.dtype is torch.bfloat16
             and self.learner.masked_because is None
+            and varlen.serves(self.device.device, torch.bfloat16, self.model.config)
+            and not graphs.looks_at_values(self.model.config)
         )
-        return memory.of_recording(self.estimate) if serves and self.estimate is not None else 0
+        return memory.of_recording(self.estimate, self.device.memory_total) if serves else 0
 
     def recorder(self) -> graphs.Steps | None:
         """Return what launches training passes at once; None where that cannot be done, or memory is scarce."""

@@ -167,19 +167,26 @@ class Setup:
         Shapes repeat only where rows are packed and are not laid side by side.
         """
         serves = (
-            self.device.dtype is torch.bfloat16
-            and varlen.serves(self.device.device, torch.bfloat16, self.model.config)
+            not self.sharded
+            and self.device.dtype is torch.bfloat16
             and self.learner.padded_because is None
             and self.learner.frozen is None
             and self.resolved.quantize == "none"
+            and varlen.serves(self.device.device, torch.bfloat16, self.model.config)
+            and not graphs.looks_at_values(self.model.config)
         )
-        return memory.of_recording(self.estimate) if serves and self.estimate is not None else 0
+        return memory.of_recording(self.estimate, self.device.memory_total) if serves else 0
 
-    def recorder(self) -> graphs.Steps | None:
-        """Return what launches training passes at once; None where that cannot be done, or memory is scarce."""
+    def recorder(self, *, tried: bool = True) -> graphs.Steps | None:
+        """Return what launches training passes at once; None where that cannot be done, or memory is scarce.
+
+        `tried`: plain passes have taken their memory already.
+        """
         device, learner = self.device.device, self.learner
-        free = memory.available(device)
-        if not self.recording or (free is not None and free < self.recording):
+        free, size = memory.available(device), self.recording
+        if self.estimate is not None and not tried:
+            size += self.estimate.to_come if size else 0
+        if not size or (free is not None and free < size):
             return None
 
         def loss_of(tensors: packing.Tensors) -> torch.Tensor:

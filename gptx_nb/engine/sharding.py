@@ -157,6 +157,7 @@ class Whole:
         if self.recorded is not None:
             self.recorded.drop()
             self.recorded = None
+            optimizers.forget(self.optimizer)
             torch.cuda.empty_cache()
         if compiling.is_used(self._plain):
             compiling.leave(self._plain)

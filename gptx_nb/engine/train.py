@@ -165,6 +165,7 @@ def train(
             except (RuntimeError, MemoryError) as error:
                 if recorded is not None and recorded.on and is_out_of_memory(error):
                     recorded.drop()  # what it holds may be enough
+                    optimizers.forget(optimizer)
                 else:
                     less = with_less_memory(step, error) if with_less_memory and is_out_of_memory(error) else None
                     if less is None:

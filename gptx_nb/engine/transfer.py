@@ -104,7 +104,7 @@ def accuracy(
         should_stop=should_stop,
         scaler=make_scaler(device.device, device.dtype),
         with_less_memory=lambda step, error: learner.step(step) if needs_less(step) else None,
-        recorded=made.recorder(),
+        recorded=made.recorder(tried=False),
     )
     if end.early:
         return None

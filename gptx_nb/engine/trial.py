@@ -104,9 +104,9 @@ def quickest(
     compiled besides, where the `steps` that are left take long enough. `dynamic` as `compiling.use` has it.
     """
 
-    def seconds() -> float:
+    def seconds(less: Callable[[int, BaseException], Batch | None] = with_less_memory) -> float:
         nonlocal batch
-        took, batch = seconds_of(held, batch, loss_of, device, seed, with_less_memory, held.recorded)
+        took, batch = seconds_of(held, batch, loss_of, device, seed, less, held.recorded)
         return took
 
     def drop() -> None:
@@ -114,9 +114,11 @@ def quickest(
             held.recorded.drop()
             held.recorded = None
 
-    def quicker(best: float) -> tuple[float, float]:
+    def quicker(
+        best: float, less: Callable[[int, BaseException], Batch | None] = with_less_memory
+    ) -> tuple[float, float]:
         """Return the seconds of the way that `held` is in now, and how many times as quick as `best` that is."""
-        before, took = batch, seconds()
+        before, took = batch, seconds(less)
         fits = batch is before and (held.recorded is None or held.recorded.on)
         return took, best / took if fits else 0.0
 
@@ -138,7 +140,7 @@ def quickest(
     compiling.use(model, dynamic)
     begun = time.perf_counter()
     try:
-        took, gain = quicker(best)
+        took, gain = quicker(best, lambda step, error: None)  # a way that needs more memory is not worth less of it
         reason = f"measured: {gain:.1f} times as fast, after {time.perf_counter() - begun:.0f} s"
     except Exception as error:  # no compiler is here, or it cannot do with this model: it trains as it is
         shown = " ".join(str(error).split())[:200]
@@ -151,6 +153,7 @@ def quickest(
         compiling.leave(model)
         held.recorded = record() if launched else None
         best = seconds()
-    if held.recorded is None:
+    if held.recorded is None or not held.recorded.on:
+        drop()
         told.pop("launches", None)
     return Way(best, batch, told)

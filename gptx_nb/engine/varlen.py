@@ -31,8 +31,10 @@ def fits(query: torch.Tensor) -> bool:
 
 def serves(device: torch.device, dtype: torch.dtype, config: Any) -> bool:
     """Whether the attention of a model with `config`, computed in `dtype` on `device`, can do with the kernels."""
+    if not is_there(device):
+        return False
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return is_there(device) and fits(torch.empty(0, size, dtype=dtype))
+    return fits(torch.empty(0, size, dtype=dtype))
 
 
 def attend(
