@@ -450,6 +450,7 @@ def test_everything_in_the_list_is_reached_by_keyboard(context: Any, lab: Jupyte
     made_runs.make("reviews", steps=60, phase="training", outcome=made_runs.FINISHED)
     page = open_lab(context, lab, "keyboard")
     card(page, "reviews/1").get_by_text("finished").wait_for()
+    page.locator(".jp-LauncherCard").first.wait_for()  # which takes the focus when it comes
     page.get_by_label("Filter runs").focus()
     reached = []
     for _ in range(12):

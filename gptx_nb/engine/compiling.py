@@ -55,5 +55,7 @@ def of(function: Callable[Given, Result]) -> Callable[Given, Result]:
 
 def plainly() -> contextlib.AbstractContextManager[Any]:
     """Return what lets compiled layers compute as they are written, meanwhile."""
+    if not _used:
+        return contextlib.nullcontext()
     stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return stance
