@@ -47,8 +47,8 @@ def test_a_label_that_the_validation_table_lacks_is_told_and_one_that_it_adds_is
     train = pd.DataFrame({"text": ["one", "two", "three"] * 4, "label": ["a", "b", "c"] * 4})
     less = table_of(tmp_path, train, pd.DataFrame({"text": ["four", "five"], "label": ["a", "b"]}))
     assert (
-        "no validation row has the label c: it is learnt, and not scored. Add such rows to the validation table, or take "
-        "the rows out of the training table"
+        "no validation row has the label c: it is learnt, and not scored. Add such rows to the validation table, or "
+        "take the rows out of the training table"
     ) in less.report["warnings"]
     with pytest.raises(DataError, match=r"the label 'd' of row 2 is not among the training table's labels: a, b, c\."):
         table_of(tmp_path, train, pd.DataFrame({"text": ["four", "five"], "label": ["a", "d"]}))
