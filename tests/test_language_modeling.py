@@ -362,3 +362,12 @@ def test_an_orthogonal_matrix_has_singular_values_near_one(shape: tuple[int, int
     values = torch.linalg.svdvals(orthogonal(matrix, torch.float32))
     assert values.max() < 1.25
     assert values.median() > 0.65
+
+
+def test_what_is_compiled_gives_the_losses_and_gradients_of_what_is_not() -> None:
+    torch.manual_seed(0)
+    logits, targets = torch.randn(7, 40), torch.randint(40, (7, 1))
+    one, other = logits.clone(), logits.clone()
+    expected = language_modeling._nats(one, targets, True)
+    assert torch.allclose(language_modeling._in_one(other, targets, True), expected, atol=1e-5)
+    assert torch.allclose(other, one, atol=1e-6)

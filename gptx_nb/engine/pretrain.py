@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from gptx_nb.engine import device as devices
-from gptx_nb.engine import dropout, graphs, memory, models, norms, plan, precision, sharding, streams, trial, varlen
+from gptx_nb.engine import dropout, graphs, memory, models, norms, plan, precision, sharding, streams, trial
 from gptx_nb.engine.corpus import Corpus
 from gptx_nb.engine.device import Device
 from gptx_nb.engine.distributed import ALONE, BUCKET, Alone, Ranks
@@ -32,7 +32,7 @@ from gptx_nb.engine.optimizer import MasterAdamW, Optimizer
 from gptx_nb.engine.predict import use_all_cores
 from gptx_nb.engine.sharding import Sharded, Whole
 from gptx_nb.engine.tasks import language_modeling as task
-from gptx_nb.engine.train import Batch, Settings, arithmetic, make_optimizer
+from gptx_nb.engine.train import Batch, Settings, make_optimizer
 from gptx_nb.errors import DataError, ModelError
 from gptx_nb.pretraining import MOST_PASSES, PretrainRecipe
 
@@ -123,28 +123,13 @@ class Pretraining:
     @property
     def recording(self) -> int:
         """The bytes that recordings of training passes take at most; 0 where none are made."""
-        serves = (
-            not self.sharded
-            and self.device.dtype is torch.bfloat16
-            and self.learner.masked_because is None
-            and varlen.serves(self.device.device, torch.bfloat16, self.model.config)
-            and not graphs.looks_at_values(self.model.config)
-        )
-        return memory.of_recording(self.estimate, self.device.memory_total) if serves else 0
+        if self.sharded or self.learner.masked_because is not None:
+            return 0
+        return trial.recording(self.model, self.device, self.estimate)
 
     def recorder(self) -> graphs.Steps | None:
         """Return what launches training passes at once; None where that cannot be done, or memory is scarce."""
-        device = self.device.device
-        free = memory.available(device)
-        if not self.recording or (free is not None and free < self.recording):
-            return None
-
-        def loss_of(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-            with arithmetic(self.model, device, self.device.dtype):
-                return self.learner.loss(self.model, tensors)
-
-        parameters = [each for each in self.model.parameters() if each.requires_grad]
-        return graphs.Steps(parameters, loss_of, device, lambda tensors: tensors)
+        return trial.recorder(self.model, self.learner.loss, self.device, self.recording, lambda tensors: tensors)
 
     def restore(self) -> None:
         """Make the weights float32 again."""

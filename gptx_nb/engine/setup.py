@@ -34,7 +34,6 @@ from gptx_nb.engine import (
     streams,
     trial,
     tuning,
-    varlen,
     vocabulary,
 )
 from gptx_nb.engine import optimizer as optimizers
@@ -45,7 +44,7 @@ from gptx_nb.engine.jobs import Job, Learner
 from gptx_nb.engine.optimizer import MasterAdamW, Optimizer, SizesOf8bit
 from gptx_nb.engine.predict import use_all_cores
 from gptx_nb.engine.sharding import Sharded, Whole
-from gptx_nb.engine.train import Batch, Settings, arithmetic, make_optimizer
+from gptx_nb.engine.train import Batch, Settings, make_optimizer
 from gptx_nb.errors import ModelError
 from gptx_nb.recipe import Recipe
 
@@ -166,36 +165,20 @@ class Setup:
 
         Shapes repeat only where rows are packed and are not laid side by side.
         """
-        serves = (
-            not self.sharded
-            and self.device.dtype is torch.bfloat16
-            and self.learner.padded_because is None
-            and self.learner.frozen is None
-            and self.resolved.quantize == "none"
-            and varlen.serves(self.device.device, torch.bfloat16, self.model.config)
-            and not graphs.looks_at_values(self.model.config)
-        )
-        return memory.of_recording(self.estimate, self.device.memory_total) if serves else 0
+        learner = self.learner
+        if self.sharded or learner.padded_because is not None or learner.frozen is not None:
+            return 0
+        return trial.recording(self.model, self.device, self.estimate) if self.resolved.quantize == "none" else 0
 
     def recorder(self, *, tried: bool = True) -> graphs.Steps | None:
         """Return what launches training passes at once; None where that cannot be done, or memory is scarce.
 
         `tried`: plain passes have taken their memory already.
         """
-        device, learner = self.device.device, self.learner
-        free, size = memory.available(device), self.recording
-        if self.estimate is not None and not tried:
-            size += self.estimate.to_come if size else 0
-        if not size or (free is not None and free < size):
-            return None
-
-        def loss_of(tensors: packing.Tensors) -> torch.Tensor:
-            with arithmetic(self.model, device, self.device.dtype):
-                return learner.loss(self.model, tensors)
-
-        return graphs.Steps(
-            [each for each in self.model.parameters() if each.requires_grad], loss_of, device, packing.even
-        )
+        size = self.recording
+        if size and self.estimate is not None and not tried:
+            size += self.estimate.to_come
+        return trial.recorder(self.model, self.learner.loss, self.device, size, packing.even)
 
     def _beside_the_passes(self, rate: float, copies: float) -> dict[str, float]:
         """Return the seconds of optimiser and scoring, where passes go through so many tokens a second.

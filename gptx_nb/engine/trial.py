@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
-from gptx_nb.engine import compiling, graphs
+from gptx_nb.engine import compiling, graphs, memory, varlen
 from gptx_nb.engine import device as devices
 from gptx_nb.engine.device import Device
-from gptx_nb.engine.graphs import Steps
+from gptx_nb.engine.graphs import Steps, Tensors
 from gptx_nb.engine.sharding import LossOf, Sharded, Whole
-from gptx_nb.engine.train import Batch, gradient, make_scaler
+from gptx_nb.engine.train import Batch, arithmetic, gradient, make_scaler
 
 LEAST = 60.0  # seconds that training is expected to take, or compiling cannot repay itself
 GAIN = 1.1  # times as fast, or a way is not worth what it changes in the last digits
@@ -74,6 +75,34 @@ def seconds_of(
         finally:
             held.optimizer.zero_grad(set_to_none=True)
     return min(took), batch
+
+
+def recording(model: PreTrainedModel, device: Device, estimate: memory.Estimate | None) -> int:
+    """Return the bytes that recordings of the training passes of a packed `model` take at most; 0: none are made."""
+    serves = (
+        device.dtype is torch.bfloat16
+        and varlen.serves(device.device, torch.bfloat16, model.config)
+        and not graphs.looks_at_values(model.config)
+    )
+    return memory.of_recording(estimate, device.memory_total) if serves else 0
+
+
+def recorder(
+    model: PreTrainedModel, loss_of: LossOf, device: Device, size: int, even: Callable[[Tensors], Tensors]
+) -> Steps | None:
+    """Return what launches training passes at once; None where `size`, in bytes, is 0 or more than is free.
+
+    `even` brings micro-batches into few shapes (`graphs.Steps`).
+    """
+    free = memory.available(device.device)
+    if not size or (free is not None and free < size):
+        return None
+
+    def loss(tensors: Tensors) -> torch.Tensor:
+        with arithmetic(model, device.device, device.dtype):
+            return loss_of(model, tensors)
+
+    return Steps([each for each in model.parameters() if each.requires_grad], loss, device.device, even)
 
 
 @dataclass(frozen=True)
