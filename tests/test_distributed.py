@@ -5,8 +5,7 @@ import os
 import shutil
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_packing import CPU, PAD, ROWS, small
+from waiting import until
 
 from gptx_nb import launch, metrics
 from gptx_nb.engine import device as devices
@@ -64,13 +64,6 @@ def still_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe(model: Path, **settings: Any) -> Recipe:
     small = {"batch_size": 5, "device": "cpu", "dtype": "float32", "baselines": False, "epochs": 4.0}
     return Recipe(model=str(model), data="df", **{**small, **settings})
-
-
-def until(true: Callable[[], object], seconds: float = 120) -> None:
-    give_up = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < give_up, "waited in vain"
-        time.sleep(0.02)
 
 
 def steps(run: Run) -> list[int]:

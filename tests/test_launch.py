@@ -19,6 +19,7 @@ from typing import Any
 import kernels
 import pandas as pd
 import pytest
+from waiting import until
 
 import gptx_nb
 from gptx_nb import api, files, launch, process
@@ -89,13 +90,6 @@ def behave(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[st
             for evidence in run.processes(attempt).values():
                 if evidence.alive():
                     os.kill(evidence.pid, signal.SIGKILL)
-
-
-def until(true: Callable[[], object], seconds: float = 20) -> None:
-    give_up = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < give_up, "waited in vain"
-        time.sleep(0.01)
 
 
 def ended(run: Run) -> str:

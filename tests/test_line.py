@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from waiting import until
 
 from gptx_nb import api, launch, metrics
 from gptx_nb.engine import memory
@@ -269,13 +269,6 @@ REVIEWS = pd.DataFrame(
         "label": ["positive", "negative"] * 8,
     }
 )
-
-
-def until(true: Callable[[], object], seconds: float = 120) -> None:
-    give_up = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < give_up, "waited in vain"
-        time.sleep(0.02)
 
 
 def phases(run: Run, attempt: int = 1) -> list[dict[str, Any]]:

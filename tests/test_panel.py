@@ -8,6 +8,7 @@ import made_runs
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from made_runs import FINISHED, SCORES, make
+from waiting import until
 
 from gptx_nb import asking, comparison, drafts, inference, launch, pasted, rehearsals
 from gptx_nb.errors import DataError, RunNotFound, UsageError
@@ -59,10 +60,7 @@ def page(plain_shell: InteractiveShell) -> Any:
 
 def seen_as(page: Page, state: str) -> None:
     """Wait until the page is told that the watched run has that state."""
-    deadline = time.monotonic() + 20
-    while state not in [page.widget.head.get("state"), *(each.get("head", {}).get("state") for each in page.heard)]:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: state in [page.widget.head.get("state"), *(each.get("head", {}).get("state") for each in page.heard)])
 
 
 def form(**recipe: Any) -> dict[str, Any]:

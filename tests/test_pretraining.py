@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import signal
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 from IPython.core.interactiveshell import InteractiveShell
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from waiting import until
 
 import gptx_nb
 from gptx_nb import fields, files, launch, metrics, progress
@@ -314,13 +314,6 @@ def test_llama_muon_wsd_and_counted_embeddings_go_together(home: Path) -> None:
     assert plan["memory"]["parts"]["optimiser"] > 0, plan["memory"]
 
 
-def wait_for(condition: Any, seconds: float = 60.0) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize(
     "more",
     [
@@ -333,10 +326,10 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(more: dict[str, Any], ho
     settings = {"tokens": 256 * 60, "checkpoint_every": 0.2, **more}
     whole = pretrained("whole", **settings)
     cut = launch.train("cut", recipe(**settings), data=TEXTS).run
-    wait_for(lambda: any(cut.checkpoints.glob("0*")) and len(losses(cut)) > 5)
+    until(lambda: any(cut.checkpoints.glob("0*")) and len(losses(cut)) > 5)
     for process in cut.processes(1).values():
         os.kill(process.pid, signal.SIGKILL)
-    wait_for(lambda: not cut.active)
+    until(lambda: not cut.active)
     assert cut.state() == "interrupted"
     assert len(losses(cut)) < 60
     files.write_json(cut.plan_file, {**(cut.plan() or {}), "memory": "of another computer"})
@@ -351,7 +344,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(more: dict[str, Any], ho
 def test_a_run_is_stopped_and_goes_on(home: Path) -> None:
     settings = {"tokens": 256 * 400}
     run = launch.train("long", recipe(**settings), data=TEXTS).run
-    wait_for(lambda: len(losses(run)) > 3)
+    until(lambda: len(losses(run)) > 3)
     assert (
         launch.stop(run)
         == "run long version 1 has saved and stopped. Run its cell again to go on: `%%gpt_pretrain long`"
@@ -359,7 +352,7 @@ def test_a_run_is_stopped_and_goes_on(home: Path) -> None:
     assert run.model.is_dir()
     again = launch.train("long", recipe(**settings), data=TEXTS)
     assert again.action == "resumed"
-    wait_for(lambda: metrics.read(run.metrics_file(2))[0][-1].get("kind") == "step")
+    until(lambda: metrics.read(run.metrics_file(2))[0][-1].get("kind") == "step")
     launch.stop(run)
 
 
@@ -423,7 +416,7 @@ def test_a_cell_and_the_command_line_pretrain_the_same_run(
     asked = recipe(data=str(tmp_path / "texts.jsonl"), tokens=256).to_yaml()
     assert plain_shell.run_cell(f"%%gpt_pretrain base\n{asked}").success
     run = RunStore().find("base")
-    wait_for(lambda: not run.active)
+    until(lambda: not run.active)
     assert run.state() == "finished"
     assert run.recipe().kind == "pretrain"
     capsys.readouterr()

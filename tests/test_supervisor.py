@@ -7,11 +7,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 from gptx_nb import files, supervisor
 from gptx_nb.process import Process
@@ -29,13 +29,6 @@ def start(run: Run, code: str, attempt: int = 1) -> subprocess.Popen[bytes]:
     worker = [sys.executable, "-c", code]
     command = [sys.executable, "-c", MAIN, str(run.folder), str(attempt), *worker]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
-
-
-def until(true: Callable[[], object], seconds: float = 20) -> None:
-    give_up = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < give_up, "waited in vain"
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
