@@ -1,22 +1,25 @@
 """What tuning brings to each task: the base model as it is, with examples in the prompt, and tuned.
 
     python benchmarks/tasks.py DATA [--tasks squad,scitldr] [--models tiny,smollm2-135m] [--examples 300] [--test 50]
-        [--shots 2] [--epochs 1] [--tune lora] [--what base,shots,tuned] [--minutes 0] [--out tasks]
+        [--shots 2] [--epochs 1] [--tune lora] [--set NAME=VALUE] [--what base,shots,tuned] [--minutes 0] [--out tasks]
 
 DATA is the folder of public sets (squad_xquad_en, tatoeba_en_fr_short, scitldr, …), each with train and test tables.
 Every model answers the same first --test rows of the test table; shots and examples to learn from are the first rows of
 the training table. What --tune and --epochs do not say is left to the package; no row is held back, so that nothing is
 chosen by a score, and the last weights count. Untrained, labels are calibrated on the texts that are asked about, never
 on their labels. Summaries stand beside the lead sentence of the document, which needs no model; programs that are
-written for mbpp are run, in the package's sandbox. --out adds what was measured to OUT.json, so that pieces can be run
-one at a time, and writes OUT.md, a table for each task; scores have 95 % intervals. With --minutes a run that has
-trained for so long is saved and stopped, and goes on when this is started again with the same GPTX_HOME.
+written for mbpp are run, in the package's sandbox. Of tinyshakespeare a row is speeches of 1,000 characters or more.
+--set is a setting of the tuned run, as long_texts=windows. What does not fit into a model is said and left out. --out
+adds what was measured to OUT.json, so that pieces can be run one at a time, and writes OUT.md, a table for each task;
+scores have 95 % intervals. With --minutes a run that has trained for so long is saved and stopped, and goes on when this
+is started again with the same GPTX_HOME.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import lzma
 import os
 import re
 import tempfile
@@ -33,6 +36,7 @@ import gptx_nb
 from gptx_nb.engine.scores import texts
 
 WAYS = ("base", "shots", "tuned")
+PIECE = 1000  # characters of a text without rows
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ LABELLED = ("text", "label_text")
 SETS = {
     "sst2": Set("sst2", "text-classification", LABELLED, 128, 0, "accuracy"),
     "trec": Set("trec", "text-classification", LABELLED, 64, 0, "accuracy"),
+    "imdb": Set("imdb_5800", "text-classification", LABELLED, 128, 0, "accuracy"),
     "sms": Set("sms_spam", "text-classification", LABELLED, 128, 0, "accuracy"),
     "ag_news": Set("ag_news", "text-classification", LABELLED, 128, 0, "accuracy"),
     "banking77": Set("banking77", "text-classification", LABELLED, 64, 0, "accuracy"),
@@ -62,6 +67,7 @@ SETS = {
     "conala": Set("conala", "code-generation", ("intent", "snippet"), 128, 48, "chrf"),
     "mbpp": Set("mbpp", "code-generation", ("text", "canonical_solution", "test", "entry_point"), 384, 128, "pass@1"),
     "chatterbot": Set("chatterbot_en_zh", "chat", ("turns",), 128, 32, "rougeL"),
+    "shakespeare": Set("tinyshakespeare", "text-generation", ("text",), 384, 64, "bits_per_byte"),
     "chnsenticorp": Set("chnsenticorp", "text-classification", LABELLED, 256, 0, "accuracy"),
     "cmrc2018": Set("cmrc2018_zh", "question-answering", ("context", "question", "answers"), 384, 24, "f1"),
     "nq_open": Set("nq_open", "question-answering", ("question", "answers"), 96, 12, "f1"),
@@ -71,12 +77,25 @@ SETS = {
 def table(folder: Path, which: Set, split: str, rows: int) -> pd.DataFrame:
     """Return a split's first rows, with the columns that the task reads; of each label one, if there is room."""
     path = next((folder / which.folder).glob(f"{split}.*"))
-    frame = pd.read_json(path, lines=True) if ".jsonl" in path.name else pd.read_csv(path)
+    if ".txt" in path.name:
+        frame = pd.DataFrame({"text": pieces(lzma.decompress(path.read_bytes()).decode())})
+    else:
+        frame = pd.read_json(path, lines=True) if ".jsonl" in path.name else pd.read_csv(path)
     frame = frame[list(which.columns)].rename(columns={"label_text": "label"})
     if "label" in frame:
         first = ~frame["label"].duplicated()
         frame = pd.concat([frame[first].head(rows), frame[~first].head(max(0, rows - int(first.sum())))]).sort_index()
     return frame.head(rows).reset_index(drop=True)
+
+
+def pieces(text: str) -> list[str]:
+    """Return `text` cut at blank lines into pieces of PIECE characters or a little more."""
+    found = [""]
+    for part in text.split("\n\n"):
+        if len(found[-1]) >= PIECE:
+            found.append("")
+        found[-1] += f"{part}\n\n"
+    return [each.strip() for each in found if each.strip()]
 
 
 def lead(test: pd.DataFrame) -> dict[str, Any]:
@@ -99,10 +118,11 @@ def measure(data: Path, name: str, model: str, way: str, asked: argparse.Namespa
     if which.new_tokens:
         options["max_new_tokens"] = which.new_tokens
     if way == "tuned":
-        found |= {"tune": asked.tune, "epochs": asked.epochs}
+        more = dict(pair.split("=", 1) for pair in asked.set)
+        found |= {"tune": asked.tune, "epochs": asked.epochs, **({"settings": more} if more else {})}
         run = gptx_nb.finetune(
             f"{name}-{model}", learnt, task=which.task, model=model, tune=asked.tune, validation=0, baselines=False,
-            epochs=asked.epochs, max_length=which.max_length, wait=False,
+            epochs=asked.epochs, max_length=which.max_length, wait=False, **more,
         )  # fmt: skip
         begun = time.monotonic()
         while run.active:
@@ -129,7 +149,7 @@ def row(measured: dict[str, Any]) -> dict[str, Any]:
     score = scores[name]
     return {
         "model": measured["model"],
-        "way": measured["way"],
+        "way": ", ".join([measured["way"], *(f"{key}: {each}" for key, each in measured.get("settings", {}).items())]),
         "examples": measured["examples"],
         name: round(score["value"], 3),
         "95 % interval": f"{score['low']:.3f} to {score['high']:.3f}",
@@ -149,6 +169,7 @@ def main() -> None:
         parser.add_argument(flag, type=int, default=usual)
     parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--tune", default="lora")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the tuned run")
     parser.add_argument("--minutes", type=float, default=0.0)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
@@ -163,7 +184,11 @@ def main() -> None:
                 _add(every, {**told, "rows": len(test), "scores": lead(test), "samples": []})
             for model in asked.models.split(","):
                 for way in asked.what.split(","):
-                    _add(every, measure(asked.data, name, model, way, asked))
+                    try:
+                        _add(every, measure(asked.data, name, model, way, asked))
+                    except gptx_nb.DataError as error:
+                        print(f"{name}, {model}, {way}: not measured, as {error}", flush=True)
+                        continue
                     print(markdown([row(every[-1])]), flush=True)
                     if kept:
                         kept.write_text(json.dumps({"every": every}, indent=2) + "\n", encoding="utf-8")
@@ -179,7 +204,7 @@ def main() -> None:
 
 def _add(every: list[dict[str, Any]], found: dict[str, Any]) -> None:
     """Put a measurement in the place of an earlier one of the same."""
-    key = ("set", "model", "way", "examples", "rows", "tune", "epochs")
+    key = ("set", "model", "way", "examples", "rows", "tune", "epochs", "settings")
     every[:] = [each for each in every if any(each.get(name) != found.get(name) for name in key)]
     every.append(found)
 

@@ -47,13 +47,16 @@ def test_a_task_is_measured_untrained_with_examples_and_tuned(
 ) -> None:
     import tasks
 
-    asked: Any = SimpleNamespace(test=16, shots=2, examples=64, tune="full", epochs=12.0, minutes=0.0)
+    asked: Any = SimpleNamespace(
+        test=16, shots=2, examples=64, tune="full", epochs=12.0, minutes=0.0, set=["long_texts=head+tail"]
+    )
     found = {way: tasks.measure(data, "sst2", "tiny", way, asked) for way in tasks.WAYS}
     rows = {way: tasks.row(each) for way, each in found.items()}
     assert rows["tuned"]["accuracy"] >= 0.9
     assert [rows[way]["examples"] for way in tasks.WAYS] == [0, 2, 64]
     assert all(row["test rows"] == 16 for row in rows.values())
     assert found["tuned"]["training_s"] > 0
+    assert rows["tuned"]["way"] == "tuned, long_texts: head+tail"
     gptx_nb.free()
 
 
@@ -63,6 +66,16 @@ def test_of_each_label_there_is_a_row_and_a_summary_has_the_lead_sentence_beside
     assert set(tasks.table(data, tasks.SETS["sst2"], "train", 2)["label"]) == {"positive", "negative"}
     test = tasks.table(data, tasks.SETS["scitldr"], "test", 8)
     assert tasks.lead(test)["rougeL"]["value"] == 1.0
+
+
+def test_a_text_without_rows_is_cut_at_blank_lines() -> None:
+    import tasks
+
+    speeches = [f"Speaker {number}:\n{'word ' * 60}" for number in range(20)]
+    found = tasks.pieces("\n\n".join(speeches))
+    assert "\n\n".join(found).split() == "\n\n".join(speeches).split()
+    assert all(len(each) >= tasks.PIECE for each in found[:-1])
+    assert all(each.startswith("Speaker") for each in found)
 
 
 def test_a_sweep_says_how_far_the_default_is_below_its_best() -> None:
