@@ -11,8 +11,8 @@ on their labels. Summaries stand beside the lead sentence of the document, which
 written for mbpp are run, in the package's sandbox. Of tinyshakespeare a row is speeches of 1,000 characters or more.
 --set is a setting of the tuned run, as long_texts=windows. What does not fit into a model is said and left out. --out
 adds what was measured to OUT.json, so that pieces can be run one at a time, and writes OUT.md, a table for each task;
-scores have 95 % intervals. With --minutes a run that has trained for so long is saved and stopped, and goes on when this
-is started again with the same GPTX_HOME.
+scores have 95 % intervals. With --minutes a run that has trained for so long is saved and stopped, and goes on when
+this is started again with the same GPTX_HOME.
 """
 
 from __future__ import annotations
