@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from gptx_nb import adapters, comparison, errands, evaluations, first_batches, inference, launch
+from gptx_nb import adapters, comparison, errands, evaluations, first_batches, inference, launch, text_pairs
 from gptx_nb.catalog import CATALOG
 from gptx_nb.comparison import Comparison
 from gptx_nb.errors import DeviceError, RecipeError, RunFailed, RunNotFound, UsageError, nearest
@@ -108,7 +108,8 @@ def predict(
     prompt. `on_text` is called with each piece of a single answer.
 
     A base model that is given `labels` gives each text one of them, untrained; `prompt`, `label_words` are what they
-    are in a recipe, and `shots` then are texts with their labels.
+    are in a recipe, and `shots` then are texts with their labels. Each text may be two, as in {"premise": …,
+    "hypothesis": …} or a table with such columns.
 
     Raises RunNotFound, RunFailed for a run without a model, DataError for what is no text.
     """
@@ -131,7 +132,8 @@ def predict(
         if gives_labels(task, labels, prompt, label_words):
             if given := [*how, *(word for word, value in languages.items() if value)]:
                 raise UsageError(f"{', '.join(given)}: that is for writing, and labels are asked for. Leave it out")
-            return inference.label(who, texts, labels_of(labels, prompt, label_words, shots), line.texts)
+            wanted = labels_of(labels, prompt, label_words, shots, text_pairs.columns_of(texts))
+            return inference.label(who, texts, wanted, line.texts)
         return inference.generate(
             who,
             texts,
@@ -254,9 +256,14 @@ def gives_labels(task: str | None, labels: Any, prompt: str | None, label_words:
     return task is not None or any(each is not None for each in (labels, prompt, label_words))
 
 
-def labels_of(labels: Any, prompt: str | None, label_words: Any, shots: Any) -> inference.Labels:
-    """Return what a base model is to tell apart: `labels` as a list or as text with commas, else those of `shots`."""
-    shown = [_shot(row, number) for number, row in enumerate(_rows(shots), 1)]
+def labels_of(
+    labels: Any, prompt: str | None, label_words: Any, shots: Any, pair: tuple[str, str] | None = None
+) -> inference.Labels:
+    """Return what a base model is to tell apart: `labels` as a list or as text with commas, else those of `shots`.
+
+    `pair`: what the two texts are called, where each text is two.
+    """
+    shown = [_shot(row, number, pair) for number, row in enumerate(_rows(shots), 1)]
     if isinstance(labels, str):
         labels = [name.strip() for name in labels.strip(" []").split(",") if name.strip()]
     names = tuple(str(name) for name in labels) if labels is not None else tuple(dict.fromkeys(b for _, b in shown))
@@ -268,7 +275,7 @@ def labels_of(labels: Any, prompt: str | None, label_words: Any, shots: Any) -> 
     for label in checked.label_words or {}:
         if label not in names:
             raise UsageError(f"label_words: {label!r} is none of the labels.{nearest(label, names)}")
-    return inference.Labels(names, checked.prompt, checked.label_words, tuple(shown))
+    return inference.Labels(names, checked.prompt, checked.label_words, tuple(shown), pair)
 
 
 def _rows(table: Any) -> list[Any]:
@@ -277,11 +284,17 @@ def _rows(table: Any) -> list[Any]:
     return table.to_dict("records") if hasattr(table, "to_dict") and hasattr(table, "iloc") else list(table)
 
 
-def _shot(row: Any, number: int) -> tuple[str, str]:
-    pair = [row.get("text"), row.get("label")] if isinstance(row, Mapping) else row
-    if isinstance(pair, str) or not hasattr(pair, "__len__") or len(pair) != 2 or None in pair:
-        raise UsageError(f"shot {number} needs a text and its label: {{text: …, label: …}} or [text, label]")
-    return str(pair[0]), str(pair[1])
+def _shot(row: Any, number: int, pair: tuple[str, str] | None) -> tuple[str, str]:
+    texts_called = pair and isinstance(row, Mapping) and text_pairs.columns_of(row)
+    names = [*(texts_called or pair or ("text",)), "label"]
+    values = [row.get(name) for name in names] if isinstance(row, Mapping) else row
+    if isinstance(values, str) or not hasattr(values, "__len__") or len(values) != len(names) or None in values:
+        what = "both texts and their label" if pair else "a text and its label"
+        raise UsageError(
+            f"shot {number} needs {what}: {{{', '.join(f'{name}: …' for name in names)}}} or [{', '.join(names)}]"
+        )
+    *texts, label = map(str, values)
+    return text_pairs.join(*texts) if pair else texts[0], label
 
 
 def wait_for_model(run: Run, watcher: Watcher | None = None) -> None:

@@ -81,7 +81,7 @@ def _ask_base(run: Run, text: str, on_text: Callable[[str], None] | None) -> Jso
         labels = (run.plan() or {}).get("labels") or recipe.labels
         if not labels:
             raise RunNotFound(f"{called(run)} has not read its labels yet")
-        wanted = inference.Labels(tuple(labels), recipe.prompt, recipe.label_words)
+        wanted = inference.Labels(tuple(labels), recipe.prompt, recipe.label_words, pair=inference.pair_of(run))
         try:
             found = inference.label(base, [text], wanted)
         except DataError as error:  # they have no words

@@ -151,10 +151,9 @@ def predict(run: Run, texts: Any, progress: Progress | None = None, step: int | 
     if config is None:
         raise RunNotFound(f"run {label} has no model yet: it is {run.state()}. See `%gpt_watch {run.name}`")
     known = files.read_json(run.model / CLASSIFIER_FILE) or {}
-    columns = known.get("columns") or {}
     read = _READ.get(str((known.get("reading") or {}).get("way")), "beginning")
-    if columns.get("text_pair") is not None:
-        asked = read_pairs(texts, (columns["text"], columns["text_pair"]), label)
+    if (pair := pair_of(run)) is not None:
+        asked = read_pairs(texts, pair, f"run {label} reads")
     else:
         asked = read_texts(texts, run.recipe().text, label)
     # transformers leaves its default out of the file: two labels of these names.
@@ -178,6 +177,12 @@ def predict(run: Run, texts: Any, progress: Progress | None = None, step: int | 
     return Predictions(label, labels, asked.texts, probabilities, cut, asked.index, threshold, read)
 
 
+def pair_of(run: Run) -> tuple[str, str] | None:
+    """Return the columns of the two texts that the classifier of `run` reads; None where it reads one, or none yet."""
+    columns = (files.read_json(run.model / CLASSIFIER_FILE) or {}).get("columns") or {}
+    return (columns["text"], columns["text_pair"]) if columns.get("text_pair") is not None else None
+
+
 def extremes(run: Run, count: int = 5) -> dict[str, Any]:
     """Return the held-out rows that the model of `run` does best and worst on.
 
@@ -193,23 +198,27 @@ def extremes(run: Run, count: int = 5) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Labels:
-    """What a base model is to tell apart. `words` stand for labels behind `prompt`; `shots` are texts with labels."""
+    """What a base model is to tell apart. `words` stand for labels behind `prompt`; `shots` are texts with labels.
+
+    `pair`: each text is two, which have these names in a table; those of `shots` are joined (see `text_pairs`).
+    """
 
     names: tuple[str, ...]
     prompt: str | None = None
     words: Mapping[str, str] | None = None
     shots: tuple[tuple[str, str], ...] = ()
+    pair: tuple[str, str] | None = None
 
 
 def label(who: Run | str, texts: Any, labels: Labels, progress: Progress | None = None) -> Predictions:
     """Let a base model, or the run that made one, give each text one of `labels`, without any training.
 
-    The texts are those that `predict` takes. Some of them tell how likely each label is whatever a text says, which is
-    taken out. Raises as `predict` does.
+    The texts are those that `predict` takes, for pairs of texts too. Some of them tell how likely each label is
+    whatever a text says, which is taken out. Raises as `predict` does.
     """
     name = f"{who.name}/{who.version}" if isinstance(who, Run) else who
     root = who.folder.parents[2] if isinstance(who, Run) else None
-    asked = read_texts(texts, None, name)
+    asked = read_pairs(texts, labels.pair, f"{name} is asked about") if labels.pair else read_texts(texts, None, name)
     step = -(-len(asked.texts) // MOST_BESIDE) or 1
     body: dict[str, Any] = {
         "base": f"{RUN}{name}" if isinstance(who, Run) else who,
@@ -217,6 +226,7 @@ def label(who: Run | str, texts: Any, labels: Labels, progress: Progress | None 
         "prompt": labels.prompt,
         "label_words": dict(labels.words) if labels.words else None,
         "shots": [list(each) for each in labels.shots],
+        "pair": labels.pair is not None,
         "beside": [text[:LONGEST_BESIDE] for text in asked.texts[::step]],
     }
     shares: list[list[float]] = []
@@ -395,10 +405,10 @@ def read_texts(value: Any, column: str | None, label: str) -> Texts:
     return Texts(_as_texts(items, index, ""), index)
 
 
-def read_pairs(value: Any, columns: tuple[str, str], label: str) -> Texts:
-    """Return the pairs in `value` as texts (see `text_pairs`); `columns` are those that run `label` learned from.
+def read_pairs(value: Any, columns: tuple[str, str], needs: str) -> Texts:
+    """Return the pairs in `value` as texts (see `text_pairs`); `needs` says who needs them: "run a/1 reads".
 
-    A pair is an object with both columns, two texts, or a text with a blank line between them; a table has both.
+    A pair is an object with both `columns`, two texts, or a text with a blank line between them; a table has both.
     """
     first, second = columns
     advice = f"Give {{{first!r}: …, {second!r}: …}}, a list of such, or a DataFrame with both columns"
@@ -407,15 +417,15 @@ def read_pairs(value: Any, columns: tuple[str, str], label: str) -> Texts:
         names = [str(each) for each in known]
         for name in columns:
             if name not in names:
-                raise DataError(f"the table has no column {name!r}, and run {label} reads pairs of texts. {advice}")
-        held, beside = (_read_column(value, names, name, label) for name in columns)
+                raise DataError(f"the table has no column {name!r}, and {needs} pairs of texts. {advice}")
+        held, beside = (_read_column(value, names, name, needs) for name in columns)
         return Texts([text_pairs.join(*both) for both in zip(held.texts, beside.texts, strict=True)], held.index)
     if isinstance(value, str | Mapping) or (isinstance(value, tuple) and len(value) == 2):
         rows: list[Any] = [value]
     elif isinstance(value, list | tuple):
         rows = list(value)
     else:
-        raise DataError(f"{_kind(value)} holds no pairs of texts, which run {label} reads. {advice}")
+        raise DataError(f"{_kind(value)} holds no pairs of texts, which {needs}. {advice}")
     texts = []
     for number, row in enumerate(rows, 1):
         at = f"row {number} of {len(rows)}"
@@ -423,7 +433,7 @@ def read_pairs(value: Any, columns: tuple[str, str], label: str) -> Texts:
         if isinstance(both, Mapping):
             both = [both[name] for name in columns] if set(columns) <= set(both) else None
         if not isinstance(both, list | tuple) or len(both) != 2:
-            raise DataError(f"{at} is no pair of texts, which run {label} reads. {advice}")
+            raise DataError(f"{at} is no pair of texts, which {needs}. {advice}")
         one, other = (_as_text(each, f"{name} of {at}", "") for each, name in zip(both, columns, strict=True))
         texts.append(text_pairs.join(one, other))
     return Texts(texts)

@@ -291,9 +291,10 @@ def lengths(plan: dict[str, Any]) -> str:
     """Say how long the texts are in tokens and how many will be cut."""
     tokens = plan["tokens"]
     longest = plan["max_length"]["choice"]
-    cut = (
-        f"{counted(tokens['cut'], 'row')} longer than {longest:,} will be cut" if tokens["cut"] else "none will be cut"
-    )
+    begins = " ".join((tokens.get("first_cut") or "").split())  # not known of older runs, and of texts that are written
+    which = f" ({'it' if tokens['cut'] == 1 else 'the first'} begins {begins!r})" if begins else ""
+    long = f"{counted(tokens['cut'], 'row')} longer than {longest:,}{which} will be cut"
+    cut = long if tokens["cut"] else "none will be cut"
     return (
         f"{tokens['min']:,} to {tokens['max']:,} tokens, median {number_of(tokens['median'])}, "
         f"95 of 100 up to {number_of(tokens['p95'])}; {cut}"

@@ -6,6 +6,15 @@ The training table, a prediction and an evaluation join their pairs here, so tha
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
+
+# Names of columns that are the two texts of a pair.
+PAIRS = (
+    ("premise", "hypothesis"), ("sentence1", "sentence2"), ("text1", "text2"), ("question1", "question2"),
+    ("question", "sentence"), ("text_a", "text_b"), ("sentence_a", "sentence_b"), ("s1", "s2"), ("query", "passage"),
+    ("claim", "evidence"), ("句子1", "句子2"), ("文本1", "文本2"), ("问题1", "问题2"), ("前提", "假设"),
+)  # fmt: skip
 
 SEPARATOR = "\n\n"
 _BLANK = re.compile(r"\n\s*\n")
@@ -20,3 +29,28 @@ def split(text: str) -> tuple[str, str] | None:
     """Return the two texts that `join` has made one; None where no blank line stands in `text`."""
     first, separator, second = text.partition(SEPARATOR)
     return (first, second) if separator else None
+
+
+def columns_of(asked: Any) -> tuple[str, str] | None:
+    """Return what the two texts of each row of `asked` are called; None where a row is one text.
+
+    A table has two columns of PAIRS; an object has these, or two keys and no more; a list holds objects or twos.
+    """
+    columns = getattr(asked, "columns", getattr(asked, "column_names", None))
+    if columns is not None and not callable(columns):
+        return _named([str(each) for each in columns])
+    first = next(iter(asked), None) if isinstance(asked, list | tuple) else asked
+    if isinstance(first, Mapping):
+        names = [str(each) for each in first]
+        two = len(names) == 2 and not {"text", "label"} & set(names)  # as those of a row with its label are called
+        return _named(names) or ((names[0], names[1]) if two else None)
+    if isinstance(first, list | tuple) and len(first) == 2:
+        return "text", "text_pair"
+    return None
+
+
+def _named(names: list[str]) -> tuple[str, str] | None:
+    known = {name.lower(): name for name in names}
+    return next((
+        (known[one], known[other]) for one, other in (("text", "text_pair"), *PAIRS) if one in known and other in known
+    ), None)  # fmt: skip

@@ -23,11 +23,12 @@ from transformers import (
 )
 
 import gptx_nb
-from gptx_nb import inference, launch
+from gptx_nb import inference, launch, progress
 from gptx_nb.engine import longer_context, models, packing, plan, tuning
 from gptx_nb.engine.device import choose
 from gptx_nb.engine.predict import Classifier
-from gptx_nb.engine.tasks import reading, text_classification
+from gptx_nb.engine.tasks import label_words, reading, text_classification
+from gptx_nb.engine.tasks.label_words import Wording
 from gptx_nb.engine.tasks.reading import Reading, Windowed
 from gptx_nb.errors import ModelError, RecipeError
 from gptx_nb.predictions import Predictions
@@ -151,6 +152,36 @@ def test_texts_that_are_cut_are_counted_with_what_windows_would_cost(tokenizer: 
     }
     short = reading.encode(tokenizer, ["x"], Reading(20))
     assert Reading(20).cost(short.rows, short.cut, short.tokens) is None
+
+
+@pytest.mark.parametrize("prompt", [None, "{text}\nTopic:"])
+@pytest.mark.parametrize("way", ["cut", "head+tail", "windows"])
+def test_the_first_text_that_is_cut_is_known(tokenizer: Any, prompt: str | None, way: Any) -> None:
+    wording = None if prompt is None else Wording(prompt, (" a", " b"))
+    texts = ["x", "y" * 30, "z" * 40] if way != "windows" else ["x", "y" * 5_000, "z" * 6_000]
+    found = label_words.read(tokenizer, wording, texts, Reading(24, way))
+    assert (found.cut, found.first_cut) == (2, 1)
+    assert label_words.read(tokenizer, wording, texts[:1], Reading(24, way)).first_cut is None
+
+
+def test_a_plan_says_how_the_first_text_that_is_cut_begins(home: Path, tiny_model: Path) -> None:
+    texts = ["short", "I was told that\nit would last " + "long " * 40, "brief"] * 4
+    small = {
+        "model": str(tiny_model),
+        "max_length": 48,
+        "epochs": 1,
+        "baselines": False,
+        "validation": 0,
+        "head": "plain",
+    }
+    run = gptx_nb.finetune("long", pd.DataFrame({"text": texts, "label": ["a", "b", "a"] * 4}), device="cpu", **small)
+    told = run.plan()
+    assert told is not None
+    assert progress.lengths(told).endswith(
+        "; 4 rows longer than 48 (the first begins 'I was told that it would last long long') will be cut"
+    )
+    told["tokens"].update(cut=1)
+    assert " (it begins 'I was told that " in progress.lengths(told)
 
 
 def test_settings_of_long_texts_that_make_no_sense_are_refused() -> None:

@@ -328,3 +328,24 @@ def test_a_run_learns_from_pairs_and_is_asked_with_pairs(process: Path, tiny_mod
         gptx_nb.predict("pairs", "A car.")
     with pytest.raises(DataError, match="the table has no column 'hypothesis', and run pairs/1 reads pairs"):
         gptx_nb.predict("pairs", PAIRS[["premise"]])
+
+
+def test_a_base_model_is_asked_with_pairs_untrained(process: Path, tiny_model: Path) -> None:
+    base, names = str(tiny_model), ["alike", "other"]
+    row = {"premise": "A car.", "hypothesis": "A hat."}
+    one = gptx_nb.predict(base, row, labels=names)
+    joined = gptx_nb.predict(base, "A car.\n\nA hat.", labels=names, prompt="{text}\nRelation:")
+    assert isinstance(one, Predictions)
+    assert isinstance(joined, Predictions)
+    assert (one.texts, one.probabilities) == (joined.texts, joined.probabilities)
+    shots = [{**row, "label": "other"}, ["A hat.", "A hat.", "alike"]]
+    asked = PAIRS[["premise", "hypothesis"]].head(3)
+    for texts in (asked, asked.to_dict("records"), asked.values.tolist()):
+        shown = gptx_nb.predict(base, texts, shots=shots, task="text-classification")
+        assert isinstance(shown, Predictions)
+        assert shown.texts == ["A car.\n\nA car.", "A car.\n\nA door.", "A car.\n\nA hat."]
+        assert shown.classes == ["other", "alike"]
+    with pytest.raises(DataError, match=r"row 2 of 2 is no pair of texts, which .*tiny-gpt2 is asked about\. Give"):
+        gptx_nb.predict(base, [row, {"premise": "A car."}], labels=names)
+    with pytest.raises(UsageError, match="shot 1 needs both texts and their label: "):
+        gptx_nb.predict(base, row, labels=names, shots=[{"text": "A car.", "label": "other"}])

@@ -51,6 +51,7 @@ Once = Callable[[str, Callable[[], Any]], Any]  # gives plain values that are ma
 
 SAMPLES = 2  # held-out rows that a model answers at each evaluation
 SAMPLE_TOKENS = 32
+SHOWN_OF_A_TEXT = 40  # characters, by which its writer finds it
 MOST_OF_THE_TIME = 0.03  # share of a run's time in which they are written
 PARTS = ("train", "validation")
 SHOTS, MOST_FEW_SHOT = 4, 20  # examples that an untuned model is shown, and answers that it then writes
@@ -128,6 +129,7 @@ class Classification:
         self._rows, self._held = TokenRows(), TokenRows()
         self._renumbered: Any = None  # the cut vocabulary (vocabulary.Cut) whose numbers the rows have
         self._cut = 0
+        self._first_cut: str | None = None
         self.start = Start(None, None, "a new head on the plain text")
         self._before: head_start.Before | None = None
         self._not_before = ""  # why the base model is not scored, where it could have been
@@ -193,8 +195,17 @@ class Classification:
         found = self._read(tokenizer, self.table.train.texts)
         more = self._read(tokenizer, self.table.validation.texts if self.table.validation is not None else [])
         self._rows, self._held, self._cut = found.rows, more.rows, found.cut + more.cut
+        self._first_cut = self._beginning(found.first_cut, more.first_cut)
         self._renumbered = self._before_cut = None
         self._cost = self._reading.cost(found.rows, self._cut, found.tokens + more.tokens, more.rows)
+
+    def _beginning(self, of_train: int | None, of_held: int | None) -> str | None:
+        """Return how the first text that is cut begins: the one of that number, by which its writer finds it."""
+        if of_train is not None:
+            return self.table.train.texts[of_train][:SHOWN_OF_A_TEXT]
+        if of_held is not None and self.table.validation is not None:
+            return self.table.validation.texts[of_held][:SHOWN_OF_A_TEXT]
+        return None
 
     def _reading_at(self, max_length: int) -> Reading:
         pair = self.report.get("text_pair") is not None
@@ -230,7 +241,7 @@ class Classification:
         return text_classification.Learner(model, tuned, self._rows, labels, self._held, pull=pull, **options)
 
     def told(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-        told = plan.examples(self.table, tokenizer, self._rows, self._held, self._first(3), self._cut)
+        told = plan.examples(self.table, tokenizer, self._rows, self._held, self._first(3), self._cut, self._first_cut)
         told = {**told, "remarks": self.start.remarks(), **self.start.told()}
         return {**told, "long_texts": self._cost} if self._cost is not None else told
 

@@ -71,10 +71,11 @@ def examples(
     held_rows: TokenRows,
     first: Sequence[Row],
     cut: int,
+    first_cut: str | None,
 ) -> dict[str, Any]:
     """Return what the plan says of the encoded examples: numbers, lengths, the `first` few as the model sees them.
 
-    Those have the tokenizer's numbers; `rows` may have others.
+    Those have the tokenizer's numbers; `rows` may have others. `cut` rows are cut, the first of which begins so.
     """
     lengths = np.sort(np.concatenate([rows.lengths, held_rows.lengths])).tolist()
     return {
@@ -87,6 +88,7 @@ def examples(
             "p95": lengths[min(len(lengths) - 1, int(len(lengths) * 0.95))],
             "max": lengths[-1],
             "cut": cut,
+            "first_cut": first_cut,
         },
         "rendered": [
             {

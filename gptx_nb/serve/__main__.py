@@ -159,7 +159,7 @@ class Models:
         from gptx_nb.engine.zero_shot import ZeroShot, read_wording
 
         own = (asked["labels"], asked["prompt"], asked["label_words"], asked["shots"])
-        wording = read_wording(*own, texts=asked["beside"])
+        wording = read_wording(*own, texts=asked["beside"], pair=asked["pair"])
         base = models.find(asked["base"], None, log)
         found = self._kept(Path(base.path) / (base.gguf or ""), "labels", lambda chosen: ZeroShot.load(base, chosen))
         assert isinstance(found, ZeroShot)
@@ -372,7 +372,7 @@ class Handler(BaseHTTPRequestHandler):
             return {**told, "probabilities": answer.probabilities, "cut": answer.cut}
 
     def _label(self, body: bytes) -> dict[str, Any]:
-        """Let a base model give labels: {"base", "texts", "labels", "prompt", "label_words", "shots", "beside"}."""
+        """Let a base model label {"base", "texts", "labels", "prompt", "label_words", "shots", "pair", "beside"}."""
         try:
             asked = json.loads(body)
             texts, labels = list(asked["texts"]), list(asked["labels"])

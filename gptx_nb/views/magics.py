@@ -192,6 +192,7 @@ class GptxMagics(_Configured):  # type: ignore[misc]
         --shots {{rows}}     examples with their answers, shown before the prompt
 
         A base model is told with --labels to give labels, as in %gpt_predict smollm2-135m --labels good,bad "Fine!"
+        Each text may be two, in an object or a table with their names, as {premise: …, hypothesis: …}.
 
         --prompt TEXT        that a label's words complete, as in "Review: {text}\\nSentiment:"
         --label-words {{words by label}}

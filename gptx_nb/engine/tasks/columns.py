@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptx_nb.engine.tasks.templates import LANGUAGES
+from gptx_nb.text_pairs import PAIRS
 
 Columns = Mapping[str, Sequence[Any]]
 
@@ -82,11 +83,6 @@ ASKED_SIDES = (
 CODE = ("code", "snippet", "canonical_solution", "solution", "program")
 WORDS = ("intent", "rewritten_intent", "docstring", "description", "text", "prompt", "instruction", "question")
 TESTS = ("test", "tests", "test_list")
-PAIRS = (
-    ("premise", "hypothesis"), ("sentence1", "sentence2"), ("text1", "text2"), ("question1", "question2"),
-    ("question", "sentence"), ("text_a", "text_b"), ("sentence_a", "sentence_b"), ("s1", "s2"), ("query", "passage"),
-    ("claim", "evidence"), ("句子1", "句子2"), ("文本1", "文本2"), ("问题1", "问题2"), ("前提", "假设"),
-)  # fmt: skip
 LABEL = (
     "label",
     "labels",

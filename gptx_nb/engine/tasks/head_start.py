@@ -31,6 +31,7 @@ from gptx_nb.recipe import Recipe
 FOLDS = 4
 LEAST_SHOTS, MOST_SHOTS = 4, 8  # shown to the base model as it is; one of each label, if there is room
 MOST_ZERO, MOST_FEW = 400, 100  # rows held back that it is scored on
+MOST_BESIDE = 50  # examples that calibrate it where others stand before each text
 LOOK = 200  # texts that tell whether they are questions
 ENOUGH = 32  # examples from which on cross-validation is trusted; of fewer, the words know more
 # Parameters from which on a model knows what words mean. smollm2-135m does (0.84 of SST-2 without an example); tiny, of
@@ -121,7 +122,8 @@ class Before:
 
     `rows` gives those of the output layer for the words. `head` is made of them and of examples; None: it will be, of
     the tokens of some examples and of texts that say nothing, `calibrating`. `zero` and `few` hold tokens of the rows
-    numbered `of_zero` and `of_few`; `shots` examples stand before the latter.
+    numbered `of_zero` and `of_few`; `shots` examples stand before the latter, and before those of other examples and
+    texts that say nothing, `few_calibrating`. No row that is scored calibrates anything.
     """
 
     rows: Callable[[], torch.Tensor]
@@ -131,6 +133,7 @@ class Before:
     of_zero: list[int]
     few: list[list[int]]
     of_few: list[int]
+    few_calibrating: tuple[list[list[int]], list[list[int]]]
     shots: int
     dtype: torch.dtype
 
@@ -172,21 +175,37 @@ class Before:
         )
         fits = places and base.tokens_of(shown) * 2 <= context
         zero = read([held[at] for at in of_zero])
-        few, _ = label_words.encode(base.tokenizer, shown, [held[at] for at in of_few], context) if fits else ([], 0)
-        return cls(rows, start.head, calibrating, zero, of_zero, few, of_few, len(places), base.dtype)
+
+        def behind(texts: Sequence[str]) -> list[list[int]]:
+            return label_words.encode(base.tokenizer, shown, texts, context)[0] if fits else []
+
+        other = [at for at in range(len(table.train)) if at not in set(places)] or places
+        beside = [other[at] for at in sample(len(other), MOST_BESIDE, recipe.seed)]
+        few_calibrating = behind([table.train.texts[at] for at in beside]), behind(label_words.SAY_NOTHING)
+        few = behind([held[at] for at in of_few])
+        return cls(
+            rows, start.head, calibrating, zero, of_zero, few, of_few, few_calibrating, len(places), base.dtype
+        )  # fmt: skip
 
     @property
     def tokens(self) -> list[int]:
         """Every token that it needs, by number."""
-        every = itertools.chain(*map(reading.flat, (self.zero, *self.calibrating)), self.few)
+        every = itertools.chain(*map(reading.flat, (self.zero, *self.calibrating)), self.few, *self.few_calibrating)
         return sorted({token for row in every for token in row})
 
     def renumbered(self, tokens: Callable[[list[int]], list[int]]) -> Before:
         def all_of(rows: Sequence[Row]) -> Sequence[Row]:
             return [reading.renumbered(row, tokens) for row in rows]
 
+        def whole(rows: Sequence[list[int]]) -> list[list[int]]:
+            return [tokens(row) for row in rows]
+
         seen, silent = map(all_of, self.calibrating)
-        return replace(self, calibrating=(seen, silent), zero=all_of(self.zero), few=[tokens(row) for row in self.few])
+        few_seen, few_silent = map(whole, self.few_calibrating)
+        return replace(
+            self, calibrating=(seen, silent), zero=all_of(self.zero), few=whole(self.few),
+            few_calibrating=(few_seen, few_silent),
+        )  # fmt: skip
 
     def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, table: Table) -> dict[str, Any]:
         """Return {"scores", "few_shot"}, each {"rows", "accuracy", "macro_f1", "scores": as `evaluate.measured`}.
@@ -213,8 +232,8 @@ class Before:
         head = label_words.head(rows, *map(states, self.calibrating)) if self.head is None else self.head
         few = None
         if self.few:
-            behind = states(self.few)
-            few = {**score(behind, self.of_few, label_words.head(rows, behind, behind[:0])), "shots": self.shots}
+            head_behind = label_words.head(rows, *map(states, self.few_calibrating))
+            few = {**score(states(self.few), self.of_few, head_behind), "shots": self.shots}
         return {"scores": score(states(self.zero), self.of_zero, head), "few_shot": few}
 
 

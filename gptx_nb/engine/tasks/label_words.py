@@ -216,16 +216,18 @@ def read(tokenizer: PreTrainedTokenizerBase, asked: Wording | None, texts: Seque
     before, after = _around(tokenizer, asked)
     room = how.max_length - len(before) - len(after)
     if room < 1 or (how.way == "cut" and not how.pair):
-        rows, cut = TokenRows(), 0
-        for text in texts:
+        rows, cut, first_cut = TokenRows(), 0, None
+        for at, text in enumerate(texts):
             (row,), shortened = encode(tokenizer, asked, [text], how.max_length)
             rows.append(row)
             cut += shortened
-        return reading.Rows(rows, cut, int(rows.lengths.sum()))
+            first_cut = at if first_cut is None and shortened else first_cut
+        return reading.Rows(rows, cut, int(rows.lengths.sum()), first_cut)
     inner = replace(how, max_length=room)
     found = TokenRows()
     cut = tokens = 0
-    for text in texts:
+    first_cut = None
+    for at, text in enumerate(texts):
         part = reading.readable(text.strip(), inner, room)
         longer = len(part) < len(text.strip())
         (whole,), _ = encode(tokenizer, asked, [part], len(part) * 8 + 10**6)
@@ -237,8 +239,9 @@ def read(tokenizer: PreTrainedTokenizerBase, asked: Wording | None, texts: Seque
         spaced = asked.segments(part)[1].text
         parts, complete = reading.parts(tokenizer, spaced, ids, longer, room, inner)
         cut += not complete
+        first_cut = at if first_cut is None and not complete else first_cut
         found.append(reading.in_frame(before, parts, after))
-    return reading.Rows(found, cut, tokens)
+    return reading.Rows(found, cut, tokens, first_cut)
 
 
 def _around(tokenizer: PreTrainedTokenizerBase, asked: Wording) -> tuple[list[int], list[int]]:

@@ -168,11 +168,12 @@ class TokenRows(Sequence[Row]):
 
 @dataclass(frozen=True)
 class Rows:
-    """A row a text; how many texts were `cut`, and about how many `tokens` they all have uncut."""
+    """A row a text; how many texts were `cut`, about how many `tokens` they all have uncut, and which is cut first."""
 
     rows: TokenRows
     cut: int
     tokens: int
+    first_cut: int | None = None
 
 
 def windows_of(row: Row) -> list[list[int]]:
@@ -216,7 +217,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], reading: Re
     room = max(1, reading.max_length - len(before) - len(after))
     rows = TokenRows()
     cut = tokens = 0
-    for text, ids in zip(texts, _spelled(tokenizer, texts, reading, room), strict=True):
+    first_cut = None
+    for at, (text, ids) in enumerate(zip(texts, _spelled(tokenizer, texts, reading, room), strict=True)):
         longer = len(text) > len(ids.read)
         length = round(len(ids.ids) * len(text) / len(ids.read)) if longer else len(ids.ids)
         tokens += length + len(before) + len(after)
@@ -225,8 +227,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], reading: Re
             continue
         found, whole = parts(tokenizer, text, ids.ids, longer, room, reading)
         cut += not whole
+        first_cut = at if first_cut is None and not whole else first_cut
         rows.append(in_frame(before, found, after))
-    return Rows(rows, cut, tokens)
+    return Rows(rows, cut, tokens, first_cut)
 
 
 def in_frame(before: list[int], parts: Sequence[list[int]], after: list[int]) -> Row:
