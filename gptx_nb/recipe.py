@@ -25,6 +25,7 @@ from gptx_nb.errors import RecipeError, nearest
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
+CHAT_TEMPLATES = ("chatml", "zephyr")
 Task = Literal[
     "text-classification",
     "text-generation",
@@ -368,6 +369,12 @@ class Recipe(Settings):
         ge=1,
         le=64,
     )
+    chat_template: str | None = setting(
+        None,
+        "How conversations are written: chatml, zephyr, or a template of your own, a text in Jinja.",
+        reason="the model's own; a base model without one gets ChatML if its vocabulary has the marks, else Zephyr's",
+        tasks=("chat",),
+    )
     allow_code: bool = setting(
         False,
         "Run the programs that a model for code writes, in a sandbox, to score them by their tests.",
@@ -500,6 +507,17 @@ class Recipe(Settings):
         if not re.fullmatch(r"full|lora|head|top:[1-9]\d{0,3}", value):
             raise ValueError("use full, lora, head, or top:4 (or another number of layers)")
         return value
+
+    @field_validator("chat_template")
+    @classmethod
+    def _template_is_one(cls, value: str | None) -> str | None:
+        if value is None or value in CHAT_TEMPLATES or "{{" in value or "{%" in value:
+            return value
+        raise ValueError(
+            f"use {', '.join(CHAT_TEMPLATES)}, or a text in Jinja, as in "
+            "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}{% endfor %}. "
+            "Of a file give what it holds"
+        )
 
     @model_validator(mode="after")
     def _one_source(self) -> Recipe:

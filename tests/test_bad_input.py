@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from gptx_nb import progress, writing_words
 from gptx_nb.engine import examples, jobs
-from gptx_nb.errors import DataError
+from gptx_nb.errors import DataError, RecipeError
 from gptx_nb.recipe import make_recipe
 from gptx_nb.sources import stage
 
@@ -75,6 +75,29 @@ def test_a_template_that_fails_names_the_conversation_and_what_to_change(tmp_pat
         "conversation: No system here. Change what it refuses (often a system message), or choose a base model with "
         "another `chat_template`"
     )
+
+
+def test_a_chat_template_is_for_chats_and_a_name_or_a_text(tmp_path: Path, tiny_model: Path) -> None:
+    with pytest.raises(
+        RecipeError, match=r"chat_template: 'chat\.jinja' does not fit: use chatml, zephyr, or a text in"
+    ):
+        make_recipe({"chat_template": "chat.jinja"})
+    asked = {"data": "df", "chat_template": "chatml", "validation": 0}
+    labelled = [{"text": "Good", "label": "a"}, {"text": "Bad", "label": "b"}]
+    written = [{"prompt": "1", "completion": "2"}]
+    for rows in (labelled * 4, written * 4):
+        recipe = make_recipe(asked)
+        with pytest.raises(RecipeError, match="chat_template: it writes conversations, and the task is text-"):
+            examples.load(recipe, stage(recipe, rows, None, tmp_path), tmp_path)
+    recipe = make_recipe(asked)
+    talks = [{"messages": [talk("user", "Hi"), talk("assistant", "Ho")]}] * 4
+    job = jobs.of(examples.load(recipe, stage(recipe, talks, None, tmp_path), tmp_path), recipe)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    job.encode(tokenizer, 128)
+    told = job.told(tokenizer)
+    assert told["remarks"][0] == "chat template: chatml (asked for in the recipe); it is saved with the model"
+    shown = "".join(text for text, _ in told["rendered"][0]["pieces"])
+    assert shown.startswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>")
 
 
 @pytest.mark.parametrize("part", ["train", "validation", "a table of its own"])

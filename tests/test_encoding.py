@@ -304,6 +304,42 @@ def test_a_base_model_gets_a_chat_template_which_is_saved_with_it(
     assert chat_templates.choose(again) == ("the model's own", "it was tuned with it")
 
 
+@pytest.mark.parametrize("kind", ["tiny", "chatml"])
+@pytest.mark.parametrize(
+    ("asked", "target"),
+    [
+        ("chatml", "Ho<|im_end|>"),
+        ("zephyr", f"Ho{SPECIAL}"),
+        ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "Ho"),
+    ],
+)
+def test_a_template_that_is_asked_for_is_taken(tmp_path: Path, kind: str, asked: str, target: str) -> None:
+    tokenizer = TOKENIZERS[kind]()
+    end = tokenizer.eos_token
+    name = asked if asked in chat_templates.NAMED else "a text of its own"
+    assert chat_templates.told(tokenizer, asked) == f"chat template: {name} (asked for in the recipe)"
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    (example,) = chat_templates.conversation(tokenizer, messages)
+    assert "".join(part.text for part in example if part.target) == target.replace(SPECIAL, end)
+    tokenizer.save_pretrained(tmp_path)
+    assert chat_templates.choose(AutoTokenizer.from_pretrained(tmp_path))[0] == "the model's own"
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("{% for m in messages }", r"unexpected '}'\. Correct it, or type `chat_template: chatml`"),
+        ("{{ foo.bar }}", "'foo' is undefined"),
+        ("{{ messages[1]['content'] }}", "list object has no element 1"),
+        ("{% for m in messages %}x{% endfor %}", "it leaves out what the user says"),
+        ("{{ messages[0]['content'] }}{% if messages|length > 1 %}x{% endif %}", "it leaves out what the assistant"),
+    ],
+)
+def test_a_template_that_writes_no_conversation_is_refused(asked: str, message: str) -> None:
+    with pytest.raises(DataError, match=f"^chat_template: {message}"):
+        chat_templates.told(TOKENIZERS["tiny"](), asked)
+
+
 def test_a_template_that_leaves_out_earlier_thoughts_gives_an_example_a_turn() -> None:
     tokenizer = TOKENIZERS["chatml"]()
     tokenizer.chat_template = (

@@ -47,6 +47,10 @@ VALUES: dict[str, list[Any]] = {  # of settings that take not every text
         [{"question": "Who?", "answer": "'Me'"}, {"question": "1", "answer": "null"}],
     ],
     "columns": [{"question": "q: [1]", "context": ["a, b", "no"]}, {"document": "{{d}}", "summary": " s "}],
+    "chat_template": [
+        "zephyr",
+        "{% for turn in messages %}\n- {{ turn['role'] }}: {{ turn['content'] }} # so\n{% endfor %}",
+    ],
     "prompt": ["Review: {text}\nSentiment:", "no: '{text}' # is"],
     "label_words": [{"no": "bad", "yes": "good: 1"}, {"a, b": "null", "[d": "two words"}],
     "labels": [["no", "yes"], ["a, b", " c ", "[d", '"e"', "two\nlines"]],

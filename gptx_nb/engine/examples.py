@@ -30,6 +30,7 @@ def load(recipe: Recipe, sources: Mapping[str, Source | None], run_folder: Path)
     if task != CLASSIFICATION:
         _check(task, recipe)
         return roles.load(task, why, recipe, sources, run_folder)
+    _refuse_chat_template(task, recipe)
     table = data.load(recipe, sources, run_folder)
     if table.multi_label and recipe.baseline is not None:
         raise RecipeError(
@@ -61,6 +62,11 @@ def save_snapshot(table: AnyTable, folder: Path) -> None:
         data.save_snapshot(table, folder)
 
 
+def _refuse_chat_template(task: str, recipe: Recipe) -> None:
+    if recipe.chat_template is not None:
+        raise RecipeError(f"chat_template: it writes conversations, and the task is {task}. Leave it out")
+
+
 def _check(task: str, recipe: Recipe) -> None:
     """Raise for settings that make no sense for a model that writes, and for scores whose packages are missing."""
     if recipe.tune == "head":
@@ -80,6 +86,8 @@ def _check(task: str, recipe: Recipe) -> None:
             "windows. Else a context is cut where it is too long, and counted, and whole texts to learn from are read "
             "in as many rows as they need; leave it out"
         )
+    if task != "chat":
+        _refuse_chat_template(task, recipe)
     for name in ("label", "labels"):
         if getattr(recipe, name) is not None:
             raise RecipeError(

@@ -431,7 +431,9 @@ class Writing:
         self._rows, self._held = EncodedRows(), EncodedRows()  # anew: it may be asked for several lengths
         self._notes, self._remarks, self._windowed = [], [], []
         if self.task.name == "chat":
-            self._remarks.append(f"{chat_templates.told(tokenizer)}; it is saved with the model")
+            self._remarks.append(
+                f"{chat_templates.told(tokenizer, self.recipe.chat_template)}; it is saved with the model"
+            )
         encoder = Encoder(tokenizer, max_length)
         if self.recipe.long_texts == "windows":
             self._facts["windows"] = Windows(max_length, self.recipe.stride).to_json()

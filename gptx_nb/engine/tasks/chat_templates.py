@@ -25,12 +25,13 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-# The same with marks that are spelled, and the model's own end token behind each answer.
+# Zephyr's (Tunstall et al. 2023, arXiv:2310.16944): marks that are spelled, the model's own end token behind answers.
 SPELLED = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] }}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
+NAMED = {"chatml": CHATML, "zephyr": SPELLED}
 _HELD = re.compile("\ue000(\\d+)\ue001")  # stands for a special token that someone has typed
 
 
@@ -49,9 +50,28 @@ def choose(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     )
 
 
-def told(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Choose as `choose` does; return which template it is and why, in words."""
-    return "chat template: {} ({})".format(*choose(tokenizer))
+def told(tokenizer: PreTrainedTokenizerBase, asked: str | None = None) -> str:
+    """Give `tokenizer` the template that is `asked` for, or choose as `choose` does; return which and why, in words.
+
+    Raises DataError for a template that is none, or leaves out what is said.
+    """
+    if asked is None:
+        return "chat template: {} ({})".format(*choose(tokenizer))
+    tokenizer.chat_template = NAMED.get(asked, asked)
+    said = [{"role": "user", "content": "Is it so?"}, {"role": "assistant", "content": "It is."}]
+    try:
+        written = "".join(each.text for each in conversation(tokenizer, said)[0])
+    except (DataError, ModelError) as error:
+        reason = str(error).partition("does not take a conversation: ")[2].partition(". Change what it refuses")[0]
+        why = reason or str(error).partition(". Give the tokenizer")[0]
+        raise DataError(f"chat_template: {why}. Correct it, or type `chat_template: chatml`") from None
+    for turn in said:
+        if turn["content"] not in written:
+            raise DataError(
+                f"chat_template: it leaves out what the {turn['role']} says. Write `message['content']` for each of "
+                "`messages`"
+            )
+    return f"chat template: {asked if asked in NAMED else 'a text of its own'} (asked for in the recipe)"
 
 
 def check(messages: Any, asked: bool = False) -> None:
