@@ -34,7 +34,9 @@ class Evaluation:
     `scores` by name: {"value", "low", "high" (a 95 % interval), "examples", "how", "best", "more_is_better"}.
     `samples`: {"asked", "right", "answer"} of a few rows. Where `labels` are given, `per_label` has {"label",
     "precision", "recall", "f1" (scores like those above), "support" (rows)} of each, and row i, column j of `confusion`
-    counts texts of i that were called j. `why` says which columns were read.
+    counts texts of i that were called j. `reliability` has {"low", "high", "answers", "confidence" (its mean),
+    "accuracy"} of the answers whose probability lies between: a model that knows itself is right as often as it is
+    sure. `why` says which columns were read.
     """
 
     model: str
@@ -48,6 +50,7 @@ class Evaluation:
     confusion: list[list[int]] = field(default_factory=list)
     per_label: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    reliability: list[dict[str, Any]] = field(default_factory=list)
 
     def __getitem__(self, name: str) -> float:
         """Return the value of a score."""
@@ -72,6 +75,14 @@ class Evaluation:
         """Return the most frequent mistakes: the label, what it was taken for, how often."""
         worst = progress.mistakes({"labels": self.labels, "confusion": self.confusion})[:SHOWN_LABELS]
         return [(label, taken, f"{count:,}") for label, taken, count in worst]
+
+    def _reliability(self) -> list[tuple[str, ...]]:
+        """Return a row for each range of probability: how sure the answers in it are, how often right, how many."""
+        return [
+            (f"{each['low']:.2f} to {each['high']:.2f}", f"{each['confidence']:.2f}", f"{each['accuracy']:.2f}",
+             f"{each['answers']:,}")
+            for each in self.reliability
+        ]  # fmt: skip
 
     def _head(self) -> str:
         shots = f", {self.shots} shots" if self.shots else ""
@@ -118,6 +129,8 @@ class Evaluation:
         elif self.confusion:
             lines = [(label, *map(str, row)) for label, row in zip(self.labels, self.confusion, strict=True)]
             parts.append(table(("label ↓ taken for →", *self.labels), lines))
+        if self.reliability:
+            parts.append(table(("probability of the answer", "mean", "share right", "rows"), self._reliability()))
         parts += [f'<div style="opacity:.75">{html.escape(note)}</div>' for note in self.notes]
         return f'<div style="{_FRAME}">{"".join(parts)}</div>'
 

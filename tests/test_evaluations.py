@@ -145,6 +145,11 @@ def test_a_classifier_is_scored_with_intervals_and_a_confusion_matrix(home: Path
     assert told == [("no", 1.0, 10, 10), ("yes", 1.0, 10, 10)]
     assert "label no: precision 1.000" in repr(found)
     assert "most often taken for" not in found._repr_html_()
+    assert sum(each["answers"] for each in found.reliability) == 20
+    assert all(each["low"] <= each["confidence"] <= each["high"] for each in found.reliability)
+    gap = sum(each["answers"] * abs(each["accuracy"] - each["confidence"]) for each in found.reliability) / 20
+    assert gap == pytest.approx(found["calibration_error"], abs=1e-9)
+    assert "probability of the answer" in found._repr_html_()
     alike = gptx_nb.evaluate("labels", REVIEWS[REVIEWS["label"] == "yes"])  # each row of a table may have one label
     assert (alike["accuracy"], alike.confusion) == (1.0, [[0, 0], [0, 10]])
     strange = pd.DataFrame({"text": ["a", "b"], "label": ["maybe", "no"]})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,10 +167,15 @@ def _scored(labels: list[str], truth: Sequence[int], answer: Answer) -> dict[str
 
     shares = np.array(answer.probabilities)
     found = single_label(labels, truth, shares.argmax(axis=1).tolist())
-    calibrated = calibration(truth, shares).error
-    scores = {"accuracy": found.accuracy, "macro_f1": found.macro_f1, "calibration_error": calibrated}
+    calibrated = calibration(truth, shares)
+    scores = {"accuracy": found.accuracy, "macro_f1": found.macro_f1, "calibration_error": calibrated.error}
     by_label = [each.to_json() for each in found.per_label]
-    return {**_told(labels, scores, answer), "confusion": found.confusion, "per_label": by_label}
+    return {
+        **_told(labels, scores, answer),
+        "confusion": found.confusion,
+        "per_label": by_label,
+        "reliability": [asdict(each) for each in calibrated.bins],
+    }
 
 
 def _scored_by_share(labels: list[str], truth: Sequence[Any], answer: Answer) -> dict[str, Any]:
@@ -177,13 +183,10 @@ def _scored_by_share(labels: list[str], truth: Sequence[Any], answer: Answer) ->
     import numpy as np
 
     from gptx_nb.engine import multi_label
-    from gptx_nb.engine.scores.labels import multi_label as scored
 
     given = multi_label.by_share(np.array(answer.probabilities))
-    sets = scored(labels, multi_label.flags(truth, len(labels)), given)
-    told = _told(labels, {name: getattr(sets, name) for name in ("micro_f1", "macro_f1", "subset_accuracy")}, answer)
     how = f"a label is given where its word is at least {multi_label.LIKELY:.0%} as likely as the likeliest one's"
-    return {**told, "per_label": [each.to_json() for each in sets.per_label], "notes": [*told["notes"], how]}
+    return _told_of_sets(labels, truth, given, answer, how)
 
 
 def _scored_sets(
@@ -194,19 +197,24 @@ def _scored_sets(
 
     from gptx_nb.engine import multi_label
     from gptx_nb.engine.scores.labels import calibration_by_label
+
+    shares = np.array(answer.probabilities)
+    how = f"a label is given from a probability of {least(labels, threshold)} on"
+    found = _told_of_sets(labels, truth, shares >= threshold, answer, how)
+    error = calibration_by_label(multi_label.flags(truth, len(labels)), shares)
+    found["scores"]["calibration_error"] = error.to_json()
+    return found
+
+
+def _told_of_sets(labels: list[str], truth: Sequence[Any], given: Any, answer: Answer, how: str) -> dict[str, Any]:
+    """Return the scores of the labels `given`, boolean of shape (texts, labels); `how` they were chosen is noted."""
+    from gptx_nb.engine import multi_label
     from gptx_nb.engine.scores.labels import multi_label as scored
 
-    true, shares = multi_label.flags(truth, len(labels)), np.array(answer.probabilities)
-    sets = scored(labels, true, shares >= threshold)
-    names = ("micro_f1", "macro_f1", "subset_accuracy")
-    scores = {**{name: getattr(sets, name) for name in names}, "calibration_error": calibration_by_label(true, shares)}
-    told = _told(labels, scores, answer)
+    sets = scored(labels, multi_label.flags(truth, len(labels)), given)
+    told = _told(labels, {name: getattr(sets, name) for name in ("micro_f1", "macro_f1", "subset_accuracy")}, answer)
     by_label = [each.to_json() for each in sets.per_label]
-    return {
-        **told,
-        "per_label": by_label,
-        "notes": [*told["notes"], f"a label is given from a probability of {least(labels, threshold)} on"],
-    }
+    return {**told, "per_label": by_label, "notes": [*told["notes"], how]}
 
 
 def _told(labels: list[str], scores: dict[str, Any], answer: Answer) -> dict[str, Any]:
