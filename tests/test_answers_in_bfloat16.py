@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaForS
 
 import gptx_nb
 from gptx_nb import progress
-from gptx_nb.engine import arithmetic, close_calls, packing, products, sharding, streams
+from gptx_nb.engine import arithmetic, close_calls, packing, predict, products, sharding, streams
 from gptx_nb.engine import device as devices
 from gptx_nb.engine.device import choose
 from gptx_nb.engine.generate import generate
@@ -111,6 +111,62 @@ def test_labels_are_those_of_float32_where_rounding_would_change_some(
     monkeypatch.setattr(close_calls, "unsure", lambda *_: np.zeros(0, dtype=int))
     alone = labels_of(rounded, rounded.predict(asked))
     assert (alone != labels_of(exact, expected)).sum() >= 3, "without computing again, no label would be another one"
+
+
+@pytest.mark.parametrize("kind", ["packed", "in windows", "any number of labels"])
+def test_few_texts_are_computed_more_finely_and_fewer_exactly(
+    tokenizer: Any, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = texts(200)
+    exact, rounded = undecided(tokenizer, kind, asked, 1.0).values()
+    counted: dict[str, int] = {}
+    plainly = rounded._logits
+
+    def logits(rows: Any, *arguments: Any, way: Any = None) -> np.ndarray:
+        counted[way or "exact"] = counted.get(way or "exact", 0) + len(rows)
+        return plainly(rows, *arguments, way=way)
+
+    monkeypatch.setattr(rounded, "_logits", logits)
+    found, expected = np.array(rounded.predict(asked)), np.array(exact.predict(asked))
+    assert (labels_of(rounded, found) == labels_of(exact, expected)).all()  # type: ignore[arg-type]
+    assert counted["plain"] == 200
+    assert 200 > counted["fine"] >= counted.get("exact", 0)
+    assert kind != "packed" or counted["fine"] > counted.get("exact", 0)
+    assert rounded._moved["fine"] < rounded._moved["plain"]
+    counted.clear()
+    finely = np.array(rounded.classify(asked, finely=True).probabilities)
+    assert (counted["fine"], "plain" in counted) == (200, False)
+    assert np.abs(finely - expected).mean() < np.abs(found - expected).mean()
+
+
+@pytest.mark.parametrize(("moved", "then"), [(1e-6, "plain"), (1e6, "fine")])
+def test_where_many_labels_stay_open_all_are_computed_more_finely_at_once(
+    tokenizer: Any, moved: float, then: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = texts(predict.SAMPLE * predict.SAMPLED)
+    rounded = undecided(tokenizer, "packed", asked, 1.0)[torch.bfloat16]
+    rounded._moved["plain"] = moved
+    ways: list[Any] = []
+    plainly = rounded._logits
+
+    def logits(rows: Any, *arguments: Any, way: Any = None) -> np.ndarray:
+        ways.append((way, len(rows)))
+        return plainly(rows, *arguments, way=way)
+
+    monkeypatch.setattr(rounded, "_logits", logits)
+    rounded.predict(asked)
+    assert ways[0] == ("plain", predict.SAMPLE)
+    assert ways[1] == (then, len(asked))
+
+
+def test_weights_that_were_saved_in_bfloat16_have_nothing_finer(tokenizer: Any) -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=len(tokenizer), num_labels=3, **SIZES)
+    for saved, ways in ((torch.bfloat16, {"plain"}), (torch.float32, {"plain", "fine"})):
+        model = LlamaForSequenceClassification(config).to(saved).float()
+        classifier = Classifier(model, tokenizer, CPU, dtype=torch.bfloat16)
+        assert set(classifier._moved) == ways
+        assert len(classifier.predict(["good"])[0]) == 3
 
 
 def test_a_sharper_head_takes_a_wider_look(tokenizer: Any) -> None:
@@ -207,6 +263,14 @@ def test_products_in_bfloat16_are_exact_for_a_while_and_take_no_more_memory(kind
         assert (rounded(ids).logits - expected).abs().max() < 1e-4
     assert torch.equal(rounded(ids).logits, before)
     assert (before - expected).abs().max() > 1e-3
+    fine = small(kind)
+    products.prepare(fine, torch.bfloat16, fine=True)
+    assert torch.equal(fine(ids).logits, before)
+    with products.finely(fine):
+        assert (fine(ids).logits - expected).abs().mean() < (before - expected).abs().mean()
+    with products.exactly(fine):
+        assert (fine(ids).logits - expected).abs().max() < 1e-4
+    assert torch.equal(fine(ids).logits, before)
     saved = small(kind).to(torch.bfloat16).float()  # as most base models are
     products.prepare(saved, torch.bfloat16)
     assert products.size(saved) < products.size(exact)

@@ -45,6 +45,22 @@ def test_what_comes_out_is_the_same_to_the_last_bit(
     assert torch.equal(mixed, norm_like(norm, states.float()))
 
 
+@pytest.mark.parametrize("name", norms.KNOWN)
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_where_nothing_is_learnt_it_is_as_near_as_float32_can_be(name: str, scale: float) -> None:
+    torch.manual_seed(0)
+    norm = norm_of(name)
+    states = (torch.randn(2, 17, 3, WIDTH) * scale).transpose(1, 2)
+    with torch.no_grad():
+        expected = norm.double()(states.double()).float()
+        norm = norm.float()
+        own = (norm(states) - expected).abs().max()
+        norms.use(norm)
+        found = norm(states)
+    assert found.shape == states.shape
+    assert (found - expected).abs().max() <= 2 * own + 1e-7
+
+
 def norm_like(norm: norms.RMSNorm, states: torch.Tensor) -> torch.Tensor:
     wide = states.float()
     scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)

@@ -5,6 +5,9 @@ result of all rows to memory and reads it back. Rows that fit into a core's cach
 back (2.1 ms against 3.5 ms: one core with AMX, 765 rows of 576, bfloat16), and what comes out is the same to the last
 bit. Gradients are computed in float32, and so have two thirds of the rounding error of the plain ones in bfloat16.
 
+Where nothing is learnt, float32 rows are read once for their length and once for the result (0.6 times the time of
+either, on that core), and rounded elsewhere than the models' own code rounds.
+
 On an NVIDIA GPU it is torch's own norm, one kernel each way instead of seven and a dozen: a few short texts are done
 before so many have been launched. It rounds once, after the weight, where the models' own code rounds before it, too.
 """
@@ -37,6 +40,10 @@ class RMSNorm(torch.nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         learns = torch.is_grad_enabled() and (states.requires_grad or self.weight.requires_grad)
+        if states.device.type == "cpu" and not learns and states.dtype is self.weight.dtype is torch.float32:
+            scale = torch.linalg.vector_norm(states, dim=-1, keepdim=True).square_().div_(states.shape[-1])
+            result: torch.Tensor = (states * scale.add_(self.variance_epsilon).rsqrt_()).mul_(self.weight)
+            return result
         if states.device.type == "cpu" and (learns or states.numel() > AT_ONCE):
             found: torch.Tensor = _Blocks.apply(states, self.weight, self.variance_epsilon)
             return found

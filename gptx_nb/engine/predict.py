@@ -1,12 +1,12 @@
 """A trained classifier: texts in, probabilities out. It loads a plain Hugging Face folder and knows no run.
 
 Tokens and batches are those of training's scoring (`text_classification`): rows of similar length together, packed
-where the model allows that. So a text's result does not depend on the texts beside it.
+where the model allows that. So in one arithmetic a text's result does not depend on the texts beside it.
 
 Labels are float32's. Where the device computes bfloat16 faster (`arithmetic`), products are in it, and the texts whose
-labels rounding could change are computed again (`close_calls`): with heads whose logits differ by about 2, on joined
-SST-2 sentences, products in bfloat16 alone change 0.35 % of 2,000 labels with tiny, and move a probability by up to
-0.03. What is left of that is in the probabilities of texts whose labels are sure.
+labels rounding could change are computed again (`close_calls`), first with weights of 17 bits, then in float32. (With
+heads whose logits differ by about 2, on joined SST-2 sentences, products in bfloat16 alone change 0.35 % of 2,000
+labels with tiny.) What is left of that is in the probabilities of texts whose labels are sure.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ CPU_TOKENS = 768
 # The same where float32 weights are put together anew for each batch.
 CPU_EXACT_TOKENS = 4_096
 GPU_TOKENS = 32_768
+SAMPLE, SAMPLED = 32, 8  # of a call with at least so many times as many, so many texts are asked first
+OPEN = 0.3  # of them; with more whose labels are open, fine products for all take less time than plain ones first
 
 
 @dataclass(frozen=True)
@@ -86,17 +88,19 @@ class Classifier:
         self._device = device.device
         torch.nn.Module.to(model, device.device)  # transformers' own `to` is typed wrongly
         self.dtype = dtype or arithmetic.of_answers(device).dtype
-        products.prepare(model, self.dtype, finely=True)
+        products.prepare(model, self.dtype, fine=True)
         self.bytes = products.size(model)
         self._packed = packing.use(model) is None
         norms.use(model)
         self._model = model.eval()
         fast = self._packed and self.dtype is torch.bfloat16 and varlen.serves(self._device, self.dtype, model.config)
-        self._recorded = graphs.Graphs(model) if fast else None
+        self._recorded: dict[products.Way, graphs.Graphs] = {}
+        if fast:
+            self._recorded = {"plain": graphs.Graphs(model), "fine": graphs.Graphs(model)}
         self._tokenizer = tokenizer
         self._wording = wording
         self._pad_id: int = pad_id
-        self._moved = self._try() if self.dtype is torch.bfloat16 else None
+        self._moved: dict[products.Way, float] = self._try() if self.dtype is torch.bfloat16 else {}
 
     @classmethod
     def load(cls, folder: Path, device: Device, dtype: torch.dtype | None = None) -> Classifier:
@@ -128,29 +132,59 @@ class Classifier:
         """Return a row of probabilities for each text, in the order of the texts."""
         return self.classify(texts).probabilities
 
-    def classify(self, texts: list[str]) -> Answer:
+    def classify(self, texts: list[str], *, finely: bool = False) -> Answer:
         """Return the probabilities, in the order of the texts, and how many texts were cut at `max_length` tokens.
 
+        In bfloat16 labels are float32's all the same, and probabilities are near to its; `finely`, they are nearer.
         Raises ModelError if the weights give no finite number.
         """
         found = label_words.read(self._tokenizer, self._wording, texts, self.reading)
-        logits = self._logits(found.rows, recorded=self._recorded)
+        logits = self._settled(found.rows, finely)
         if not np.isfinite(logits).all():
             raise ModelError("the model gives no finite numbers: its training has diverged")
-        if self._moved is not None:
-
-            def exactly(again: list[int]) -> np.ndarray:
-                with products.exactly(self._model):
-                    return self._logits([found.rows[at] for at in again], CPU_EXACT_TOKENS)
-
-            logits = close_calls.settle(logits, self.threshold, self._moved, exactly)
         wide = torch.from_numpy(logits).double()
         probabilities: list[list[float]] = (wide.softmax(-1) if self.threshold is None else wide.sigmoid()).tolist()
         return Answer(probabilities, found.cut)
 
-    def _logits(
-        self, rows: Sequence[Row], cpu_tokens: int = CPU_TOKENS, recorded: graphs.Graphs | None = None
-    ) -> np.ndarray:
+    def _settled(self, rows: Sequence[Row], finely: bool) -> np.ndarray:
+        """Return the logits of `rows`, whose labels are float32's.
+
+        Plain products come first, fine ones are for rows whose labels they leave open, exact ones for what these leave
+        open: most texts are far from another label. Where that holds for too few, fine ones come first.
+        """
+        if not self._moved:
+            return self._logits(rows)
+
+        def exactly(places: Sequence[int]) -> np.ndarray:
+            with products.exactly(self._model):
+                return self._logits([rows[at] for at in places], CPU_EXACT_TOKENS)
+
+        if "fine" not in self._moved:
+            return close_calls.settle(self._logits(rows, way="plain"), self.threshold, self._moved["plain"], exactly)
+
+        def more_finely(places: Sequence[int]) -> np.ndarray:
+            with products.finely(self._model):
+                logits = self._logits([rows[at] for at in places], way="fine")
+            return close_calls.settle(
+                logits, self.threshold, self._moved["fine"], lambda again: exactly([places[at] for at in again])
+            )
+
+        if finely or self._is_unsure(rows):
+            return more_finely(range(len(rows)))
+        return close_calls.settle(self._logits(rows, way="plain"), self.threshold, self._moved["plain"], more_finely)
+
+    def _is_unsure(self, rows: Sequence[Row]) -> bool:
+        """Say whether plain products leave the labels of so many of `rows` open that fine ones had better come first.
+
+        Few rows are not worth the question.
+        """
+        if len(rows) < SAMPLED * SAMPLE:
+            return False
+        logits = self._logits(rows[:: len(rows) // SAMPLE], way="plain")
+        return len(close_calls.unsure(logits, self.threshold, self._moved["plain"])) > OPEN * len(logits)
+
+    def _logits(self, rows: Sequence[Row], cpu_tokens: int = CPU_TOKENS, way: products.Way | None = None) -> np.ndarray:
+        """Return the logits (rows, labels); where products are computed in that `way`, with what is recorded of it."""
         return text_classification.logits(
             self._model,
             rows,
@@ -159,21 +193,25 @@ class Classifier:
             labels=len(self.labels),
             packed=self._packed,
             token_budget=cpu_tokens if self._device.type == "cpu" else GPU_TOKENS,
-            recorded=recorded,
+            recorded=self._recorded.get(way) if way else None,
         )
 
-    def _try(self) -> float:
-        """Return by how much bfloat16 may move what decides a label."""
+    def _try(self) -> dict[products.Way, float]:
+        """Return by how much bfloat16 may move what decides a label, by how its products are computed."""
         texts = close_calls.texts_to_try(self._tokenizer)
         rows = label_words.read(self._tokenizer, self._wording, texts, self.reading).rows
-        rounded = self._logits(rows)
+        found: dict[products.Way, np.ndarray] = {"plain": self._logits(rows)}
+        if products.are_finer(self._model):
+            with products.finely(self._model):
+                found["fine"] = self._logits(rows)
         with products.exactly(self._model):
-            return close_calls.bound(self._logits(rows), rounded, self.threshold)
+            exact = self._logits(rows)
+        return {way: close_calls.bound(exact, logits, self.threshold) for way, logits in found.items()}
 
     def close(self) -> None:
         """Give the memory back. The classifier cannot be used after this."""
         del self._model
-        self._recorded = None
+        self._recorded.clear()
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()

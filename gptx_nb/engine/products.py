@@ -6,7 +6,7 @@ bfloat16, and nothing more than in training under autocast.
 
 A model in bfloat16 can be computed with in float32 for a while (`exactly`). For that, the 16 bits of each weight that
 bfloat16 has no room for are kept beside it: together they take what float32 takes (half as much again where weights
-are multiplied `finely`), and where a model was saved in bfloat16 there are none to keep.
+may be multiplied `finely`), and where a model was saved in bfloat16 there are none to keep.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -23,16 +23,18 @@ from transformers.pytorch_utils import Conv1D
 # The attribute of a block of attention that names the dtype of its own products, for attention of ours to look at.
 ATTENDS_IN = "attends_in"
 
+Way = Literal["plain", "fine", "exact"]  # how products of bfloat16 are computed
+
 # Layers of one block that are given the same states: one product is quicker than two or three small ones.
 # What comes of the gated ones is multiplied and rounded again before the next product, so it need not be wider.
 GATED = ("gate_proj", "up_proj")
 TOGETHER = (("q_proj", "k_proj", "v_proj"), GATED)
 
 
-def prepare(model: PreTrainedModel, dtype: torch.dtype, *, finely: bool = False) -> None:
+def prepare(model: PreTrainedModel, dtype: torch.dtype, *, fine: bool = False) -> None:
     """Replace the linear layers of `model`, in place, by ones that compute in `dtype` (float32 or bfloat16).
 
-    `finely`: what bfloat16 leaves out of a weight counts, too (see `Product`), at the price of memory and time.
+    `fine`: they can also be multiplied `finely`, at the price of memory.
     They take float32 and give it, but for the gated ones. The output head (of a language model or a classifier) stays
     float32: its logits are compared with each other, and bfloat16 has 3 digits. Move the model to its device before;
     its weights can no longer be trained, saved or moved.
@@ -42,13 +44,13 @@ def prepare(model: PreTrainedModel, dtype: torch.dtype, *, finely: bool = False)
         layers = {name: layer for name, layer in parent.named_children() if type(layer) in (torch.nn.Linear, Conv1D)}
         for names in TOGETHER:
             if all(name in layers for name in names):
-                joint = _Joint([layers.pop(name) for name in names], dtype, finely, names == GATED)
+                joint = _Joint([layers.pop(name) for name in names], dtype, fine, names == GATED)
                 for number, name in enumerate(names):
                     setattr(parent, name, _Part(joint, number))
         if hasattr(parent, "layer_idx"):  # attention, whose own products are as those of its layers
             setattr(parent, ATTENDS_IN, dtype)
         for name, layer in layers.items():
-            setattr(parent, name, Product([layer], torch.float32 if layer is head else dtype, finely))
+            setattr(parent, name, Product([layer], torch.float32 if layer is head else dtype, fine))
 
 
 @contextlib.contextmanager
@@ -57,20 +59,40 @@ def exactly(model: torch.nn.Module) -> Iterator[None]:
 
     Each product puts its float32 weights together anew, so this is for many rows at once, or for few calls.
     """
-    products = [each for each in model.modules() if isinstance(each, Product)]
     attending = {each: getattr(each, ATTENDS_IN) for each in model.modules() if hasattr(each, ATTENDS_IN)}
-    for each in products:
-        each.exact = True
     for block in attending:
         setattr(block, ATTENDS_IN, torch.float32)
     try:
-        yield
+        with _multiplied(model, "exact"):
+            yield
     finally:
         _rooms.clear()
-        for each in products:
-            each.exact = False
         for block, dtype in attending.items():
             setattr(block, ATTENDS_IN, dtype)
+
+
+@contextlib.contextmanager
+def finely(model: torch.nn.Module) -> Iterator[None]:
+    """Let what bfloat16 leaves out of the weights of `model` count for a while, at twice the price (see `Product`)."""
+    with _multiplied(model, "fine"):
+        yield
+
+
+@contextlib.contextmanager
+def _multiplied(model: torch.nn.Module, way: Way) -> Iterator[None]:
+    products = [each for each in model.modules() if isinstance(each, Product)]
+    for each in products:
+        each.way = way
+    try:
+        yield
+    finally:
+        for each in products:
+            each.way = "plain"
+
+
+def are_finer(model: torch.nn.Module) -> bool:
+    """Say whether products of `model` are other ones where they are multiplied `finely`."""
+    return any(isinstance(each, Product) and each.is_finer for each in model.modules())
 
 
 def split(whole: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -132,53 +154,63 @@ class Product(torch.nn.Module):
     `gives_lower`.
 
     A weight in bfloat16 is off by up to 1/512, the same way for every text, and much of what fine-tuning has added to
-    it is less than that. `finely`, what is left out is rounded to bfloat16 itself and counts, too: weights then have
-    17 bits, and only states are rounded. (smollm2-135m, every weight tuned on 1,000 sentences of SST-2: logits of
-    joined sentences are off by 0.04 instead of 0.41, as a root mean square.) Weights that were saved in bfloat16 have
-    nothing left out.
+    it is less than that. Multiplied `finely`, what is left out is rounded to bfloat16 itself and counts, too: weights
+    then have 17 bits, and only states are rounded. (smollm2-135m, every weight tuned on 1,000 sentences of SST-2:
+    logits of joined sentences are off by 0.04 instead of 0.41, as a root mean square.) Weights that were saved in
+    bfloat16 have nothing left out.
     """
 
     gives_lower = False
 
-    def __init__(self, layers: Sequence[torch.nn.Module], dtype: torch.dtype, finely: bool = False) -> None:
+    def __init__(self, layers: Sequence[torch.nn.Module], dtype: torch.dtype, fine: bool = False) -> None:
         super().__init__()
         weights = [_weight(layer).float() for layer in layers]
         weight = torch.cat(weights) if len(weights) > 1 else weights[0].contiguous()
-        self.dtype, self.sizes, self.exact = dtype, [len(each) for each in weights], False
+        self.dtype, self.sizes = dtype, [len(each) for each in weights]
+        self.way: Way = "plain"
         self._rest: torch.Tensor | None = None
-        self._width = weight.shape[1]
+        finer = None
         if dtype is torch.bfloat16:
             whole, (weight, self._rest) = weight, split(weight)
-            if finely and self._rest is not None:
-                # One product with both, for states that stand there twice, adds up in float32 and is rounded once.
-                weight = torch.cat((weight, (whole - weight.float()).to(dtype)), dim=1)
+            if fine and self._rest is not None:
+                finer = (whole - weight.float()).to(dtype)
         biases = [_bias(layer, size, weight.device) for layer, size in zip(layers, self.sizes, strict=True)]
         self._bias = torch.cat(biases) if any(bool(bias.any()) for bias in biases) else None
         # torch lays weights out in blocks when it compiles a model for inference ("freezing"), with these two
         # operators: measured here at 1.2 to 1.9 times the speed of plain ones for 1 to 16 rows. They are not public,
         # so there is a way without them.
         self._is_laid_out = weight.device.type == "cpu" and _can_lay_out(dtype)
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self._is_laid_out else weight
-        self._twice = weight.shape[1] > self._width
+        self._weight, self._finer = self._laid_out(weight), None if finer is None else self._laid_out(finer)
         # A layout of its own does not tell its size. It is no buffer: it could be neither saved nor moved.
-        self.bytes = sum(each.nbytes for each in (weight, self._rest, self._bias) if each is not None)
+        self.bytes = sum(each.nbytes for each in (weight, finer, self._rest, self._bias) if each is not None)
+
+    @property
+    def is_finer(self) -> bool:
+        """Whether there is something that counts where it is multiplied `finely`."""
+        return self._finer is not None
+
+    def _laid_out(self, weight: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight) if self._is_laid_out else weight
+        return found
+
+    def _times(self, states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        if not self._is_laid_out:
+            return torch.nn.functional.linear(states, weight)
+        found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(states, weight, None, "none", [], "")
+        return found
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        given: Any = states.to(torch.float32 if self.exact else self.dtype)
-        if self.exact and self.dtype is torch.bfloat16:
+        exact = self.way == "exact"
+        given: Any = states.to(torch.float32 if exact else self.dtype)
+        if exact and self.dtype is torch.bfloat16:
             rounded = self._weight.to_dense() if self._is_laid_out else self._weight
-            upper = rounded[:, : self._width]
-            room = _room(upper.numel()) if upper.device.type == "cpu" else None
-            product = torch.nn.functional.linear(given, joined(upper, self._rest, room))
+            room = _room(rounded.numel()) if rounded.device.type == "cpu" else None
+            product = torch.nn.functional.linear(given, joined(rounded, self._rest, room))
         else:
-            if self._twice:
-                given = torch.cat((given, given), dim=-1)
-            product = (
-                torch.ops.mkldnn._linear_pointwise(given, self._weight, None, "none", [], "")
-                if self._is_laid_out
-                else torch.nn.functional.linear(given, self._weight)
-            )
-        result: torch.Tensor = product.to(self.dtype if self.gives_lower and not self.exact else torch.float32)
+            product = self._times(given, self._weight)
+            if self.way == "fine" and self._finer is not None:
+                product = product.float() + self._times(given, self._finer)
+        result: torch.Tensor = product.to(self.dtype if self.gives_lower and not exact else torch.float32)
         return result if self._bias is None else (result + self._bias).to(result.dtype)
 
 
@@ -186,9 +218,9 @@ class _Joint(Product):
     """A product whose parts are asked for one after another, with the same states."""
 
     def __init__(
-        self, layers: Sequence[torch.nn.Module], dtype: torch.dtype, finely: bool = False, lower: bool = False
+        self, layers: Sequence[torch.nn.Module], dtype: torch.dtype, fine: bool = False, lower: bool = False
     ) -> None:
-        super().__init__(layers, dtype, finely)
+        super().__init__(layers, dtype, fine)
         self.gives_lower = lower
         self._asked = threading.local()  # several threads may compute at once
 

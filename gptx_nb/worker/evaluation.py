@@ -140,7 +140,7 @@ def _labelled(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Pat
         kinds = ["one label a text", "any number of labels a text"]
         learnt_kind, has = kinds if table.multi_label else kinds[::-1]
         raise DataError(f"the run gives {learnt_kind}, and this table has {has}. Score it on a table like its own")
-    answer = model.classify(list(table.train.texts))
+    answer = model.classify(list(table.train.texts), finely=True)  # its probabilities are scored too
     if model.threshold is None:
         found = _scored(model.labels, table.train.labels, answer)
     else:
