@@ -186,7 +186,7 @@ def main() -> None:
                 for way in asked.what.split(","):
                     try:
                         _add(every, measure(asked.data, name, model, way, asked))
-                    except gptx_nb.DataError as error:
+                    except gptx_nb.UsageError as error:
                         print(f"{name}, {model}, {way}: not measured, as {error}", flush=True)
                         continue
                     print(markdown([row(every[-1])]), flush=True)
