@@ -34,6 +34,7 @@ from report import markdown
 
 import gptx_nb
 from gptx_nb.engine.scores import texts
+from gptx_nb.recipe import make_recipe
 
 WAYS = ("base", "shots", "tuned")
 PIECE = 1000  # characters of a text without rows
@@ -118,11 +119,12 @@ def measure(data: Path, name: str, model: str, way: str, asked: argparse.Namespa
     if which.new_tokens:
         options["max_new_tokens"] = which.new_tokens
     if way == "tuned":
-        more = dict(pair.split("=", 1) for pair in asked.set)
+        more = dict(asked.set)
         found |= {"tune": asked.tune, "epochs": asked.epochs, **({"settings": more} if more else {})}
+        settings = {"tune": asked.tune, "epochs": asked.epochs, "max_length": which.max_length, **more}
         run = gptx_nb.finetune(
-            f"{name}-{model}", learnt, task=which.task, model=model, tune=asked.tune, validation=0, baselines=False,
-            epochs=asked.epochs, max_length=which.max_length, wait=False, **more,
+            f"{name}-{model}", learnt, task=which.task, model=model, validation=0, baselines=False, wait=False,
+            **settings,
         )  # fmt: skip
         begun = time.monotonic()
         while run.active:
@@ -159,6 +161,18 @@ def row(measured: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def setting(typed: str) -> tuple[str, str]:
+    """Return name and value; what fits no recipe is told before anything is measured."""
+    name, given, value = typed.partition("=")
+    if not given:
+        raise argparse.ArgumentTypeError(f"{typed}: a setting is NAME=VALUE")
+    try:
+        make_recipe({name: value})
+    except gptx_nb.RecipeError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return name, value
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
@@ -169,7 +183,9 @@ def main() -> None:
         parser.add_argument(flag, type=int, default=usual)
     parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--tune", default="lora")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the tuned run")
+    parser.add_argument(
+        "--set", action="append", type=setting, default=[], metavar="NAME=VALUE", help="a setting of the tuned run"
+    )
     parser.add_argument("--minutes", type=float, default=0.0)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()

@@ -81,7 +81,10 @@ def _ask_base(run: Run, text: str, on_text: Callable[[str], None] | None) -> Jso
         labels = (run.plan() or {}).get("labels") or recipe.labels
         if not labels:
             raise RunNotFound(f"{called(run)} has not read its labels yet")
-        wanted = inference.Labels(tuple(labels), recipe.prompt, recipe.label_words, pair=inference.pair_of(run))
+        pair = inference.pair_of(run)
+        if pair is not None:
+            inference.read_pairs(text, pair, f"{called(run)} reads")  # what is no pair is the asker's mistake
+        wanted = inference.Labels(tuple(labels), recipe.prompt, recipe.label_words, pair=pair)
         try:
             found = inference.label(base, [text], wanted)
         except DataError as error:  # they have no words

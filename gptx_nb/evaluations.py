@@ -34,9 +34,9 @@ class Evaluation:
     `scores` by name: {"value", "low", "high" (a 95 % interval), "examples", "how", "best", "more_is_better"}.
     `samples`: {"asked", "right", "answer"} of a few rows. Where `labels` are given, `per_label` has {"label",
     "precision", "recall", "f1" (scores like those above), "support" (rows)} of each, and row i, column j of `confusion`
-    counts texts of i that were called j. `reliability` has {"low", "high", "answers", "confidence" (its mean),
-    "accuracy"} of the answers whose probability lies between: a model that knows itself is right as often as it is
-    sure. `why` says which columns were read.
+    counts texts of i that were called j. Where a text has one label, `reliability` has {"low", "high", "answers",
+    "confidence" (its mean), "accuracy"} of the answers whose probability lies between: a model that knows itself is
+    right as often as it is sure. `why` says which columns were read.
     """
 
     model: str

@@ -179,7 +179,7 @@ def predict(run: Run, texts: Any, progress: Progress | None = None, step: int | 
 
 def pair_of(run: Run) -> tuple[str, str] | None:
     """Return the columns of the two texts that the classifier of `run` reads; None where it reads one, or none yet."""
-    columns = (files.read_json(run.model / CLASSIFIER_FILE) or {}).get("columns") or {}
+    columns = (files.read_json(run.model / CLASSIFIER_FILE) or {}).get("columns") or run.report() or {}
     return (columns["text"], columns["text_pair"]) if columns.get("text_pair") is not None else None
 
 
@@ -227,7 +227,7 @@ def label(who: Run | str, texts: Any, labels: Labels, progress: Progress | None 
         "label_words": dict(labels.words) if labels.words else None,
         "shots": [list(each) for each in labels.shots],
         "pair": labels.pair is not None,
-        "beside": [text[:LONGEST_BESIDE] for text in asked.texts[::step]],
+        "beside": [text_pairs.shortened(text, LONGEST_BESIDE) for text in asked.texts[::step]],
     }
     shares: list[list[float]] = []
     cut = 0
@@ -420,7 +420,8 @@ def read_pairs(value: Any, columns: tuple[str, str], needs: str) -> Texts:
                 raise DataError(f"the table has no column {name!r}, and {needs} pairs of texts. {advice}")
         held, beside = (_read_column(value, names, name, needs) for name in columns)
         return Texts([text_pairs.join(*both) for both in zip(held.texts, beside.texts, strict=True)], held.index)
-    if isinstance(value, str | Mapping) or (isinstance(value, tuple) and len(value) == 2):
+    pair = isinstance(value, tuple) and len(value) == 2 and all(isinstance(each, str) for each in value)
+    if pair or isinstance(value, str | Mapping):
         rows: list[Any] = [value]
     elif isinstance(value, list | tuple):
         rows = list(value)

@@ -514,9 +514,8 @@ class Recipe(Settings):
         if value is None or value in CHAT_TEMPLATES or "{{" in value or "{%" in value:
             return value
         raise ValueError(
-            f"use {', '.join(CHAT_TEMPLATES)}, or a text in Jinja, as in "
-            "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}{% endfor %}. "
-            "Of a file give what it holds"
+            f"use {', '.join(CHAT_TEMPLATES)}, or a text in Jinja, with {{% for message in messages %}} and "
+            "{% if add_generation_prompt %}. Of a file give what it holds"
         )
 
     @model_validator(mode="after")

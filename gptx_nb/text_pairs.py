@@ -31,10 +31,17 @@ def split(text: str) -> tuple[str, str] | None:
     return (first, second) if separator else None
 
 
+def shortened(text: str, most: int) -> str:
+    """Return at most `most` characters of a text, or of a pair half as many of each."""
+    both = split(text)
+    return text[:most] if both is None or len(text) <= most else join(*(each[: most // 2] for each in both))
+
+
 def columns_of(asked: Any) -> tuple[str, str] | None:
     """Return what the two texts of each row of `asked` are called; None where a row is one text.
 
-    A table has two columns of PAIRS; an object has these, or two keys and no more; a list holds objects or twos.
+    A table has two columns of PAIRS, and none called text; an object has these, or two texts and no more; a list holds
+    objects or twos.
     """
     columns = getattr(asked, "columns", getattr(asked, "column_names", None))
     if columns is not None and not callable(columns):
@@ -42,15 +49,21 @@ def columns_of(asked: Any) -> tuple[str, str] | None:
     first = next(iter(asked), None) if isinstance(asked, list | tuple) else asked
     if isinstance(first, Mapping):
         names = [str(each) for each in first]
-        two = len(names) == 2 and not {"text", "label"} & set(names)  # as those of a row with its label are called
+        # As those of a row with its label, or of a turn of a conversation, are called.
+        others = {"text", "label", "role", "content"} & set(names)
+        two = len(names) == 2 and not others and all(isinstance(each, str) for each in first.values())
         return _named(names) or ((names[0], names[1]) if two else None)
-    if isinstance(first, list | tuple) and len(first) == 2:
+    if isinstance(first, list | tuple) and len(first) == 2 and all(isinstance(each, str) for each in first):
         return "text", "text_pair"
     return None
 
 
+def plain_name(name: str) -> str:
+    """Return a column's name in small letters, its words joined by _: "Sentence (FR)", "sentenceFR" are sentence_fr."""
+    return re.sub(r"[\W_]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)).strip("_").lower()
+
+
 def _named(names: list[str]) -> tuple[str, str] | None:
-    known = {name.lower(): name for name in names}
-    return next((
-        (known[one], known[other]) for one, other in (("text", "text_pair"), *PAIRS) if one in known and other in known
-    ), None)  # fmt: skip
+    known = {plain_name(name): name for name in names}
+    pairs = [("text", "text_pair")] if "text" in known else PAIRS
+    return next(((known[one], known[other]) for one, other in pairs if one in known and other in known), None)

@@ -82,7 +82,7 @@ def test_a_chat_template_is_for_chats_and_a_name_or_a_text(tmp_path: Path, tiny_
         RecipeError, match=r"chat_template: 'chat\.jinja' does not fit: use chatml, zephyr, or a text in"
     ):
         make_recipe({"chat_template": "chat.jinja"})
-    asked = {"data": "df", "chat_template": "chatml", "validation": 0}
+    asked = {"data": "df", "chat_template": "zephyr", "validation": 0}
     labelled = [{"text": "Good", "label": "a"}, {"text": "Bad", "label": "b"}]
     written = [{"prompt": "1", "completion": "2"}]
     for rows in (labelled * 4, written * 4):
@@ -95,9 +95,12 @@ def test_a_chat_template_is_for_chats_and_a_name_or_a_text(tmp_path: Path, tiny_
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     job.encode(tokenizer, 128)
     told = job.told(tokenizer)
-    assert told["remarks"][0] == "chat template: chatml (asked for in the recipe); it is saved with the model"
+    assert told["remarks"][0] == (
+        "chat template: zephyr (asked for in the recipe; the base model is asked in it, too); it is saved with the "
+        "model"
+    )
     shown = "".join(text for text, _ in told["rendered"][0]["pieces"])
-    assert shown.startswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>")
+    assert shown.startswith("<|user|>\nHi\n<|assistant|>\nHo")
 
 
 @pytest.mark.parametrize("part", ["train", "validation", "a table of its own"])

@@ -48,7 +48,7 @@ def test_a_task_is_measured_untrained_with_examples_and_tuned(
     import tasks
 
     asked: Any = SimpleNamespace(
-        test=16, shots=2, examples=64, tune="full", epochs=12.0, minutes=0.0, set=["long_texts=head+tail"]
+        test=16, shots=2, examples=64, tune="full", epochs=12.0, minutes=0.0, set=[("long_texts", "head+tail")]
     )
     found = {way: tasks.measure(data, "sst2", "tiny", way, asked) for way in tasks.WAYS}
     rows = {way: tasks.row(each) for way, each in found.items()}

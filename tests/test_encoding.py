@@ -304,20 +304,29 @@ def test_a_base_model_gets_a_chat_template_which_is_saved_with_it(
     assert chat_templates.choose(again) == ("the model's own", "it was tuned with it")
 
 
-@pytest.mark.parametrize("kind", ["tiny", "chatml"])
+OWN = (
+    "{% for m in messages if m['role'] != 'system' %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
 @pytest.mark.parametrize(
-    ("asked", "target"),
+    ("kind", "asked", "target"),
     [
-        ("chatml", "Ho<|im_end|>"),
-        ("zephyr", f"Ho{SPECIAL}"),
-        ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "Ho"),
+        ("chatml", "chatml", "Ho<|im_end|>"),
+        ("chatml", "zephyr", f"Ho{SPECIAL}"),
+        ("tiny", "zephyr", f"Ho{SPECIAL}"),
+        ("tiny", "{% for m in messages %}{{ m['content'] }}{% endfor %}", "Ho"),
+        ("tiny", OWN, " Ho"),
     ],
 )
 def test_a_template_that_is_asked_for_is_taken(tmp_path: Path, kind: str, asked: str, target: str) -> None:
     tokenizer = TOKENIZERS[kind]()
     end = tokenizer.eos_token
     name = asked if asked in chat_templates.NAMED else "a text of its own"
-    assert chat_templates.told(tokenizer, asked) == f"chat template: {name} (asked for in the recipe)"
+    told = chat_templates.told(tokenizer, asked)
+    lost = "; it leaves out what a system message says" if asked == OWN else ""
+    assert told == f"chat template: {name} (asked for in the recipe; the base model is asked in it, too){lost}"
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
     (example,) = chat_templates.conversation(tokenizer, messages)
     assert "".join(part.text for part in example if part.target) == target.replace(SPECIAL, end)
@@ -328,11 +337,19 @@ def test_a_template_that_is_asked_for_is_taken(tmp_path: Path, kind: str, asked:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ("{% for m in messages }", r"unexpected '}'\. Correct it, or type `chat_template: chatml`"),
+        ("{% for m in messages }", r"unexpected '}'\. Correct it, or type `chat_template: zephyr`"),
         ("{{ foo.bar }}", "'foo' is undefined"),
         ("{{ messages[1]['content'] }}", "list object has no element 1"),
         ("{% for m in messages %}x{% endfor %}", "it leaves out what the user says"),
         ("{{ messages[0]['content'] }}{% if messages|length > 1 %}x{% endif %}", "it leaves out what the assistant"),
+        (
+            "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% endfor %}",
+            "what it writes before an answer is",
+        ),
+        (
+            "chatml",
+            r"the model's vocabulary has no <\|im_start\|> and <\|im_end\|>, which chatml writes\. Type `chat_te",
+        ),
     ],
 )
 def test_a_template_that_writes_no_conversation_is_refused(asked: str, message: str) -> None:

@@ -163,6 +163,25 @@ def test_only_double_braces_are_expanded(shell: InteractiveShell) -> None:
     assert (recipe.data, objects) == ("rows[:1]", {"data": [("a", "x")]})
 
 
+@pytest.mark.parametrize("quoted", [True, False], ids=["quoted", "in a block"])
+def test_a_chat_template_keeps_its_own_expressions(shell: InteractiveShell, quoted: bool) -> None:
+    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }} {{'\\n'}}{% endfor %}"
+    typed = f'"{template}"' if quoted else f"|\n  {template}\n\n  {{# end #}}"
+    shell.user_ns.update(m={"role": "nobody"}, n=3, mine="{{ messages }}")
+    _, recipe, _ = wish(shell, "r", f"epochs: {{{{n}}}}\nchat_template: {typed}\nseed: {{{{n + 1}}}}\n")
+    assert isinstance(recipe, Recipe)
+    assert recipe.chat_template is not None
+    assert recipe.chat_template.splitlines()[0] == template.replace("\\n", "\n" if quoted else "\\n").splitlines()[0]
+    assert (recipe.epochs, recipe.seed) == (3, 4)
+    for named in ("{{mine}}", '"{{mine}}"'):
+        _, recipe, _ = wish(shell, "r", f"chat_template: {named}\nepochs: 2")
+        assert isinstance(recipe, Recipe)
+        assert (recipe.chat_template, recipe.epochs) == ("{{ messages }}", 2)
+    _, recipe, _ = wish(shell, "r --chat-template {{mine}}")
+    assert isinstance(recipe, Recipe)
+    assert recipe.chat_template == "{{ messages }}"
+
+
 # ---- what a user sees -----------------------------------------------------------------------------------------------
 
 

@@ -330,6 +330,33 @@ def test_a_run_learns_from_pairs_and_is_asked_with_pairs(process: Path, tiny_mod
         gptx_nb.predict("pairs", PAIRS[["premise"]])
 
 
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ({"premise": "a", "hypothesis": "b"}, ("premise", "hypothesis")),
+        ([{"one": "a", "other": "b"}], ("one", "other")),
+        ([("a", "b"), ("c", "d"), ("e", "f")], ("text", "text_pair")),
+        (pd.DataFrame({"textA": ["a"], "textB": ["b"], "id": [1]}), ("textA", "textB")),
+        (pd.DataFrame({"text": ["a"], "text_pair": ["b"]}), ("text", "text_pair")),
+        (pd.DataFrame({"text": ["a"], "query": ["b"], "passage": ["c"]}), None),
+        (pd.DataFrame({"review": ["a"], "label": ["b"]}), None),
+        ([{"id": 17, "review": "Fine!"}], None),
+        ([{"role": "user", "content": "I love it"}], None),
+        ([{"text": "Fine!", "label": "good"}], None),
+        (("a", "b"), None),
+        ("a\n\nb", None),
+        ([], None),
+    ],
+)
+def test_what_is_a_pair_of_texts_is_seen_by_names_and_shape(asked: Any, found: tuple[str, str] | None) -> None:
+    assert text_pairs.columns_of(asked) == found
+
+
+def test_both_texts_of_a_pair_are_shortened() -> None:
+    assert text_pairs.shortened(text_pairs.join("a" * 50, "b" * 50), 20) == text_pairs.join("a" * 10, "b" * 10)
+    assert text_pairs.shortened("a" * 50, 20) == "a" * 20
+
+
 def test_a_base_model_is_asked_with_pairs_untrained(process: Path, tiny_model: Path) -> None:
     base, names = str(tiny_model), ["alike", "other"]
     row = {"premise": "A car.", "hypothesis": "A hat."}
@@ -345,6 +372,10 @@ def test_a_base_model_is_asked_with_pairs_untrained(process: Path, tiny_model: P
         assert isinstance(shown, Predictions)
         assert shown.texts == ["A car.\n\nA car.", "A car.\n\nA door.", "A car.\n\nA hat."]
         assert shown.classes == ["other", "alike"]
+    long = gptx_nb.predict(base, [{"premise": "A car. " * 60, "hypothesis": each} for each in ("A", "B")], labels=names)
+    assert isinstance(long, Predictions)
+    assert long.cut == 2
+    assert long.probabilities[0] != long.probabilities[1], "the second text is read although the first is too long"
     with pytest.raises(DataError, match=r"row 2 of 2 is no pair of texts, which .*tiny-gpt2 is asked about\. Give"):
         gptx_nb.predict(base, [row, {"premise": "A car."}], labels=names)
     with pytest.raises(UsageError, match="shot 1 needs both texts and their label: "):

@@ -48,7 +48,8 @@ def _labels(table: Any, model: Classifier) -> list[Json]:
     rows = []
     given = np.broadcast_to(model.threshold or 0.5, len(model.labels))
     said: int | list[int]
-    for text, label, shares in zip(texts, right, model.predict(texts), strict=True):
+    found = model.classify(texts, finely=True).probabilities  # they are compared with each other
+    for text, label, shares in zip(texts, right, found, strict=True):
         if isinstance(label, int):
             said, share = max(range(len(shares)), key=shares.__getitem__), shares[label]
         else:  # any number of labels: as sure as it is of the one that it is least sure of

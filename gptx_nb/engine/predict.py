@@ -43,7 +43,7 @@ CPU_TOKENS = 768
 # The same where float32 weights are put together anew for each batch.
 CPU_EXACT_TOKENS = 4_096
 GPU_TOKENS = 32_768
-SAMPLE, SAMPLED = 32, 8  # of a call with at least so many times as many, so many texts are asked first
+SAMPLE, SAMPLED = 16, 8  # of a call with at least so many times as many, about so many texts are asked first
 OPEN = 0.3  # of them; with more whose labels are open, fine products for all take less time than plain ones first
 
 
@@ -135,7 +135,8 @@ class Classifier:
     def classify(self, texts: list[str], *, finely: bool = False) -> Answer:
         """Return the probabilities, in the order of the texts, and how many texts were cut at `max_length` tokens.
 
-        In bfloat16 labels are float32's all the same, and probabilities are near to its; `finely`, they are nearer.
+        In bfloat16 labels are float32's all the same, and probabilities are near to its; `finely`, they are nearer,
+        unless the weights were saved in bfloat16.
         Raises ModelError if the weights give no finite number.
         """
         found = label_words.read(self._tokenizer, self._wording, texts, self.reading)
@@ -169,19 +170,18 @@ class Classifier:
                 logits, self.threshold, self._moved["fine"], lambda again: exactly([places[at] for at in again])
             )
 
-        if finely or self._is_unsure(rows):
+        if finely:
             return more_finely(range(len(rows)))
-        return close_calls.settle(self._logits(rows, way="plain"), self.threshold, self._moved["plain"], more_finely)
-
-    def _is_unsure(self, rows: Sequence[Row]) -> bool:
-        """Say whether plain products leave the labels of so many of `rows` open that fine ones had better come first.
-
-        Few rows are not worth the question.
-        """
-        if len(rows) < SAMPLED * SAMPLE:
-            return False
-        logits = self._logits(rows[:: len(rows) // SAMPLE], way="plain")
-        return len(close_calls.unsure(logits, self.threshold, self._moved["plain"])) > OPEN * len(logits)
+        # Where many rows are asked about, some tell how the others had better be computed.
+        first = range(0, len(rows), max(1, len(rows) // SAMPLE)) if len(rows) >= SAMPLED * SAMPLE else range(len(rows))
+        plain = self._logits([rows[at] for at in first], way="plain")
+        others = sorted(set(range(len(rows))) - set(first))
+        if others:
+            if len(close_calls.unsure(plain, self.threshold, self._moved["plain"])) > OPEN * len(plain):
+                return more_finely(range(len(rows)))
+            some, plain = plain, np.empty((len(rows), plain.shape[1]), dtype=plain.dtype)
+            plain[list(first)], plain[others] = some, self._logits([rows[at] for at in others], way="plain")
+        return close_calls.settle(plain, self.threshold, self._moved["plain"], more_finely)
 
     def _logits(self, rows: Sequence[Row], cpu_tokens: int = CPU_TOKENS, way: products.Way | None = None) -> np.ndarray:
         """Return the logits (rows, labels); where products are computed in that `way`, with what is recorded of it."""

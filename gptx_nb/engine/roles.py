@@ -26,6 +26,7 @@ from gptx_nb.engine.tasks.columns import Guess
 from gptx_nb.engine.tasks.writing import TASKS, Missing, WritingTask, counted_from
 from gptx_nb.errors import DataError, nearest
 from gptx_nb.recipe import Recipe
+from gptx_nb.text_pairs import plain_name
 
 if TYPE_CHECKING:
     from gptx_nb.sources import Source
@@ -342,11 +343,11 @@ def facts_of(task: str, roles: Roles, examples: Sequence[Example]) -> dict[str, 
 def unknown_languages(roles: Roles) -> str:
     """Say what to type where the columns of a translation are not called after languages; else nothing."""
     names = [str(roles[role]) for role in ("source", "target")]
-    unknown = [name for name in names if guessing.language_code(guessing.plain_name(name)) is None]
+    unknown = [name for name in names if guessing.language_code(plain_name(name)) is None]
     if not unknown:
         return ""
     known = [name for name in names if name not in unknown]
-    likely = [code for code in ("en", "fr") if code not in map(guessing.language_code, map(guessing.plain_name, known))]
+    likely = [code for code in ("en", "fr") if code not in map(guessing.language_code, map(plain_name, known))]
     renamed = ", ".join(f"{name!r}: {code!r}" for name, code in zip(unknown, likely, strict=False))
     which = " and ".join(map(repr, unknown))
     called = "is not called after a language" if len(unknown) == 1 else "are not called after languages"
@@ -364,7 +365,7 @@ def _facts(kind: WritingTask, roles: Roles) -> dict[str, Any]:
     if kind.name == "translation":
         names = {role: str(roles[role]) for role in ("source", "target")}
         return {
-            end: guessing.language_code(guessing.plain_name(name)) or name
+            end: guessing.language_code(plain_name(name)) or name
             for end, name in (("from", names["source"]), ("to", names["target"]))
         }
     if kind.name == "text-generation" and "completion" in roles:

@@ -23,6 +23,7 @@ from gptx_nb.engine.models import Base, context
 from gptx_nb.engine.predict import CPU_EXACT_TOKENS, CPU_TOKENS, GPU_TOKENS, Answer
 from gptx_nb.engine.tasks import label_words
 from gptx_nb.engine.tasks.label_words import SAY_NOTHING, SHARPNESS, Wording
+from gptx_nb.engine.tasks.reading import Reading, flat
 from gptx_nb.errors import DataError
 
 KEPT_HEADS = 8
@@ -84,15 +85,18 @@ class ZeroShot:
         model = models.load_classifier(base, tokenizer, ["0", "1"], 0)  # whose head is never asked
         return cls(model, tokenizer, models.output_rows(base, model), device, dtype)
 
-    def classify(self, texts: Sequence[str], wording: Wording, beside: Sequence[str]) -> Answer:
-        """Return probabilities in the order of the texts; `beside` are texts of their kind that calibrate them."""
-        key = (wording, tuple(beside))
+    def classify(self, texts: Sequence[str], wording: Wording, beside: Sequence[str], pair: bool = False) -> Answer:
+        """Return probabilities in the order of the texts; `beside` are texts of their kind that calibrate them.
+
+        `pair`: each is two texts, the longer of which is cut where both are too long.
+        """
+        key = (wording, tuple(beside), pair)
         if key not in self._heads:
-            self._heads[key] = self._head(wording, beside)
+            self._heads[key] = self._head(wording, beside, pair)
             if len(self._heads) > KEPT_HEADS:
                 self._heads.popitem(last=False)
         head, moved = self._heads[key]
-        rows, cut = label_words.encode(self._tokenizer, wording, texts, self.max_length)
+        rows, cut = self._read(wording, texts, pair)
         logits = self._logits(rows, head)
         if self.dtype is torch.bfloat16:
             with products.exactly(self._model):
@@ -102,12 +106,16 @@ class ZeroShot:
         shares: list[list[float]] = torch.from_numpy(logits).double().softmax(-1).tolist()
         return Answer(shares, cut)
 
-    def _head(self, wording: Wording, beside: Sequence[str]) -> tuple[torch.Tensor, float]:
+    def _read(self, wording: Wording, texts: Sequence[str], pair: bool) -> tuple[list[list[int]], int]:
+        if not pair:
+            return label_words.encode(self._tokenizer, wording, texts, self.max_length)
+        found = label_words.read(self._tokenizer, wording, texts, Reading(self.max_length, pair=True))
+        return flat(list(found.rows)), found.cut
+
+    def _head(self, wording: Wording, beside: Sequence[str], pair: bool) -> tuple[torch.Tensor, float]:
         """Return the head (labels, width) as float32 has it, and by how much bfloat16 may move what decides a label."""
         words = label_words.word_rows(self._output, self._tokenizer, wording.words)
-        silent, seen = (
-            label_words.encode(self._tokenizer, wording, texts, self.max_length)[0] for texts in (SAY_NOTHING, beside)
-        )
+        silent, seen = (self._read(wording, texts, pair)[0] for texts in (SAY_NOTHING, beside))
         rows = [*silent, *seen]
         with products.exactly(self._model):
             states = self._states(rows, CPU_EXACT_TOKENS)

@@ -163,7 +163,7 @@ class Models:
         base = models.find(asked["base"], None, log)
         found = self._kept(Path(base.path) / (base.gguf or ""), "labels", lambda chosen: ZeroShot.load(base, chosen))
         assert isinstance(found, ZeroShot)
-        return asked["labels"], found.classify(asked["texts"], wording, asked["beside"])
+        return asked["labels"], found.classify(asked["texts"], wording, asked["beside"], asked["pair"])
 
     def _kept(
         self, folder: Path, task: str, load: Callable[[Device], Classifier | Writer | ZeroShot]

@@ -44,6 +44,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 EXPRESSION = re.compile(r"\{\{(.+?)\}\}", re.DOTALL)
+# What a recipe says of conversations, up to the next setting: its {{ }} are the template's own.
+CHAT_TEMPLATE = re.compile(r"^chat_template:(?P<value>[^\n]*(?:\n[ \t]+[^\n]*|\n[ \t]*(?=\n))*)", re.MULTILINE)
 SECRET_NAME = re.compile(r"\$\{?\w*(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL)\w*\}?", re.IGNORECASE)
 SECRET = re.compile(r"\bhf_[A-Za-z0-9]{20,}|\bsk-[A-Za-z0-9_-]{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}")
 FLAG = re.compile(r"""(--[a-z][a-z_-]*)(?:=|\s+)(\{\{.+?\}\}|"[^"]*"|'[^']*'|\S+)""", re.DOTALL)
@@ -374,7 +376,7 @@ class GptxMagics(_Configured):  # type: ignore[misc]
         _refuse_secrets(cell or "", names=False)
         name, typed = read_line(line, kind)
         flags = fields.read_flags(
-            {key: text if key in ("data", "validation") else self._inserted(text) for key, text in typed.items()}, kind
+            {key: text if _is_as_typed(key, text) else self._inserted(text) for key, text in typed.items()}, kind
         )
         found: list[tuple[str, Any]] = []
         body = parse_yaml(self._set_aside(cell or "", found), kind=kind)
@@ -500,12 +502,25 @@ class GptxMagics(_Configured):  # type: ignore[misc]
             found.append((match[1].strip(), self._value(match[1])))
             return ALONE.format(len(found) - 1).strip()
 
-        return EXPRESSION.sub(replaced, body)
+        def but_templates(match: re.Match[str]) -> str:
+            whole = match["value"].strip().strip("'\"")
+            return match[0] if not EXPRESSION.fullmatch(whole) else EXPRESSION.sub(replaced, match[0])
+
+        parts, end = [], 0
+        for template in CHAT_TEMPLATE.finditer(body):
+            parts += [EXPRESSION.sub(replaced, body[end : template.start()]), but_templates(template)]
+            end = template.end()
+        return "".join([*parts, EXPRESSION.sub(replaced, body[end:])])
 
     # ---- showing ----------------------------------------------------------------------------------------------------
 
     def _showing(self, name: str, *, briefly: bool = False) -> _Screen:
         return _Screen(name, in_notebook=getattr(self.shell, "kernel", None) is not None, briefly=briefly)
+
+
+def _is_as_typed(key: str, text: str) -> bool:
+    """Say whether a flag keeps its {{expressions}}: a table's are read later, and a template has its own."""
+    return key in ("data", "validation") or (key == "chat_template" and not EXPRESSION.fullmatch(text.strip()))
 
 
 class _Notebook:

@@ -99,7 +99,7 @@ def _labelled_untrained(
     texts_shown = {shot for shot, _ in shots}
     known = _known(sum(text in texts_shown for text in rest))
     model = ZeroShot.load(models.find(asked["base"] or asked["folder"], None), chosen)
-    answer = model.classify(rest, wording, beside)
+    answer = model.classify(rest, wording, beside, pair)
     scored = _scored_by_share if table.multi_label else _scored
     found = scored(table.labels, [truth[at] for at in others], answer)
     prompt = f"prompt {wording.prompt!r}, words {', '.join(map(repr, wording.words[:12]))}"

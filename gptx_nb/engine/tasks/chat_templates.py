@@ -31,6 +31,7 @@ SPELLED = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
+CHATML_MARKS = {"<|im_start|>", "<|im_end|>"}
 NAMED = {"chatml": CHATML, "zephyr": SPELLED}
 _HELD = re.compile("\ue000(\\d+)\ue001")  # stands for a special token that someone has typed
 
@@ -40,7 +41,7 @@ def choose(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     if tokenizer.chat_template:
         return "the model's own", "it was tuned with it"
     vocabulary = tokenizer.get_vocab()
-    if {"<|im_start|>", "<|im_end|>"} <= set(vocabulary):
+    if set(vocabulary) >= CHATML_MARKS:
         tokenizer.chat_template = CHATML
         return "ChatML", "the base model has no chat template, and its vocabulary has ChatML's marks"
     tokenizer.chat_template = SPELLED
@@ -53,25 +54,46 @@ def choose(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
 def told(tokenizer: PreTrainedTokenizerBase, asked: str | None = None) -> str:
     """Give `tokenizer` the template that is `asked` for, or choose as `choose` does; return which and why, in words.
 
-    Raises DataError for a template that is none, or leaves out what is said.
+    Raises DataError for a template that is none, leaves out what is said, or needs marks that the vocabulary lacks.
     """
     if asked is None:
         return "chat template: {} ({})".format(*choose(tokenizer))
+    if asked == "chatml" and not set(tokenizer.get_vocab()) >= CHATML_MARKS:
+        raise DataError(
+            f"chat_template: the model's vocabulary has no {' and '.join(sorted(CHATML_MARKS)[::-1])}, which chatml "
+            "writes. Type `chat_template: zephyr`"
+        )
     tokenizer.chat_template = NAMED.get(asked, asked)
     said = [{"role": "user", "content": "Is it so?"}, {"role": "assistant", "content": "It is."}]
     try:
-        written = "".join(each.text for each in conversation(tokenizer, said)[0])
+        example = conversation(tokenizer, said)[0]
     except (DataError, ModelError) as error:
         reason = str(error).partition("does not take a conversation: ")[2].partition(". Change what it refuses")[0]
         why = reason or str(error).partition(". Give the tokenizer")[0]
-        raise DataError(f"chat_template: {why}. Correct it, or type `chat_template: chatml`") from None
+        raise DataError(f"chat_template: {why}. Correct it, or type `chat_template: zephyr`") from None
     for turn in said:
-        if turn["content"] not in written:
+        if turn["content"] not in "".join(each.text for each in example):
             raise DataError(
                 f"chat_template: it leaves out what the {turn['role']} says. Write `message['content']` for each of "
                 "`messages`"
             )
-    return f"chat template: {asked if asked in NAMED else 'a text of its own'} (asked for in the recipe)"
+    if not "".join(each.text for each in example if each.target).lstrip().startswith(said[1]["content"]):
+        raise DataError(
+            "chat_template: what it writes before an answer is missing where one is asked for. End it with "
+            "{% if add_generation_prompt %}, what stands before an answer, and {% endif %}"
+        )
+    name = asked if asked in NAMED else "a text of its own"
+    lost = "; it leaves out what a system message says" if _loses_system(tokenizer, said) else ""
+    return f"chat template: {name} (asked for in the recipe; the base model is asked in it, too){lost}"
+
+
+def _loses_system(tokenizer: PreTrainedTokenizerBase, said: Messages) -> bool:
+    rule = {"role": "system", "content": "Be brief."}
+    try:
+        example = conversation(tokenizer, [rule, *said])[0]
+    except DataError:
+        return False  # it refuses one, and says so where there is one
+    return rule["content"] not in "".join(each.text for each in example)
 
 
 def check(messages: Any, asked: bool = False) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptx_nb.engine.tasks.templates import LANGUAGES
-from gptx_nb.text_pairs import PAIRS
+from gptx_nb.text_pairs import PAIRS, plain_name
 
 Columns = Mapping[str, Sequence[Any]]
 
@@ -227,11 +227,6 @@ class Table:
 
 def _empty(value: Any) -> bool:
     return value is None or value != value or (isinstance(value, str) and not value.strip())
-
-
-def plain_name(name: str) -> str:
-    """Return a column's name in small letters, its words joined by _: "Sentence (FR)", "sentenceFR" are sentence_fr."""
-    return re.sub(r"[\W_]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)).strip("_").lower()
 
 
 def _found(task: str, why: str, **roles: str | list[str] | None) -> Guess:
