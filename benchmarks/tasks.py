@@ -66,7 +66,7 @@ SETS = {
     "trivia": Set("open_trivia", "question-answering", ("question", "choices", "answer"), 192, 8, "accuracy"),
     "e2e": Set("e2e_nlg", "text-generation", ("mr", "text"), 192, 48, "rougeL"),
     "conala": Set("conala", "code-generation", ("intent", "snippet"), 128, 48, "chrf"),
-    "mbpp": Set("mbpp", "code-generation", ("text", "canonical_solution", "test", "entry_point"), 384, 128, "pass@1"),
+    "mbpp": Set("mbpp", "code-generation", ("prompt", "canonical_solution", "test", "entry_point"), 384, 128, "pass@1"),
     "chatterbot": Set("chatterbot_en_zh", "chat", ("turns",), 128, 32, "rougeL"),
     "shakespeare": Set("tinyshakespeare", "text-generation", ("text",), 384, 64, "bits_per_byte"),
     "chnsenticorp": Set("chnsenticorp", "text-classification", LABELLED, 256, 0, "accuracy"),
