@@ -452,6 +452,8 @@ class Recipe(Settings):
     @field_validator("columns", "label_words", mode="before")
     @classmethod
     def _mappings_may_be_typed_in_one_line(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, Mapping):  # labels may be numbers, as in {0: bad, 1: good}
+            return {str(key).lower() if isinstance(key, bool) else str(key): each for key, each in value.items()}
         if not isinstance(value, str):
             return value
         name = str(info.field_name)

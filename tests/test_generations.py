@@ -13,9 +13,13 @@ import pandas as pd
 import pytest
 from IPython.core.error import UsageError as IPythonUsageError
 from IPython.core.interactiveshell import InteractiveShell
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import gptx_nb
 from gptx_nb import api, inference, launch
+from gptx_nb.engine import generate
+from gptx_nb.engine.generate import Continuation
+from gptx_nb.engine.writer import How, Writer, _Stops
 from gptx_nb.errors import DataError, RunNotFound, UsageError
 from gptx_nb.generations import Generation, Generations
 from gptx_nb.recipe import make_recipe
@@ -35,6 +39,40 @@ def tuned(name: str, model: Path, frame: pd.DataFrame, **settings: Any) -> Run:
 def process(home: Path) -> Iterator[Path]:
     yield home
     inference.free()
+
+
+def test_a_usual_stop_is_none_before_an_answer_has_begun() -> None:
+    stops = _Stops(asked=(), usual=("\n",))
+    assert [stops.place(text) for text in ("", "\n", " \n\n", "\n\nyes", "\n\nyes\nno", "yes\n")] == [
+        *[None] * 4, 5, 3
+    ]  # fmt: skip
+    assert stops.place("\nno", begun=True) == 0
+    asked = _Stops(asked=("\n", "no"), usual=())
+    assert [asked.place(text) for text in ("\nyes", "yes, no", "yes")] == [0, 5, None]
+    assert (asked.longest, _Stops((), ()).longest) == (2, 0)
+
+
+def test_a_model_that_begins_with_a_line_end_answers_all_the_same(tiny_model: Path, monkeypatch: Any) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    written = tokenizer("\n\nBlue.\nRed?")["input_ids"]
+
+    def writing(model: Any, prompts: Any, *, stop: Any, on_token: Any, **more: Any) -> list[Any]:
+        new: list[int] = []
+        for token in written:
+            new.append(token)
+            if on_token:
+                on_token(0, token)
+            if stop(new):
+                return [Continuation(new, "stop")] * len(prompts)
+        return [Continuation(new, "length")] * len(prompts)
+
+    monkeypatch.setattr(generate, "generate", writing)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    writer = Writer(model, tokenizer, "question-answering", {}, tuned=False)
+    for given, text in ((How(), "Blue."), (How(stop=("l",)), "B"), (How(stop=("\n",)), "")):
+        said: list[str] = []
+        answers = writer.write([{"question": "What?"}], given, on_text=said.append)
+        assert (answers.written[0][0].text, "".join(said)) == (text, text)
 
 
 @pytest.fixture

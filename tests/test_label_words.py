@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_encoding import TOKENIZERS
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from gptx_nb import api, files, inference, text_pairs
@@ -680,6 +681,13 @@ def test_three_sentences_teach_smollm2_to_tell_twenty_others_of_either_sentiment
     head: Any = made.model.get_submodule("score")
     guess = head(states).argmax(dim=1).tolist()
     assert guess == [1] * len(LIKED) + [0] * len(HATED)
+
+
+def test_words_are_spelled_as_they_continue_a_prompt() -> None:
+    llama = TOKENIZERS["like-llama"]()
+    output = torch.eye(len(llama))
+    rows = label_words.word_rows(output, llama, [" the", " a"])
+    assert [llama.convert_ids_to_tokens(int(row.argmax())) for row in rows] == ["▁the", "▁a"]
 
 
 def test_shots_are_drawn_from_each_label_in_turn_by_the_seed() -> None:

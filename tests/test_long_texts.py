@@ -263,6 +263,8 @@ def test_contexts_that_cannot_be_are_refused(llama: Path, tiny_model: Path, tmp_
         asked(learned, context=256, rope="yarn")
     with pytest.raises(RecipeError, match=r"and `tune: head` leaves them as they are\. Type `tune: full` or"):
         asked(learned, context=256, tune="head")
+    with pytest.raises(RecipeError, match=r"which no adapter can hold\. Leave `save: adapter` out"):
+        asked(learned, context=256, tune="lora", save="adapter")
     asked(rotary, context=128)
     with pytest.raises(ModelError, match=r"the positions of m are scaled already \(yarn\), to 128 tokens"):
         asked(rotary, context=256)

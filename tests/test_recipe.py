@@ -189,3 +189,10 @@ def test_the_roles_that_a_recipe_names_are_those_that_the_tasks_read() -> None:
     read = {name: {role for shape in task.shapes for roles in shape for role in roles} for name, task in TASKS.items()}
     assert {name: set(roles) for name, roles in ROLES.items() if name in TASKS} == read
     assert set(ROLES) == {*TASKS, *LABELS}
+
+
+def test_labels_that_are_numbers_may_be_keys() -> None:
+    expected = {"0": "bad", "1": "good"}
+    for typed in ({0: "bad", 1: "good"}, {"0": "bad", "1": "good"}, "{0: bad, 1: good}"):
+        assert make_recipe({"label_words": typed}).label_words == expected
+    assert make_recipe({"label_words": {True: "yes", False: "no"}}).label_words == {"true": "yes", "false": "no"}

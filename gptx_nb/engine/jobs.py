@@ -272,7 +272,8 @@ class Classification:
         if before is None:
             return {}
         few = "the base model is not scored on examples before a text: they take more than half of what it sees"
-        return {**before.scores(model, tokenizer, self.table), "remarks": [] if before.few else [few]}
+        remarks = [*_stretched(self.recipe), *([] if before.few else [few])]
+        return {**before.scores(model, tokenizer, self.table), "remarks": remarks}
 
     def evaluation(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learner: Any
@@ -361,7 +362,7 @@ class MultiLabel(Classification):
             "untrained, the base model gives the labels whose words are likeliest, at least "
             f"{multi_label.LIKELY:.0%} of the likeliest; examples before a text would show it one label each"
         )
-        return {**found, "remarks": [how]} if found else {}
+        return {**found, "remarks": [*_stretched(self.recipe), how]} if found else {}
 
     def _scored(self, logits: np.ndarray) -> dict[str, Any]:
         assert self.table.validation is not None
@@ -615,7 +616,10 @@ class Writing:
         return {
             "scores": self._scored(model, tokenizer, learner, tuned=False),
             "few_shot": few,
-            "remarks": [said if few is None else f"the base model was shown {few['which']}"],
+            "remarks": [
+                *_stretched(self.recipe),
+                said if few is None else f"the base model was shown {few['which']}",
+            ],
         }
 
     def _few_shot(
@@ -693,6 +697,13 @@ def save(
     if causal.generation_config is not None:
         causal.generation_config.eos_token_id = sorted(ends)
     models.save(folder, model, tokenizer, max_length, told, adapter_of)
+
+
+def _stretched(recipe: Recipe) -> list[str]:
+    """Return how the base model's context differs from its own, where it does."""
+    if recipe.context is None:
+        return []
+    return [f"the base model is scored with its positions stretched to {recipe.context:,} tokens, as the run begins"]
 
 
 def _contexts(count: int, first: str = "") -> str:

@@ -65,6 +65,11 @@ def _interpolate(model: PreTrainedModel, recipe: Recipe, before: int, wanted: in
             f"context: the positions of {recipe.model} are interpolated to {wanted:,} and have to be trained then, and "
             f"`tune: {recipe.tune}` leaves them as they are. Type `tune: full` or `tune: lora`"
         )
+    if recipe.save == "adapter":
+        raise RecipeError(
+            f"context: the positions of {recipe.model} are interpolated to {wanted:,} and trained as a whole, which no "
+            "adapter can hold. Leave `save: adapter` out, and the whole model is kept"
+        )
     known = _positions(model).weight.detach()
     rows = torch.nn.functional.interpolate(known.T[None], size=wanted, mode="linear", align_corners=True)[0].T
     decoder: Any = model.base_model

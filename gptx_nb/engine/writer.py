@@ -203,17 +203,14 @@ class Writer:
                 )
             cut += shortened or found.cut > 0
             prompts += [found.ids] * how.n
-        stops = tuple(each for each in (*how.stop, *(() if self.tuned else self.task.base_stop)) if each)
+        stops = _Stops(tuple(each for each in how.stop if each), () if self.tuned else self.task.base_stop)
         stream = _Stream(self, stops, on_text) if on_text is not None and len(prompts) == 1 else None
-        tail = max((len(each) for each in stops), default=0) + 16  # tokens; each is a character at least, but for bytes
+        tail = stops.longest + 16  # tokens; each is a character at least, but for bytes
 
         def stop(tokens: list[int]) -> bool:
             if stopped():
                 return True
-            if not stops:
-                return False
-            text = self._decode(tokens[-tail:])
-            return any(each in text for each in stops)
+            return stops.longest > 0 and stops.place(self._decode(tokens[-tail:]), len(tokens) > tail) is not None
 
         if how.beams > 1:
             options: dict[str, Any] = {"beams": how.beams, "answers": how.n, "max_new_tokens": new, "stop": stop}
@@ -335,9 +332,9 @@ class Writer:
     def _decode(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    def _text(self, tokens: Sequence[int], stops: Sequence[str]) -> str:
+    def _text(self, tokens: Sequence[int], stops: _Stops) -> str:
         text = self._decode(tokens)
-        end = min((place for each in stops if (place := text.find(each)) >= 0), default=len(text))
+        end = stops.place(text)
         return text[:end].strip() if self.task.one_right_answer and self.task.name != "code-generation" else text[:end]
 
     # ---- choices ----------------------------------------------------------------------------------------------------
@@ -442,10 +439,36 @@ def _behind(shots: Sequence[Example], example: Example, *, alone: bool = False) 
     return {"messages": [*opening, *before, *([] if alone else messages[len(opening) :])]}
 
 
+@dataclass(frozen=True)
+class _Stops:
+    """Texts at which an answer ends: those `asked` for anywhere, `usual` ones once it has begun.
+
+    A model that was not tuned for a task often begins with a line end, at which nothing has been answered yet.
+    """
+
+    asked: tuple[str, ...]
+    usual: tuple[str, ...]
+
+    @property
+    def every(self) -> tuple[str, ...]:
+        return self.asked + self.usual
+
+    @property
+    def longest(self) -> int:
+        """Characters of the longest of them."""
+        return max(map(len, self.every), default=0)
+
+    def place(self, text: str, begun: bool = False) -> int | None:
+        """Return where the first of them stands in `text`; `begun`: more than white space stands before it already."""
+        beginning = 0 if begun else len(text) - len(text.lstrip())
+        places = [*map(text.find, self.asked), *(text.find(each, beginning) for each in self.usual)]
+        return min((each for each in places if each >= 0), default=None)
+
+
 class _Stream:
     """Hands text on as it becomes sure: no half characters, and nothing that may be the beginning of a stop text."""
 
-    def __init__(self, writer: Writer, stops: Sequence[str], say: Callable[[str], None]) -> None:
+    def __init__(self, writer: Writer, stops: _Stops, say: Callable[[str], None]) -> None:
         self._writer, self._stops, self._say = writer, stops, say
         self._tokens: list[int] = []
         self._said = ""
@@ -454,7 +477,8 @@ class _Stream:
         self._tokens.append(token)
         text = self._writer._text(self._tokens, self._stops)
         held = max(
-            (size for each in self._stops for size in range(1, len(each)) if text.endswith(each[:size])), default=0
+            (size for each in self._stops.every for size in range(1, len(each)) if text.endswith(each[:size])),
+            default=0,
         )
         self._hand_on(text[: len(text) - held].rstrip("\ufffd"))
 

@@ -231,6 +231,10 @@ class Encoder:
         )["input_ids"]
         return tokens
 
+    def continued(self, text: str) -> list[int]:
+        """Return the tokens of `text` as it continues another."""
+        return self._continued(text, False) if self._writes_space else self._spell(text)
+
     def _continued(self, text: str, special: bool) -> list[int]:
         """Return the tokens of `text` as it continues another, without the space that would begin a text."""
         for anchor in _ANCHORS:

@@ -312,9 +312,9 @@ def word_rows(output: torch.Tensor, tokenizer: PreTrainedTokenizerBase, words: S
     Words that begin alike are told apart by the rest.
     """
     found = []
-    spell: Any = tokenizer
+    encoder = Encoder(tokenizer, 8)
     for word in words:
-        ids = spell(word, add_special_tokens=False)["input_ids"]
+        ids = encoder.continued(word)
         weights = torch.tensor([0.5**place for place in range(len(ids))])
         found.append((output[ids].float().cpu() * (weights / weights.sum())[:, None]).sum(dim=0))
     return torch.stack(found)
