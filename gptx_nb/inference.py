@@ -227,7 +227,10 @@ def label(who: Run | str, texts: Any, labels: Labels, progress: Progress | None 
         "label_words": dict(labels.words) if labels.words else None,
         "shots": [list(each) for each in labels.shots],
         "pair": labels.pair is not None,
-        "beside": [text_pairs.shortened(text, LONGEST_BESIDE) for text in asked.texts[::step]],
+        "beside": [
+            text_pairs.shortened(text, LONGEST_BESIDE) if labels.pair else text[:LONGEST_BESIDE]
+            for text in asked.texts[::step]
+        ],
     }
     shares: list[list[float]] = []
     cut = 0

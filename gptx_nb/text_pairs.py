@@ -32,7 +32,7 @@ def split(text: str) -> tuple[str, str] | None:
 
 
 def shortened(text: str, most: int) -> str:
-    """Return at most `most` characters of a text, or of a pair half as many of each."""
+    """Return at most `most` characters of a pair, half as many of each text; of what is no pair, the first ones."""
     both = split(text)
     return text[:most] if both is None or len(text) <= most else join(*(each[: most // 2] for each in both))
 

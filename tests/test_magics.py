@@ -173,6 +173,11 @@ def test_a_chat_template_keeps_its_own_expressions(shell: InteractiveShell, quot
     assert recipe.chat_template is not None
     assert recipe.chat_template.splitlines()[0] == template.replace("\\n", "\n" if quoted else "\\n").splitlines()[0]
     assert (recipe.epochs, recipe.seed) == (3, 4)
+    _, recipe, _ = wish(
+        shell, "r", "chat_template: '{{ bos_token }}{% for m in messages %}{% endfor %}{{ eos_token }}'"
+    )
+    assert isinstance(recipe, Recipe)
+    assert recipe.chat_template == "{{ bos_token }}{% for m in messages %}{% endfor %}{{ eos_token }}"
     for named in ("{{mine}}", '"{{mine}}"'):
         _, recipe, _ = wish(shell, "r", f"chat_template: {named}\nepochs: 2")
         assert isinstance(recipe, Recipe)

@@ -20,9 +20,8 @@ class Default:
     `rate` is the peak learning rate at batches of 16. Where `by_size`, that is for a model of a million parameters, and
     falls with the root of their number. It grows with the root of the batch where `by_batch`. Examples are gone through
     `epochs` times; a small set until `steps` are done, and on to `more_steps` (twice as many where there are MANY
-    labels) in at most MOST_EPOCHS passes. A step has
-    `batch` examples, doubled up to `most_batch` as long as an epoch has `steps_an_epoch` steps left. The rate rises in
-    a share of `warmup` of all steps.
+    labels) in at most MOST_EPOCHS passes. A step has `batch` examples, doubled up to `most_batch` as long as an epoch
+    has `steps_an_epoch` steps left. The rate rises in a share of `warmup` of all steps.
     """
 
     rate: float

@@ -504,7 +504,7 @@ class GptxMagics(_Configured):  # type: ignore[misc]
 
         def but_templates(match: re.Match[str]) -> str:
             whole = match["value"].strip().strip("'\"")
-            return match[0] if not EXPRESSION.fullmatch(whole) else EXPRESSION.sub(replaced, match[0])
+            return EXPRESSION.sub(replaced, match[0]) if _is_expression(whole) else match[0]
 
         parts, end = [], 0
         for template in CHAT_TEMPLATE.finditer(body):
@@ -520,7 +520,13 @@ class GptxMagics(_Configured):  # type: ignore[misc]
 
 def _is_as_typed(key: str, text: str) -> bool:
     """Say whether a flag keeps its {{expressions}}: a table's are read later, and a template has its own."""
-    return key in ("data", "validation") or (key == "chat_template" and not EXPRESSION.fullmatch(text.strip()))
+    return key in ("data", "validation") or (key == "chat_template" and not _is_expression(text.strip()))
+
+
+def _is_expression(text: str) -> bool:
+    """Say whether `text` is one {{expression}}, and not a template that begins and ends with one."""
+    found = EXPRESSION.fullmatch(text)
+    return found is not None and "}}" not in found[1]
 
 
 class _Notebook:
