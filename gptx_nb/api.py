@@ -129,7 +129,7 @@ def predict(
             ]
             refuse_wishes(who, given)
             return inference.predict(who, texts, line.texts)
-        if gives_labels(task, labels, prompt, label_words):
+        if gives_labels(who, task, labels, prompt, label_words, shots):
             if given := [*how, *(word for word, value in languages.items() if value)]:
                 raise UsageError(f"{', '.join(given)}: that is for writing, and labels are asked for. Leave it out")
             wanted = labels_of(labels, prompt, label_words, shots, text_pairs.columns_of(texts))
@@ -249,11 +249,28 @@ def rows_of(table: Any) -> list[dict[str, Any]]:
     return [row for row in found if isinstance(row, dict)]
 
 
-def gives_labels(task: str | None, labels: Any, prompt: str | None, label_words: Any) -> bool:
-    """Say whether a model that writes is asked for labels."""
+def gives_labels(
+    who: Run | str,
+    task: str | None = None,
+    labels: Any = None,
+    prompt: str | None = None,
+    label_words: Any = None,
+    shots: Any = (),
+) -> bool:
+    """Say whether a model that writes is asked for labels; of a base model `shots` that have labels say so too."""
     if task not in (None, "text-classification"):
         return False
-    return task is not None or any(each is not None for each in (labels, prompt, label_words))
+    if task is not None or any(each is not None for each in (labels, prompt, label_words)):
+        return True
+    if isinstance(shots, str | int | float) or (isinstance(who, Run) and who.kind is not PretrainRecipe):
+        return False
+    rows = _rows(shots)
+    return bool(rows) and all(isinstance(row, Mapping) and _labelled(row) for row in rows)
+
+
+def _labelled(row: Mapping[str, Any]) -> bool:
+    """Say whether `row` is a text, or a pair of texts, with its label."""
+    return "label" in row and ("text" in row or text_pairs.columns_of(row) is not None)
 
 
 def labels_of(

@@ -39,7 +39,8 @@ class Generation:
 
 @dataclass(frozen=True)
 class Generations(Sequence[Generation]):
-    """One `Generation` a prompt, in the order of the prompts. `model` names who wrote, `cut` counts shortened prompts.
+    """One `Generation` a prompt, in the order of the prompts. `model` names who wrote, `cut_at` are the places of
+    shortened prompts.
 
     `row_index` is the index of the Series or DataFrame that the prompts came from, or None. `template`: which chat
     template was chosen for a base model, and why.
@@ -48,7 +49,7 @@ class Generations(Sequence[Generation]):
     model: str
     task: str
     rows: list[Generation] = field(default_factory=list)
-    cut: int = 0
+    cut_at: list[int] = field(default_factory=list)
     row_index: Any = None
     template: str = ""
 
@@ -89,8 +90,13 @@ class Generations(Sequence[Generation]):
     def notes(self) -> list[str]:
         """Return what a reader should know besides the texts."""
         found = [f"{self.template[:1].upper()}{self.template[1:]}."] if self.template else []
-        if self.cut:
-            were = "1 prompt was" if self.cut == 1 else f"{self.cut:,} prompts were"
+        if self.cut_at and len(self.rows) == 1:
+            found.append("The prompt was longer than the model reads, and cut.")
+        elif self.cut_at:
+            many, first = len(self.cut_at), self.cut_at[0] + 1
+            were = (
+                f"1 prompt (number {first}) was" if many == 1 else f"{many:,} prompts (the first: number {first}) were"
+            )
             found.append(f"{were} longer than the model reads, and cut.")
         ends = [ended for each in self.rows for ended in each.ended]
         if long := ends.count("length"):

@@ -162,7 +162,7 @@ def predict(run: Run, texts: Any, progress: Progress | None = None, step: int | 
     several = config.get("problem_type") == "multi_label_classification"
     threshold: float | list[float] | None = 0.5 if several else None
     probabilities: list[list[float]] = []
-    cut = 0
+    cut_at: list[int] = []
     chunks = list(_chunks(asked.texts, label))
     if chunks:
         with contextlib.closing(_Client(Place.of(run.folder.parents[2]))) as client:
@@ -170,11 +170,11 @@ def predict(run: Run, texts: Any, progress: Progress | None = None, step: int | 
                 body = {"folder": str(run.folder), "step": step, "texts": chunk}
                 answer = client.ask("/v1/classify", body, f"predicting with {label}")
                 labels, threshold = answer["labels"], answer["threshold"]
+                cut_at += [len(probabilities) + at for at in answer["cut_at"]]
                 probabilities += answer["probabilities"]
-                cut += answer["cut"]
                 if progress:
                     progress(len(probabilities), len(asked.texts))
-    return Predictions(label, labels, asked.texts, probabilities, cut, asked.index, threshold, read)
+    return Predictions(label, labels, asked.texts, probabilities, cut_at, asked.index, threshold, read)
 
 
 def pair_of(run: Run) -> tuple[str, str] | None:
@@ -233,17 +233,17 @@ def label(who: Run | str, texts: Any, labels: Labels, progress: Progress | None 
         ],
     }
     shares: list[list[float]] = []
-    cut = 0
+    cut_at: list[int] = []
     chunks = list(_chunks(asked.texts, name))
     if chunks:
         with contextlib.closing(_Client(Place.of(root))) as client:
             for chunk in chunks:
                 answer = client.ask("/v1/label", {**body, "texts": chunk}, f"predicting with {name}")
+                cut_at += [len(shares) + at for at in answer["cut_at"]]
                 shares += answer["probabilities"]
-                cut += answer["cut"]
                 if progress:
                     progress(len(shares), len(asked.texts))
-    return Predictions(name, labels.names, asked.texts, shares, cut, asked.index)
+    return Predictions(name, labels.names, asked.texts, shares, cut_at, asked.index)
 
 
 @dataclass(frozen=True)
@@ -320,7 +320,8 @@ def generate(
     how = {name: value for name, value in asdict(wishes).items() if value is not None}
     more = {"task": task, "from": from_, "to": to}
     rows: list[Generation] = []
-    cut, found_task, template = 0, task or "", ""
+    cut_at: list[int] = []
+    found_task, template = task or "", ""
     if asked:
         with contextlib.closing(_Client(Place.of(root))) as client:
             for start in range(0, len(asked), CHUNK_PROMPTS):
@@ -329,10 +330,11 @@ def generate(
                 single = on_text if len(asked) == 1 and wishes.n == 1 else None
                 answer = client.read_lines("/v1/generate", body, f"writing with {label}", single)
                 rows += [_generation(each) for each in answer["rows"]]
-                cut, found_task, template = cut + answer["cut"], answer["task"], answer.get("template", "")
+                cut_at += [start + at for at in answer["cut_at"]]
+                found_task, template = answer["task"], answer.get("template", "")
                 if progress:
                     progress(len(rows), len(asked))
-    return Generations(label, found_task, rows, cut, index, template)
+    return Generations(label, found_task, rows, cut_at, index, template)
 
 
 def _generation(told: dict[str, Any]) -> Generation:

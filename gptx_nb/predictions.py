@@ -43,10 +43,11 @@ class Predictions(Sequence[Prediction]):
     """One `Prediction` a text, in the order of the texts.
 
     `run` names the run and version that answered, `classes` are the model's label names in its own order, `texts` the
-    texts, `probabilities` a row a text and a column a class. `labels` is the likeliest class of each text. `cut` counts
-    the texts that exceed what the model reads, and `row_index` is the index of the Series or DataFrame that the texts
-    came from, or None. `threshold`: the probability from which on a class is given, or one for each class, where a text
-    may have several; `labels` then has a list of classes for each text. `read`: what is read of too long a text.
+    texts, `probabilities` a row a text and a column a class. `labels` is the likeliest class of each text. `cut_at` are
+    the places of texts that exceed what the model reads, and `row_index` is the index of the Series or DataFrame that
+    the texts came from, or None. `threshold`: the probability from which on a class is given, or one for each class,
+    where a text may have several; `labels` then has a list of classes for each text. `read`: what is read of too long
+    a text.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Predictions(Sequence[Prediction]):
         classes: Sequence[str],
         texts: Sequence[str],
         probabilities: Sequence[Sequence[float]],
-        cut: int = 0,
+        cut_at: Sequence[int] = (),
         row_index: Any = None,
         threshold: float | Sequence[float] | None = None,
         read: str = "beginning",
@@ -64,7 +65,7 @@ class Predictions(Sequence[Prediction]):
         self.classes = list(classes)
         self.texts = list(texts)
         self.probabilities = [list(row) for row in probabilities]
-        self.cut = cut
+        self.cut_at = list(cut_at)
         self.row_index = row_index
         self.threshold = threshold
         self.read = read
@@ -125,12 +126,7 @@ class Predictions(Sequence[Prediction]):
         return self._cut_notes()
 
     def _cut_notes(self) -> list[str]:
-        if not self.cut:
-            return []
-        if len(self) == 1:
-            return [f"The text is longer than the model reads; only its {self.read} was used."]
-        were = "1 text is" if self.cut == 1 else f"{self.cut:,} texts are"
-        return [f"{were} longer than the model reads; only the {self.read} was used."]
+        return [too_long(self.texts, self.cut_at, self.read)] if self.cut_at else []
 
     # ---- display ----------------------------------------------------------------------------------------------------
 
@@ -182,6 +178,15 @@ class Predictions(Sequence[Prediction]):
         foot = "".join(f'<div style="opacity:.75">{html.escape(line)}</div>' for line in below + self.notes())
         table = f'<table style="border-collapse:collapse;margin:0;color:inherit">{"".join(rows)}</table>'
         return f'<div style="{_FRAME}">{head}{table}{foot}</div>'
+
+
+def too_long(texts: Sequence[str], places: Sequence[int], read: str) -> str:
+    """Say that the texts of `places` are longer than the model reads, of which only `read` was used, and which."""
+    if len(texts) == 1:
+        return f"The text is longer than the model reads; only its {read} was used."
+    many, first = len(places), f"number {places[0] + 1}, {_short(_printable(texts[places[0]]), 40)!r}"
+    which = f"1 text ({first}) is" if many == 1 else f"{many:,} texts (the first: {first}) are"
+    return f"{which} longer than the model reads; only the {read} was used."
 
 
 # JupyterLab's own colours where there are any, so that light and dark both read; else those of the page around.

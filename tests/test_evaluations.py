@@ -321,13 +321,13 @@ def test_what_is_cut_and_what_cannot_be_answered_is_counted_and_named(tiny_model
     brief = How(temperature=0.0, max_new_tokens=2)
     for examples in (asked, [{**each, "choices": ["I", "you"]} for each in asked]):
         found = answers.written(writer, examples, how=brief)
-        assert (found["written"], found["left_out"], found["cut"]) == (2, [1], 1)
+        assert (found["written"], found["left_out"], found["cut_at"]) == (2, [1], [0])
         assert len(answers.samples(writer, examples, 3, 2)) == 2
     assert answers.notes(found, lambda at: f"row {at + 5}", 128) == [
         "1 row (row 6) is left unanswered: with room for an answer, what asks for it takes more than the 128 tokens "
         "that the model sees",
-        "the contexts of 1 of 2 answered rows were cut to fit into the 128 tokens that the model sees, with room for "
-        "the answer",
+        "the contexts of 1 of 2 answered rows (row 5) were cut to fit into the 128 tokens that the model sees, with "
+        "room for the answer",
     ]
 
 

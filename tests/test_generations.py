@@ -124,6 +124,7 @@ def test_the_magic_and_the_command_line_ask_alike(colours: Run, plain_shell: Int
     shown = shell.run_line_magic("gpt_predict", 'back --temperature 0 --max-new-tokens=3 "green is"')
     assert shown.texts == ["nee"]
     assert shell.run_line_magic("gpt_predict", 'back --stop "g" --temperature 0 green is').texts == ["neer"]
+    assert shell.run_line_magic("gpt_predict", 'back --stop "g" --stop=ee --temperature 0 green is').texts == ["n"]
     shell.user_ns["asked"] = ["red is", "blue is"]
     assert shell.run_line_magic("gpt_predict", "back --temperature 0 {{asked}}").texts == ["der", "eulb"]
     with pytest.raises(IPythonUsageError, match=r"unknown flag '--temprature'. Did you mean '--temperature'"):
@@ -131,8 +132,9 @@ def test_the_magic_and_the_command_line_ask_alike(colours: Run, plain_shell: Int
     with pytest.raises(IPythonUsageError, match="--n two: a number is wanted there"):
         shell.run_line_magic("gpt_predict", "back --n two red is")
     command = [sys.executable, "-m", "gptx_nb.views.cli", "predict", "back", "--temperature", "0", "green is"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "neerg"
+    for stops, text in (([], "neerg"), (["--stop", "g", "--stop", "ee"], "n")):
+        done = subprocess.run([*command, *stops], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == text
 
 
 def test_an_interrupt_ends_the_writing(process: Path) -> None:
@@ -214,7 +216,7 @@ def test_choices_are_scored_and_never_written(process: Path, tiny_model: Path) -
     assert sum((found[0].probabilities or {}).values()) == pytest.approx(1)  # type: ignore[union-attr]
     asked = [{"question": "Sky?", "context": "grey " * times, "choices": ["blue", "green"]} for times in (1, 100)]
     long = gptx_nb.predict(str(tiny_model), asked, task="question-answering")
-    assert (long.cut, long.notes()) == (1, ["1 prompt was longer than the model reads, and cut."])
+    assert (long.cut_at, long.notes()) == ([1], ["1 prompt (number 2) was longer than the model reads, and cut."])
     scored = gptx_nb.evaluate("pick", frame)
     assert scored["accuracy"] == 1.0
     assert list(scored.scores) == ["accuracy", "calibration_error", "bits_per_byte", "perplexity"]
@@ -264,12 +266,12 @@ def test_a_classifier_is_not_told_how_to_write(process: Path, tiny_model: Path) 
 def test_texts_are_shown_escaped_and_on_their_lines() -> None:
     nasty = "<script>alert(1)</script>\n\x1b[31mred"
     one = Generations("m", "chat", [Generation(nasty, [nasty], ["length"], 3)])
-    two = Generations("m", "chat", [Generation(nasty, [nasty], ["end"], 3)] * 2, cut=1)
+    two = Generations("m", "chat", [Generation(nasty, [nasty], ["end"], 3)] * 2, cut_at=[1])
     for found in (one, two):
         assert "<script>" not in found._repr_html_()
         assert "\x1b" not in repr(found) + found._repr_html_()
     assert "&lt;script&gt;" in one._repr_html_()
-    assert two.notes() == ["1 prompt was longer than the model reads, and cut."]
+    assert two.notes() == ["1 prompt (number 2) was longer than the model reads, and cut."]
     assert repr(Generations("m", "chat")) == "m: no prompts"
 
 

@@ -137,8 +137,11 @@ def test_labels_that_transformers_leaves_out_of_the_config_are_known(place: Plac
 
 def test_a_text_of_100_000_characters_is_cut_and_noted(shared_run: Run) -> None:
     predictions = inference.predict(shared_run, ["short", "long " * 20_000, "", "é" * 100_000])
-    assert predictions.cut == 2
-    assert predictions.notes() == ["2 texts are longer than the model reads; only the beginning was used."]
+    assert predictions.cut_at == [1, 3]
+    assert predictions.notes() == [
+        f"2 texts (the first: number 2, '{'long ' * 7}long…') are longer than the model reads; only the beginning was "
+        "used."
+    ]
     assert len(predictions[1].text) == 100_000
 
 

@@ -107,12 +107,12 @@ def test_labels_that_are_no_words_get_none_unless_the_user_says_what_they_mean()
 @given(text=st.text(max_size=300), length=st.integers(16, 60))
 def test_what_is_too_long_loses_its_end_and_never_the_question(tiny: Any, text: str, length: int) -> None:
     tokenizer = tiny[1]
-    (row,), cut = label_words.encode(tokenizer, SENTIMENT, [text], length)
+    (row,), cut_at = label_words.encode(tokenizer, SENTIMENT, [text], length)
     assert len(row) <= length
     read = str(tokenizer.decode(row))
     assert read.startswith("Review:")
     assert read.endswith("\nSentiment:")
-    assert cut == (0 if len(label_words.encode(tokenizer, SENTIMENT, [text], 10_000)[0][0]) <= length else 1)
+    assert cut_at == ([] if len(label_words.encode(tokenizer, SENTIMENT, [text], 10_000)[0][0]) <= length else [0])
     assert tokenizer.eos_token_id not in row
 
 
@@ -137,7 +137,7 @@ def test_the_prompt_stands_around_each_window_of_a_long_text(
     inner = [each[len(before) : len(each) - len(after)] for each in windows]
     ids = tokenizer(f" {text}")["input_ids"]
     assert inner[0] == ids[: length - len(before) - len(after)]
-    if found.cut:
+    if found.cut_at:
         assert len(windows) == reading.MOST_WINDOWS
     else:
         assert inner[-1] == ids[-len(inner[-1]) :]
@@ -532,8 +532,28 @@ def test_a_base_model_gives_labels_untrained(served: None) -> None:
     shown = api.predict("tiny", GOOD + BAD, task="text-classification", shots=shots)  # which name the labels
     assert shown.classes == ["positive", "negative"]
     assert shown.probabilities != found.probabilities
+    rows = [dict(zip(("text", "label"), shot, strict=True)) for shot in shots]
+    for shown_rows in (rows, pd.DataFrame(rows)):  # labels in them say what is asked for
+        assert api.predict("tiny", GOOD + BAD, shots=shown_rows).probabilities == shown.probabilities
     asked = api.predict("tiny", GOOD[0], labels="0, 1", label_words={"0": "bad", "1": "good"}, prompt="{text} It was")
     assert set(asked[0].probabilities) == {"0", "1"}
+
+
+@pytest.mark.parametrize(
+    ("shots", "labels"),
+    [
+        ([{"text": "Fine!", "label": "good"}], True),
+        ([{"premise": "A car.", "hypothesis": "A hat.", "label": "other"}], True),
+        ([{"prompt": "2 + 2 =", "completion": "4"}], False),
+        ([{"question": "Who?", "answer": "I", "label": "x"}], False),
+        ([["Fine!", "good"]], False),
+        ("df", False),
+        ((), False),
+    ],
+)
+def test_labels_in_what_is_shown_to_a_base_model_ask_for_labels(shots: Any, labels: bool) -> None:
+    assert api.gives_labels("gpt2", shots=shots) is labels
+    assert not api.gives_labels("gpt2", "chat", shots=shots)
 
 
 def test_every_text_of_many_is_calibrated_in_the_same_way(served: None) -> None:

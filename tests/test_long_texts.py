@@ -58,7 +58,7 @@ def test_windows_hold_every_token_in_order_and_end_where_the_text_ends(
     found = reading.encode(tokenizer, [text], how)
     windows, ids = reading.windows_of(found.rows[0]), tokenizer(text)["input_ids"]
     assert all(len(each) <= most for each in windows)
-    if found.cut:
+    if found.cut_at:
         assert len(windows) == reading.MOST_WINDOWS
         return
     assert windows[0] == ids[:most]
@@ -72,7 +72,7 @@ def test_head_and_tail_are_a_quarter_and_three(tokenizer: Any) -> None:
     text = "".join(chr(ord("a") + at % 26) for at in range(100))
     found = reading.encode(tokenizer, [text, "short"], Reading(20, "head+tail"))
     assert tokenizer.decode(found.rows[0]) == text[:5] + text[-15:]
-    assert (found.cut, tokenizer.decode(found.rows[1])) == (1, "short")
+    assert (found.cut_at, tokenizer.decode(found.rows[1])) == ([0], "short")
     book = reading.encode(tokenizer, ["x" * 5_000 + "y" * 5_000], Reading(20, "head+tail"))
     assert tokenizer.decode(book.rows[0]) == "x" * 5 + "y" * 15
     assert book.tokens == 10_000
@@ -133,7 +133,7 @@ def test_a_run_reads_windows_and_predicts_as_it_was_trained(process: Path, tiny_
     assert (run.plan() or {})["memory"]["choice"] != "unknown"
     found = gptx_nb.predict("windows", list(TAIL["text"][:2]))
     assert isinstance(found, Predictions)
-    assert (found.labels, found.cut) == (["good", "bad"], 0)
+    assert (found.labels, found.cut_at) == (["good", "bad"], [])
     plain = AutoModelForSequenceClassification.from_pretrained(run.model)
     tokenizer = AutoTokenizer.from_pretrained(run.model)
     row = reading.encode(tokenizer, [TAIL["text"][0]], Reading(64, "windows")).rows[0]
@@ -145,23 +145,23 @@ def test_a_run_reads_windows_and_predicts_as_it_was_trained(process: Path, tiny_
 
 def test_texts_that_are_cut_are_counted_with_what_windows_would_cost(tokenizer: Any) -> None:
     found = reading.encode(tokenizer, ["x" * 100, "x" * 10], Reading(20))
-    assert Reading(20).cost(found.rows, found.cut, found.tokens) == {
+    assert Reading(20).cost(found.rows, len(found.cut_at), found.tokens) == {
         "choice": "cut",
         "reason": "1 of 2 texts are longer than 20 tokens; the rest is cut. `long_texts: windows` reads all, for about "
         "4.6 times the tokens and time",
     }
     short = reading.encode(tokenizer, ["x"], Reading(20))
-    assert Reading(20).cost(short.rows, short.cut, short.tokens) is None
+    assert Reading(20).cost(short.rows, len(short.cut_at), short.tokens) is None
 
 
 @pytest.mark.parametrize("prompt", [None, "{text}\nTopic:"])
 @pytest.mark.parametrize("way", ["cut", "head+tail", "windows"])
-def test_the_first_text_that_is_cut_is_known(tokenizer: Any, prompt: str | None, way: Any) -> None:
+def test_the_texts_that_are_cut_are_known(tokenizer: Any, prompt: str | None, way: Any) -> None:
     wording = None if prompt is None else Wording(prompt, (" a", " b"))
     texts = ["x", "y" * 30, "z" * 40] if way != "windows" else ["x", "y" * 5_000, "z" * 6_000]
     found = label_words.read(tokenizer, wording, texts, Reading(24, way))
-    assert (found.cut, found.first_cut) == (2, 1)
-    assert label_words.read(tokenizer, wording, texts[:1], Reading(24, way)).first_cut is None
+    assert found.cut_at == [1, 2]
+    assert label_words.read(tokenizer, wording, texts[:1], Reading(24, way)).cut_at == []
 
 
 def test_a_plan_says_how_the_first_text_that_is_cut_begins(home: Path, tiny_model: Path) -> None:

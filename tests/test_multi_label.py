@@ -296,7 +296,7 @@ def test_of_a_pair_that_is_too_long_the_longer_text_is_cut(one: int, other: int,
     assert len(row) == min(most, one + other + 2)
     spelled = str(tokenizer.decode(row))
     kept = spelled.count("a"), spelled.count("b")
-    assert found.cut == (len(text) > most)
+    assert bool(found.cut_at) == (len(text) > most)
     assert kept[0] == one or kept[0] >= min(one, most // 2 - 2)
     assert kept[1] == other or kept[1] >= min(other, most // 2 - 2)
 
@@ -374,7 +374,7 @@ def test_a_base_model_is_asked_with_pairs_untrained(process: Path, tiny_model: P
         assert shown.classes == ["other", "alike"]
     long = gptx_nb.predict(base, [{"premise": "A car. " * 60, "hypothesis": each} for each in ("A", "B")], labels=names)
     assert isinstance(long, Predictions)
-    assert long.cut == 2
+    assert long.cut_at == [0, 1]
     assert long.probabilities[0] != long.probabilities[1], "the second text is read although the first is too long"
     with pytest.raises(DataError, match=r"row 2 of 2 is no pair of texts, which .*tiny-gpt2 is asked about\. Give"):
         gptx_nb.predict(base, [row, {"premise": "A car."}], labels=names)

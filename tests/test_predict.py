@@ -140,7 +140,7 @@ def test_a_text_of_100_000_characters_is_cut_and_counted(folder: Path, cpu: Devi
     assert classifier.max_length == CONTEXT
     spaced, solid = "very " * 20_000, "a" * 100_000
     answer = classifier.classify([spaced, "short", solid])
-    assert answer.cut == 2
+    assert answer.cut_at == [0, 2]
     start = classifier.predict(["very " * 1_000])[0]
     assert answer.probabilities[0] == pytest.approx(start, abs=1e-4)
 
@@ -148,7 +148,7 @@ def test_a_text_of_100_000_characters_is_cut_and_counted(folder: Path, cpu: Devi
 def test_no_texts_give_no_rows(folder: Path, cpu: Device) -> None:
     answer = Classifier.load(folder, cpu).classify([])
     assert answer.probabilities == []
-    assert answer.cut == 0
+    assert answer.cut_at == []
 
 
 def test_labels_come_in_the_order_of_the_config(folder: Path, cpu: Device) -> None:

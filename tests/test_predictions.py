@@ -1,5 +1,6 @@
 """What predictions hold and how they look, in a notebook and in a terminal."""
 
+from collections.abc import Sequence
 from html.parser import HTMLParser
 
 import pandas
@@ -10,9 +11,9 @@ from gptx_nb.predictions import Prediction, Predictions
 PAYLOAD = "<script>alert('x')</script><img src=x onerror=\"alert(1)\">&\" '"
 
 
-def make(texts: list[str], cut: int = 0, row_index: object = None) -> Predictions:
+def make(texts: list[str], cut_at: Sequence[int] = (), row_index: object = None) -> Predictions:
     rows = [[0.1, 0.7, 0.2] if number % 2 else [0.5, 0.3, 0.2] for number in range(len(texts))]
-    return Predictions("reviews/1", ["bad", "good", "so so"], texts, rows, cut, row_index)
+    return Predictions("reviews/1", ["bad", "good", "so so"], texts, rows, cut_at, row_index)
 
 
 class Seen(HTMLParser):
@@ -101,14 +102,16 @@ def test_a_long_table_shows_twenty_rows_and_says_how_many_more() -> None:
 
 
 def test_a_long_text_is_shortened_in_the_table_only() -> None:
-    predictions = make(["long " * 20_000, "short"], cut=1)
+    predictions = make(["long " * 20_000, "short"], cut_at=[0])
     assert len(predictions._repr_html_()) < 5_000
     assert len(repr(predictions)) < 1_000
     assert len(predictions[0].text) == 100_000
-    assert "1 text is longer than the model reads; only the beginning was used." in repr(predictions)
-    assert "1 text is longer than the model reads" in predictions._repr_html_()
-    assert "2 texts are longer" in repr(make(["a", "b"], cut=2))
-    assert "The text is longer than the model reads" in repr(make(["a"], cut=1))
+    assert "1 text (number 1, '" + "long " * 7 + "long…') is longer than the model reads; only the beginning" in repr(
+        predictions
+    )
+    assert "is longer than the model reads" in predictions._repr_html_()
+    assert "2 texts (the first: number 2, 'b') are longer" in repr(make(["a", "b", "c"], cut_at=[1, 2]))
+    assert "The text is longer than the model reads" in repr(make(["a"], cut_at=[0]))
 
 
 def test_the_colours_are_those_of_the_page() -> None:

@@ -77,29 +77,30 @@ def written(
     """Let `writer` answer at most `most` of `examples`, greedily, and score the answers.
 
     {"written": how many, "scores": {name: Score as JSON}, "main": name of the task's own, "samples": [{"asked",
-    "right", "answer"}], "left_out": places of those that do not fit, "cut": how many lost a part of their context}; no
-    scores where nothing is asked (texts to continue in their style).
+    "right", "answer"}], "left_out": places of those that do not fit, "cut_at": of those that lost a part of their
+    context}; no scores where nothing is asked (texts to continue in their style).
     """
     task, greedy = writer.task, how or How(temperature=0.0)
     places = [at for at in chosen(examples, most) if not task.whole_text(examples[at])]
     if not places:
         continued = _continued(writer, examples)
-        return {"written": 0, "scores": {}, "main": None, "samples": continued, "left_out": [], "cut": 0}
+        return {"written": 0, "scores": {}, "main": None, "samples": continued, "left_out": [], "cut_at": []}
     choose = all("choices" in examples[at] for at in places)
     prompts = {at: _prompts(writer, examples[at], shots, greedy, choose) for at in places}
     left_out = [at for at in places if None in prompts[at]]
-    asked = [examples[at] for at in places if at not in left_out]
+    answered = [at for at in places if at not in left_out]
+    asked = [examples[at] for at in answered]
     if not asked:
-        return {"written": 0, "scores": {}, "main": None, "samples": [], "left_out": left_out, "cut": 0}
+        return {"written": 0, "scores": {}, "main": None, "samples": [], "left_out": left_out, "cut_at": []}
     found: dict[str, Score] = {}
     if choose:
-        answers, sure, cut = _choose(writer, asked, shots)
+        answers, sure, cut_at = _choose(writer, asked, shots)
         right = [answer == each[task.target] for answer, each in zip(answers, asked, strict=True)]
         found["accuracy"] = mean(right, "the likeliest of the choices, by log-probability a character")
         found["calibration_error"] = calibration_of(sure, right)
     else:
         told = writer.write(asked, greedy, shots)
-        answers, cut = [each[0].text for each in told.written], told.cut
+        answers, cut_at = [each[0].text for each in told.written], told.cut_at
         if allow_code and any("tests" in each for each in asked):
             found["pass@1"] = _passed(asked, answers)
         found |= _by_direction(writer, asked, answers)
@@ -108,7 +109,12 @@ def written(
         for each, answer in list(zip(asked, answers, strict=True))[:SHOWN]
     ]
     scores = {name: each.to_json() for name, each in found.items()}
-    told_of = {"main": next(iter(scores)), "samples": samples, "left_out": left_out, "cut": cut}
+    told_of = {
+        "main": next(iter(scores)),
+        "samples": samples,
+        "left_out": left_out,
+        "cut_at": [answered[at] for at in cut_at],
+    }
     return {"written": len(asked), "scores": scores, **told_of}
 
 
@@ -130,19 +136,24 @@ def _prompts(
 
 
 def notes(found: dict[str, Any], row: Callable[[int], str], context: int) -> list[str]:
-    """Say which examples `written` has left out, and how many it has cut; `row` names one by its place."""
+    """Say which examples `written` has left out, and which it has cut; `row` names one by its place."""
     told = []
     if places := found["left_out"]:
         told.append(
             f"{rows_left_out(len(places), row(places[0]))} unanswered: with room for an answer, what asks for it takes "
             f"more than the {context:,} tokens that the model sees"
         )
-    if found["cut"]:
+    if places := found["cut_at"]:
         told.append(
-            f"the contexts of {found['cut']:,} of {found['written']:,} answered rows were cut to fit into the "
-            f"{context:,} tokens that the model sees, with room for the answer"
+            f"the contexts of {len(places):,} of {found['written']:,} answered rows{first_of(places, row)} were cut to "
+            f"fit into the {context:,} tokens that the model sees, with room for the answer"
         )
     return told
+
+
+def first_of(places: Sequence[int], row: Callable[[int], str]) -> str:
+    """Return ` (the first: row 4)`, which `row` names by its place; without `the first` where it is the only one."""
+    return f" ({'the first: ' if len(places) > 1 else ''}{row(places[0])})"
 
 
 def rows_left_out(count: int, first: str) -> str:
@@ -150,11 +161,13 @@ def rows_left_out(count: int, first: str) -> str:
     return f"1 row ({first}) is left" if count == 1 else f"{count:,} rows (the first: {first}) are left"
 
 
-def _choose(writer: Writer, asked: Sequence[Example], shots: Sequence[Example]) -> tuple[list[str], list[float], int]:
-    """Return the likeliest choice of each example, its share, and how many contexts were cut."""
-    shares, cut = writer.choose(asked, shots)
+def _choose(
+    writer: Writer, asked: Sequence[Example], shots: Sequence[Example]
+) -> tuple[list[str], list[float], list[int]]:
+    """Return the likeliest choice of each example, its share, and the places of those whose contexts were cut."""
+    shares, cut_at = writer.choose(asked, shots)
     answers = [each["choices"][int(np.argmax(row))] for each, row in zip(asked, shares, strict=True)]
-    return answers, [max(row) for row in shares], cut
+    return answers, [max(row) for row in shares], cut_at
 
 
 def _by_direction(writer: Writer, asked: Sequence[Example], answers: Sequence[str]) -> dict[str, Score]:

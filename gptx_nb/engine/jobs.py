@@ -194,17 +194,17 @@ class Classification:
         self._reading = self._reading_at(max_length)
         found = self._read(tokenizer, self.table.train.texts)
         more = self._read(tokenizer, self.table.validation.texts if self.table.validation is not None else [])
-        self._rows, self._held, self._cut = found.rows, more.rows, found.cut + more.cut
-        self._first_cut = self._beginning(found.first_cut, more.first_cut)
+        self._rows, self._held, self._cut = found.rows, more.rows, len(found.cut_at) + len(more.cut_at)
+        self._first_cut = self._beginning(found.cut_at, more.cut_at)
         self._renumbered = self._before_cut = None
         self._cost = self._reading.cost(found.rows, self._cut, found.tokens + more.tokens, more.rows)
 
-    def _beginning(self, of_train: int | None, of_held: int | None) -> str | None:
-        """Return how the first text that is cut begins: the one of that number, by which its writer finds it."""
-        if of_train is not None:
-            return self.table.train.texts[of_train][:SHOWN_OF_A_TEXT]
-        if of_held is not None and self.table.validation is not None:
-            return self.table.validation.texts[of_held][:SHOWN_OF_A_TEXT]
+    def _beginning(self, of_train: list[int], of_held: list[int]) -> str | None:
+        """Return how the first text that is cut begins, by which its writer finds it; places are those of such."""
+        if of_train:
+            return self.table.train.texts[of_train[0]][:SHOWN_OF_A_TEXT]
+        if of_held and self.table.validation is not None:
+            return self.table.validation.texts[of_held[0]][:SHOWN_OF_A_TEXT]
         return None
 
     def _reading_at(self, max_length: int) -> Reading:
@@ -440,6 +440,7 @@ class Writing:
             self._facts["windows"] = Windows(max_length, self.recipe.stride).to_json()
         held = self.table.validation or []
         cut, first_cut, left_out = 0, "", {part: list[int]() for part in PARTS}
+        lost: list[str] = []  # rows whose answer stands in what is cut
         for part, examples, rows in zip(PARTS, (self.table.train, held), (self._rows, self._held), strict=True):
             parts: list[Any] = []
             for at, example in enumerate(examples):
@@ -451,6 +452,8 @@ class Writing:
                 fitting = [row for row in found if row is not None and any(row.loss)]
                 if shortened or any(row.cut for row in fitting):
                     cut, first_cut = cut + 1, first_cut or self._row(part, at)
+                if any(self.task.loses_answer(example, row.cut) for row in fitting):
+                    lost.append(self._row(part, at))
                 left_out[part] += [] if fitting else [at]
                 rows.extend(fitting)
                 parts += [] if self._rows else segments
@@ -481,6 +484,16 @@ class Writing:
             self._notes.append(
                 f"{_rows_are(cut, first_cut)} longer than {max_length:,} tokens, and what asks for the answer is cut. "
                 "Set a larger `max_length:`, if the model allows it, or shorten them"
+            )
+        if lost:
+            which = (
+                f"1 of them ({lost[0]}) the answer stands"
+                if len(lost) == 1
+                else f"{len(lost):,} of them (the first: {lost[0]}) the answer stands"
+            )
+            self._notes.append(
+                f"in {which} only in what is cut, so the model learns to guess there. Set `long_texts: windows` or a "
+                "larger `max_length:`, or leave such rows out"
             )
         for part, what in zip(PARTS, ("learning", "scoring"), strict=True):
             if places := left_out[part]:

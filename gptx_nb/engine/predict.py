@@ -49,13 +49,13 @@ OPEN = 0.3  # of them; with more whose labels are open, fine products for all ta
 
 @dataclass(frozen=True)
 class Answer:
-    """`probabilities`: a row a text, a column a label. `cut`: how many texts were too long to be read whole.
+    """`probabilities`: a row a text, a column a label. `cut_at`: the places of texts too long to be read whole.
 
     A row's sum is 1, but where a text may have several labels: then each is a probability by itself.
     """
 
     probabilities: list[list[float]]
-    cut: int
+    cut_at: list[int]
 
 
 class Classifier:
@@ -133,7 +133,7 @@ class Classifier:
         return self.classify(texts).probabilities
 
     def classify(self, texts: list[str], *, finely: bool = False) -> Answer:
-        """Return the probabilities, in the order of the texts, and how many texts were cut at `max_length` tokens.
+        """Return the probabilities, in the order of the texts, and which texts were cut at `max_length` tokens.
 
         In bfloat16 labels are float32's all the same, and probabilities are near to its; `finely`, they are nearer,
         unless the weights were saved in bfloat16.
@@ -145,7 +145,7 @@ class Classifier:
             raise ModelError("the model gives no finite numbers: its training has diverged")
         wide = torch.from_numpy(logits).double()
         probabilities: list[list[float]] = (wide.softmax(-1) if self.threshold is None else wide.sigmoid()).tolist()
-        return Answer(probabilities, found.cut)
+        return Answer(probabilities, found.cut_at)
 
     def _settled(self, rows: Sequence[Row], finely: bool) -> np.ndarray:
         """Return the logits of `rows`, whose labels are float32's.

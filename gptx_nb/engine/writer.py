@@ -10,6 +10,7 @@ each other, choices and the likelihood of given texts, is computed in float32 al
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -69,10 +70,10 @@ class Written:
 
 @dataclass(frozen=True)
 class Answers:
-    """The answers to each example, and how many prompts were `cut` to fit."""
+    """The answers to each example, and the places of those whose prompts were cut to fit."""
 
     written: list[list[Written]]
-    cut: int
+    cut_at: list[int]
 
 
 class Writer:
@@ -190,8 +191,8 @@ class Writer:
         if (windows := long_contexts.Windows.of(self.facts)) is not None and examples:
             return self._over_windows(windows, examples, how, shots, on_text, stopped, numbers)
         prompts: list[list[int]] = []
-        cut = 0
-        for number, example in zip(numbers, examples, strict=True):
+        cut_at: list[int] = []
+        for at, (number, example) in enumerate(zip(numbers, examples, strict=True)):
             try:
                 found, shortened = self._fitting(example, shots, room)
             except DataError as error:  # of a chat template
@@ -201,7 +202,7 @@ class Writer:
                     f"{_named(number, numbers)} is too long: the model sees {self.context:,} tokens, of which "
                     f"{room:,} are kept for the answer. {_less(shots)}"
                 )
-            cut += shortened or found.cut > 0
+            cut_at += [at] if shortened or found.cut else []
             prompts += [found.ids] * how.n
         stops = _Stops(tuple(each for each in how.stop if each), () if self.tuned else self.task.base_stop)
         stream = _Stream(self, stops, on_text) if on_text is not None and len(prompts) == 1 else None
@@ -232,7 +233,7 @@ class Writer:
         written = [Written(self._text(each.tokens, stops), len(each.tokens), each.ended) for each in continued]
         if stream is not None:
             stream.end(continued[0].tokens)
-        return Answers([written[at : at + how.n] for at in range(0, len(written), how.n)], cut)
+        return Answers([written[at : at + how.n] for at in range(0, len(written), how.n)], cut_at)
 
     def _over_windows(
         self,
@@ -247,37 +248,36 @@ class Writer:
         """Write answers to examples whose contexts may take several rows, as `long_contexts` says."""
         plain = self._plain()
         one = replace(how, n=1)
-        cut = 0
+        cut_at: set[int] = set()
 
-        def split(example: Example) -> list[dict[str, Any]]:
-            nonlocal cut
+        def split(example: Example, at: int) -> list[dict[str, Any]]:
             found, whole = plain._parts(example, shots, windows, how.max_new_tokens or self.task.max_new_tokens)
-            cut += not whole
+            cut_at.update([] if whole else [at])
             return found
 
         if self.task.name == "summarization":
             last = []
-            for number, example in zip(numbers, examples, strict=True):
+            for at, (number, example) in enumerate(zip(numbers, examples, strict=True)):
 
                 def summaries(parts: Sequence[Example], number: int = number) -> list[str]:
                     found = plain.write(parts, one, shots, stopped=stopped, numbers=[number] * len(parts))
                     return [each[0].text for each in found.written]
 
-                left, _ = long_contexts.summarised(split, summaries, example)
+                left, _ = long_contexts.summarised(functools.partial(split, at=at), summaries, example)
                 last.append(left)
             found = plain.write(last, how, shots, on_text, stopped, numbers)
-            return Answers(found.written, cut + found.cut)
+            return Answers(found.written, sorted(cut_at.union(found.cut_at)))
         answers: list[list[Written]] = []
-        for number, example in zip(numbers, examples, strict=True):
-            parts = split(example)
+        for at, (number, example) in enumerate(zip(numbers, examples, strict=True)):
+            parts = split(example, at)
             alone = len(parts) == 1
             found = plain.write(parts, how, shots, on_text if alone else None, stopped, [number] * len(parts))
-            cut += found.cut
+            cut_at.update([at] if found.cut_at else [])
             chosen = 0 if alone else self._likeliest(parts, found.written, shots)
             answers.append(found.written[chosen])
             if on_text is not None and not alone:
                 on_text(answers[-1][0].text)
-        return Answers(answers, cut)
+        return Answers(answers, sorted(cut_at))
 
     def _parts(
         self, example: Example, shots: Sequence[Example], windows: Windows, room: int
@@ -341,20 +341,20 @@ class Writer:
 
     def choose(
         self, examples: Sequence[Example], shots: Sequence[Example] = (), numbers: Sequence[int] | None = None
-    ) -> tuple[list[list[float]], int]:
+    ) -> tuple[list[list[float]], list[int]]:
         """Return for each example with "choices" how likely each of them is, as shares that sum to 1.
 
-        And how many lost a part of their context.
+        And the places of those that lost a part of their context.
 
         A choice is never written: each is scored as the answer, by its log-probability a character times the choices'
         mean length, so that long ones are not at a disadvantage (acc_norm of EleutherAI's harness, Gao et al. 2021).
         Where a context is read in windows, by the one in which it is likeliest. `numbers` as for `write`.
         """
         rows: list[Encoded] = []
-        cut, parts_of = 0, []  # in how many windows each example is asked
+        cut_at, parts_of = list[int](), []  # in how many windows each example is asked
         numbers = range(1, len(examples) + 1) if numbers is None else numbers
         windows = long_contexts.Windows.of(self.facts)
-        for number, example in zip(numbers, examples, strict=True):
+        for at, (number, example) in enumerate(zip(numbers, examples, strict=True)):
             first = len(rows)
             answers = [Segment(f" {choice}", target=True) for choice in example["choices"]]
             parts, whole = [dict(example)], True
@@ -370,17 +370,17 @@ class Writer:
                     )
                 rows.append(row)
             parts_of.append(len(parts))
-            cut += not whole or any(row.cut for row in rows[first:])
+            cut_at += [] if whole and not any(row.cut for row in rows[first:]) else [at]
         nats = self.nats(rows)[:, 0]
-        found, at = [], 0
+        found, start = [], 0
         for example, parts_here in zip(examples, parts_of, strict=True):
             sizes = np.array([max(1, len(choice)) for choice in example["choices"]], dtype=float)
-            mine = nats[at : at + parts_here * len(sizes)].reshape(parts_here, len(sizes))
-            at += mine.size
+            mine = nats[start : start + parts_here * len(sizes)].reshape(parts_here, len(sizes))
+            start += mine.size
             logs = -mine.min(axis=0) / sizes * sizes.mean()
             shares = np.exp(logs - logs.max())
             found.append((shares / shares.sum()).tolist())
-        return found, cut
+        return found, cut_at
 
     def rows(self, example: Example, shots: Sequence[Example] = ()) -> list[Encoded | None]:
         """Return the rows of an example with its answer, as they would be learnt; None for one that does not fit."""

@@ -96,7 +96,7 @@ class ZeroShot:
             if len(self._heads) > KEPT_HEADS:
                 self._heads.popitem(last=False)
         head, moved = self._heads[key]
-        rows, cut = self._read(wording, texts, pair)
+        rows, cut_at = self._read(wording, texts, pair)
         logits = self._logits(rows, head)
         if self.dtype is torch.bfloat16:
             with products.exactly(self._model):
@@ -104,13 +104,13 @@ class ZeroShot:
                     logits, None, moved, lambda again: self._logits([rows[at] for at in again], head, CPU_EXACT_TOKENS)
                 )
         shares: list[list[float]] = torch.from_numpy(logits).double().softmax(-1).tolist()
-        return Answer(shares, cut)
+        return Answer(shares, cut_at)
 
-    def _read(self, wording: Wording, texts: Sequence[str], pair: bool) -> tuple[list[list[int]], int]:
+    def _read(self, wording: Wording, texts: Sequence[str], pair: bool) -> tuple[list[list[int]], list[int]]:
         if not pair:
             return label_words.encode(self._tokenizer, wording, texts, self.max_length)
         found = label_words.read(self._tokenizer, wording, texts, Reading(self.max_length, pair=True))
-        return flat(list(found.rows)), found.cut
+        return flat(list(found.rows)), found.cut_at
 
     def _head(self, wording: Wording, beside: Sequence[str], pair: bool) -> tuple[torch.Tensor, float]:
         """Return the head (labels, width) as float32 has it, and by how much bfloat16 may move what decides a label."""

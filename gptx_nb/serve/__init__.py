@@ -1,6 +1,6 @@
 """The inference process: models kept warm behind a private Unix socket. Started with `-m`; nothing imports it.
 
-    POST /v1/classify   {"folder": run directory, "texts": [...]} -> {"labels", "probabilities", "cut"}
+    POST /v1/classify   {"folder": run directory, "texts": [...]} -> {"labels", "probabilities", "cut_at"}
     GET  /v1/health     -> {"pid", "models", "bytes", "idle", "limit"}
     POST /v1/free       -> {} and the process ends
 

@@ -369,7 +369,7 @@ class Handler(BaseHTTPRequestHandler):
                     raise ModelError(f"run {self.server.models.called(model)}: {error}") from error
                 raise
             told = {"labels": classifier.labels, "threshold": classifier.threshold}
-            return {**told, "probabilities": answer.probabilities, "cut": answer.cut}
+            return {**told, "probabilities": answer.probabilities, "cut_at": answer.cut_at}
 
     def _label(self, body: bytes) -> dict[str, Any]:
         """Let a base model label {"base", "texts", "labels", "prompt", "label_words", "shots", "pair", "beside"}."""
@@ -385,7 +385,7 @@ class Handler(BaseHTTPRequestHandler):
             except Exception as error:
                 self._end_without_memory(error)
                 raise
-            return {"labels": labels, "probabilities": answer.probabilities, "cut": answer.cut}
+            return {"labels": labels, "probabilities": answer.probabilities, "cut_at": answer.cut_at}
 
     def _extremes(self, body: bytes) -> dict[str, Any]:
         """Return the held-out rows of a run that its model does best and worst on."""
@@ -457,12 +457,12 @@ class Handler(BaseHTTPRequestHandler):
         numbers = range(first, first + len(examples))
         shots = asking.shots(asked.get("shots") or [])
         if examples and all("choices" in each for each in examples):
-            shares, cut = writer.choose(examples, shots, numbers)
+            shares, cut_at = writer.choose(examples, shots, numbers)
             told = [
                 {"asked": writer.task.shown(each), "choices": each["choices"], "shares": row}
                 for each, row in zip(examples, shares, strict=True)
             ]
-            return {"rows": told, "cut": cut, "task": writer.task.name}
+            return {"rows": told, "cut_at": cut_at, "task": writer.task.name}
         how = How(**{**asked.get("how", {}), "stop": tuple(asked.get("how", {}).get("stop", ()))})
         last = time.monotonic()
         gone = False
@@ -493,7 +493,7 @@ class Handler(BaseHTTPRequestHandler):
             for example, each in zip(examples, answers.written, strict=True)
         ]
         template = "" if writer.tuned else writer.template
-        return {"rows": told, "cut": answers.cut, "task": writer.task.name, "template": template}
+        return {"rows": told, "cut_at": answers.cut_at, "task": writer.task.name, "template": template}
 
     def _line(self, value: dict[str, Any]) -> None:
         self.wfile.write(json.dumps(value, allow_nan=False).encode("ascii") + b"\n")

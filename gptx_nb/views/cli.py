@@ -32,8 +32,8 @@ EVALUATED = (  # settings of a recipe that `eval` takes
 WISHES: dict[str, Callable[[str], Any]] = {  # of `predict`, for a model that writes
     **dict.fromkeys(("--temperature", "--top-p"), float),
     **dict.fromkeys(("--top-k", "--max-new-tokens", "--n", "--seed", "--beams"), int),
-    **dict.fromkeys(("--stop", "--from", "--to", "--task", "--labels", "--label-words"), str),
-    "--prompt": lambda text: text.replace("\\n", "\n"),
+    **dict.fromkeys(("--from", "--to", "--task", "--labels", "--label-words"), str),
+    **dict.fromkeys(("--stop", "--prompt"), lambda text: text.replace("\\n", "\n")),
 }
 
 MISTAKE, BROKEN, INTERRUPTED = 2, 1, 130
@@ -111,7 +111,9 @@ def parser() -> Parser:
 
     writing = one.add_argument_group("of a model that writes")
     for option, kind_of in WISHES.items():
-        writing.add_argument(option, type=kind_of, default=None, metavar=option[2:].upper())
+        again: dict[str, Any] = {"action": "append", "help": "where an answer ends; may be given several times"}
+        more = again if option == "--stop" else {}
+        writing.add_argument(option, type=kind_of, default=None, metavar=option[2:].upper(), **more)
     writing.add_argument("--shots", type=Path, help="a .jsonl file of examples with answers, shown before the prompt")
 
     one = add("eval", evaluate, "score a run, or a base model, on any table")

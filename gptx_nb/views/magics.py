@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMatcherResult, context_matcher
@@ -64,6 +64,7 @@ WISHES: dict[str, Callable[[str], Any]] = {  # of %gpt_predict, and how each is 
     "--task": str,
     "--shots": str,
 }
+REPEATED = ("--stop",)
 EVAL_FLAGS = (
     *("--task", "--columns", "--text", "--label", "--label-separator", "--split", "--subset"),
     *("--prompt", "--label-words"),
@@ -185,7 +186,7 @@ class GptxMagics(_Configured):  # type: ignore[misc]
         and an interrupt ends it. Flags, between name and text:
 
         --max-new-tokens N   --temperature NUMBER (0: the likeliest)   --top-p NUMBER   --top-k N
-        --stop TEXT          where an answer ends
+        --stop TEXT          where an answer ends; give it again for another such text
         --n N                so many answers to each prompt
         --beams N            search the likeliest answer among N that grow side by side
         --seed N
@@ -215,8 +216,8 @@ class GptxMagics(_Configured):  # type: ignore[misc]
                 return inference.predict(who, texts)
         if "from" in asked:  # no name in Python
             asked["from_"] = asked.pop("from")
-        of_labels = [asked.get(key) for key in ("task", "labels", "prompt", "label_words")]
-        if api.gives_labels(*of_labels):
+        of_labels = ("task", "labels", "prompt", "label_words", "shots")
+        if api.gives_labels(who, **{key: asked[key] for key in of_labels if key in asked}):
             return api.predict(name, texts, **asked)
         more = {key: asked.pop(key) for key in ("task", "from_", "to") if key in asked}
         shots = api.rows_of(asked.pop("shots", ()))
@@ -456,15 +457,16 @@ class GptxMagics(_Configured):  # type: ignore[misc]
                     raise UsageError(f"unknown flag {option!r}.{hint} Flags: {', '.join(WISHES)}")
                 break  # a text that begins with dashes
             key = option[2:].replace("-", "_")
-            if key in found:
+            if key in found and option not in REPEATED:
                 raise UsageError(f"{option} is given twice; keep one")
             if expression := EXPRESSION.fullmatch(value):
-                found[key] = self._value(expression[1])
+                wish = self._value(expression[1])
             else:
                 try:
-                    found[key] = WISHES[option](self._inserted(unquoted(value)))
+                    wish = WISHES[option](self._inserted(unquoted(value)))
                 except ValueError:
                     raise UsageError(f"{option} {value}: a number is wanted there") from None
+            found[key] = [*_several(found[key]), *_several(wish)] if key in found else wish
             text = text[match.end() :].lstrip()
         return found, text
 
@@ -729,6 +731,11 @@ def _unclosed(line: str) -> NoReturn:
 def _alone(line: str, magic: str) -> None:
     if line.strip():
         raise UsageError(f"%{magic} takes nothing after it, and got {line.strip()[:40]!r}")
+
+
+def _several(value: Any) -> list[Any]:
+    """Return what a flag was given as a list, be it one or several."""
+    return [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
 
 
 def unquoted(text: str) -> str:

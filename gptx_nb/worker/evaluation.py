@@ -12,6 +12,7 @@ from gptx_nb import files, inference
 from gptx_nb.errors import DataError, UsageError
 from gptx_nb.evaluations import SHOWN
 from gptx_nb.multi_label_words import least
+from gptx_nb.predictions import too_long
 from gptx_nb.recipe import Recipe, make_recipe
 from gptx_nb.sources import Source
 
@@ -101,7 +102,7 @@ def _labelled_untrained(
     model = ZeroShot.load(models.find(asked["base"] or asked["folder"], None), chosen)
     answer = model.classify(rest, wording, beside, pair)
     scored = _scored_by_share if table.multi_label else _scored
-    found = scored(table.labels, [truth[at] for at in others], answer)
+    found = scored(table.labels, [truth[at] for at in others], rest, answer)
     prompt = f"prompt {wording.prompt!r}, words {', '.join(map(repr, wording.words[:12]))}"
     return {
         **found,
@@ -140,11 +141,12 @@ def _labelled(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Pat
         kinds = ["one label a text", "any number of labels a text"]
         learnt_kind, has = kinds if table.multi_label else kinds[::-1]
         raise DataError(f"the run gives {learnt_kind}, and this table has {has}. Score it on a table like its own")
-    answer = model.classify(list(table.train.texts), finely=True)  # its probabilities are scored too
+    texts = list(table.train.texts)
+    answer = model.classify(texts, finely=True)  # its probabilities are scored too
     if model.threshold is None:
-        found = _scored(model.labels, table.train.labels, answer)
+        found = _scored(model.labels, table.train.labels, texts, answer)
     else:
-        found = _scored_sets(model.labels, table.train.labels, answer, model.threshold)
+        found = _scored_sets(model.labels, table.train.labels, texts, answer, model.threshold)
     return {**found, "why": table.report["why"], "notes": [*table.report["warnings"], *found["notes"]]}
 
 
@@ -159,7 +161,7 @@ def _refuse_words(recipe: Recipe, why: str) -> None:
         raise UsageError(f"{' and '.join(given)}: for a base model that gives labels, and {why}. Leave that out")
 
 
-def _scored(labels: list[str], truth: Sequence[int], answer: Answer) -> dict[str, Any]:
+def _scored(labels: list[str], truth: Sequence[int], texts: Sequence[str], answer: Answer) -> dict[str, Any]:
     """Return the scores of an answer to texts with one label each, as part of the result."""
     import numpy as np
 
@@ -171,14 +173,14 @@ def _scored(labels: list[str], truth: Sequence[int], answer: Answer) -> dict[str
     scores = {"accuracy": found.accuracy, "macro_f1": found.macro_f1, "calibration_error": calibrated.error}
     by_label = [each.to_json() for each in found.per_label]
     return {
-        **_told(labels, scores, answer),
+        **_told(labels, scores, texts, answer),
         "confusion": found.confusion,
         "per_label": by_label,
         "reliability": [asdict(each) for each in calibrated.bins],
     }
 
 
-def _scored_by_share(labels: list[str], truth: Sequence[Any], answer: Answer) -> dict[str, Any]:
+def _scored_by_share(labels: list[str], truth: Sequence[Any], texts: Sequence[str], answer: Answer) -> dict[str, Any]:
     """Return the scores of a base model's answer to texts with several labels."""
     import numpy as np
 
@@ -186,11 +188,11 @@ def _scored_by_share(labels: list[str], truth: Sequence[Any], answer: Answer) ->
 
     given = multi_label.by_share(np.array(answer.probabilities))
     how = f"a label is given where its word is at least {multi_label.LIKELY:.0%} as likely as the likeliest one's"
-    return _told_of_sets(labels, truth, given, answer, how)
+    return _told_of_sets(labels, truth, given, texts, answer, how)
 
 
 def _scored_sets(
-    labels: list[str], truth: Sequence[Any], answer: Answer, threshold: float | list[float]
+    labels: list[str], truth: Sequence[Any], texts: Sequence[str], answer: Answer, threshold: float | list[float]
 ) -> dict[str, Any]:
     """Return the scores of an answer to texts with several labels."""
     import numpy as np
@@ -200,31 +202,33 @@ def _scored_sets(
 
     shares = np.array(answer.probabilities)
     how = f"a label is given from a probability of {least(labels, threshold)} on"
-    found = _told_of_sets(labels, truth, shares >= threshold, answer, how)
+    found = _told_of_sets(labels, truth, shares >= threshold, texts, answer, how)
     error = calibration_by_label(multi_label.flags(truth, len(labels)), shares)
     found["scores"]["calibration_error"] = error.to_json()
     return found
 
 
-def _told_of_sets(labels: list[str], truth: Sequence[Any], given: Any, answer: Answer, how: str) -> dict[str, Any]:
+def _told_of_sets(
+    labels: list[str], truth: Sequence[Any], given: Any, texts: Sequence[str], answer: Answer, how: str
+) -> dict[str, Any]:
     """Return the scores of the labels `given`, boolean of shape (texts, labels); `how` they were chosen is noted."""
     from gptx_nb.engine import multi_label
     from gptx_nb.engine.scores.labels import multi_label as scored
 
     sets = scored(labels, multi_label.flags(truth, len(labels)), given)
-    told = _told(labels, {name: getattr(sets, name) for name in ("micro_f1", "macro_f1", "subset_accuracy")}, answer)
+    scores = {name: getattr(sets, name) for name in ("micro_f1", "macro_f1", "subset_accuracy")}
+    told = _told(labels, scores, texts, answer)
     by_label = [each.to_json() for each in sets.per_label]
     return {**told, "per_label": by_label, "notes": [*told["notes"], how]}
 
 
-def _told(labels: list[str], scores: dict[str, Any], answer: Answer) -> dict[str, Any]:
-    cut = f"{answer.cut:,} texts are longer than the model reads; only a part was used"
+def _told(labels: list[str], scores: dict[str, Any], texts: Sequence[str], answer: Answer) -> dict[str, Any]:
     return {
         "task": "text-classification",
         "rows": len(answer.probabilities),
         "scores": {name: each.to_json() for name, each in scores.items()},
         "labels": labels,
-        "notes": [cut] if answer.cut else [],
+        "notes": [too_long(texts, answer.cut_at, "part that fits")] if answer.cut_at else [],
     }
 
 

@@ -183,8 +183,8 @@ def beside(folder: Path) -> Wording | None:
 
 def encode(
     tokenizer: PreTrainedTokenizerBase, asked: Wording | None, texts: Sequence[str], max_length: int
-) -> tuple[list[list[int]], int]:
-    """Return each text's tokens within its prompt, if there is one, at most `max_length`, and how many texts were cut.
+) -> tuple[list[list[int]], list[int]]:
+    """Return each text's tokens within its prompt, if there is one, at most `max_length`, and which texts were cut.
 
     What is too long loses the end of its text, never the question. Text never becomes a special token. Raises DataError
     where the prompt alone is too long.
@@ -192,8 +192,8 @@ def encode(
     if asked is None:
         return text_classification.encode(tokenizer, list(texts), max_length)
     encoder = Encoder(tokenizer, max_length)
-    rows, cut = [], 0
-    for text in texts:
+    rows, cut_at = [], list[int]()
+    for at, text in enumerate(texts):
         found = encoder.prompt(asked.segments(text))
         if found is None:
             raise DataError(
@@ -201,8 +201,8 @@ def encode(
                 "fewer or shorter examples before it, or set a larger max_length"
             )
         rows.append(found.ids)
-        cut += found.cut > 0
-    return rows, cut
+        cut_at += [at] if found.cut else []
+    return rows, cut_at
 
 
 def read(tokenizer: PreTrainedTokenizerBase, asked: Wording | None, texts: Sequence[str], how: Reading) -> reading.Rows:
@@ -216,17 +216,15 @@ def read(tokenizer: PreTrainedTokenizerBase, asked: Wording | None, texts: Seque
     before, after = _around(tokenizer, asked)
     room = how.max_length - len(before) - len(after)
     if room < 1 or (how.way == "cut" and not how.pair):
-        rows, cut, first_cut = TokenRows(), 0, None
+        rows, cut_at = TokenRows(), list[int]()
         for at, text in enumerate(texts):
             (row,), shortened = encode(tokenizer, asked, [text], how.max_length)
             rows.append(row)
-            cut += shortened
-            first_cut = at if first_cut is None and shortened else first_cut
-        return reading.Rows(rows, cut, int(rows.lengths.sum()), first_cut)
+            cut_at += [at] if shortened else []
+        return reading.Rows(rows, cut_at, int(rows.lengths.sum()))
     inner = replace(how, max_length=room)
     found = TokenRows()
-    cut = tokens = 0
-    first_cut = None
+    cut_at, tokens = list[int](), 0
     for at, text in enumerate(texts):
         part = reading.readable(text.strip(), inner, room)
         longer = len(part) < len(text.strip())
@@ -238,10 +236,9 @@ def read(tokenizer: PreTrainedTokenizerBase, asked: Wording | None, texts: Seque
         ids = whole[len(before) : len(whole) - _common(whole[::-1], after[::-1])]
         spaced = asked.segments(part)[1].text
         parts, complete = reading.parts(tokenizer, spaced, ids, longer, room, inner)
-        cut += not complete
-        first_cut = at if first_cut is None and not complete else first_cut
+        cut_at += [] if complete else [at]
         found.append(reading.in_frame(before, parts, after))
-    return reading.Rows(found, cut, tokens, first_cut)
+    return reading.Rows(found, cut_at, tokens)
 
 
 def _around(tokenizer: PreTrainedTokenizerBase, asked: Wording) -> tuple[list[int], list[int]]:

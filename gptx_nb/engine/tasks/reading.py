@@ -168,12 +168,11 @@ class TokenRows(Sequence[Row]):
 
 @dataclass(frozen=True)
 class Rows:
-    """A row a text; how many texts were `cut`, about how many `tokens` they all have uncut, and which is cut first."""
+    """A row a text; the places of the texts that were cut, and about how many `tokens` all have uncut."""
 
     rows: TokenRows
-    cut: int
+    cut_at: list[int]
     tokens: int
-    first_cut: int | None = None
 
 
 def windows_of(row: Row) -> list[list[int]]:
@@ -216,8 +215,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], reading: Re
     before, after = _framed(tokenizer)
     room = max(1, reading.max_length - len(before) - len(after))
     rows = TokenRows()
-    cut = tokens = 0
-    first_cut = None
+    cut_at: list[int] = []
+    tokens = 0
     for at, (text, ids) in enumerate(zip(texts, _spelled(tokenizer, texts, reading, room), strict=True)):
         longer = len(text) > len(ids.read)
         length = round(len(ids.ids) * len(text) / len(ids.read)) if longer else len(ids.ids)
@@ -226,10 +225,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], reading: Re
             rows.append([*before, *ids.ids, *after])
             continue
         found, whole = parts(tokenizer, text, ids.ids, longer, room, reading)
-        cut += not whole
-        first_cut = at if first_cut is None and not whole else first_cut
+        cut_at += [] if whole else [at]
         rows.append(in_frame(before, found, after))
-    return Rows(rows, cut, tokens, first_cut)
+    return Rows(rows, cut_at, tokens)
 
 
 def in_frame(before: list[int], parts: Sequence[list[int]], after: list[int]) -> Row:

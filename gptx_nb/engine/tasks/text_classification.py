@@ -29,10 +29,10 @@ LEAST_TOKENS = 16  # at once
 RECORDED_TOKENS = 1024  # at once: more keep a GPU busy for as long as they take to be launched, or nearly
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) -> tuple[list[list[int]], int]:
-    """Return each text's tokens, at most `max_length`, and how many texts were cut (see `reading`)."""
+def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) -> tuple[list[list[int]], list[int]]:
+    """Return each text's tokens, at most `max_length`, and which texts were cut (see `reading`)."""
     found = reading.encode(tokenizer, texts, reading.Reading(max_length))
-    return list(found.rows.windows), found.cut
+    return list(found.rows.windows), found.cut_at
 
 
 @dataclass(frozen=True)
