@@ -108,8 +108,8 @@ def predict(
     prompt. `on_text` is called with each piece of a single answer.
 
     A base model that is given `labels` gives each text one of them, untrained; `prompt`, `label_words` are what they
-    are in a recipe, and `shots` then are texts with their labels. Each text may be two, as in {"premise": …,
-    "hypothesis": …} or a table with such columns.
+    are in a recipe, and `shots` then are texts with their labels. Shots that are rows with labels ask for labels too.
+    Each text may be two, as in {"premise": …, "hypothesis": …} or a table with such columns.
 
     Raises RunNotFound, RunFailed for a run without a model, DataError for what is no text.
     """
@@ -131,7 +131,10 @@ def predict(
             return inference.predict(who, texts, line.texts)
         if gives_labels(who, task, labels, prompt, label_words, shots):
             if given := [*how, *(word for word, value in languages.items() if value)]:
-                raise UsageError(f"{', '.join(given)}: that is for writing, and labels are asked for. Leave it out")
+                why = "labels are asked for"
+                if not gives_labels(who, task, labels, prompt, label_words):
+                    why = "shots that have labels ask for labels"
+                raise UsageError(f"{', '.join(given)}: that is for writing, and {why}. Leave it out")
             wanted = labels_of(labels, prompt, label_words, shots, text_pairs.columns_of(texts))
             return inference.label(who, texts, wanted, line.texts)
         return inference.generate(
@@ -298,7 +301,9 @@ def labels_of(
 def _rows(table: Any) -> list[Any]:
     if isinstance(table, str | int | float):
         return rows_of(table)  # says what fits
-    return table.to_dict("records") if hasattr(table, "to_dict") and hasattr(table, "iloc") else list(table)
+    if isinstance(table, Mapping) or hasattr(table, "columns") or hasattr(table, "column_names"):
+        return inference.read_prompts(table, "")[0]
+    return list(table)
 
 
 def _shot(row: Any, number: int, pair: tuple[str, str] | None) -> tuple[str, str]:

@@ -39,9 +39,9 @@ class Generation:
 
 @dataclass(frozen=True)
 class Generations(Sequence[Generation]):
-    """One `Generation` a prompt, in the order of the prompts. `model` names who wrote, `cut_at` are the places of
-    shortened prompts.
+    """One `Generation` a prompt, in the order of the prompts.
 
+    `model` names who wrote. `cut_at` are the places, from 0, of prompts that were longer than the model reads.
     `row_index` is the index of the Series or DataFrame that the prompts came from, or None. `template`: which chat
     template was chosen for a base model, and why.
     """

@@ -35,6 +35,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import gptx_nb
 from gptx_nb import files, launch, text_pairs
 from gptx_nb.catalog import RUN
 from gptx_nb.errors import BY_NAME, DataError, GptxError, RunFailed, RunNotFound, UsageError, nearest
@@ -72,10 +73,14 @@ class Place:
 
     @classmethod
     def of(cls, root: Path | None = None) -> Place:
-        """Return the place for `root`, by default for the home in use. Nothing is created."""
+        """Return the place for `root`, by default for the home in use. Nothing is created.
+
+        Of each version another, as a process of one is not asked by the other: what they say may differ.
+        """
         root = (root or home()).resolve()
+        whose = os.fsencode(root) + b"\0" + gptx_nb.__version__.encode()
         # A Unix socket's name has about 100 bytes, and locks work on local disks: hence not below the home.
-        name = f"gptx_nb-{os.getuid()}/{hashlib.sha256(os.fsencode(root)).hexdigest()[:16]}"
+        name = f"gptx_nb-{os.getuid()}/{hashlib.sha256(whose).hexdigest()[:16]}"
         folder = Path(tempfile.gettempdir()) / name
         return cls(root, folder if len(os.fsencode(folder)) < 90 else Path("/tmp") / name)
 

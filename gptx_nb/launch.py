@@ -27,7 +27,7 @@ from typing import Any, Literal
 import gptx_nb
 from gptx_nb import digests, files, line, memory_words, metrics, writing_words
 from gptx_nb.catalog import CATALOG, RUN
-from gptx_nb.errors import BY_NAME, DISK_FULL, ModelError, RunFailed, RunNotFound, UsageError
+from gptx_nb.errors import BY_NAME, DISK_FULL, ModelError, RecipeError, RunFailed, RunNotFound, UsageError
 from gptx_nb.pretraining import AnyRecipe, PretrainRecipe
 from gptx_nb.recipe import SOURCES, Recipe, Settings, check_name, matters
 from gptx_nb.run_files import RunFiles, home
@@ -68,6 +68,10 @@ def train(
     for a mistake, after which nothing is left behind, and RunFailed where the run broke off.
     """
     check_name(name)
+    if isinstance(recipe, Recipe) and recipe.shots is not None and recipe.validation == 0:
+        raise RecipeError(
+            "shots: with `validation: 0` no row is held back on which a base model could be scored; leave one out"
+        )
     store = RunStore()
     launched: Launched | None = None
     try:

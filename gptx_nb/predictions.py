@@ -44,10 +44,10 @@ class Predictions(Sequence[Prediction]):
 
     `run` names the run and version that answered, `classes` are the model's label names in its own order, `texts` the
     texts, `probabilities` a row a text and a column a class. `labels` is the likeliest class of each text. `cut_at` are
-    the places of texts that exceed what the model reads, and `row_index` is the index of the Series or DataFrame that
-    the texts came from, or None. `threshold`: the probability from which on a class is given, or one for each class,
-    where a text may have several; `labels` then has a list of classes for each text. `read`: what is read of too long
-    a text.
+    the places, from 0, of texts that exceed what the model reads, and `row_index` is the index of the Series or
+    DataFrame that the texts came from, or None. `threshold`: the probability from which on a class is given, or one for
+    each class, where a text may have several; `labels` then has a list of classes for each text. `read`: what is read
+    of too long a text.
     """
 
     def __init__(
@@ -126,7 +126,11 @@ class Predictions(Sequence[Prediction]):
         return self._cut_notes()
 
     def _cut_notes(self) -> list[str]:
-        return [too_long(self.texts, self.cut_at, self.read)] if self.cut_at else []
+        return (
+            [too_long(self.texts, self.cut_at, f"{'its' if len(self) == 1 else 'the'} {self.read}")]
+            if self.cut_at
+            else []
+        )
 
     # ---- display ----------------------------------------------------------------------------------------------------
 
@@ -180,13 +184,18 @@ class Predictions(Sequence[Prediction]):
         return f'<div style="{_FRAME}">{head}{table}{foot}</div>'
 
 
-def too_long(texts: Sequence[str], places: Sequence[int], read: str) -> str:
-    """Say that the texts of `places` are longer than the model reads, of which only `read` was used, and which."""
+def too_long(texts: Sequence[str], places: Sequence[int], read: str, *, numbered: bool = True) -> str:
+    """Say that the texts of `places` are longer than the model reads, of which only `read` was used, and which.
+
+    `numbered`: the user counts the texts as they stand here.
+    """
     if len(texts) == 1:
-        return f"The text is longer than the model reads; only its {read} was used."
-    many, first = len(places), f"number {places[0] + 1}, {_short(_printable(texts[places[0]]), 40)!r}"
+        return f"The text is longer than the model reads; only {read} was used."
+    number = f"number {places[0] + 1}, which begins " if numbered else ""
+    first = f"{number}{_short(_printable(texts[places[0]]), 40)!r}"
+    many = len(places)
     which = f"1 text ({first}) is" if many == 1 else f"{many:,} texts (the first: {first}) are"
-    return f"{which} longer than the model reads; only the {read} was used."
+    return f"{which} longer than the model reads; only {read} was used."
 
 
 # JupyterLab's own colours where there are any, so that light and dark both read; else those of the page around.

@@ -539,10 +539,6 @@ class Recipe(Settings):
             raise ValueError(
                 "shots: with `baselines: false` no base model is scored that could be shown any; leave one out"
             )
-        if self.shots is not None and self.validation == 0:
-            raise ValueError(
-                "shots: with `validation: 0` no row is held back on which a base model could be scored; leave one out"
-            )
         if self.labels is not None and len(set(self.labels)) != len(self.labels):
             raise ValueError("labels: a name stands there twice")
         unused = next((name for name in ("prompt", "label_words") if getattr(self, name) is not None), None)

@@ -326,8 +326,8 @@ def test_what_is_cut_and_what_cannot_be_answered_is_counted_and_named(tiny_model
     assert answers.notes(found, lambda at: f"row {at + 5}", 128) == [
         "1 row (row 6) is left unanswered: with room for an answer, what asks for it takes more than the 128 tokens "
         "that the model sees",
-        "the contexts of 1 of 2 answered rows (row 5) were cut to fit into the 128 tokens that the model sees, with "
-        "room for the answer",
+        "1 of 2 answered rows had their contexts cut to fit into the 128 tokens that the model sees, with room for the "
+        "answer (row 5)",
     ]
 
 

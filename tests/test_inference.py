@@ -139,8 +139,8 @@ def test_a_text_of_100_000_characters_is_cut_and_noted(shared_run: Run) -> None:
     predictions = inference.predict(shared_run, ["short", "long " * 20_000, "", "é" * 100_000])
     assert predictions.cut_at == [1, 3]
     assert predictions.notes() == [
-        f"2 texts (the first: number 2, '{'long ' * 7}long…') are longer than the model reads; only the beginning was "
-        "used."
+        f"2 texts (the first: number 2, which begins '{'long ' * 7}long…') are longer than the model reads; only the "
+        "beginning was used."
     ]
     assert len(predictions[1].text) == 100_000
 

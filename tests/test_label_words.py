@@ -445,29 +445,64 @@ def test_words_that_are_asked_for_where_there_are_none_are_refused() -> None:
         prepared(rows, ["0", "1"], label_words={"0": "bad", "1": "good"}, prompt="{text} " + "so " * 9, max_length=8)
 
 
-@pytest.mark.parametrize(
-    ("asked", "message"),
-    [
-        ({"head": "words"}, "head: {}: leave head out"),
-        ({"prompt": "{text} Mood:", "label_words": {"joy": "happy"}}, "prompt: {}: leave prompt and label_words out"),
-    ],
-)
-def test_several_labels_a_text_begin_with_a_new_head_and_who_asks_for_words_is_told(
-    asked: dict[str, Any], message: str
-) -> None:
-    examples = Examples(GOOD[:3], [[0], [0, 1], [1]])
+def several(texts: list[str], sets: list[list[int]], labels: list[str]) -> Table:
+    """Return a table whose texts have any number of labels."""
     report = {"text": "text", "label": "label", "warnings": [], "source": "here", "multi_label": True}
-    several = Table(examples, None, ["awe", "joy"], report)
+    return Table(Examples(texts, sets), None, labels, report)
+
+
+def test_one_label_of_which_a_text_may_have_none_has_no_word_to_be_told_from() -> None:
     no_model: Any = None  # none is needed to tell
-    start = choose(no_model, several, Recipe(data="here"))
-    assert start.told()["head"]["reason"] == "a new head, as a text may have several labels, and a prompt asks for one"
-    why = (
-        "a text may have several labels, and a prompt asks for one. A multi-label classifier begins with a new head on "
-        "the plain text"
-    )
-    with pytest.raises(DataError) as caught:
-        choose(no_model, several, Recipe(data="here", **asked))
-    assert str(caught.value) == message.format(why)
+    table = several(GOOD[:3], [[0], [], [0]], ["joy"])
+    why = "one label has no other from which its word could tell it"
+    assert choose(no_model, table, Recipe(data="here")).told()["head"]["reason"] == f"a new head, as {why}"
+    with pytest.raises(DataError, match=f"prompt: {why}. Leave prompt and label_words out"):
+        choose(no_model, table, Recipe(data="here", prompt="{text} Mood:", label_words={"joy": "happy"}))
+
+
+def test_labels_that_stand_by_themselves_begin_at_their_words_and_as_likely_as_they_are(tiny: Any) -> None:
+    known, tokenizer, model = tiny
+    base = Base(model, tokenizer, lambda: models.output_rows(known, model), Reading(64))
+    sets = [[0], [0, 1], [0], [0], [], [0], [0], [0, 1], [0], [0]]
+    several_texts = GOOD + BAD
+    table = several(several_texts, sets, ["joy", "anger"])
+    start = choose(base, table, Recipe(data="here", head="words", tune="head"))
+    assert start.wording == Wording("{text}\nEmotion:", (" joy", " anger"))
+    assert start.head is not None
+    seen, rows = base.states(several_texts, start.wording), base.rows(start.wording)
+    odds = torch.tensor([9.5 / 1.5, 2.5 / 8.5]).log()
+    apart = label_words.head(rows, seen, torch.empty(0, rows.shape[1]))
+    assert torch.allclose(label_words.with_odds(apart, seen, odds) @ seen.mean(dim=0), odds, atol=1e-4)
+    assert torch.allclose((seen @ start.head.T).mean(dim=0), odds, atol=0.6)  # beside texts that say nothing
+    held, alone = start.hold("head"), choose(base, table, Recipe(data="here", head="words")).hold("full")
+    assert held is not None
+    assert alone is None
+
+
+def test_how_well_several_labels_are_ranked_is_what_scikit_learn_says() -> None:
+    from sklearn.metrics import label_ranking_average_precision_score
+
+    rng = np.random.default_rng(0)
+    logits, truth = torch.from_numpy(rng.normal(size=(30, 6))), (rng.random((30, 6)) < 0.3).astype(np.float32)
+    truth[0] = 0
+    each = head_start._right(logits, truth)
+    assert each.mean() == pytest.approx(label_ranking_average_precision_score(truth, logits.numpy()))
+    assert each[0] == 1
+    assert (each > 0).all()
+    single = logits.argmax(dim=1).numpy()
+    assert head_start._right(logits, single).tolist() == [1.0] * 30
+
+
+def test_a_head_that_ranks_several_labels_is_learnt_and_cross_validated() -> None:
+    rng = np.random.default_rng(0)
+    states = torch.from_numpy(rng.normal(size=(80, 5))).float()
+    truth = (states[:, :3].numpy() > 0.5).astype(np.float32)
+    odds = head_start._log_odds(truth)
+    assert odds.shape == (3,)
+    assert (odds < 0).all()
+    found = head_start._cross_validated(states, truth, odds.expand(80, -1), seed=0)
+    guessed = head_start._right(odds.expand(80, -1), truth)
+    assert found.mean() > 0.9 > guessed.mean()
 
 
 # ---- a run ----------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from gptx_nb.engine.tasks import long_contexts
 from gptx_nb.engine.tasks.long_contexts import Windows
 from gptx_nb.engine.tasks.reading import MOST_WINDOWS
 from gptx_nb.engine.tasks.templates import Segment
+from gptx_nb.engine.tasks.writing import TASKS
 from gptx_nb.engine.writer import How, Writer
 from gptx_nb.errors import RecipeError
 from gptx_nb.recipe import Recipe
@@ -97,8 +98,8 @@ def test_where_contexts_are_cut_it_is_said_what_windows_would_cost(tiny: Any) ->
     made.encode(tiny[1], 64)
     note, lost = made.told(tiny[1])["notes"]
     assert re.fullmatch(
-        r"in 1 of them \(.*, row 1\) the answer stands only in what is cut, so the model learns to guess there\. Set "
-        r"`long_texts: windows` or a larger `max_length:`, or leave such rows out",
+        r"1 row has its answer only where the context is not read \(.*, row 1\): it is taught to guess\. Set a larger "
+        r"`max_length:`, if the model allows it, or leave such rows out",
         lost,
     )
     assert re.fullmatch(
@@ -106,6 +107,25 @@ def test_where_contexts_are_cut_it_is_said_what_windows_would_cost(tiny: Any) ->
         r"the time of an answer for each window of a context when the model answers",
         note,
     )
+
+
+@pytest.mark.parametrize(
+    ("answers", "read", "cut", "lost"),
+    [
+        (["red"], "the key is red", 0, False),
+        (["red"], "the key is red", 3, True),
+        (["red", "key"], "the key is red", 3, False),  # another right one is still there
+        (["red"], "the key is", 0, True),  # the window has it not
+        (["blue"], "the key", 0, False),  # it stands nowhere: the question is no matter of finding
+    ],
+)
+def test_an_answer_is_lost_where_it_stands_only_in_what_is_not_read(
+    answers: list[str], read: str, cut: int, lost: bool
+) -> None:
+    task = TASKS["question-answering"]
+    example = {"question": "?", "context": "the key is red", "answer": answers[0], "references": answers}
+    assert task.loses_answer(example, {**example, "context": read}, cut) is lost
+    assert not task.loses_answer({"question": "?", "answer": "red"}, {"question": "?"}, 0)
 
 
 def test_of_all_windows_the_likeliest_answer_is_given(tiny: Any) -> None:

@@ -20,6 +20,7 @@ from gptx_nb import inference, launch, multi_label_words, text_pairs
 from gptx_nb.engine import examples, multi_label
 from gptx_nb.engine.scores.labels import multi_label as scored
 from gptx_nb.engine.tasks import reading
+from gptx_nb.engine.tasks.label_words import PROMPT_FILE
 from gptx_nb.engine.tasks.reading import Reading
 from gptx_nb.engine.tasks.text_classification import label_loss
 from gptx_nb.errors import DataError, RecipeError, UsageError
@@ -253,6 +254,22 @@ def test_a_run_gives_every_label_above_its_threshold(process: Path, tiny_model: 
     assert told["micro_f1"] > 0.9
     with pytest.raises(DataError, match=r"the run gives any number of labels a text, and this table has one label"):
         gptx_nb.evaluate("sets", pd.DataFrame({"text": TEXTS, "labels": ["red", "blue"] * 20}))
+
+
+def test_a_run_of_several_labels_begins_at_their_words(process: Path) -> None:
+    run = tuned("words", Path("tiny"), SETS, epochs=2, tune="full", head="words", max_length=48)
+    told = json.loads((run.model / PROMPT_FILE).read_text())
+    assert told == {"prompt": "{text}\nCategory:", "label_words": {"blue": " blue", "red": " red"}}
+    scores = run.scores()
+    assert scores is not None
+    assert 0 < scores["base"]["micro_f1"] <= 1
+    found = gptx_nb.predict("words", ["red and blue a"])
+    assert isinstance(found, Predictions)
+    model = AutoModelForSequenceClassification.from_pretrained(run.model)
+    asked = told["prompt"].replace("{text}", "red and blue a")
+    with torch.no_grad():
+        plain = model(**AutoTokenizer.from_pretrained(run.model)(asked, return_tensors="pt")).logits.sigmoid()[0]
+    assert plain.tolist() == pytest.approx([found[0].probabilities[name] for name in ("blue", "red")], abs=1e-4)
 
 
 # ---- pairs of texts -------------------------------------------------------------------------------------------------

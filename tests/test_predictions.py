@@ -106,11 +106,12 @@ def test_a_long_text_is_shortened_in_the_table_only() -> None:
     assert len(predictions._repr_html_()) < 5_000
     assert len(repr(predictions)) < 1_000
     assert len(predictions[0].text) == 100_000
-    assert "1 text (number 1, '" + "long " * 7 + "long…') is longer than the model reads; only the beginning" in repr(
-        predictions
+    assert (
+        "1 text (number 1, which begins '" + "long " * 7 + "long…') is longer than the model reads; only the beginning"
+        in repr(predictions)
     )
     assert "is longer than the model reads" in predictions._repr_html_()
-    assert "2 texts (the first: number 2, 'b') are longer" in repr(make(["a", "b", "c"], cut_at=[1, 2]))
+    assert "2 texts (the first: number 2, which begins 'b') are longer" in repr(make(["a", "b", "c"], cut_at=[1, 2]))
     assert "The text is longer than the model reads" in repr(make(["a"], cut_at=[0]))
 
 

@@ -81,7 +81,6 @@ def test_a_name_that_could_leave_its_folder_is_refused(name: str) -> None:
             "shots: 2\nbaselines: false",
             "shots: with `baselines: false` no base model is scored that could be shown any",
         ),
-        ("shots: 2\nvalidation: 0", "shots: with `validation: 0` no row is held back on which a base model could be"),
         ("keep: bets", "Did you mean 'best'?"),
         ("a: &x 1\nb: *x", "aliases (*name) are not read here"),
         ("epochs:\t3\n\tseed: 1", "a tab stands where YAML wants spaces"),

@@ -145,8 +145,8 @@ def notes(found: dict[str, Any], row: Callable[[int], str], context: int) -> lis
         )
     if places := found["cut_at"]:
         told.append(
-            f"the contexts of {len(places):,} of {found['written']:,} answered rows{first_of(places, row)} were cut to "
-            f"fit into the {context:,} tokens that the model sees, with room for the answer"
+            f"{len(places):,} of {found['written']:,} answered rows had their contexts cut to fit into the {context:,} "
+            f"tokens that the model sees, with room for the answer{first_of(places, row)}"
         )
     return told
 

@@ -7,6 +7,7 @@ model. Training itself knows neither.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -336,7 +337,8 @@ class MultiLabel(Classification):
 
     def learner(self, model: PreTrainedModel, tuned: Tuning, **options: Any) -> Learner:
         truth = multi_label.flags(self.table.train.labels, len(self.table.labels)).astype(np.float32)
-        return text_classification.Learner(model, tuned, self._rows, truth, self._held, **options)
+        pull = self.start.hold(self.recipe.tune)
+        return text_classification.Learner(model, tuned, self._rows, truth, self._held, pull=pull, **options)
 
     def resolved(self) -> dict[str, Any]:
         found = super().resolved()
@@ -440,20 +442,20 @@ class Writing:
             self._facts["windows"] = Windows(max_length, self.recipe.stride).to_json()
         held = self.table.validation or []
         cut, first_cut, left_out = 0, "", {part: list[int]() for part in PARTS}
-        lost: list[str] = []  # rows whose answer stands in what is cut
+        lost = {part: list[int]() for part in PARTS}  # examples whose answer stands in what is not read
         for part, examples, rows in zip(PARTS, (self.table.train, held), (self._rows, self._held), strict=True):
             parts: list[Any] = []
             for at, example in enumerate(examples):
                 try:
-                    found, shortened, segments = self._encoded(example, encoder, tokenizer)
+                    read = self._window(example, encoder, tokenizer)
+                    found, shortened, segments = self._encoded(dict(read), encoder, tokenizer)
                 except DataError as error:
                     begins = " ".join(self.task.shown(example).split())[:40]
                     raise DataError(f"{self._row(part, at)} ({begins!r}): {error}") from None
                 fitting = [row for row in found if row is not None and any(row.loss)]
                 if shortened or any(row.cut for row in fitting):
                     cut, first_cut = cut + 1, first_cut or self._row(part, at)
-                if any(self.task.loses_answer(example, row.cut) for row in fitting):
-                    lost.append(self._row(part, at))
+                lost[part] += [at] if any(self.task.loses_answer(example, read, row.cut) for row in fitting) else []
                 left_out[part] += [] if fitting else [at]
                 rows.extend(fitting)
                 parts += [] if self._rows else segments
@@ -485,16 +487,14 @@ class Writing:
                 f"{_rows_are(cut, first_cut)} longer than {max_length:,} tokens, and what asks for the answer is cut. "
                 "Set a larger `max_length:`, if the model allows it, or shorten them"
             )
-        if lost:
-            which = (
-                f"1 of them ({lost[0]}) the answer stands"
-                if len(lost) == 1
-                else f"{len(lost):,} of them (the first: {lost[0]}) the answer stands"
-            )
-            self._notes.append(
-                f"in {which} only in what is cut, so the model learns to guess there. Set `long_texts: windows` or a "
-                "larger `max_length:`, or leave such rows out"
-            )
+        for part, what in zip(PARTS, ("it is taught to guess", "it can only be guessed in scoring"), strict=True):
+            if places := lost[part]:
+                rows_have = "1 row has its answer" if len(places) == 1 else f"{len(places):,} rows have their answers"
+                first = answers.first_of(places, functools.partial(self._row, part))
+                self._notes.append(
+                    f"{rows_have} only where the context is not read{first}: {what}. Set a larger `max_length:`, if "
+                    "the model allows it, or leave such rows out"
+                )
         for part, what in zip(PARTS, ("learning", "scoring"), strict=True):
             if places := left_out[part]:
                 which = answers.rows_left_out(len(places), self._row(part, places[0]))
@@ -523,7 +523,6 @@ class Writing:
         self, example: dict[str, Any], encoder: Encoder, tokenizer: PreTrainedTokenizerBase
     ) -> tuple[list[Encoded | None], bool, list[Any]]:
         """Return the rows of an example, whether it takes several to fit, and its segments."""
-        example = dict(self._window(example, encoder, tokenizer))
         segments = self.task.segments(example, self._facts, tokenizer)
         if self.task.whole_text(example):
             return [row for each in segments for row in encoder.windows(each)], False, segments

@@ -216,8 +216,9 @@ def predict(given: argparse.Namespace) -> None:
                 "probability": each.probability,
                 "probabilities": each.probabilities,
                 **({} if found.threshold is None else {"labels": list(each.labels)}),
+                **({"cut": True} if at in found.cut_at else {}),
             }
-            for each in found
+            for at, each in enumerate(found)
         ]
         print(json.dumps(files.finite(rows), ensure_ascii=False, indent=2))
     else:
@@ -245,8 +246,14 @@ def _print(text: str) -> None:
 def _show(found: Generations, as_json: bool, streamed: bool) -> None:
     if as_json:
         rows = [
-            {"prompt": each.asked, "texts": each.texts, "ended": each.ended, "probabilities": each.probabilities}
-            for each in found
+            {
+                "prompt": each.asked,
+                "texts": each.texts,
+                "ended": each.ended,
+                "probabilities": each.probabilities,
+                **({"cut": True} if at in found.cut_at else {}),
+            }
+            for at, each in enumerate(found)
         ]
         print(json.dumps(files.finite(rows), ensure_ascii=False, indent=2))
         return

@@ -195,7 +195,8 @@ class GptxMagics(_Configured):  # type: ignore[misc]
         --shots {{rows}}     examples with their answers, shown before the prompt
 
         A base model is told with --labels to give labels, as in %gpt_predict smollm2-135m --labels good,bad "Fine!"
-        Each text may be two, in an object or a table with their names, as {premise: …, hypothesis: …}.
+        Shots that have labels do for that. Each text may be two, in an object or a table with their names, as
+        {premise: …, hypothesis: …}.
 
         --prompt TEXT        that a label's words complete, as in "Review: {text}\\nSentiment:"
         --label-words {{words by label}}

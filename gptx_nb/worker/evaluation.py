@@ -228,7 +228,7 @@ def _told(labels: list[str], scores: dict[str, Any], texts: Sequence[str], answe
         "rows": len(answer.probabilities),
         "scores": {name: each.to_json() for name, each in scores.items()},
         "labels": labels,
-        "notes": [too_long(texts, answer.cut_at, "part that fits")] if answer.cut_at else [],
+        "notes": [too_long(texts, answer.cut_at, "the part that fits", numbered=False)] if answer.cut_at else [],
     }
 
 
@@ -296,8 +296,9 @@ def _written(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Path
         which = answers.rows_left_out(len(left_out), f"row {left_out[0]}")
         why = f"the answer and what asks for it take more than {writer.context:,} tokens"
         notes.insert(0, f"{which} out of perplexity: {why}")
-    if contexts := sum(any(row is not None and row.cut for row in each) for each in tokens):
-        notes.append(f"for perplexity the contexts of {contexts:,} of {len(examples):,} rows were cut to fit")
+    if places := [at for at, each in enumerate(tokens) if any(row is not None and row.cut for row in each)]:
+        first = answers.first_of(places, lambda at: f"row {numbers[at]}")
+        notes.append(f"for perplexity {len(places):,} of {len(examples):,} rows had their contexts cut to fit{first}")
     if 0 < found["written"] < len(examples):
         notes.append(f"{found['written']:,} of {len(examples):,} rows were answered, evenly spread")
     return {

@@ -2,9 +2,10 @@
 
 Where the recipe leaves it open, both are tried on some of the examples, with the base model as it is: how many are
 right by the labels' words alone, and how many by a head that is learnt, cross-validated, from the states within the
-prompt and without it. Where they are not ahead by more than the standard error of the difference, a large model begins
-at the words, if these are not behind; a small one knows little of them and learns better from the plain text
-(benchmarks/head_starts.py). Trains no model; label_words.py has the arithmetic.
+prompt and without it. Of texts that may have several labels it is how well these are ranked (`_right`). Where they are
+not ahead by more than the standard error of the difference, a large model begins at the words, if these are not behind;
+a small one knows little of them and learns better from the plain text (benchmarks/head_starts.py). Trains no model;
+label_words.py has the arithmetic.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from gptx_nb.engine.data import Table
 from gptx_nb.engine.tasks import label_words, reading
 from gptx_nb.engine.tasks.label_words import PROMPT_FILE, SHARPNESS, Wording
 from gptx_nb.engine.tasks.reading import Reading, Row
-from gptx_nb.engine.tasks.text_classification import Pull
+from gptx_nb.engine.tasks.text_classification import Pull, label_loss
 from gptx_nb.errors import DataError, nearest
 from gptx_nb.recipe import Recipe
 
@@ -42,6 +43,7 @@ MOST_TEXTS, A_LABEL = 128, 4  # texts that calibration and choice look at: so ma
 SHRINK = 30.0  # of what is learnt; best of 3 to 300 on SST-2 and TREC with smollm2-135m, taken together
 FIRM = 300.0  # where the words alone get TRUST of the way from chance to all right (docs/scores.md)
 TRUST = 0.5
+RANKED = ", label ranking average precision"
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,9 @@ class Before:
             known = base.rows(wording)  # now, as the embedding is going to be cut and trained
         rows = functools.partial(base.rows, wording) if known is None else lambda: known
         calibrating: tuple[Sequence[Row], Sequence[Row]] = [], []
-        if start.head is None:
+        # What such a head begins with has the odds of each label in it, and here labels are asked beside each other.
+        head = None if table.multi_label else start.head
+        if head is None:
             calibrating = (
                 read([table.train.texts[at] for at in _looked_at(table, recipe)]),
                 read(label_words.SAY_NOTHING),
@@ -184,7 +188,7 @@ class Before:
         few_calibrating = behind([table.train.texts[at] for at in beside]), behind(label_words.SAY_NOTHING)
         few = behind([held[at] for at in of_few])
         return cls(
-            rows, start.head, calibrating, zero, of_zero, few, of_few, few_calibrating, len(places), base.dtype
+            rows, head, calibrating, zero, of_zero, few, of_few, few_calibrating, len(places), base.dtype
         )  # fmt: skip
 
     @property
@@ -274,11 +278,8 @@ def choose(base: Base, table: Table, recipe: Recipe) -> Start:
     wording = _asked(base, table, recipe)
     if isinstance(wording, str):
         if asked:
-            if table.multi_label:
-                raise DataError(
-                    f"{asked[0]}: {wording}. A multi-label classifier begins with a new head on the plain text: leave "
-                    f"{' and '.join(asked)} out"
-                )
+            if len(table.labels) < 2:
+                raise DataError(f"{asked[0]}: {wording}. Leave {' and '.join(asked)} out")
             raise DataError(
                 f"head: {wording}. Say what the labels mean, as in `label_words: {{{table.labels[0]}: good, "
                 f"{table.labels[1]}: bad}}`, or type `head: plain`"
@@ -286,22 +287,28 @@ def choose(base: Base, table: Table, recipe: Recipe) -> Start:
         return Start(None, None, f"a new head, as {wording}")
     train = table.train
     places = _looked_at(table, recipe)
-    texts, truth = [train.texts[place] for place in places], np.array([train.labels[place] for place in places])
+    texts, truth = [train.texts[place] for place in places], _truth(table, places)
     seen = base.states(texts, wording)
     silent = base.states(label_words.SAY_NOTHING, wording)
     rows = base.rows(wording)
     head = label_words.head(rows, seen, silent)
+    odds = torch.zeros(len(table.labels))
+    if table.multi_label:
+        odds = _log_odds(_truth(table, range(len(train))))
+        head = label_words.with_odds(head, seen, odds)
     given = seen @ head.T
     pull = None
     if recipe.tune == "head":
-        pull = shrinkage(seen, truth, given, recipe.seed) * torch.cat([seen, silent]).var(dim=0, correction=0)
+        # The loss of several labels is their mean, and what a step off the words costs is of all of them together.
+        share = 1 / len(table.labels) if table.multi_label else 1.0
+        pull = share * shrinkage(seen, truth, given, recipe.seed) * torch.cat([seen, silent]).var(dim=0, correction=0)
     if asked:
         return Start(wording, head, "asked for in the recipe", rows, pull=pull)
-    right = given.argmax(dim=1).numpy() == truth
+    right = _right(given, truth)
     usable = _usable(truth)
     count = "1 example" if len(truth) == 1 else f"{len(truth):,} examples"
     size = sum(each.numel() for each in base.model.parameters())
-    if usable.sum() < ENOUGH or len(set(truth[usable])) < 2:
+    if usable.sum() < ENOUGH or (truth[usable] == truth[usable][0]).all():
         if size < KNOWING:
             little = f"{count} cannot tell which is better, and a model of {size / 1e6:.1f} million parameters knows"
             return Start(None, None, f"{little} little of what labels' words mean")
@@ -310,14 +317,15 @@ def choose(base: Base, table: Table, recipe: Recipe) -> Start:
     known = torch.from_numpy(usable)
     within = _cross_validated(seen[known], truth[usable], given[known], recipe.seed)
     bare = base.states([text for text, use in zip(texts, usable, strict=True) if use], None)
-    plain = _cross_validated(bare, truth[usable], torch.zeros(len(bare), given.shape[1]), recipe.seed)
+    plain = _cross_validated(bare, truth[usable], odds.expand(len(bare), -1), recipe.seed)
     better, spread = _ahead(max((right[usable], within), key=np.mean), plain)
     shares = {"words": right, "within": within, "plain": plain}
     tried = {**{name: float(each.mean()) for name, each in shares.items()}, "ahead": better, "spread": spread}
+    how = f"{FOLDS}-fold cross-validation{RANKED if table.multi_label else ''}"
     said = (
         f"with the model as it is, of {count} {right.mean():.2f} right by the labels' words alone, {within.mean():.2f} "
-        f"by a head learnt within the prompt, {plain.mean():.2f} by one learnt on the plain text ({FOLDS}-fold "
-        f"cross-validation): {better:+.2f} for the words, with a standard error of {spread:.2f}"
+        f"by a head learnt within the prompt, {plain.mean():.2f} by one learnt on the plain text ({how}): "
+        f"{better:+.2f} for the words, with a standard error of {spread:.2f}"
     )
     if 0 <= better <= spread and size >= KNOWING:
         said = f"{said}, which is left to a model of {size / 1e6:.1f} million parameters as it knows what words mean"
@@ -337,8 +345,8 @@ def _ahead(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
 
 def _asked(base: Base, table: Table, recipe: Recipe) -> Wording | str:
     """Return how labels' words are asked for, or why they are not. Raises DataError for `label_words` of no label."""
-    if table.multi_label:
-        return "a text may have several labels, and a prompt asks for one"
+    if len(table.labels) < 2:
+        return "one label has no other from which its word could tell it"
     return _within(base, _wording(table, recipe), recipe)
 
 
@@ -379,7 +387,9 @@ def shrinkage(states: torch.Tensor, truth: np.ndarray, given: torch.Tensor, seed
     Words are trusted where they get enough of these examples right, and no fewer than a head learnt beside them does in
     cross-validation, if there are examples enough for one.
     """
-    right = given.argmax(dim=1).numpy() == truth
+    if truth.ndim == 2:
+        return SHRINK
+    right = _right(given, truth)
     chance = 1 / given.shape[1]
     if right.mean() - chance <= TRUST * (1 - chance):
         return SHRINK
@@ -392,7 +402,9 @@ def shrinkage(states: torch.Tensor, truth: np.ndarray, given: torch.Tensor, seed
 
 
 def _usable(truth: np.ndarray) -> np.ndarray:
-    """Return for each row whether its label has rows enough for every fold."""
+    """Return for each row whether its label has rows enough for every fold; several labels have no folds of theirs."""
+    if truth.ndim == 2:
+        return np.ones(len(truth), dtype=bool)
     return np.asarray(np.bincount(truth)[truth] >= FOLDS)
 
 
@@ -407,7 +419,7 @@ def learnt(
     """Return logits (texts, labels) for the states `new` from logistic regression on `states` and their `labels`.
 
     What is learnt is added to the offsets, the logits (texts, labels) that each text has to begin with, and is shrunk
-    towards nothing: with few examples the offsets decide.
+    towards nothing: with few examples the offsets decide. `labels` are what `text_classification.label_loss` takes.
     """
     mean, spread = states.mean(dim=0), states.std(dim=0, correction=0) + 1e-6
     scaled = (states - mean) / spread
@@ -418,7 +430,7 @@ def learnt(
     def loss() -> torch.Tensor:
         solver.zero_grad()
         logits = scaled @ weight + bias + offset
-        total = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+        total = label_loss(logits, labels) * (logits.numel() if labels.is_floating_point() else len(logits))
         total = total + shrink / 2 * (weight.square().sum() + bias.square().sum())
         total.backward()
         return total
@@ -429,19 +441,50 @@ def learnt(
 
 
 def _cross_validated(states: torch.Tensor, truth: np.ndarray, offset: torch.Tensor, seed: int) -> np.ndarray:
-    """Return for each row whether `learnt` is right about it without having seen it; each label has enough rows."""
+    """Return how far `learnt` is `_right` about each row without having seen it; each label has enough rows."""
     fold = np.empty(len(truth), dtype=int)
     rng = np.random.default_rng((seed, 6))
-    for label in np.unique(truth):  # each label's rows are dealt out to the folds
-        rows = rng.permutation(np.flatnonzero(truth == label))
+    # Each label's rows are dealt out to the folds.
+    dealt = [np.arange(len(truth))] if truth.ndim == 2 else [np.flatnonzero(truth == each) for each in np.unique(truth)]
+    for of_label in dealt:
+        rows = rng.permutation(of_label)
         fold[rows] = np.arange(len(rows)) % FOLDS
-    right = np.zeros(len(truth), dtype=bool)
+    right = np.zeros(len(truth))
     labels = torch.from_numpy(truth)
     for number in range(FOLDS):
         held = torch.from_numpy(fold == number)
         found = learnt(states[~held], labels[~held], offset[~held], states[held], offset[held])
-        right[fold == number] = (found.argmax(dim=1) == labels[held]).numpy()
+        right[fold == number] = _right(found, truth[fold == number])
     return right
+
+
+def _truth(table: Table, places: Sequence[int]) -> np.ndarray:
+    """Return int64 (examples,), the label of each, or float32 (examples, labels), 1 for each label that it has."""
+    labels = [table.train.labels[place] for place in places]
+    if table.multi_label:
+        several: np.ndarray = multi_label.flags(labels, len(table.labels)).astype(np.float32)
+        return several
+    return np.array(labels)
+
+
+def _log_odds(truth: np.ndarray) -> torch.Tensor:
+    """Return the log odds (labels,) of each label in `truth` (texts, labels); half a text more has it, half has not."""
+    having = truth.sum(axis=0)
+    return torch.from_numpy(np.log((having + 0.5) / (len(truth) - having + 0.5))).float()
+
+
+def _right(logits: torch.Tensor, truth: np.ndarray) -> np.ndarray:
+    """Return float64 (texts,): whether the likeliest label is right, 1 or 0.
+
+    Where texts have several, `truth` (texts, labels): of those that are at least as likely as one of a text's labels
+    the share that it has, in the mean over its labels (label ranking average precision, as scikit-learn has it).
+    """
+    if truth.ndim == 1:
+        likeliest: np.ndarray = logits.argmax(dim=1).numpy()
+        return np.asarray(likeliest == truth, dtype=float)
+    from sklearn.metrics import label_ranking_average_precision_score as ranked
+
+    return np.array([ranked(has[None], scores[None]) for has, scores in zip(truth, logits.numpy(), strict=True)])
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -332,3 +332,13 @@ def head(rows: torch.Tensor, seen: torch.Tensor, silent: torch.Tensor) -> torch.
     centred = centred - (centred @ mean)[:, None] * mean / mean.dot(mean).clamp_min(1e-12)
     every = torch.cat([seen, silent])
     return centred / (every @ centred.T).std().clamp_min(1e-6)
+
+
+def with_odds(head: torch.Tensor, seen: torch.Tensor, odds: torch.Tensor) -> torch.Tensor:
+    """Return `head` (labels, width) with the log odds (labels,) of each label added to what it says of a text.
+
+    For labels that stand by themselves, each as likely as it is. As there is no bias, they are folded into the rows
+    along the mean of the states `seen` (texts, width), which every state has a like part of.
+    """
+    mean = seen.mean(dim=0)
+    return head + odds[:, None] * mean / mean.dot(mean).clamp_min(1e-12)

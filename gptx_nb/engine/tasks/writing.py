@@ -81,13 +81,13 @@ class WritingTask:
             return list(example["references"])
         return [str(example[self.target])] if example.get(self.target) is not None else []
 
-    def loses_answer(self, example: Example, cut: int) -> bool:
-        """Say whether the answer stands in an example's context, but not once `cut` characters of that are cut."""
-        if not cut or self.name != "question-answering" or "context" not in example:
+    def loses_answer(self, example: Example, read: Example, cut: int) -> bool:
+        """Say whether an answer stands in an example's context, but not in that of `read` without its `cut` end."""
+        if self.name != "question-answering" or "context" not in example:
             return False
-        context = str(example["context"]).strip()
+        context, left = str(example["context"]), str(read["context"]).strip()
         answers = [each for each in self.accepted(example) if each in context]
-        return bool(answers) and not any(each in context[: len(context) - cut] for each in answers)
+        return bool(answers) and not any(each in left[: len(left) - cut] for each in answers)
 
     def without_target(self, example: Example) -> dict[str, Any]:
         """Return what an example asks."""
