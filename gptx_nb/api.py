@@ -186,9 +186,7 @@ def evaluate(
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
             raise UsageError(f"{word}: {value!r} does not fit: a whole number from {least}")
     who = find(name, version)
-    tasks = list(get_args(Task))
-    if task is not None and task not in tasks:
-        raise UsageError(f"unknown task {task!r}.{nearest(task, tasks)} Tasks: {', '.join(tasks)}")
+    check_task(task)
     recipe, objects = with_objects({**settings, "data": data})
     assert isinstance(recipe, Recipe)
     if isinstance(who, Run):
@@ -252,6 +250,13 @@ def rows_of(table: Any) -> list[dict[str, Any]]:
     return [row for row in found if isinstance(row, dict)]
 
 
+def check_task(task: str | None) -> None:
+    """Raise UsageError for a task that there is none of."""
+    tasks = list(get_args(Task))
+    if task is not None and task not in tasks:
+        raise UsageError(f"unknown task {task!r}.{nearest(task, tasks)} Tasks: {', '.join(tasks)}")
+
+
 def gives_labels(
     who: Run | str,
     task: str | None = None,
@@ -261,6 +266,7 @@ def gives_labels(
     shots: Any = (),
 ) -> bool:
     """Say whether a model that writes is asked for labels; of a base model `shots` that have labels say so too."""
+    check_task(task)
     if task not in (None, "text-classification"):
         return False
     if task is not None or any(each is not None for each in (labels, prompt, label_words)):

@@ -45,6 +45,7 @@ from gptx_nb.pretraining import PretrainRecipe
 from gptx_nb.process import Process
 from gptx_nb.run_files import home
 from gptx_nb.runs import Run
+from gptx_nb.sources import plain
 
 Progress = Callable[[int, int], None]  # texts done, texts in all
 
@@ -129,6 +130,20 @@ class Place:
         return Process.from_json(value) if value else None
 
 
+# Columns that a model without columns of its own reads texts from, the likeliest first.
+TEXT_NAMES = (
+    "text",
+    "sentence",
+    "review",
+    "comment",
+    "content",
+    "message",
+    "question",
+    "headline",
+    "title",
+    "文本",
+    "内容",
+)
 _READ = {"head+tail": "head and tail", "windows": "first part"}  # of a text that is too long to be read whole
 
 
@@ -354,10 +369,8 @@ def read_prompts(value: Any, label: str) -> tuple[list[str | dict[str, Any]], An
     known = getattr(value, "columns", getattr(value, "column_names", None))
     if isinstance(value, Mapping):
         return [_row(value, 1)], None
-    if isinstance(value, list | tuple) and value and all(isinstance(each, Mapping) for each in value):
-        if all("role" in each and set(each) <= {"role", "content", "name"} for each in value):
-            return [{"messages": [_row(each, number) for number, each in enumerate(value, 1)]}], None
-        return [_row(each, number) for number, each in enumerate(value, 1)], None
+    if _is_talk(value):
+        return [_prompt(value, 1)], None
     if known is not None and not callable(known) and len(known):  # one column too: its name says what it holds
         if hasattr(value, "iloc"):
             listed = value.to_dict("records")
@@ -365,25 +378,47 @@ def read_prompts(value: Any, label: str) -> tuple[list[str | dict[str, Any]], An
             listed = getattr(value, "to_dicts", getattr(value, "to_pylist", lambda: list(value)))()
         index = getattr(value, "index", None)
         return [_row(each, number) for number, each in enumerate(listed, 1)], None if callable(index) else index
+    listed = value if isinstance(value, list | tuple) else getattr(value, "tolist", lambda: None)()
+    if isinstance(listed, list | tuple) and any(isinstance(each, Mapping) or _is_talk(each) for each in listed):
+        found = [_prompt(each, number) for number, each in enumerate(listed, 1)]
+        index = getattr(value, "index", None)
+        return found, None if callable(index) else index
     texts = read_texts(value, None, label)
     return list(texts.texts), texts.index
 
 
+def _is_talk(value: Any) -> bool:
+    """Say whether `value` is a conversation: a list of turns."""
+    return (
+        isinstance(value, list | tuple)
+        and len(value) > 0
+        and all(isinstance(each, Mapping) and "role" in each for each in value)
+        and all(set(each) <= {"role", "content", "name"} for each in value)
+    )
+
+
+def _prompt(value: Any, number: int) -> str | dict[str, Any]:
+    """Return one prompt of several: a text, a row by column, or a conversation."""
+    if _is_talk(value):
+        return {"messages": [_row(each, number) for each in value]}
+    return _row(value, number) if isinstance(value, Mapping) else _as_text(value, f"row {number}", "Leave it out")
+
+
 def _row(row: Mapping[str, Any], number: int) -> dict[str, Any]:
-    def plain(value: Any) -> Any:
+    def whole(value: Any, column: str) -> Any:
         if isinstance(value, str | int | bool) or value is None:
             return value
         if isinstance(value, Mapping):
-            return {str(key): plain(each) for key, each in value.items()}
+            return {str(key): whole(each, column) for key, each in value.items()}
         if isinstance(value, list | tuple):
-            return [plain(each) for each in value]
-        if hasattr(value, "tolist"):
-            return plain(value.tolist())
+            return [whole(each, column) for each in value]
         if isinstance(value, float):
             return None if math.isnan(value) else value
-        raise DataError(f"row {number} holds {_kind(value)}, and needs texts. Make it one, as with str(…)")
+        if isinstance(value, bytes | bytearray):
+            raise DataError(f"row {number}, column {column!r}, holds {_kind(value)}, and needs texts. Decode it first")
+        return plain(value)  # as tables to learn from are read
 
-    return {str(name): plain(value) for name, value in row.items()}
+    return {str(name): whole(value, str(name)) for name, value in row.items()}
 
 
 def read_texts(value: Any, column: str | None, label: str) -> Texts:
@@ -452,11 +487,11 @@ def read_pairs(value: Any, columns: tuple[str, str], needs: str) -> Texts:
 
 def _read_column(table: Any, known: list[str], column: str | None, label: str) -> Texts:
     if column is None:
-        column = known[0] if len(known) == 1 else "text"
+        column = known[0] if len(known) == 1 else next((each for each in TEXT_NAMES if each in known), "text")
     if column not in known:
         shown = ", ".join(known[:12]) + (f", … {len(known) - 12} more" if len(known) > 12 else "")
         raise DataError(
-            f"the table has no column {column!r}, which run {label} reads its texts from.{nearest(column, known)} "
+            f"the table has no column {column!r}, which {label} reads its texts from.{nearest(column, known)} "
             f"Columns: {shown or 'none'}. Give the texts themselves, as in df[{known[0] if known else 'text'!r}]"
         )
     if known.count(column) > 1:

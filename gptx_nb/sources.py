@@ -414,13 +414,13 @@ def _rows(rows: Iterable[object], setting: str) -> list[dict[str, Any]]:
 
 
 def _write_lines(rows: Iterable[Mapping[str, Any]], target: Path) -> None:
-    text = "".join(json.dumps(files.finite(row), ensure_ascii=False, default=_plain) + "\n" for row in rows)
+    text = "".join(json.dumps(files.finite(row), ensure_ascii=False, default=plain) + "\n" for row in rows)
     target.parent.mkdir(parents=True, exist_ok=True)
     # Half of an emoji (a lone surrogate) cannot be stored: it becomes a question mark.
     target.write_bytes(text.encode("utf-8", errors="replace"))
 
 
-def _plain(value: object) -> Any:
+def plain(value: object) -> Any:
     """Return a value that JSON has no word for as one it has: NumPy's numbers and arrays, dates, anything as text."""
     if type(value).__name__ in _MISSING:
         return None

@@ -10,13 +10,14 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from gptx_nb import api
 from gptx_nb.engine import models, roles
 from gptx_nb.engine.device import choose
 from gptx_nb.engine.roles import RoleTable
 from gptx_nb.engine.tasks.templates import Example
 from gptx_nb.engine.writer import Writer
-from gptx_nb.errors import DataError
-from gptx_nb.inference import read_prompts
+from gptx_nb.errors import DataError, UsageError
+from gptx_nb.inference import read_prompts, read_texts
 from gptx_nb.recipe import Recipe
 from gptx_nb.sources import stage
 
@@ -220,6 +221,32 @@ def test_one_column_keeps_its_name_in_every_kind_of_table() -> None:
     for table in (pd.DataFrame(rows, index=["a", "b"]), pa.Table.from_pylist(rows), datasets.Dataset.from_list(rows)):
         assert read_prompts(table, "run")[0] == rows
     assert list(read_prompts(pd.DataFrame(rows, index=["a", "b"]), "run")[1]) == ["a", "b"]
+
+
+def test_several_conversations_and_a_table_as_it_is_can_be_asked() -> None:
+    one, other = [{"role": "user", "content": "Hi"}], [{"role": "user", "content": "Bye"}]
+    assert read_prompts(one, "run") == ([{"messages": one}], None)
+    assert read_prompts([one, other], "run") == ([{"messages": one}, {"messages": other}], None)
+    series = pd.Series([one, other], index=["a", "b"])
+    found, index = read_prompts(series, "run")
+    assert (found, list(index)) == ([{"messages": one}, {"messages": other}], ["a", "b"])
+    assert read_prompts(["text", {"prompt": "row"}], "run")[0] == ["text", {"prompt": "row"}]
+    frame = pd.DataFrame({"prompt": ["a"], "when": [pd.Timestamp("2026-01-02")], "none": [pd.NaT]})
+    assert read_prompts(frame, "run")[0] == [{"prompt": "a", "when": "2026-01-02 00:00:00", "none": None}]
+    with pytest.raises(DataError, match="row 1, column 'prompt', holds a value of type bytes, and needs texts"):
+        read_prompts([{"prompt": b"a"}], "run")
+
+
+def test_texts_for_a_model_without_columns_are_found_by_name() -> None:
+    reviews = pd.DataFrame({"stars": [1], "review": ["Fine!"]})
+    assert read_texts(reviews, None, "smollm2-135m").texts == ["Fine!"]
+    with pytest.raises(DataError, match="the table has no column 'text', which smollm2-135m reads its texts from"):
+        read_texts(pd.DataFrame({"a": ["x"], "b": ["y"]}), None, "smollm2-135m")
+
+
+def test_a_task_that_there_is_none_of_is_told_before_anything_is_loaded() -> None:
+    with pytest.raises(UsageError, match=r"unknown task 'sumarization'\. Did you mean 'summarization'\?"):
+        api.gives_labels("gpt2", "sumarization")
 
 
 def test_a_choice_that_cannot_be_meant_names_its_row(tmp_path: Path, tiny: tuple[Any, Any]) -> None:

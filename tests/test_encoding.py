@@ -84,6 +84,18 @@ EXAMPLES = {
 }
 
 
+def test_the_line_end_behind_a_programs_beginning_goes_with_its_code() -> None:
+    asked = {"prompt": "def f():", "code": "\n    return 1\n"}
+    prompt, code, end = templates.code_generation(asked)
+    assert (prompt.text, code.text, code.target, end) == ("def f():", "\n    return 1", True, END)
+    assert templates.code_generation({"prompt": "def f():\n"}) == [prompt]
+    before = templates.code_generation(asked, line_asked=True)  # as until 0.5
+    assert [each.text for each in before] == ["def f():\n", "    return 1", ""]
+    assert [each.text for each in templates.code_generation({"prompt": "", "code": "x = 1"})] == ["", "x = 1", ""]
+    words = templates.code_generation({"text": "say hi", "code": "print('hi')"})
+    assert [each.text for each in words] == ["# say hi\n", "print('hi')", ""]
+
+
 @pytest.mark.parametrize("kind", EXAMPLES)
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())

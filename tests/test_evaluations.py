@@ -24,6 +24,7 @@ from gptx_nb.evaluations import Evaluation
 from gptx_nb.recipe import make_recipe
 from gptx_nb.runs import Run
 from gptx_nb.worker.__main__ import Attempt
+from gptx_nb.worker.evaluation import _short
 
 COLOURS = ("red", "blue", "green", "black")
 QUESTIONS = pd.DataFrame([(f"{c}?", c[::-1]) for c in COLOURS] * 6, columns=["question", "answer"])
@@ -292,6 +293,18 @@ def test_rows_that_are_too_long_are_left_out_of_scoring_and_named(home: Path, ti
         "1 row (row 4) is left out of perplexity: the answer and what asks for it take more than 128 tokens"
     )
     assert found.notes[1].startswith("2 rows (the first: row 3) are left unanswered: with room for an answer, what")
+
+
+def test_texts_that_would_fill_what_a_model_sees_are_not_shown() -> None:
+    texts, truth = ["a" * 9, "b", "c" * 30, "d" * 20, "e"], [0, 0, 1, 1, 0]
+    assert _short(texts, truth, 10) == [0, 1, 3, 4]  # of the other label the shortest
+    assert _short(texts, truth, 100) == [0, 1, 2, 3, 4]
+
+
+def test_tests_that_were_not_run_are_told() -> None:
+    found = {"left_out": [], "cut_at": [], "written": 3, "untested": 2}
+    (note,) = answers.notes(found, str, 128)
+    assert note.startswith("2 answered rows have tests, which were not run: `allow_code: true` runs what was written")
 
 
 def test_a_model_is_kept_without_a_score_where_scoring_breaks_off() -> None:

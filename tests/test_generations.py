@@ -75,6 +75,44 @@ def test_a_model_that_begins_with_a_line_end_answers_all_the_same(tiny_model: Pa
         assert (answers.written[0][0].text, "".join(said)) == (text, text)
 
 
+def test_behind_shots_an_untrained_model_ends_before_it_makes_up_another(tiny_model: Path) -> None:
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
+
+    def usual(task: str, shots: Any, tuned: bool = False) -> tuple[str, ...]:
+        return Writer(model, tokenizer, task, {}, tuned=tuned)._usual_stops(shots)
+
+    shots = [{"prompt": "cat", "completion": "animal"}]
+    assert usual("text-generation", shots) == ("\n\n",)
+    assert usual("text-generation", [{"prompt": "a", "completion": "one\n\ntwo"}]) == ()  # as shots part so themselves
+    assert usual("text-generation", ()) == usual("text-generation", shots, tuned=True) == ()
+    assert usual("question-answering", [{"question": "?", "answer": "yes"}]) == ("\n",)
+
+
+def test_what_stands_between_a_prompt_and_its_completion_is_taken_from_shots(tiny_model: Path) -> None:
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
+    writer = Writer(model, tokenizer, "text-generation", {}, tuned=False)
+    shots = [{"prompt": "cat", "completion": "animal"}]
+    found = writer.behind(shots)
+    assert "".join(each.text for each in found.prompt({"prompt": "dog"}, shots)) == "cat\nanimal\n\ndog\n"
+    assert writer.behind(()) is writer
+    assert found.behind(shots) is found
+    assert writer.facts == {}
+
+
+def test_prompts_of_a_later_request_are_drawn_anew(tiny_model: Path) -> None:
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
+    writer = Writer(model, tokenizer, "text-generation", {}, tuned=False)
+    how = How(temperature=5.0, max_new_tokens=8, n=2, seed=3)
+
+    def written(*numbers: int) -> list[list[str]]:
+        answers = writer.write([{"prompt": "once"}] * len(numbers), how, numbers=numbers).written
+        return [[one.text for one in each] for each in answers]
+
+    first, second, later = written(1, 2, 65)
+    assert len({text for each in (first, second, later) for text in each}) == 6
+    assert written(65) == [later]
+
+
 @pytest.fixture
 def colours(process: Path, tiny_model: Path) -> Run:
     """A run that says colours backwards."""
@@ -119,7 +157,7 @@ def test_a_run_writes_what_it_has_learnt_and_ends_by_itself(colours: Run) -> Non
             gptx_nb.predict("back", "red is", **how)
 
 
-def test_the_magic_and_the_command_line_ask_alike(colours: Run, plain_shell: InteractiveShell) -> None:
+def test_the_magic_and_the_command_line_ask_alike(colours: Run, plain_shell: InteractiveShell, tmp_path: Path) -> None:
     shell = plain_shell
     shown = shell.run_line_magic("gpt_predict", 'back --temperature 0 --max-new-tokens=3 "green is"')
     assert shown.texts == ["nee"]
@@ -132,6 +170,11 @@ def test_the_magic_and_the_command_line_ask_alike(colours: Run, plain_shell: Int
     with pytest.raises(IPythonUsageError, match="--n two: a number is wanted there"):
         shell.run_line_magic("gpt_predict", "back --n two red is")
     command = [sys.executable, "-m", "gptx_nb.views.cli", "predict", "back", "--temperature", "0", "green is"]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "red is"}\n\n{"prompt": "blue is"}\n', encoding="utf-8")
+    asked = [*command[:-1], "--file", str(rows), "--json"]
+    told = json.loads(subprocess.run(asked, capture_output=True, text=True, check=True).stdout)
+    assert [(each["prompt"], each["texts"]) for each in told] == [("red is", ["der"]), ("blue is", ["eulb"])]
     for stops, text in (([], "neerg"), (["--stop", "g", "--stop", "ee"], "n")):
         done = subprocess.run([*command, *stops], capture_output=True, text=True, check=True)
         assert done.stdout.strip() == text

@@ -27,6 +27,7 @@ from gptx_nb.engine.tasks.head_start import Base, choose
 from gptx_nb.engine.tasks.label_words import PROMPT_FILE, Wording, wording
 from gptx_nb.engine.tasks.reading import Reading
 from gptx_nb.engine.train import train
+from gptx_nb.engine.zero_shot import read_wording
 from gptx_nb.errors import DataError, ModelError, RecipeError, UsageError
 from gptx_nb.progress import preflight_lines, score_rows
 from gptx_nb.recipe import Recipe, make_recipe
@@ -589,6 +590,11 @@ def test_a_base_model_gives_labels_untrained(served: None) -> None:
 def test_labels_in_what_is_shown_to_a_base_model_ask_for_labels(shots: Any, labels: bool) -> None:
     assert api.gives_labels("gpt2", shots=shots) is labels
     assert not api.gives_labels("gpt2", "chat", shots=shots)
+
+
+def test_words_for_a_label_that_there_is_none_of_are_told() -> None:
+    with pytest.raises(DataError, match=r"label_words: 'poz' is none of the labels\. Did you mean 'pos'\?"):
+        read_wording(["pos", "neg"], None, {"poz": "good", "neg": "bad"})
 
 
 def test_every_text_of_many_is_calibrated_in_the_same_way(served: None) -> None:

@@ -104,6 +104,7 @@ def written(
         if allow_code and any("tests" in each for each in asked):
             found["pass@1"] = _passed(asked, answers)
         found |= _by_direction(writer, asked, answers)
+    untested = 0 if allow_code else sum("tests" in each for each in asked)
     samples = [
         {"asked": task.shown(each), "right": task.accepted(each)[0], "answer": answer}
         for each, answer in list(zip(asked, answers, strict=True))[:SHOWN]
@@ -114,6 +115,7 @@ def written(
         "samples": samples,
         "left_out": left_out,
         "cut_at": [answered[at] for at in cut_at],
+        "untested": untested,
     }
     return {"written": len(asked), "scores": scores, **told_of}
 
@@ -142,6 +144,11 @@ def notes(found: dict[str, Any], row: Callable[[int], str], context: int) -> lis
         told.append(
             f"{rows_left_out(len(places), row(places[0]))} unanswered: with room for an answer, what asks for it takes "
             f"more than the {context:,} tokens that the model sees"
+        )
+    if untested := found.get("untested"):
+        told.append(
+            f"{untested:,} answered rows have tests, which were not run: `allow_code: true` runs what was written in a "
+            "sandbox, for pass@1"
         )
     if places := found["cut_at"]:
         told.append(

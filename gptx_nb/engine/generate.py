@@ -94,6 +94,7 @@ def generate(
     max_new_tokens: int,
     end_ids: Collection[int] = (),
     sampling: Sampling | None = None,
+    draws: Sequence[int] | None = None,
     stop: Callable[[list[int]], bool] | None = None,
     on_token: Callable[[int, int], None] | None = None,
     rows: int | None = None,
@@ -102,7 +103,8 @@ def generate(
     """Continue every prompt (a row of tokens, at least one) and return the continuations in the order of the prompts.
 
     `model` is a causal language model, in evaluation mode or not: dropout is off meanwhile. `max_new_tokens` counts
-    the tokens of one row. `stop` is given a row's new tokens after each, and ends the row by returning True.
+    the tokens of one row. `draws` number the rows' random numbers, by default as the prompts, so that prompts of
+    several calls get different ones. `stop` is given a row's new tokens after each, and ends the row by returning True.
     `on_token(row, token)` is called for each new token but end tokens, with the row's number among the prompts. At
     most `rows` rows grow at once (None: as many as suits the device). `share_prefix`: read what all prompts begin with
     only once, where that pays.
@@ -115,7 +117,11 @@ def generate(
         if not len(prompt):
             raise ValueError(f"prompt {number} has no tokens")
     limit = context(model.config)
-    batch = [_Row(number, list(prompt), sampling) for number, prompt in enumerate(prompts)]
+    drawn = range(len(prompts)) if draws is None else draws
+    batch = [
+        _Row(number, list(prompt), sampling, draw)
+        for (number, prompt), draw in zip(enumerate(prompts), drawn, strict=True)
+    ]
     alive = [row for row in batch if not row.is_full(max_new_tokens, limit)]
 
     def take(rows: Sequence[_Row], logits: torch.Tensor) -> None:
@@ -150,12 +156,12 @@ def generate(
 class _Row:
     """One prompt on its way."""
 
-    def __init__(self, number: int, prompt: list[int], sampling: Sampling) -> None:
+    def __init__(self, number: int, prompt: list[int], sampling: Sampling, draw: int = 0) -> None:
         self.number, self.prompt = number, prompt
         self.new: list[int] = []
         self.ended: Ended | None = None
         self.kept = 0  # tokens whose keys and values are kept, without the shared prefix
-        self._random = np.random.default_rng((sampling.seed, number)) if sampling.temperature else None
+        self._random = np.random.default_rng((sampling.seed, draw)) if sampling.temperature else None
 
     def uniform(self) -> float:
         assert self._random is not None

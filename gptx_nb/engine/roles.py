@@ -266,7 +266,10 @@ def _has_label(sheet: Sheet, recipe: Recipe, guess: Guess) -> bool:
     if set(guess.roles) == {"text"}:
         return True
     few = distinct <= max(2, len(labels) // 10)
-    return few and by_name and found.label in flattened(guess.roles) and "choices" not in guess.roles
+    # What is called a label is meant for one, unless the table is of talks or translations, or answers stand in a text.
+    named = plain_name(found.label) in ("label", "labels", "标签") and guess.task not in ("chat", "translation")
+    beside = named and not {"context", "choices"} & set(guess.roles)
+    return few and by_name and (beside or (found.label in flattened(guess.roles) and "choices" not in guess.roles))
 
 
 def find_columns(
@@ -370,7 +373,7 @@ def _facts(kind: WritingTask, roles: Roles) -> dict[str, Any]:
         }
     if kind.name == "text-generation" and "completion" in roles:
         return {"joint": ""}
-    return {}
+    return {"line": "written"} if kind.name == "code-generation" else {}
 
 
 # ---- rows -----------------------------------------------------------------------------------------------------------

@@ -145,7 +145,8 @@ class Writer:
         products.prepare(model, dtype or arithmetic.of_answers(device, written=True).dtype)
         model.eval()
         if told is not None and task in (None, told["task"]):
-            return cls(model, tokenizer, told["task"], told["facts"], tuned=True)
+            before = {"line": "asked"} if told["task"] == "code-generation" else {}  # of runs that do not say
+            return cls(model, tokenizer, told["task"], {**before, **told["facts"]}, tuned=True)
         return cls(model, tokenizer, task or "text-generation", {}, tuned=False)
 
     def asking(self, roles: Roles | None = None, source: str | None = None, to: str | None = None) -> Asking:
@@ -204,7 +205,7 @@ class Writer:
                 )
             cut_at += [at] if shortened or found.cut else []
             prompts += [found.ids] * how.n
-        stops = _Stops(tuple(each for each in how.stop if each), () if self.tuned else self.task.base_stop)
+        stops = _Stops(tuple(each for each in how.stop if each), self._usual_stops(shots))
         stream = _Stream(self, stops, on_text) if on_text is not None and len(prompts) == 1 else None
         tail = stops.longest + 16  # tokens; each is a character at least, but for bytes
 
@@ -227,6 +228,7 @@ class Writer:
                 max_new_tokens=new,
                 end_ids=self.end_ids,
                 sampling=self._sampling(how),
+                draws=[(number - 1) * how.n + at for number in numbers for at in range(how.n)],
                 stop=stop,
                 on_token=stream.take if stream else None,
             )
@@ -234,6 +236,20 @@ class Writer:
         if stream is not None:
             stream.end(continued[0].tokens)
         return Answers([written[at : at + how.n] for at in range(0, len(written), how.n)], cut_at)
+
+    def _usual_stops(self, shots: Sequence[Example]) -> tuple[str, ...]:
+        """Return where answers end of a model that has not learnt where: behind `shots`, before it makes up another."""
+        if self.tuned or self.task.name != "text-generation":
+            return () if self.tuned else self.task.base_stop
+        parted = any(templates.APART in str(shot.get("completion")) for shot in shots)
+        return (*self.task.base_stop, *([templates.APART] if shots and not parted else []))
+
+    def behind(self, shots: Sequence[Example]) -> Writer:
+        """Return this writer, or one that knows from `shots` what stands between a prompt and its completion."""
+        if self.tuned or self.task.name != "text-generation" or not shots or "joint" in self.facts:
+            return self
+        joint = templates.joint_of(*([str(shot[role]) for shot in shots] for role in ("prompt", "completion")))
+        return Writer(self._model, self._tokenizer, self.task.name, {**self.facts, "joint": joint}, tuned=False)
 
     def _over_windows(
         self,
@@ -334,6 +350,8 @@ class Writer:
 
     def _text(self, tokens: Sequence[int], stops: _Stops) -> str:
         text = self._decode(tokens)
+        if self.task.name == "code-generation":
+            text = text.removeprefix("\n")  # which ends the line that was asked (`templates.code_generation`)
         end = stops.place(text)
         return text[:end].strip() if self.task.one_right_answer and self.task.name != "code-generation" else text[:end]
 

@@ -24,7 +24,7 @@ from gptx_nb.engine.predict import CPU_EXACT_TOKENS, CPU_TOKENS, GPU_TOKENS, Ans
 from gptx_nb.engine.tasks import label_words
 from gptx_nb.engine.tasks.label_words import SAY_NOTHING, SHARPNESS, Wording
 from gptx_nb.engine.tasks.reading import Reading, flat
-from gptx_nb.errors import DataError
+from gptx_nb.errors import DataError, nearest
 
 KEPT_HEADS = 8
 
@@ -45,6 +45,9 @@ def read_wording(
     """
     if len(set(labels)) < 2:
         raise DataError(f"labels: at least two are needed, and there are {len(set(labels))}: {', '.join(labels)}")
+    for label in words or {}:
+        if label not in labels:
+            raise DataError(f"label_words: {label!r} is none of the labels.{nearest(label, labels)}")
     found = label_words.wording(
         labels, text_column=columns[0], label_column=columns[1], prompt=prompt, words=words, texts=texts, pair=pair
     )

@@ -456,6 +456,7 @@ class Handler(BaseHTTPRequestHandler):
         examples = asking.examples(asked["rows"], first)
         numbers = range(first, first + len(examples))
         shots = asking.shots(asked.get("shots") or [])
+        writer = writer.behind(shots)
         if examples and all("choices" in each for each in examples):
             shares, cut_at = writer.choose(examples, shots, numbers)
             told = [

@@ -106,7 +106,7 @@ def parser() -> Parser:
     one = add("predict", predict, "ask a run about texts: given here, or a text a line from a file or standard input")
     one.add_argument("name", help="a run; NAME/2 is version 2")
     one.add_argument("text", nargs="*", default=[], help="a text each")
-    one.add_argument("--file", type=Path, help="a text a line")
+    one.add_argument("--file", type=Path, help="a text a line, or in a .jsonl file an object by column")
     one.add_argument("--json", action="store_true", help="print JSON")
 
     writing = one.add_argument_group("of a model that writes")
@@ -193,7 +193,8 @@ def predict(given: argparse.Namespace) -> None:
     if given.text:
         texts = given.text
     elif given.file is not None:
-        texts = [line for line in _read(given.file).splitlines() if line.strip()]
+        rows = given.file.suffix == ".jsonl"  # a row by column each, as {"question": …, "context": …}
+        texts = _json_lines(given.file) if rows else [line for line in _read(given.file).splitlines() if line.strip()]
     elif sys.stdin.isatty():
         raise UsageError(f'what text? Type it behind the name, as in `gptx-nb predict {given.name} "Nice."`')
     else:

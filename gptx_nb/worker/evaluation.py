@@ -16,6 +16,8 @@ from gptx_nb.predictions import too_long
 from gptx_nb.recipe import Recipe, make_recipe
 from gptx_nb.sources import Source
 
+CHARACTERS = 3  # of a token, at least, in most languages that are written in letters
+
 if TYPE_CHECKING:
     from gptx_nb.engine.device import Device
     from gptx_nb.engine.predict import Answer
@@ -83,7 +85,9 @@ def _labelled_untrained(
     texts, truth, count = table.train.texts, table.train.labels, asked["shots"]
     if count >= len(texts):
         raise UsageError(f"shots: {count} of {len(texts)} rows leave none to score")
-    shown = one_of_each(truth, count, recipe.seed) if count else []
+    model = ZeroShot.load(models.find(asked["base"] or asked["folder"], None), chosen)
+    short = _short(texts, truth, model.max_length * CHARACTERS // (2 * count)) if count else []
+    shown = [short[at] for at in one_of_each([truth[at] for at in short], count, recipe.seed)] if count else []
     shots = [(texts[at], table.labels[truth[at]]) for at in shown]
     if asked["shown"]:
         alike = {} if pair else {"text": table.report["text"], "label": table.report["label"]}
@@ -99,10 +103,13 @@ def _labelled_untrained(
     wording = read_wording(table.labels, recipe.prompt, recipe.label_words, shots, columns, beside, pair)
     texts_shown = {shot for shot, _ in shots}
     known = _known(sum(text in texts_shown for text in rest))
-    model = ZeroShot.load(models.find(asked["base"] or asked["folder"], None), chosen)
     answer = model.classify(rest, wording, beside, pair)
     scored = _scored_by_share if table.multi_label else _scored
     found = scored(table.labels, [truth[at] for at in others], rest, answer)
+    if count:
+        longer = f"; {len(texts) - len(short):,} longer ones are not" if len(short) < len(texts) else ""
+        told = f"shown to the model: {len(shown):,} rows, of each label in turn, drawn by seed {recipe.seed}{longer}"
+        known.insert(0, told)
     prompt = f"prompt {wording.prompt!r}, words {', '.join(map(repr, wording.words[:12]))}"
     return {
         **found,
@@ -148,6 +155,16 @@ def _labelled(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Pat
     else:
         found = _scored_sets(model.labels, table.train.labels, texts, answer, model.threshold)
     return {**found, "why": table.report["why"], "notes": [*table.report["warnings"], *found["notes"]]}
+
+
+def _short(texts: Sequence[str], truth: Sequence[int], most: int) -> list[int]:
+    """Return the places of texts of at most `most` characters; of a label without such a text its shortest."""
+    places = [at for at, text in enumerate(texts) if len(text) <= most]
+    left = set(truth) - {truth[at] for at in places}
+    shortest = [
+        min((at for at, each in enumerate(truth) if each == label), key=lambda at: len(texts[at])) for label in left
+    ]
+    return sorted([*places, *shortest])
 
 
 def _known(count: int) -> list[str]:

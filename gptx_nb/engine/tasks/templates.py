@@ -30,6 +30,7 @@ class Segment:
     mark: Literal["start", "end"] | None = None
 
 
+APART = "\n\n"  # what stands between examples that are shown
 START = Segment(mark="start")
 END = Segment(target=True, mark="end")
 
@@ -108,19 +109,23 @@ def reversed_translation(example: Example) -> dict[str, Any]:
     return {swapped.get(role, role): value for role, value in example.items()}
 
 
-def code_generation(example: Example) -> list[Segment]:
+def code_generation(example: Example, *, line_asked: bool = False) -> list[Segment]:
     """Roles: code, and "prompt" (the beginning of a program, kept as it is) or "text" (what it shall do, in words).
 
-    Words become a comment, as they would stand in a program.
+    Words become a comment, as they would stand in a program. The line end behind a program's beginning goes with the
+    code, as tokens of a line end have its indentation in them; `line_asked`: it is asked, as it was until 0.5.
     """
+    joint = ""
     if example.get("prompt") is not None:
-        prompt = Segment(begun(example), cut="start")
+        given = begun(example)
+        joint = "" if line_asked else given[-1:]
+        prompt = Segment(given.removesuffix(joint), cut="start")
     else:
         lines = _clean(example["text"]).splitlines() or [""]
         prompt = Segment("".join(f"# {line}\n" for line in lines), cut="end")
     if example.get("code") is None:
         return [prompt]
-    return [prompt, Segment(str(example["code"]).strip("\n"), target=True), END]
+    return [prompt, Segment(joint + str(example["code"]).strip("\n"), target=True), END]
 
 
 def begun(example: Example) -> str:
@@ -148,7 +153,7 @@ def with_shots(shots: Sequence[Sequence[Segment]], prompt: Sequence[Segment]) ->
     before: list[Segment] = []
     for shot in shots:
         before += [replace(each, target=False, cut=None) for each in shot if each.mark is None]
-        before.append(Segment("\n\n"))
+        before.append(Segment(APART))
     starts = [each for each in prompt if each.mark == "start"]
     return [*starts, *before, *(each for each in prompt if each.mark != "start")]
 

@@ -334,6 +334,14 @@ def _beginning(example: Example, facts: Facts, tokenizer: PreTrainedTokenizerBas
     return templates.completion({"prompt": example.get("prompt", "")}, facts["joint"])
 
 
+def _programmed(example: Example, facts: Facts, tokenizer: PreTrainedTokenizerBase) -> list[list[Segment]]:
+    return [templates.code_generation(example, line_asked=facts.get("line") == "asked")]
+
+
+def _begun(example: Example, facts: Facts, tokenizer: PreTrainedTokenizerBase) -> list[Segment]:
+    return _programmed({**example, "code": None}, facts, tokenizer)[0]
+
+
 def _talk(example: Example, facts: Facts, tokenizer: PreTrainedTokenizerBase) -> list[list[Segment]]:
     return chat_templates.conversation(tokenizer, example["messages"])
 
@@ -383,8 +391,8 @@ TASKS: dict[str, WritingTask] = {
             "code-generation",
             ((_roles("prompt", "code"), _roles("tests", "entry_point")),
              (_roles("text", "code"), _roles("tests", "entry_point"))),
-            "text", "code", _one(templates.code_generation), _asks(templates.code_generation, "code"),
-            ("chrf", "exact_match"), 192, True, ("\n# ", "\nif __name__", "\nprint("), _code,
+            "text", "code", _programmed, _begun,
+            ("chrf", "exact_match"), 192, True, ("\n# ", "\nif __name__", "\nprint(", "\ndef ", "\nclass "), _code,
         ),
     )
 }  # fmt: skip
