@@ -107,6 +107,13 @@ def test_where_contexts_are_cut_it_is_said_what_windows_would_cost(tiny: Any) ->
         r"the time of an answer for each window of a context when the model answers",
         note,
     )
+    facts = made.beside()["gptx_task.json"]["facts"]
+    assert facts == {"max_length": 64}
+    writer = Writer(*tiny, "question-answering", facts, tuned=True)  # which is asked as it has learnt
+    asked = writer.write([{"question": "Where?", "context": long("red", 11)}], How(temperature=0.0, max_new_tokens=4))
+    assert (writer.context, asked.cut_at) == (64, [0])
+    made.encode(tiny[1], 512)
+    assert made.beside()["gptx_task.json"]["facts"] == {}
 
 
 @pytest.mark.parametrize(

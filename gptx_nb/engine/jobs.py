@@ -461,6 +461,9 @@ class Writing:
                 parts += [] if self._rows else segments
             if parts and not rows and rows is self._rows:
                 encoder.rows(parts, f"{self._row(part, 0)} and all others")  # says why nothing can be learnt
+        self._facts.pop("max_length", None)
+        if cut and self.task.name != "chat":  # of which every part is learnt
+            self._facts["max_length"] = max_length
         out = set(left_out["validation"])
         self._scored_on = [at for at in range(len(held)) if at not in out]
         counts = {part: len(places) for part, places in left_out.items()}

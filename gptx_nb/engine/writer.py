@@ -80,6 +80,7 @@ class Writer:
     """A causal language model with its tokenizer, and the task that it is asked to do.
 
     `facts` are what holds for all its prompts (see `writing`); `tuned`: it has learnt the task, and where to end.
+    `context`: the most tokens of a prompt with its answer.
     """
 
     def __init__(
@@ -95,7 +96,8 @@ class Writer:
         self.facts = dict(facts)
         self.tuned = tuned
         self.template = ""  # of a chat: which, and why
-        self.context = context(model.config)
+        # Where what was learnt from was cut, what is asked is cut alike: answers behind more were never learnt.
+        self.context = min(context(model.config), self.facts.get("max_length") or context(model.config))
         if task == "chat":
             self.template = chat_templates.told(tokenizer)
         self.encoder = Encoder(tokenizer, self.context)
