@@ -175,7 +175,7 @@ def predict(run: Run, texts: Any, progress: Progress | None = None, step: int | 
     if (pair := pair_of(run)) is not None:
         asked = read_pairs(texts, pair, f"run {label} reads")
     else:
-        asked = read_texts(texts, run.recipe().text, label)
+        asked = read_texts(texts, run.recipe().text, f"run {label}")
     # transformers leaves its default out of the file: two labels of these names.
     named = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
     labels = [named[str(number)] for number in range(len(named))]
@@ -422,7 +422,7 @@ def _row(row: Mapping[str, Any], number: int) -> dict[str, Any]:
 
 
 def read_texts(value: Any, column: str | None, label: str) -> Texts:
-    """Return the texts in `value`; `column` is the text column that run `label` learned from, for a DataFrame.
+    """Return the texts in `value`; `column` is the text column that `label` ("run a/1") learned from, for a DataFrame.
 
     Numbers become text; None and NaN raise DataError, which names the row.
     """

@@ -238,7 +238,7 @@ def test_prompts_read_as_base_models_know_them() -> None:
     assert read(templates.translation(templates.reversed_translation(pair))) == "French: Va !\nEnglish:[ Go.]"
     assert read(templates.code_generation({"text": "Add\ntwo", "code": "\n  a + b"})) == "# Add\n# two\n[  a + b]"
     assert read(templates.code_generation({"prompt": "def f(x):\n", "code": "    return x\n"})) == (
-        "def f(x):\n[    return x]"
+        "def f(x):[\n    return x]"
     )
     assert read(templates.completion({"prompt": "Once upon ", "completion": "a time"})) == "Once upon[ a time]"
     assert templates.joint_of(["a:", "b:"], ["c", "d"]) == "\n"

@@ -201,7 +201,7 @@ def test_numbers_become_text() -> None:
 )
 def test_what_is_no_text_is_told_with_its_row(asked: Any, message: str) -> None:
     with pytest.raises(DataError) as caught:
-        list(inference._chunks(read_texts(asked, "review", "r/1").texts, "r/1"))
+        list(inference._chunks(read_texts(asked, "review", "run r/1").texts, "r/1"))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
