@@ -65,7 +65,7 @@ def main() -> None:
     asked = parser.parse_args()
     kept = asked.out.with_suffix(".json") if asked.out else None
     every: list[dict[str, Any]] = json.loads(kept.read_text())["every"] if kept and kept.exists() else []
-    about = {"model": asked.model, "examples": asked.examples, **dict(asked.set)}
+    about = {"model": asked.model, "examples": asked.examples, "test": asked.test, "settings": dict(asked.set)}
     with tempfile.TemporaryDirectory(prefix="gptx_nb-several-") as home:
         os.environ.setdefault("GPTX_HOME", home)
         for name in asked.sets.split(","):
@@ -76,7 +76,8 @@ def main() -> None:
                     if not any(key.items() <= each.items() for each in every):
                         every.append({**key, **measure(data, start, draw, asked)})
                         print(json.dumps(every[-1]), flush=True)
-                        report("Several labels a text", about, rows_of(every), every, asked.out)
+                        mine = [each for each in every if about.items() <= each.items()]
+                        report("Several labels a text", about, rows_of(mine), every, asked.out)
 
 
 def rows_of(every: list[dict[str, Any]]) -> list[dict[str, Any]]:

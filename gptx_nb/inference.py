@@ -130,20 +130,6 @@ class Place:
         return Process.from_json(value) if value else None
 
 
-# Columns that a model without columns of its own reads texts from, the likeliest first.
-TEXT_NAMES = (
-    "text",
-    "sentence",
-    "review",
-    "comment",
-    "content",
-    "message",
-    "question",
-    "headline",
-    "title",
-    "文本",
-    "内容",
-)
 _READ = {"head+tail": "head and tail", "windows": "first part"}  # of a text that is too long to be read whole
 
 
@@ -379,6 +365,8 @@ def read_prompts(value: Any, label: str) -> tuple[list[str | dict[str, Any]], An
         index = getattr(value, "index", None)
         return [_row(each, number) for number, each in enumerate(listed, 1)], None if callable(index) else index
     listed = value if isinstance(value, list | tuple) else getattr(value, "tolist", lambda: None)()
+    if isinstance(listed, list):  # of what comes from a file each may be an array
+        listed = [each.tolist() if hasattr(each, "tolist") else each for each in listed]
     if isinstance(listed, list | tuple) and any(isinstance(each, Mapping) or _is_talk(each) for each in listed):
         found = [_prompt(each, number) for number, each in enumerate(listed, 1)]
         index = getattr(value, "index", None)
@@ -416,7 +404,9 @@ def _row(row: Mapping[str, Any], number: int) -> dict[str, Any]:
             return None if math.isnan(value) else value
         if isinstance(value, bytes | bytearray):
             raise DataError(f"row {number}, column {column!r}, holds {_kind(value)}, and needs texts. Decode it first")
-        return plain(value)  # as tables to learn from are read
+        listed: Callable[[], Any] | None = getattr(value, "tolist", None)
+        # As tables to learn from are read.
+        return whole(listed(), column) if callable(listed) else plain(value)
 
     return {str(name): whole(value, str(name)) for name, value in row.items()}
 
@@ -435,6 +425,9 @@ def read_texts(value: Any, column: str | None, label: str) -> Texts:
     if known is not None and not callable(known):
         return _read_column(value, [str(each) for each in known], column, label)
     index = None
+    if isinstance(value, list | tuple) and value and all(isinstance(each, Mapping) for each in value):
+        known = list(dict.fromkeys(str(name) for each in value for name in each))  # rows, as those of a .jsonl file
+        return _read_column({name: [each.get(name) for each in value] for name in known}, known, column, label)
     if isinstance(value, list | tuple):
         items = list(value)
     elif (listed := getattr(value, "tolist", None) or getattr(value, "to_list", None)) is not None:
@@ -487,7 +480,8 @@ def read_pairs(value: Any, columns: tuple[str, str], needs: str) -> Texts:
 
 def _read_column(table: Any, known: list[str], column: str | None, label: str) -> Texts:
     if column is None:
-        column = known[0] if len(known) == 1 else next((each for each in TEXT_NAMES if each in known), "text")
+        named = (each for each in text_pairs.TEXT_NAMES if each in known)
+        column = known[0] if len(known) == 1 else next(named, "text")
     if column not in known:
         shown = ", ".join(known[:12]) + (f", … {len(known) - 12} more" if len(known) > 12 else "")
         raise DataError(

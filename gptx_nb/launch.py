@@ -70,7 +70,8 @@ def train(
     check_name(name)
     if isinstance(recipe, Recipe) and recipe.shots is not None and recipe.validation == 0:
         raise RecipeError(
-            "shots: with `validation: 0` no row is held back on which a base model could be scored; leave one out"
+            "shots: with `validation: 0` no row is held back on which a base model could be scored. Leave "
+            "`shots` or `validation: 0` out"
         )
     store = RunStore()
     launched: Launched | None = None

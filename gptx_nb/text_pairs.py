@@ -9,6 +9,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+# Names of columns that hold a text, the likeliest first.
+TEXT_NAMES = (
+    *("text", "sentence", "review", "comment", "content", "message", "question", "headline", "title", "body", "tweet"),
+    *("post", "document", "utterance", "query", "sms", "description", "input", "prompt"),
+    *("文本", "内容", "评论", "句子", "标题", "正文"),
+)
 # Names of columns that are the two texts of a pair.
 PAIRS = (
     ("premise", "hypothesis"), ("sentence1", "sentence2"), ("text1", "text2"), ("question1", "question2"),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -230,6 +231,10 @@ def test_several_conversations_and_a_table_as_it_is_can_be_asked() -> None:
     series = pd.Series([one, other], index=["a", "b"])
     found, index = read_prompts(series, "run")
     assert (found, list(index)) == ([{"messages": one}, {"messages": other}], ["a", "b"])
+    arrays = pd.Series([np.array(one, dtype=object)])  # as a file of columns has them
+    assert read_prompts(arrays, "run")[0] == [{"messages": one}]
+    nested = pd.DataFrame({"prompt": ["a"], "dates": [np.array([pd.Timestamp("2026-01-02")], dtype=object)]})
+    assert read_prompts(nested, "run")[0] == [{"prompt": "a", "dates": ["2026-01-02 00:00:00"]}]
     assert read_prompts(["text", {"prompt": "row"}], "run")[0] == ["text", {"prompt": "row"}]
     frame = pd.DataFrame({"prompt": ["a"], "when": [pd.Timestamp("2026-01-02")], "none": [pd.NaT]})
     assert read_prompts(frame, "run")[0] == [{"prompt": "a", "when": "2026-01-02 00:00:00", "none": None}]
@@ -240,6 +245,7 @@ def test_several_conversations_and_a_table_as_it_is_can_be_asked() -> None:
 def test_texts_for_a_model_without_columns_are_found_by_name() -> None:
     reviews = pd.DataFrame({"stars": [1], "review": ["Fine!"]})
     assert read_texts(reviews, None, "smollm2-135m").texts == ["Fine!"]
+    assert read_texts(reviews.to_dict("records"), "review", "run r/1").texts == ["Fine!"]  # rows of a file
     with pytest.raises(DataError, match="the table has no column 'text', which smollm2-135m reads its texts from"):
         read_texts(pd.DataFrame({"a": ["x"], "b": ["y"]}), None, "smollm2-135m")
 

@@ -296,14 +296,14 @@ def test_rows_that_are_too_long_are_left_out_of_scoring_and_named(home: Path, ti
 
 
 def test_texts_that_would_fill_what_a_model_sees_are_not_shown() -> None:
-    texts, truth = ["a" * 9, "b", "c" * 30, "d" * 20, "e"], [0, 0, 1, 1, 0]
-    assert _short(texts, truth, 10) == [0, 1, 3, 4]  # of the other label the shortest
-    assert _short(texts, truth, 100) == [0, 1, 2, 3, 4]
+    sizes, truth = [9, 1, 30, 20, 1], [0, 0, 1, 1, 0]
+    assert _short(sizes, truth, 10) == [0, 1, 3, 4]  # of the other label the shortest
+    assert _short(sizes, truth, 100) == [0, 1, 2, 3, 4]
 
 
 def test_tests_that_were_not_run_are_told() -> None:
     found = {"left_out": [], "cut_at": [], "written": 3, "untested": 2}
-    (note,) = answers.notes(found, str, 128)
+    (note,) = answers.notes(found, str, "128 tokens that the model sees")
     assert note.startswith("2 answered rows have tests, which were not run: `allow_code: true` runs what was written")
 
 
@@ -336,7 +336,7 @@ def test_what_is_cut_and_what_cannot_be_answered_is_counted_and_named(tiny_model
         found = answers.written(writer, examples, how=brief)
         assert (found["written"], found["left_out"], found["cut_at"]) == (2, [1], [0])
         assert len(answers.samples(writer, examples, 3, 2)) == 2
-    assert answers.notes(found, lambda at: f"row {at + 5}", 128) == [
+    assert answers.notes(found, lambda at: f"row {at + 5}", writer.reads) == [
         "1 row (row 6) is left unanswered: with room for an answer, what asks for it takes more than the 128 tokens "
         "that the model sees",
         "1 of 2 answered rows had their contexts cut to fit into the 128 tokens that the model sees, with room for the "

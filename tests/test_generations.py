@@ -75,17 +75,41 @@ def test_a_model_that_begins_with_a_line_end_answers_all_the_same(tiny_model: Pa
         assert (answers.written[0][0].text, "".join(said)) == (text, text)
 
 
+def test_the_line_end_before_a_program_is_no_part_of_it(tiny_model: Path, monkeypatch: Any) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    written = tokenizer("\n    return 1\ndef g(): 2")["input_ids"]
+
+    def writing(model: Any, prompts: Any, *, stop: Any, on_token: Any, **more: Any) -> list[Any]:
+        new: list[int] = []
+        for token in written:
+            new.append(token)
+            if on_token:
+                on_token(0, token)
+            if stop(new):
+                break
+        return [Continuation(new, "stop")] * len(prompts)
+
+    monkeypatch.setattr(generate, "generate", writing)
+    writer = Writer(AutoModelForCausalLM.from_pretrained(tiny_model), tokenizer, "code-generation", {}, tuned=False)
+    for given, text in ((How(), "    return 1"), (How(stop=("\n",)), "    return 1"), (How(stop=("turn",)), "    re")):
+        said: list[str] = []
+        answers = writer.write([{"prompt": "def f():\n"}], given, on_text=said.append)
+        assert (answers.written[0][0].text, "".join(said)) == (text, text)
+
+
 def test_behind_shots_an_untrained_model_ends_before_it_makes_up_another(tiny_model: Path) -> None:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
 
-    def usual(task: str, shots: Any, tuned: bool = False) -> tuple[str, ...]:
-        return Writer(model, tokenizer, task, {}, tuned=tuned)._usual_stops(shots)
+    def usual(task: str, shots: Any, tuned: bool = False, role: str = "prompt") -> tuple[str, ...]:
+        return Writer(model, tokenizer, task, {}, tuned=tuned)._usual_stops([{role: "x"}], shots)
 
     shots = [{"prompt": "cat", "completion": "animal"}]
     assert usual("text-generation", shots) == ("\n\n",)
     assert usual("text-generation", [{"prompt": "a", "completion": "one\n\ntwo"}]) == ()  # as shots part so themselves
     assert usual("text-generation", ()) == usual("text-generation", shots, tuned=True) == ()
     assert usual("question-answering", [{"question": "?", "answer": "yes"}]) == ("\n",)
+    assert "\ndef " in usual("code-generation", ())  # a function was begun
+    assert "\ndef " not in usual("code-generation", (), role="text")
 
 
 def test_what_stands_between_a_prompt_and_its_completion_is_taken_from_shots(tiny_model: Path) -> None:
@@ -234,10 +258,13 @@ def test_a_row_that_is_too_long_is_named_as_it_is_counted_in_the_whole_table(pro
     rows = [{"question": f"{at}?"} for at in range(1, 67)]
     rows[65] = {"question": "x" * 200}
     options: dict[str, Any] = {"task": "question-answering", "max_new_tokens": 1}
-    with pytest.raises(DataError, match=r"^row 66 is too long: the model sees 128 tokens, of which 1 are kept for the"):
+    with pytest.raises(
+        DataError, match=r"^row 66 is too long for the 128 tokens that the model sees, of which 1 are kept"
+    ):
         gptx_nb.predict(str(tiny_model), rows, **options)
     with pytest.raises(
-        DataError, match=r"^what is asked is too long: .* Shorten it or keep less for the answer with `max_new_tokens`$"
+        DataError,
+        match=r"^what is asked is too long for the .* Shorten it or keep less for the answer with `max_new_tokens`$",
     ):
         gptx_nb.predict(str(tiny_model), rows[65:], **options)
     shown = [{"question": "y" * 60, "answer": "z"}] * 2

@@ -323,6 +323,9 @@ def test_a_mistake_when_resuming_takes_nothing_away(behave: Callable[[str], None
 def test_a_mistake_of_the_caller_starts_nothing(behave: Callable[[str], None], home: Path) -> None:
     with pytest.raises(DataError, match=r"there is no file 'nowhere\.csv'"):
         launch.train("demo", Recipe(data="nowhere.csv"))
+    idle = Recipe(data="df", shots=2, validation=0)
+    with pytest.raises(RecipeError, match="shots: with `validation: 0` no row is held back"):
+        launch.train("idle", idle, data=object())
     with pytest.raises(RecipeError, match=r"'\.\./x' cannot name a run"):
         launch.train("../x", RECIPE)
     with pytest.raises(DataError, match="there is nothing to learn from"):

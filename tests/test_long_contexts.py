@@ -98,8 +98,8 @@ def test_where_contexts_are_cut_it_is_said_what_windows_would_cost(tiny: Any) ->
     made.encode(tiny[1], 64)
     note, lost = made.told(tiny[1])["notes"]
     assert re.fullmatch(
-        r"1 row has its answer only where the context is not read \(.*, row 1\): it is taught to guess\. Set a larger "
-        r"`max_length:`, if the model allows it, or leave such rows out",
+        r"1 row has its answer only where the context is not read \(.*, row 1\): the model learns to guess\. Set a "
+        r"larger `max_length:`, if the model allows it, or leave such rows out",
         lost,
     )
     assert re.fullmatch(
@@ -133,6 +133,7 @@ def test_an_answer_is_lost_where_it_stands_only_in_what_is_not_read(
     example = {"question": "?", "context": "the key is red", "answer": answers[0], "references": answers}
     assert task.loses_answer(example, {**example, "context": read}, cut) is lost
     assert not task.loses_answer({"question": "?", "answer": "red"}, {"question": "?"}, 0)
+    assert not task.loses_answer({**example, "choices": ["red", "blue"]}, {"context": ""}, 0)  # they are scored
 
 
 def test_of_all_windows_the_likeliest_answer_is_given(tiny: Any) -> None:

@@ -94,13 +94,12 @@ def test_a_table_with_a_label_is_still_for_text_classification(tmp_path: Path) -
         assert not isinstance(table_of(tmp_path, frame), roles.RoleTable), columns
 
 
-def test_a_column_called_label_is_meant_for_one_beside_columns_of_another_task(tmp_path: Path) -> None:
+def test_a_text_with_a_label_and_a_headline_is_still_for_text_classification(tmp_path: Path) -> None:
     rows = [(f"Head {at}", f"A longer text about {at}, and what it is.", ("a", "b")[at % 2]) for at in range(40)]
-    for columns in (["headline", "text", "label"], ["question", "answer", "label"], ["prompt", "response", "label"]):
-        frame = pd.DataFrame(rows, columns=columns)
-        assert not isinstance(table_of(tmp_path, frame), roles.RoleTable), columns
-    for columns in (["en", "fr", "label"], ["question", "context", "answer"]):
-        assert isinstance(table_of(tmp_path, pd.DataFrame(rows, columns=columns[:3])), roles.RoleTable), columns
+    frame = pd.DataFrame(rows, columns=["headline", "text", "label"])
+    assert not isinstance(table_of(tmp_path, frame), roles.RoleTable)
+    for columns in (["question", "answer", "label"], ["prompt", "completion", "label"], ["en", "fr", "label"]):
+        assert isinstance(table_of(tmp_path, pd.DataFrame(rows, columns=columns)), roles.RoleTable), columns
 
 
 def test_columns_are_named_by_role_and_the_rest_is_guessed(tmp_path: Path) -> None:

@@ -137,13 +137,16 @@ def _prompts(
     return [found]
 
 
-def notes(found: dict[str, Any], row: Callable[[int], str], context: int) -> list[str]:
-    """Say which examples `written` has left out, and which it has cut; `row` names one by its place."""
+def notes(found: dict[str, Any], row: Callable[[int], str], reads: str) -> list[str]:
+    """Say which examples `written` has left out, and which it has cut; `row` names one by its place.
+
+    `reads`: how many tokens the model reads (`Writer.reads`).
+    """
     told = []
     if places := found["left_out"]:
         told.append(
             f"{rows_left_out(len(places), row(places[0]))} unanswered: with room for an answer, what asks for it takes "
-            f"more than the {context:,} tokens that the model sees"
+            f"more than the {reads}"
         )
     if untested := found.get("untested"):
         told.append(
@@ -152,8 +155,8 @@ def notes(found: dict[str, Any], row: Callable[[int], str], context: int) -> lis
         )
     if places := found["cut_at"]:
         told.append(
-            f"{len(places):,} of {found['written']:,} answered rows had their contexts cut to fit into the {context:,} "
-            f"tokens that the model sees, with room for the answer{first_of(places, row)}"
+            f"{len(places):,} of {found['written']:,} answered rows had their contexts cut to fit into the {reads}, "
+            f"with room for the answer{first_of(places, row)}"
         )
     return told
 

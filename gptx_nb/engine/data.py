@@ -26,16 +26,12 @@ from gptx_nb.engine.tables import Sheet, read
 from gptx_nb.engine.tasks import columns as guessing
 from gptx_nb.errors import DataError, nearest
 from gptx_nb.recipe import Recipe
+from gptx_nb.text_pairs import TEXT_NAMES
 
 if TYPE_CHECKING:
     from gptx_nb.sources import Source
 
 # Names of columns, the likeliest first.
-TEXT_NAMES = (
-    *("text", "sentence", "review", "comment", "content", "message", "question", "headline", "title", "body", "tweet"),
-    *("post", "document", "utterance", "query", "sms", "description", "input", "prompt"),
-    *("文本", "内容", "评论", "句子", "标题", "正文"),
-)
 LABEL_NAMES = (
     *("label", "labels", "category", "class", "sentiment", "target", "intent", "topic", "emotion", "tag", "polarity"),
     *("verdict", "genre", "output", "label_text", "label_name", "label_names", "class_name", "category_name"),

@@ -441,7 +441,7 @@ class Writing:
         if self.recipe.long_texts == "windows":
             self._facts["windows"] = Windows(max_length, self.recipe.stride).to_json()
         held = self.table.validation or []
-        cut, first_cut, left_out = 0, "", {part: list[int]() for part in PARTS}
+        cut, of_train, first_cut, left_out = 0, 0, "", {part: list[int]() for part in PARTS}
         lost = {part: list[int]() for part in PARTS}  # examples whose answer stands in what is not read
         for part, examples, rows in zip(PARTS, (self.table.train, held), (self._rows, self._held), strict=True):
             parts: list[Any] = []
@@ -455,6 +455,7 @@ class Writing:
                 fitting = [row for row in found if row is not None and any(row.loss)]
                 if shortened or any(row.cut for row in fitting):
                     cut, first_cut = cut + 1, first_cut or self._row(part, at)
+                    of_train += part == "train"
                 lost[part] += [at] if any(self.task.loses_answer(example, read, row.cut) for row in fitting) else []
                 left_out[part] += [] if fitting else [at]
                 rows.extend(fitting)
@@ -462,7 +463,7 @@ class Writing:
             if parts and not rows and rows is self._rows:
                 encoder.rows(parts, f"{self._row(part, 0)} and all others")  # says why nothing can be learnt
         self._facts.pop("max_length", None)
-        if cut and self.task.name != "chat":  # of which every part is learnt
+        if of_train and self.task.name != "chat":  # of which every part is learnt
             self._facts["max_length"] = max_length
         out = set(left_out["validation"])
         self._scored_on = [at for at in range(len(held)) if at not in out]
@@ -490,9 +491,9 @@ class Writing:
                 f"{_rows_are(cut, first_cut)} longer than {max_length:,} tokens, and what asks for the answer is cut. "
                 "Set a larger `max_length:`, if the model allows it, or shorten them"
             )
-        for part, what in zip(PARTS, ("it is taught to guess", "it can only be guessed in scoring"), strict=True):
+        for part, what in zip(PARTS, ("the model learns to guess", "in scoring it has to be guessed"), strict=True):
             if places := lost[part]:
-                rows_have = "1 row has its answer" if len(places) == 1 else f"{len(places):,} rows have their answers"
+                rows_have = "1 row has its answer" if len(places) == 1 else f"{len(places):,} rows have their answer"
                 first = answers.first_of(places, functools.partial(self._row, part))
                 self._notes.append(
                     f"{rows_have} only where the context is not read{first}: {what}. Set a larger `max_length:`, if "
@@ -683,7 +684,7 @@ class Writing:
         found = answers.likelihood(learner.held_nats(), [row.text(tokenizer) for row in self._held])
         writer = Writer(model, tokenizer, self.table.task, self._facts, tuned=tuned)
         more = answers.written(writer, held, allow_code=self.recipe.allow_code)
-        notes = answers.notes(more, lambda at: self._row("validation", self._scored_on[at]), writer.context)
+        notes = answers.notes(more, lambda at: self._row("validation", self._scored_on[at]), writer.reads)
         return {"rows": len(held), **found, **more, "notes": notes}
 
     def baselines(self) -> dict[str, Any]:

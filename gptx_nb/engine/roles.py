@@ -266,9 +266,8 @@ def _has_label(sheet: Sheet, recipe: Recipe, guess: Guess) -> bool:
     if set(guess.roles) == {"text"}:
         return True
     few = distinct <= max(2, len(labels) // 10)
-    # What is called a label is meant for one, unless the table is of talks or translations, or answers stand in a text.
-    named = plain_name(found.label) in ("label", "labels", "标签") and guess.task not in ("chat", "translation")
-    beside = named and not {"context", "choices"} & set(guess.roles)
+    # A text with a head beside it is not its summary where a label is what there is to learn.
+    beside = guess.task == "summarization" and plain_name(found.label) in ("label", "labels", "标签")
     return few and by_name and (beside or (found.label in flattened(guess.roles) and "choices" not in guess.roles))
 
 

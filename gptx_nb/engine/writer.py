@@ -97,7 +97,11 @@ class Writer:
         self.tuned = tuned
         self.template = ""  # of a chat: which, and why
         # Where what was learnt from was cut, what is asked is cut alike: answers behind more were never learnt.
-        self.context = min(context(model.config), self.facts.get("max_length") or context(model.config))
+        self.context = context(model.config)
+        taught = self.facts.get("max_length") if tuned else None
+        if taught is not None and taught < self.context:
+            self.context = taught
+        self.reads = f"{self.context:,} tokens that the model {'sees' if taught is None else 'was taught to read'}"
         if task == "chat":
             self.template = chat_templates.told(tokenizer)
         self.encoder = Encoder(tokenizer, self.context)
@@ -202,19 +206,20 @@ class Writer:
                 raise DataError(f"{_named(number, numbers)}: {error}") from None
             if found is None:
                 raise DataError(
-                    f"{_named(number, numbers)} is too long: the model sees {self.context:,} tokens, of which "
-                    f"{room:,} are kept for the answer. {_less(shots)}"
+                    f"{_named(number, numbers)} is too long for the {self.reads}, of which {room:,} are kept for the "
+                    f"answer. {_less(shots)}"
                 )
             cut_at += [at] if shortened or found.cut else []
             prompts += [found.ids] * how.n
-        stops = _Stops(tuple(each for each in how.stop if each), self._usual_stops(shots))
+        stops = _Stops(tuple(each for each in how.stop if each), self._usual_stops(examples, shots))
         stream = _Stream(self, stops, on_text) if on_text is not None and len(prompts) == 1 else None
         tail = stops.longest + 16  # tokens; each is a character at least, but for bytes
 
         def stop(tokens: list[int]) -> bool:
             if stopped():
                 return True
-            return stops.longest > 0 and stops.place(self._decode(tokens[-tail:]), len(tokens) > tail) is not None
+            text = self._said(tokens) if len(tokens) <= tail else self._decode(tokens[-tail:])
+            return stops.longest > 0 and stops.place(text, len(tokens) > tail) is not None
 
         if how.beams > 1:
             options: dict[str, Any] = {"beams": how.beams, "answers": how.n, "max_new_tokens": new, "stop": stop}
@@ -239,12 +244,20 @@ class Writer:
             stream.end(continued[0].tokens)
         return Answers([written[at : at + how.n] for at in range(0, len(written), how.n)], cut_at)
 
-    def _usual_stops(self, shots: Sequence[Example]) -> tuple[str, ...]:
-        """Return where answers end of a model that has not learnt where: behind `shots`, before it makes up another."""
-        if self.tuned or self.task.name != "text-generation":
-            return () if self.tuned else self.task.base_stop
-        parted = any(templates.APART in str(shot.get("completion")) for shot in shots)
-        return (*self.task.base_stop, *([templates.APART] if shots and not parted else []))
+    def _usual_stops(self, examples: Sequence[Example], shots: Sequence[Example]) -> tuple[str, ...]:
+        """Return where answers end of a model that has not learnt where: with a begun function, before another.
+
+        Behind `shots`, before it makes up another of them.
+        """
+        if self.tuned:
+            return ()
+        found = self.task.base_stop
+        if self.task.name == "code-generation" and all("prompt" in each for each in examples):
+            return (*found, "\ndef ", "\nclass ")
+        if self.task.name == "text-generation" and shots:
+            parted = any(templates.APART in str(shot.get("completion")) for shot in shots)
+            return found if parted else (*found, templates.APART)
+        return found
 
     def behind(self, shots: Sequence[Example]) -> Writer:
         """Return this writer, or one that knows from `shots` what stands between a prompt and its completion."""
@@ -350,10 +363,13 @@ class Writer:
     def _decode(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    def _text(self, tokens: Sequence[int], stops: _Stops) -> str:
+    def _said(self, tokens: Sequence[int]) -> str:
+        """Return the text of an answer; that of a program without the line end of what was asked (`templates`)."""
         text = self._decode(tokens)
-        if self.task.name == "code-generation":
-            text = text.removeprefix("\n")  # which ends the line that was asked (`templates.code_generation`)
+        return text.removeprefix("\n") if self.task.name == "code-generation" else text
+
+    def _text(self, tokens: Sequence[int], stops: _Stops) -> str:
+        text = self._said(tokens)
         end = stops.place(text)
         return text[:end].strip() if self.task.one_right_answer and self.task.name != "code-generation" else text[:end]
 
@@ -386,7 +402,7 @@ class Writer:
                 if row is None:
                     raise DataError(
                         f"{_named(number, numbers)} is too long: its question and a choice do not fit into the "
-                        f"{self.context:,} tokens that the model sees. Shorten it{' or show less' if shots else ''}"
+                        f"{self.reads}. Shorten it{' or show less' if shots else ''}"
                     )
                 rows.append(row)
             parts_of.append(len(parts))

@@ -23,7 +23,7 @@ from gptx_nb.engine.models import Base, context
 from gptx_nb.engine.predict import CPU_EXACT_TOKENS, CPU_TOKENS, GPU_TOKENS, Answer
 from gptx_nb.engine.tasks import label_words
 from gptx_nb.engine.tasks.label_words import SAY_NOTHING, SHARPNESS, Wording
-from gptx_nb.engine.tasks.reading import Reading, flat
+from gptx_nb.engine.tasks.reading import CHARACTERS_A_TOKEN, Reading, flat
 from gptx_nb.errors import DataError, nearest
 
 KEPT_HEADS = 8
@@ -108,6 +108,11 @@ class ZeroShot:
                 )
         shares: list[list[float]] = torch.from_numpy(logits).double().softmax(-1).tolist()
         return Answer(shares, cut_at)
+
+    def sizes(self, texts: Sequence[str], most: int) -> list[int]:
+        """Return the tokens of each text, of which no more than about `most` are counted."""
+        read = [text[: most * CHARACTERS_A_TOKEN] for text in texts]
+        return [len(ids) for ids in self._tokenizer(read, add_special_tokens=False, verbose=False)["input_ids"]]
 
     def _read(self, wording: Wording, texts: Sequence[str], pair: bool) -> tuple[list[list[int]], list[int]]:
         if not pair:

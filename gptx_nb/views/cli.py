@@ -269,7 +269,7 @@ def _show(found: Generations, as_json: bool, streamed: bool) -> None:
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(_read(path).splitlines(), 1):
+    for number, line in enumerate(_read(path).split("\n"), 1):
         if line.strip():
             try:
                 rows.append(json.loads(line))

@@ -16,8 +16,6 @@ from gptx_nb.predictions import too_long
 from gptx_nb.recipe import Recipe, make_recipe
 from gptx_nb.sources import Source
 
-CHARACTERS = 3  # of a token, at least, in most languages that are written in letters
-
 if TYPE_CHECKING:
     from gptx_nb.engine.device import Device
     from gptx_nb.engine.predict import Answer
@@ -86,7 +84,8 @@ def _labelled_untrained(
     if count >= len(texts):
         raise UsageError(f"shots: {count} of {len(texts)} rows leave none to score")
     model = ZeroShot.load(models.find(asked["base"] or asked["folder"], None), chosen)
-    short = _short(texts, truth, model.max_length * CHARACTERS // (2 * count)) if count else []
+    most = model.max_length // (2 * max(1, count))
+    short = _short(model.sizes(texts, most + 1), truth, most) if count else []
     shown = [short[at] for at in one_of_each([truth[at] for at in short], count, recipe.seed)] if count else []
     shots = [(texts[at], table.labels[truth[at]]) for at in shown]
     if asked["shown"]:
@@ -107,7 +106,8 @@ def _labelled_untrained(
     scored = _scored_by_share if table.multi_label else _scored
     found = scored(table.labels, [truth[at] for at in others], rest, answer)
     if count:
-        longer = f"; {len(texts) - len(short):,} longer ones are not" if len(short) < len(texts) else ""
+        passed = len(texts) - len(short)
+        longer = f"; {passed:,} longer {'row was' if passed == 1 else 'rows were'} passed over" if passed else ""
         told = f"shown to the model: {len(shown):,} rows, of each label in turn, drawn by seed {recipe.seed}{longer}"
         known.insert(0, told)
     prompt = f"prompt {wording.prompt!r}, words {', '.join(map(repr, wording.words[:12]))}"
@@ -157,14 +157,12 @@ def _labelled(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Pat
     return {**found, "why": table.report["why"], "notes": [*table.report["warnings"], *found["notes"]]}
 
 
-def _short(texts: Sequence[str], truth: Sequence[int], most: int) -> list[int]:
-    """Return the places of texts of at most `most` characters; of a label without such a text its shortest."""
-    places = [at for at, text in enumerate(texts) if len(text) <= most]
-    left = set(truth) - {truth[at] for at in places}
-    shortest = [
-        min((at for at, each in enumerate(truth) if each == label), key=lambda at: len(texts[at])) for label in left
-    ]
-    return sorted([*places, *shortest])
+def _short(sizes: Sequence[int], truth: Sequence[int], most: int) -> list[int]:
+    """Return the places of texts of at most `most` tokens; of a label without such a text its shortest."""
+    places = [at for at, size in enumerate(sizes) if size <= most]
+    for label in set(truth) - {truth[at] for at in places}:
+        places.append(min((at for at, each in enumerate(truth) if each == label), key=lambda at: sizes[at]))
+    return sorted(places)
 
 
 def _known(count: int) -> list[str]:
@@ -301,14 +299,14 @@ def _written(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Path
     rows = [row for each in tokens for row in each if row is not None]
     if not rows:
         fewer = f", or show fewer rows than {len(shots)}" if shots else ""
-        raise DataError(f"no row fits into the {writer.context:,} tokens that the model sees. Shorten the texts{fewer}")
+        raise DataError(f"no row fits into the {writer.reads}. Shorten the texts{fewer}")
     likely = answers.likelihood(writer.nats(rows), [writer.text_of(row) for row in rows])
     how = How(**{"temperature": 0.0, **asked["how"]})
     found = answers.written(
         writer, examples, allow_code=recipe.allow_code, shots=shots, most=asked["most"], how=how
     )  # fmt: skip
     scores = {**found["scores"], **{key: likely[key] for key in ("bits_per_byte", "perplexity") if key in likely}}
-    notes = answers.notes(found, lambda at: f"row {numbers[at]}", writer.context)
+    notes = answers.notes(found, lambda at: f"row {numbers[at]}", writer.reads)
     if left_out:
         which = answers.rows_left_out(len(left_out), f"row {left_out[0]}")
         why = f"the answer and what asks for it take more than {writer.context:,} tokens"

@@ -312,7 +312,8 @@ def choose(base: Base, table: Table, recipe: Recipe) -> Start:
         if size < KNOWING:
             little = f"{count} cannot tell which is better, and a model of {size / 1e6:.1f} million parameters knows"
             return Start(None, None, f"{little} little of what labels' words mean")
-        few = f"{count} teach less than the labels' words, which get {right.mean():.2f} of them right"
+        what = "the order of labels" if table.multi_label else "them"
+        few = f"{count} teach less than the labels' words, which get {right.mean():.2f} of {what} right"
         return Start(wording, head, few, rows, pull=pull)
     known = torch.from_numpy(usable)
     within = _cross_validated(seen[known], truth[usable], given[known], recipe.seed)
@@ -321,11 +322,12 @@ def choose(base: Base, table: Table, recipe: Recipe) -> Start:
     better, spread = _ahead(max((right[usable], within), key=np.mean), plain)
     shares = {"words": right, "within": within, "plain": plain}
     tried = {**{name: float(each.mean()) for name, each in shares.items()}, "ahead": better, "spread": spread}
+    what = "of the order of labels right" if table.multi_label else "right"
     how = f"{FOLDS}-fold cross-validation{RANKED if table.multi_label else ''}"
     said = (
-        f"with the model as it is, of {count} {right.mean():.2f} right by the labels' words alone, {within.mean():.2f} "
-        f"by a head learnt within the prompt, {plain.mean():.2f} by one learnt on the plain text ({how}): "
-        f"{better:+.2f} for the words, with a standard error of {spread:.2f}"
+        f"with the model as it is, of {count} {right.mean():.2f} {what} by the labels' words alone, "
+        f"{within.mean():.2f} by a head learnt within the prompt, {plain.mean():.2f} by one learnt on the plain text "
+        f"({how}): {better:+.2f} for the words, with a standard error of {spread:.2f}"
     )
     if 0 <= better <= spread and size >= KNOWING:
         said = f"{said}, which is left to a model of {size / 1e6:.1f} million parameters as it knows what words mean"

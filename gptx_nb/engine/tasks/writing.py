@@ -83,7 +83,7 @@ class WritingTask:
 
     def loses_answer(self, example: Example, read: Example, cut: int) -> bool:
         """Say whether an answer stands in an example's context, but not in that of `read` without its `cut` end."""
-        if self.name != "question-answering" or "context" not in example:
+        if self.name != "question-answering" or "context" not in example or "choices" in example:
             return False
         context, left = str(example["context"]), str(read["context"]).strip()
         answers = [each for each in self.accepted(example) if each in context]
@@ -392,7 +392,7 @@ TASKS: dict[str, WritingTask] = {
             ((_roles("prompt", "code"), _roles("tests", "entry_point")),
              (_roles("text", "code"), _roles("tests", "entry_point"))),
             "text", "code", _programmed, _begun,
-            ("chrf", "exact_match"), 192, True, ("\n# ", "\nif __name__", "\nprint(", "\ndef ", "\nclass "), _code,
+            ("chrf", "exact_match"), 192, True, ("\n# ", "\nif __name__", "\nprint("), _code,
         ),
     )
 }  # fmt: skip
