@@ -269,7 +269,8 @@ def test_a_row_that_is_too_long_is_named_as_it_is_counted_in_the_whole_table(pro
         gptx_nb.predict(str(tiny_model), rows[65:], **options)
     shown = [{"question": "y" * 60, "answer": "z"}] * 2
     with pytest.raises(
-        DataError, match=r"^row 1 is too long: .* Shorten it, show fewer or shorter examples than these 2, or keep"
+        DataError,
+        match=r"^row 1 is too long for the .* Shorten it, show fewer or shorter examples than these 2, or keep",
     ):
         gptx_nb.predict(str(tiny_model), [rows[0], rows[65]], **options, shots=shown)
     chosen = [{**each, "choices": ["a", "b"]} for each in rows]
