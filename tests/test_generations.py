@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +52,12 @@ def test_a_usual_stop_is_none_before_an_answer_has_begun() -> None:
     assert (asked.longest, _Stops((), ()).longest) == (2, 0)
 
 
-def test_a_model_that_begins_with_a_line_end_answers_all_the_same(tiny_model: Path, monkeypatch: Any) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    written = tokenizer("\n\nBlue.\nRed?")["input_ids"]
+def writing(tokens: list[int]) -> Callable[..., list[Continuation]]:
+    """Return what continues every prompt by `tokens`, up to where it is told to stop."""
 
-    def writing(model: Any, prompts: Any, *, stop: Any, on_token: Any, **more: Any) -> list[Any]:
+    def continued(model: Any, prompts: Any, *, stop: Any, on_token: Any, **more: Any) -> list[Continuation]:
         new: list[int] = []
-        for token in written:
+        for token in tokens:
             new.append(token)
             if on_token:
                 on_token(0, token)
@@ -66,7 +65,12 @@ def test_a_model_that_begins_with_a_line_end_answers_all_the_same(tiny_model: Pa
                 return [Continuation(new, "stop")] * len(prompts)
         return [Continuation(new, "length")] * len(prompts)
 
-    monkeypatch.setattr(generate, "generate", writing)
+    return continued
+
+
+def test_a_model_that_begins_with_a_line_end_answers_all_the_same(tiny_model: Path, monkeypatch: Any) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    monkeypatch.setattr(generate, "generate", writing(tokenizer("\n\nBlue.\nRed?")["input_ids"]))
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     writer = Writer(model, tokenizer, "question-answering", {}, tuned=False)
     for given, text in ((How(), "Blue."), (How(stop=("l",)), "B"), (How(stop=("\n",)), "")):
@@ -78,18 +82,7 @@ def test_a_model_that_begins_with_a_line_end_answers_all_the_same(tiny_model: Pa
 def test_the_line_end_before_a_program_is_no_part_of_it(tiny_model: Path, monkeypatch: Any) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     written = tokenizer("\n    return 1\ndef g(): 2")["input_ids"]
-
-    def writing(model: Any, prompts: Any, *, stop: Any, on_token: Any, **more: Any) -> list[Any]:
-        new: list[int] = []
-        for token in written:
-            new.append(token)
-            if on_token:
-                on_token(0, token)
-            if stop(new):
-                break
-        return [Continuation(new, "stop")] * len(prompts)
-
-    monkeypatch.setattr(generate, "generate", writing)
+    monkeypatch.setattr(generate, "generate", writing(written))
     writer = Writer(AutoModelForCausalLM.from_pretrained(tiny_model), tokenizer, "code-generation", {}, tuned=False)
     for given, text in ((How(), "    return 1"), (How(stop=("\n",)), "    return 1"), (How(stop=("turn",)), "    re")):
         said: list[str] = []

@@ -210,6 +210,7 @@ def predict(given: argparse.Namespace) -> None:
         _show(found, given.json, streams)
         return
     if given.json:
+        cut = set(found.cut_at)
         rows = [
             {
                 "text": each.text,
@@ -217,7 +218,7 @@ def predict(given: argparse.Namespace) -> None:
                 "probability": each.probability,
                 "probabilities": each.probabilities,
                 **({} if found.threshold is None else {"labels": list(each.labels)}),
-                **({"cut": True} if at in found.cut_at else {}),
+                **({"cut": True} if at in cut else {}),
             }
             for at, each in enumerate(found)
         ]
@@ -246,13 +247,14 @@ def _print(text: str) -> None:
 
 def _show(found: Generations, as_json: bool, streamed: bool) -> None:
     if as_json:
+        cut = set(found.cut_at)
         rows = [
             {
                 "prompt": each.asked,
                 "texts": each.texts,
                 "ended": each.ended,
                 "probabilities": each.probabilities,
-                **({"cut": True} if at in found.cut_at else {}),
+                **({"cut": True} if at in cut else {}),
             }
             for at, each in enumerate(found)
         ]
