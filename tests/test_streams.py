@@ -1,6 +1,7 @@
 """Micro-batches side by side, weights in bfloat16 with masters, a cut vocabulary: the same as the plain loop."""
 
 import math
+import time
 from typing import Any
 
 import pytest
@@ -293,3 +294,26 @@ def test_threads_are_as_many_as_before_after_work_was_shared_out() -> None:
     with pytest.raises(ZeroDivisionError):
         streams.each(lambda number: 1 / number, [1, 0])
     assert torch.get_num_threads() == before
+
+
+def test_small_work_takes_the_number_of_threads_that_it_is_quickest_with() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    threads = streams.Threads()
+    seconds = {4: 0.02, 2: 0.002, 1: 0.02}
+    taken = []
+    try:
+        for _ in range(8):
+            with threads.quickest(16):
+                taken.append(torch.get_num_threads())
+                time.sleep(seconds[taken[-1]])
+            assert torch.get_num_threads() == 4
+        assert sorted(taken[:6]) == [1, 1, 2, 2, 4, 4]
+        assert taken[6:] == [2, 2]
+        with threads.quickest(16, "another kind"):
+            assert torch.get_num_threads() == 4, "nothing is known of it"
+        with pytest.raises(ValueError, match="in the work"), threads.quickest(16):
+            raise ValueError("in the work")
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)

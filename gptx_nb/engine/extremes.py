@@ -48,7 +48,7 @@ def _labels(table: Any, model: Classifier) -> list[Json]:
     rows = []
     given = np.broadcast_to(model.threshold or 0.5, len(model.labels))
     said: int | list[int]
-    found = model.classify(texts, finely=True).probabilities  # they are compared with each other
+    found = model.classify(texts).probabilities
     for text, label, shares in zip(texts, right, found, strict=True):
         if isinstance(label, int):
             said, share = max(range(len(shares)), key=shares.__getitem__), shares[label]

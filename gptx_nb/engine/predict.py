@@ -4,13 +4,14 @@ Tokens and batches are those of training's scoring (`text_classification`): rows
 where the model allows that. So in one arithmetic a text's result does not depend on the texts beside it.
 
 Labels are float32's. Where the device computes bfloat16 faster (`arithmetic`), products are in it, and the texts whose
-labels rounding could change are computed again (`close_calls`), first with weights of 17 bits, then in float32. (With
+labels rounding could change are computed again in float32 (`close_calls`). (With
 heads whose logits differ by about 2, on joined SST-2 sentences, products in bfloat16 alone change 0.35 % of 2,000
 labels with tiny.) What is left of that is in the probabilities of texts whose labels are sure.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +29,18 @@ from transformers import (
 )
 
 from gptx_nb import files
-from gptx_nb.engine import arithmetic, close_calls, graphs, models, multi_label, norms, packing, products, varlen
+from gptx_nb.engine import (
+    arithmetic,
+    close_calls,
+    graphs,
+    models,
+    multi_label,
+    norms,
+    packing,
+    products,
+    streams,
+    varlen,
+)
 from gptx_nb.engine.device import Device, cores, is_out_of_memory
 from gptx_nb.engine.models import context
 from gptx_nb.engine.tasks import label_words, text_classification
@@ -43,8 +55,6 @@ CPU_TOKENS = 768
 # The same where float32 weights are put together anew for each batch.
 CPU_EXACT_TOKENS = 4_096
 GPU_TOKENS = 32_768
-SAMPLE, SAMPLED = 16, 8  # of a call with at least so many times as many, about so many texts are asked first
-OPEN = 0.3  # of them; with more whose labels are open, fine products for all take less time than plain ones first
 
 
 @dataclass(frozen=True)
@@ -88,19 +98,19 @@ class Classifier:
         self._device = device.device
         torch.nn.Module.to(model, device.device)  # transformers' own `to` is typed wrongly
         self.dtype = dtype or arithmetic.of_answers(device).dtype
-        products.prepare(model, self.dtype, fine=True)
+        products.prepare(model, self.dtype)
         self.bytes = products.size(model)
         self._packed = packing.use(model) is None
         norms.use(model)
         self._model = model.eval()
         fast = self._packed and self.dtype is torch.bfloat16 and varlen.serves(self._device, self.dtype, model.config)
-        self._recorded: dict[products.Way, graphs.Graphs] = {}
-        if fast:
-            self._recorded = {"plain": graphs.Graphs(model), "fine": graphs.Graphs(model)}
+        self._recorded = graphs.Graphs(model) if fast else None
         self._tokenizer = tokenizer
         self._wording = wording
         self._pad_id: int = pad_id
-        self._moved: dict[products.Way, float] = self._try() if self.dtype is torch.bfloat16 else {}
+        self._threads = streams.Threads()
+        # By how much bfloat16 may move what decides a label.
+        self._moved = self._try() if self.dtype is torch.bfloat16 else None
 
     @classmethod
     def load(cls, folder: Path, device: Device, dtype: torch.dtype | None = None) -> Classifier:
@@ -132,86 +142,61 @@ class Classifier:
         """Return a row of probabilities for each text, in the order of the texts."""
         return self.classify(texts).probabilities
 
-    def classify(self, texts: list[str], *, finely: bool = False) -> Answer:
+    def classify(self, texts: list[str]) -> Answer:
         """Return the probabilities, in the order of the texts, and which texts were cut at `max_length` tokens.
 
-        In bfloat16 labels are float32's all the same, and probabilities are near to its; `finely`, they are nearer,
-        unless the weights were saved in bfloat16.
+        In bfloat16 labels are float32's all the same, and probabilities are near to its.
         Raises ModelError if the weights give no finite number.
         """
         found = label_words.read(self._tokenizer, self._wording, texts, self.reading)
-        logits = self._settled(found.rows, finely)
+        logits = self._settled(found.rows)
         if not np.isfinite(logits).all():
             raise ModelError("the model gives no finite numbers: its training has diverged")
         wide = torch.from_numpy(logits).double()
         probabilities: list[list[float]] = (wide.softmax(-1) if self.threshold is None else wide.sigmoid()).tolist()
         return Answer(probabilities, found.cut_at)
 
-    def _settled(self, rows: Sequence[Row], finely: bool) -> np.ndarray:
-        """Return the logits of `rows`, whose labels are float32's.
-
-        Plain products come first, fine ones are for rows whose labels they leave open, exact ones for what these leave
-        open: most texts are far from another label. Where that holds for too few, fine ones come first.
-        """
-        if not self._moved:
-            return self._logits(rows)
-
-        def exactly(places: Sequence[int]) -> np.ndarray:
-            with products.exactly(self._model):
-                return self._logits([rows[at] for at in places], CPU_EXACT_TOKENS)
-
-        if "fine" not in self._moved:
-            return close_calls.settle(self._logits(rows, way="plain"), self.threshold, self._moved["plain"], exactly)
-
-        def more_finely(places: Sequence[int]) -> np.ndarray:
-            with products.finely(self._model):
-                logits = self._logits([rows[at] for at in places], way="fine")
-            return close_calls.settle(
-                logits, self.threshold, self._moved["fine"], lambda again: exactly([places[at] for at in again])
-            )
-
-        if finely:
-            return more_finely(range(len(rows)))
-        # Where many rows are asked about, some tell how the others had better be computed.
-        first = range(0, len(rows), max(1, len(rows) // SAMPLE)) if len(rows) >= SAMPLED * SAMPLE else range(len(rows))
-        plain = self._logits([rows[at] for at in first], way="plain")
-        others = sorted(set(range(len(rows))) - set(first))
-        if others:
-            if len(close_calls.unsure(plain, self.threshold, self._moved["plain"])) > OPEN * len(plain):
-                return more_finely(range(len(rows)))
-            some, plain = plain, np.empty((len(rows), plain.shape[1]), dtype=plain.dtype)
-            plain[list(first)], plain[others] = some, self._logits([rows[at] for at in others], way="plain")
-        return close_calls.settle(plain, self.threshold, self._moved["plain"], more_finely)
-
-    def _logits(self, rows: Sequence[Row], cpu_tokens: int = CPU_TOKENS, way: products.Way | None = None) -> np.ndarray:
-        """Return the logits (rows, labels); where products are computed in that `way`, with what is recorded of it."""
-        return text_classification.logits(
-            self._model,
-            rows,
-            pad_id=self._pad_id,
-            device=self._device,
-            labels=len(self.labels),
-            packed=self._packed,
-            token_budget=cpu_tokens if self._device.type == "cpu" else GPU_TOKENS,
-            recorded=self._recorded.get(way) if way else None,
+    def _settled(self, rows: Sequence[Row]) -> np.ndarray:
+        """Return the logits of `rows`, whose labels are float32's: rows whose labels are open are computed exactly."""
+        logits = self._logits(rows, self._recorded)
+        if self._moved is None:
+            return logits
+        return close_calls.settle(
+            logits, self.threshold, self._moved, lambda places: self._exactly([rows[at] for at in places])
         )
 
-    def _try(self) -> dict[products.Way, float]:
-        """Return by how much bfloat16 may move what decides a label, by how its products are computed."""
+    def _exactly(self, rows: Sequence[Row]) -> np.ndarray:
+        with products.exactly(self._model):
+            return self._logits(rows, cpu_tokens=CPU_EXACT_TOKENS)
+
+    def _logits(
+        self, rows: Sequence[Row], recorded: graphs.Graphs | None = None, cpu_tokens: int = CPU_TOKENS
+    ) -> np.ndarray:
+        """Return the logits (rows, labels), with what is recorded of how these products are computed."""
+        on_cpu = self._device.type == "cpu"
+        # Several texts, or windows of one, share the cores (`streams`).
+        tokens = len(rows[0]) if len(rows) == 1 and isinstance(rows[0], list) else 0
+        with self._threads.quickest(tokens, cpu_tokens) if on_cpu and tokens else contextlib.nullcontext():
+            return text_classification.logits(
+                self._model,
+                rows,
+                pad_id=self._pad_id,
+                device=self._device,
+                labels=len(self.labels),
+                packed=self._packed,
+                token_budget=cpu_tokens if on_cpu else GPU_TOKENS,
+                recorded=recorded,
+            )
+
+    def _try(self) -> float:
         texts = close_calls.texts_to_try(self._tokenizer)
         rows = label_words.read(self._tokenizer, self._wording, texts, self.reading).rows
-        found: dict[products.Way, np.ndarray] = {"plain": self._logits(rows)}
-        if products.are_finer(self._model):
-            with products.finely(self._model):
-                found["fine"] = self._logits(rows)
-        with products.exactly(self._model):
-            exact = self._logits(rows)
-        return {way: close_calls.bound(exact, logits, self.threshold) for way, logits in found.items()}
+        return close_calls.bound(self._exactly(rows), self._logits(rows), self.threshold)
 
     def close(self) -> None:
         """Give the memory back. The classifier cannot be used after this."""
         del self._model
-        self._recorded.clear()
+        self._recorded = None
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()

@@ -149,7 +149,7 @@ def _labelled(asked: dict[str, Any], recipe: Recipe, source: Source, folder: Pat
         learnt_kind, has = kinds if table.multi_label else kinds[::-1]
         raise DataError(f"the run gives {learnt_kind}, and this table has {has}. Score it on a table like its own")
     texts = list(table.train.texts)
-    answer = model.classify(texts, finely=True)  # its probabilities are scored too
+    answer = model.classify(texts)
     if model.threshold is None:
         found = _scored(model.labels, table.train.labels, texts, answer)
     else:
