@@ -2,12 +2,13 @@
 
     python benchmarks/defaults.py DATA_FOLDER [--sets sst2,trec] [--model tiny] [--methods full,lora,top:4,head]
         [--rates 0.25,0.5,1,2,4] [--batches 16,64] [--epochs 1,3] [--warmups 0.1] [--examples 1000] [--held 500]
-        [--seconds 280] [--out defaults]
+        [--draws 1] [--seconds 280] [--out defaults]
 
 DATA_FOLDER is that of benchmarks/fewshot.py. --rates are times the rate that the package takes by itself. Every run
 trains as `%%gpt_finetune` does, on the same examples, and is scored with its last weights on other rows of the training
-table, the same ones: what is chosen here has seen no test row. A batch of 0 is the package's own. A sweep is made of
-pieces: with --out, what stands in OUT.json is not run again, and after --seconds no run is begun.
+table, the same ones: what is chosen here has seen no test row. A batch of 0 is the package's own; with --rates "" only
+the package's own settings are run. Of several --draws each learns from other examples. A sweep is made of pieces: with
+--out, what stands in OUT.json is not run again, and after --seconds no run is begun.
 
 The table gives, for each method, the best setting by mean accuracy over the sets, what the package takes by itself
 ("default"), and how far that is below the best.
@@ -34,13 +35,14 @@ from gptx_nb.recipe import Recipe
 
 
 def shares(text: str) -> list[float]:
-    return [float(each) for each in text.split(",")]
+    return [float(each) for each in text.split(",") if each]
 
 
 def run(data: Set, asked: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
     """Train once by the settings in `asked`, where None leaves one to the package; return them with the accuracy."""
     (texts, labels), count = data.train, arguments.examples
-    train, held = Examples(texts[:count], labels[:count].tolist()), Examples(texts[count:], labels[count:].tolist())
+    learnt, kept = slice(asked["draw"] * count, (asked["draw"] + 1) * count), slice(arguments.draws * count, None)
+    train, held = (Examples(texts[part], labels[part].tolist()) for part in (learnt, kept))
     about = {"text": "text", "label": "label", "warnings": [], "source": data.name}
     recipe = Recipe(
         data="benchmark",
@@ -64,31 +66,37 @@ def run(data: Set, asked: dict[str, Any], arguments: argparse.Namespace) -> dict
     return {**asked, "accuracy": score, "seconds": round(time.perf_counter() - started)}
 
 
+SETTINGS = ("rate", "batch", "epochs", "warmup")
+
+
 def best_of(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a row a model and method: its best setting, the default, and how far that is from the best."""
-    means: dict[tuple[Any, ...], list[float]] = {}
+    """Return a row a model, number of examples and method: its best setting, and how far the default is below it.
+
+    A setting counts where it was run on two sets or draws at least; the default's accuracy is that on the same ones.
+    """
+    groups: dict[tuple[Any, ...], dict[tuple[Any, ...], dict[Any, float]]] = {}
     for each in found:
-        key = tuple(each[name] for name in ("model", "tune", "rate", "batch", "epochs", "warmup"))
-        means.setdefault(key, []).append(each["accuracy"])
-    sets = len({each["set"] for each in found})
+        group = groups.setdefault((each["model"], each["examples"], each["tune"]), {})
+        group.setdefault(tuple(each[name] for name in SETTINGS), {})[each["set"], each["draw"]] = each["accuracy"]
     rows = []
-    for model, tune in dict.fromkeys(key[:2] for key in means):
-        mine = {
-            key: statistics.mean(each) for key, each in means.items() if key[:2] == (model, tune) and len(each) == sets
-        }
-        if not mine:
+    for (model, examples, tune), settings in groups.items():
+        own = settings[None, None, None, None]
+        whole = {key: each for key, each in settings.items() if len(each) > 1 and own.keys() >= each.keys()}
+        below = {key: statistics.mean(each[at] - own[at] for at in each) for key, each in whole.items()}
+        if not below:
             continue
-        best = max(mine, key=lambda key: mine[key])
-        default = mine.get((model, tune, None, None, None, None))
+        best = max(below, key=lambda key: below[key])
         rows.append(
             {
                 "model": model,
+                "examples": examples,
                 "tune": tune,
-                "runs": len(mine),
-                "best": mine[best],
-                **dict(zip(("rate", "batch", "epochs", "warmup"), best[2:], strict=True)),
-                "default": default,
-                "below": None if default is None else mine[best] - default,
+                "settings": len(whole),
+                "sets": ", ".join(sorted({name for name, _ in whole[best]})),
+                "best": statistics.mean(whole[best].values()),
+                **dict(zip(SETTINGS, best, strict=True)),
+                "default": statistics.mean(own[at] for at in whole[best]),
+                "below": below[best],
             }
         )
     return rows
@@ -106,21 +114,30 @@ def main() -> None:
     parser.add_argument("--warmups", type=shares, default=[0.1])
     parser.add_argument("--examples", type=int, default=1000)
     parser.add_argument("--held", type=int, default=500)
+    parser.add_argument("--draws", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=280.0)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     kept = arguments.out.with_suffix(".json") if arguments.out else None
     found: list[dict[str, Any]] = json.loads(kept.read_text())["every"] if kept and kept.exists() else []
-    done = {json.dumps({name: each[name] for name in each if name not in ("accuracy", "seconds")}) for each in found}
+    for each in found:
+        each.setdefault("draw", 0)  # of a time when there was one
+    done = [{name: each[name] for name in each if name not in ("accuracy", "seconds")} for each in found]
     own = (None, None, None, None)
     grid = [own, *itertools.product(arguments.rates, arguments.batches, arguments.epochs, arguments.warmups)]
-    rows = arguments.examples + arguments.held
+    rows = arguments.draws * arguments.examples + arguments.held
     data = [Set(arguments.folder / name, rows, 1) for name in arguments.sets.split(",")]
     begun = time.perf_counter()
-    for setting, method, each in itertools.product(grid, arguments.methods.split(","), data):
+    draws = range(arguments.draws)
+    for setting, method, each, draw in itertools.product(grid, arguments.methods.split(","), data, draws):
         about = {"set": each.name, "model": arguments.model, "examples": arguments.examples, "held": arguments.held}
-        asked = {**about, "tune": method, **dict(zip(("rate", "batch", "epochs", "warmup"), setting, strict=True))}
-        if json.dumps(asked) in done or time.perf_counter() - begun > arguments.seconds:
+        asked = {
+            **about,
+            "draw": draw,
+            "tune": method,
+            **dict(zip(("rate", "batch", "epochs", "warmup"), setting, strict=True)),
+        }
+        if asked in done or time.perf_counter() - begun > arguments.seconds:
             continue
         found.append(run(each, asked, arguments))
         print(json.dumps(found[-1]), flush=True)
