@@ -8,6 +8,7 @@ imports an ML library here; training and prediction run in processes of their ow
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -291,7 +292,7 @@ def labels_of(
     """
     shown = [_shot(row, number, pair) for number, row in enumerate(_rows(shots), 1)]
     if isinstance(labels, str):
-        labels = [name.strip() for name in labels.strip(" []").split(",") if name.strip()]
+        labels = [name.strip() for name in re.split("[,，、]", labels.strip(" []")) if name.strip()]
     names = tuple(str(name) for name in labels) if labels is not None else tuple(dict.fromkeys(b for _, b in shown))
     if not names:
         raise UsageError("which labels? Name them, as in `--labels positive,negative`, or give shots with their labels")

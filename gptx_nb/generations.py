@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
 
-from gptx_nb.predictions import _CELL, _FRAME, SHOWN_ROWS, _bar, _more, _padded, _printable, _short
+from gptx_nb.predictions import _CELL, _FRAME, SHOWN_ROWS, _bar, _columns, _more, _padded, _printable, _short
 
 SHOWN_CHARACTERS = 400
 
@@ -122,7 +122,7 @@ class Generations(Sequence[Generation]):
                 lines.append(f"  {share:.3f}  {_short(_printable(name), 100)}")
         else:
             shown = self.rows[:SHOWN_ROWS]
-            width = min(50, max(len(_short(_printable(each.asked), 50)) for each in shown))
+            width = max(_columns(_short(_printable(each.asked), 50)) for each in shown)
             lines = []
             for each in shown:
                 for number, text in enumerate(each.texts):
@@ -165,7 +165,9 @@ class Generations(Sequence[Generation]):
 
 def _lines(text: str) -> list[str]:
     """Return the lines of `text` without control characters: it must not move a terminal's cursor."""
-    return ["".join(mark if mark.isprintable() else " " for mark in line) for line in text.splitlines()]
+    lines = (line.expandtabs(4) for line in text.splitlines())
+    # Joiners are not "printable", yet Persian, Indic scripts and emoji are wrong without them; they move nothing.
+    return ["".join(mark if mark.isprintable() or mark in "\u200c\u200d" else " " for mark in line) for line in lines]
 
 
 def _escaped(text: str) -> str:

@@ -72,9 +72,18 @@ def test_a_template_that_fails_names_the_conversation_and_what_to_change(tmp_pat
         encoded(tmp_path, tiny_model, rows, refuses)
     assert str(caught.value) == (
         "df (list), row 2 ('system: Be brief. user: Hello there'): the model's chat template does not take a "
-        "conversation: No system here. Change what it refuses (often a system message), or choose a base model with "
-        "another `chat_template`"
+        "conversation: No system here. Change what it refuses (often a system message), or type another "
+        "`chat_template:`, as in `chat_template: zephyr`"
     )
+
+
+def test_a_template_that_asks_otherwise_than_it_answers_names_the_conversation_too(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    turns = [{"role": "user", "content": "Hello there"}, {"role": "assistant", "content": "Yes"}]
+    written = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+    with pytest.raises(DataError, match=r"row 1 .* writes an answer otherwise than it asks .* `chat_template: zephyr`"):
+        encoded(tmp_path, tiny_model, [{"messages": turns}] * 2, written + "{% if add_generation_prompt %}?{% endif %}")
 
 
 def test_a_chat_template_is_for_chats_and_a_name_or_a_text(tmp_path: Path, tiny_model: Path) -> None:

@@ -81,15 +81,19 @@ def test_a_text_without_rows_is_cut_at_blank_lines() -> None:
 def test_a_sweep_says_how_far_the_default_is_below_its_best() -> None:
     import defaults
 
-    setting = {"model": "tiny", "tune": "full", "batch": None, "warmup": None}
+    setting = {"model": "tiny", "examples": 100, "draw": 0, "tune": "full", "batch": None, "warmup": None}
     found = [
         {**setting, "set": name, "rate": rate, "epochs": None, "accuracy": accuracy}
         for name, rate, accuracy in (("a", None, 0.7), ("b", None, 0.8), ("a", 2.0, 0.9), ("b", 2.0, 0.7))
     ]
     (row,) = defaults.best_of([*found, {**setting, "set": "a", "rate": 4.0, "epochs": None, "accuracy": 0.99}])
-    assert row["runs"] == 2, "what was not run on every set is not compared"
+    assert row["settings"] == 2, "what was run once is not compared"
     assert (row["best"], row["default"]) == (pytest.approx(0.8), pytest.approx(0.75))
     assert row["below"] == pytest.approx(0.05)
+    (row,) = defaults.best_of(
+        [*found, *({**setting, "set": "c", "rate": rate, "epochs": None, "accuracy": 0.6} for rate in (None,))]
+    )
+    assert (row["sets"], row["default"]) == ("a, b", pytest.approx(0.75)), "on the sets that both were run on"
 
 
 def test_draws_have_a_spread_but_where_all_are_the_same() -> None:

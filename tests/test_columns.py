@@ -111,6 +111,16 @@ def test_obvious_columns_are_found(row: dict[str, Any], task: str, roles: dict[s
             assert repr(column) in found.why
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "label"),
+    [("claim", "evidence", "verdict"), ("前提", "假设", "关系"), ("premise", "hypothesis", "relation")],
+)
+def test_a_pair_is_found_by_its_label_too(first: str, second: str, label: str) -> None:
+    found = guess({first: ["Snow is white."], second: ["It was seen to be white."], label: ["supported"]})
+    assert found is not None
+    assert found.roles == {"text": first, "text_pair": second, "label": label}
+
+
 def test_the_reason_is_told() -> None:
     found = guess({"en": ["Go."], "de": ["Geh."], "fr": ["Va !"]})
     assert found is not None

@@ -713,6 +713,16 @@ def test_many_classes_of_few_rows_are_learnt_where_the_column_is_named(tmp_path:
     assert "has 40 different labels in 40 rows" in refusal(path, label="label")
 
 
+def test_a_label_that_no_held_row_has_is_told(tmp_path: Path) -> None:
+    rows = [(f"text {at}", label) for at, label in enumerate("aaaaaabbcc")]
+    told = load(csv(tmp_path / "t.csv", rows), validation=0.2).report["warnings"]
+    assert [each for each in told if "no row that is held back has" in each] == [
+        "no row that is held back has c, so it is learned from and not scored. A larger `validation:`, or a table of "
+        "its own, scores more"
+    ]
+    assert not load(csv(tmp_path / "u.csv", [(f"text {at}", "ab"[at % 2]) for at in range(20)])).report["warnings"]
+
+
 def test_repeats_and_disputed_texts_are_counted(tmp_path: Path) -> None:
     rows = [*ROWS, ROWS[0], (ROWS[1][0], "bad"), (ROWS[2][0], "good")]
     assert load(csv(tmp_path / "t.csv", rows)).report["warnings"] == [

@@ -397,7 +397,7 @@ def test_a_template_that_fails_is_told_in_one_message() -> None:
         chat_templates.question(tokenizer, [{"role": "user", "content": "Hi"}])
     assert str(caught.value) == (
         "the model's chat template does not take a conversation: Only user and assistant roles are supported. Change "
-        "what it refuses (often a system message), or choose a base model with another `chat_template`"
+        "what it refuses (often a system message), or type another `chat_template:`, as in `chat_template: zephyr`"
     )
 
 
@@ -408,6 +408,11 @@ def test_a_template_that_fails_is_told_in_one_message() -> None:
             "uu",
             "turn 2 of a conversation is of 'user', and 'assistant' is due: user and assistant speak by turns, the "
             "user first, after one system message at most. Join turns of the same speaker",
+        ),
+        (
+            "aua",
+            "turn 1 of a conversation is of 'assistant', and 'user' is due: user and assistant speak by turns, the "
+            "user first, after one system message at most. Leave that turn out",
         ),
         ("sau", "turn 2 of a conversation is of 'assistant', and 'user' is due"),
         ("ss", "turn 2 of a conversation is of 'system', and 'user' is due"),

@@ -55,10 +55,11 @@ def test_a_run_that_writes_and_its_base_model_are_scored_on_any_table(
     base = gptx_nb.evaluate(str(tiny_model), QUESTIONS, shots=2, most=5, max_new_tokens=4)
     assert (base.rows, base.shots, base.scores["f1"]["examples"]) == (22, 2, 5)
     assert base["perplexity"] > 10 * found["perplexity"]
-    shown, known, answered = base.notes
+    shown, known, ended, answered = base.notes
     assert re.fullmatch(r"shown to the model: rows \d+ and \d+, drawn from equal parts of the table by seed 0", shown)
     assert re.fullmatch(r"\d+ scored rows equal a row that was shown: the score looks better than it is", known)
     assert answered == "5 of 22 rows were answered, evenly spread"
+    assert ended.startswith("5 of 5 answers ended at the most tokens that an answer may have")
 
     shown = [{"question": "mauve?", "answer": "evuam"}, {"question": "teal?", "answer": "laet"}]
     base = gptx_nb.evaluate(str(tiny_model), QUESTIONS, shots=shown, most=5, max_new_tokens=4)

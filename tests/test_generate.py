@@ -1,5 +1,7 @@
 """Prompts continued together give what each gives alone with transformers, for every kind of model that is packed."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from transformers import (
 )
 
 from gptx_nb.engine import generate as generation
-from gptx_nb.engine import graphs, packing, products
+from gptx_nb.engine import graphs, packing, products, streams
 from gptx_nb.engine.generate import Continuation, Sampling, draw, generate
 
 CONTEXT: int = SIZES["max_position_embeddings"]
@@ -292,3 +294,17 @@ def test_keys_and_values_take_no_more_than_half_of_what_is_free(monkeypatch: pyt
     assert generation._cache_tokens(model, 500) == 500
     monkeypatch.setattr(generation.devices, "memory", lambda device: (None, None))
     assert generation._cache_tokens(model, 4096) == 4096
+
+
+def test_each_step_but_no_prompt_takes_the_threads_that_it_is_quickest_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int]] = []
+
+    class Counting(streams.Threads):
+        @contextlib.contextmanager
+        def quickest(self, kind: str, size: int) -> Iterator[None]:
+            asked.append((kind, size))
+            yield
+
+    monkeypatch.setattr(streams, "threads_of", lambda model: Counting())
+    generate(small("llama"), [[1, 2, 3], [4, 5]], max_new_tokens=4)
+    assert asked == [("step", 2)] * 3, "the first token is the prompts'"

@@ -79,6 +79,17 @@ def test_a_model_that_begins_with_a_line_end_answers_all_the_same(tiny_model: Pa
         assert (answers.written[0][0].text, "".join(said)) == (text, text)
 
 
+def test_half_a_character_at_the_end_of_what_may_be_written_is_not_shown(tiny_model: Path, monkeypatch: Any) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    whole = tokenizer("谁龘")["input_ids"]
+    assert "\ufffd" in tokenizer.decode(whole[:-1])
+    monkeypatch.setattr(generate, "generate", writing(whole[:-1]))
+    writer = Writer(AutoModelForCausalLM.from_pretrained(tiny_model), tokenizer, "text-generation", {}, tuned=False)
+    said: list[str] = []
+    answers = writer.write([{"prompt": "x"}], How(), on_text=said.append)
+    assert (answers.written[0][0].text, "".join(said)) == ("谁", "谁")
+
+
 def test_the_line_end_before_a_program_is_no_part_of_it(tiny_model: Path, monkeypatch: Any) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     written = tokenizer("\n    return 1\ndef g(): 2")["input_ids"]

@@ -85,6 +85,21 @@ def test_columns_of_0_and_1_are_labels_named_or_found(tmp_path: Path) -> None:
         table_of(tmp_path, frame.assign(red=[1, 1, 7] + [0] * 37), labels=["red", "blue"])
 
 
+def test_a_few_labels_that_may_be_several_are_asked_about(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"text": TEXTS[:4], "label": ["joy;surprise", "anger;fear", "sadness", "joy"]})
+    told = table_of(tmp_path, frame, validation=0).report["warnings"]
+    assert any("labels such as 'anger;fear' look like several in one text" in each for each in told)
+    assert any("type `label_separator: ';'`" in each for each in told)
+
+
+def test_lists_of_one_label_each_are_read_as_they_were_asked_to_be(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"text": TEXTS, "label": [f"['{'red' if at % 2 else 'blue'}']" for at in range(len(TEXTS))]})
+    with pytest.raises(DataError, match=r"Type `label_separator: ','`"):
+        table_of(tmp_path, frame)
+    table = table_of(tmp_path, frame, label_separator=",", validation=0)
+    assert (table.multi_label, table.labels) == (True, ["blue", "red"])
+
+
 def test_several_labels_in_one_text_are_refused_and_a_separator_reads_them(tmp_path: Path) -> None:
     frame = SETS.assign(labels=[";".join(each) for each in SETS["labels"]])
     with pytest.raises(DataError) as caught:

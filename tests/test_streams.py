@@ -296,24 +296,31 @@ def test_threads_are_as_many_as_before_after_work_was_shared_out() -> None:
     assert torch.get_num_threads() == before
 
 
-def test_small_work_takes_the_number_of_threads_that_it_is_quickest_with() -> None:
+def test_small_work_takes_the_number_of_threads_that_it_is_quickest_with(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     threads = streams.Threads()
+    monkeypatch.setattr(threads, "HOLDS", 9)
     seconds = {4: 0.02, 2: 0.002, 1: 0.02}
     taken = []
     try:
-        for _ in range(8):
-            with threads.quickest(16):
+        for _ in range(10):
+            with threads.quickest("step", 16):
                 taken.append(torch.get_num_threads())
                 time.sleep(seconds[taken[-1]])
             assert torch.get_num_threads() == 4
         assert sorted(taken[:6]) == [1, 1, 2, 2, 4, 4]
-        assert taken[6:] == [2, 2]
-        with threads.quickest(16, "another kind"):
+        assert taken[6:9] == [2, 2, 2]
+        assert taken[9] == 4, "after a while it is measured again"
+        with threads.quickest("another", 16):
             assert torch.get_num_threads() == 4, "nothing is known of it"
-        with pytest.raises(ValueError, match="in the work"), threads.quickest(16):
+            with threads.quickest("step", 16):  # as from another thread
+                assert torch.get_num_threads() == 4
+        with pytest.raises(ValueError, match="in the work"), threads.quickest("step", 16):
             raise ValueError("in the work")
         assert torch.get_num_threads() == 4
+        torch.set_num_threads(1)
+        with threads.quickest("step", 16):
+            assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)

@@ -15,7 +15,9 @@ from gptx_nb import launch, progress
 from gptx_nb.engine import examples as reading
 from gptx_nb.engine import jobs, roles
 from gptx_nb.engine.tables import read
+from gptx_nb.engine.writer import Writer
 from gptx_nb.errors import DataError, RecipeError
+from gptx_nb.inference import TASK_FILE
 from gptx_nb.recipe import Recipe, make_recipe
 from gptx_nb.runs import Run
 from gptx_nb.sources import stage
@@ -92,6 +94,27 @@ def test_a_table_with_a_label_is_still_for_text_classification(tmp_path: Path) -
     for columns in (["text", "label"], ["review", "sentiment"], ["text", "topic"], ["question", "intent"]):
         frame = pd.DataFrame([(f"text {at}", ("a", "b")[at % 2]) for at in range(20)], columns=columns)
         assert not isinstance(table_of(tmp_path, frame), roles.RoleTable), columns
+
+
+@pytest.mark.parametrize("columns", [("text", "emotion"), ("text", "intent"), ("文本", "情感"), ("内容", "情绪")])
+def test_few_rows_with_a_label_by_name_are_for_text_classification(tmp_path: Path, columns: tuple[str, str]) -> None:
+    for labels in (["glad", "angry", "calm"], ["glad", "angry", "calm", "sad", "tired", "glad", "calm", "angry"]):
+        rows = [(f"What happened on day {at}.", label) for at, label in enumerate(labels)]
+        table = table_of(tmp_path, pd.DataFrame(rows, columns=columns))
+        assert not isinstance(table, roles.RoleTable), labels
+        assert table.labels == sorted(set(labels))
+    lists = pd.DataFrame([(f"Day {at}.", [("glad", "sad")[at % 2]]) for at in range(20)], columns=["text", "tags"])
+    assert table_of(tmp_path, lists).multi_label
+    answers = [(f"Text {at}.", f"What follows the text with number {at}, word by word.") for at in range(4)]
+    assert isinstance(table_of(tmp_path, pd.DataFrame(answers, columns=["text", "target"])), roles.RoleTable)
+
+
+def test_a_document_called_so_may_be_as_short_as_its_summary(tmp_path: Path) -> None:
+    frame = pd.DataFrame(
+        {"document": [f"Number {at}." for at in range(12)], "summary": [f"It is {at}" for at in range(12)]}
+    )
+    assert table_of(tmp_path, frame).task == "summarization"
+    assert table_of(tmp_path, frame, task="summarization").task == "summarization"
 
 
 def test_a_text_with_a_label_and_a_headline_is_still_for_text_classification(tmp_path: Path) -> None:
@@ -268,6 +291,36 @@ def test_every_answer_of_a_long_conversation_is_learnt_in_one_of_its_parts(tmp_p
     told = job.told(tokenizer)
     assert (told["tokens"]["cut"], told["tokens"]["left_out"]) == (1, 0)
     assert any("row 2) is longer than 128 tokens: each is learnt in parts" in each for each in told["remarks"])
+
+
+def test_an_answer_that_fits_into_no_part_of_its_conversation_is_counted(tmp_path: Path, tiny_model: Path) -> None:
+    turns = [("Hello", "Yes"), ("And now", "word " * 200), ("Then", "No")]
+    talk = [
+        {"role": role, "content": text}
+        for pair in turns
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+    job = jobs.of(
+        table_of(tmp_path, [{"messages": talk}, {"messages": talk[:2]}], validation=0), make_recipe({"data": "df"})
+    )
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    job.encode(tokenizer, 64)
+    told = job.told(tokenizer)
+    assert any("row 1) has answers of more than 64 tokens" in each and "not learnt" in each for each in told["notes"])
+    assert any("every answer that fits in one of them" in each for each in told["remarks"])
+
+
+def test_answers_may_be_as_long_as_those_that_were_learnt(tmp_path: Path, tiny_model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    for words, expected in ((3, 48), (80, 82), (400, 4 * 48)):
+        frame = pd.DataFrame({"question": ["Who?"] * 3, "answer": ["Ann", "Bo", "no " * words]})
+        job = jobs.of(table_of(tmp_path, frame, validation=0), make_recipe({"data": "df"}))
+        job.encode(tokenizer, 512)
+        told = json.loads(json.dumps(job.beside()[TASK_FILE]))
+        writer = Writer(
+            AutoModelForCausalLM.from_pretrained(tiny_model), tokenizer, told["task"], told["facts"], tuned=True
+        )
+        assert abs(writer.usual_new_tokens - expected) <= 1, words
 
 
 # ---- a run of each task ---------------------------------------------------------------------------------------------

@@ -93,6 +93,7 @@ def written(
     if not asked:
         return {"written": 0, "scores": {}, "main": None, "samples": [], "left_out": left_out, "cut_at": []}
     found: dict[str, Score] = {}
+    unended = 0
     if choose:
         answers, sure, cut_at = _choose(writer, asked, shots)
         right = [answer == each[task.target] for answer, each in zip(answers, asked, strict=True)]
@@ -101,6 +102,7 @@ def written(
     else:
         told = writer.write(asked, greedy, shots)
         answers, cut_at = [each[0].text for each in told.written], told.cut_at
+        unended = sum(each[0].ended == "length" for each in told.written)
         if allow_code and any("tests" in each for each in asked):
             found["pass@1"] = _passed(asked, answers)
         found |= _by_direction(writer, asked, answers)
@@ -116,6 +118,7 @@ def written(
         "left_out": left_out,
         "cut_at": [answered[at] for at in cut_at],
         "untested": untested,
+        "unended": unended,
     }
     return {"written": len(asked), "scores": scores, **told_of}
 
@@ -130,7 +133,7 @@ def _prompts(
     asked, encoder = writer.prompt(example, shots), writer.encoder
     if choose:
         return [encoder.encode([*asked, Segment(f" {choice}", target=True)]) for choice in example["choices"]]
-    room = min(how.max_new_tokens or writer.task.max_new_tokens, max(1, writer.context // 2))
+    room = min(how.max_new_tokens or writer.usual_new_tokens, max(1, writer.context // 2))
     found = encoder.prompt(asked, room)
     if found is None and (shorter := writer.task.shorter(example)) is not None:
         return _prompts(writer, shorter, shots, how)
@@ -152,6 +155,11 @@ def notes(found: dict[str, Any], row: Callable[[int], str], reads: str) -> list[
         told.append(
             f"{untested:,} answered rows have tests, which were not run: `allow_code: true` runs what was written in a "
             "sandbox, for pass@1"
+        )
+    if unended := found.get("unended"):
+        told.append(
+            f"{unended:,} of {found['written']:,} answers ended at the most tokens that an answer may have, and are "
+            "scored as far as they go"
         )
     if places := found["cut_at"]:
         told.append(

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 LABEL_NAMES = (
     *("label", "labels", "category", "class", "sentiment", "target", "intent", "topic", "emotion", "tag", "polarity"),
     *("verdict", "genre", "output", "label_text", "label_name", "label_names", "class_name", "category_name"),
-    *("标签", "类别", "分类", "情感"),
+    *("tags", "emotions", "genres", "topics", "categories", "classes", "intents", "sentiments"),
+    *("标签", "类别", "分类", "情感", "情绪", "意图", "主题", "话题", "类型"),
 )
 ID_NAMES = ("id", "idx", "index", "guid", "uuid", "key", "url", "link", "date", "time", "timestamp")
 
@@ -177,6 +178,12 @@ def load(recipe: Recipe, sources: Mapping[str, Source | None], run_folder: Path,
         single = [name for at, name in enumerate(labels) if counts[at] == 1]
         if validation is not None and single:
             warnings.append(f"one row only, so learned from and not scored: {listed(single)}")
+        if validation is not None and (unscored := _without(validation, labels, counts)):
+            them = "it is" if len(unscored) == 1 else "they are"
+            warnings.append(
+                f"no row that is held back has {listed(unscored)}, so {them} learned from and not scored. A larger "
+                "`validation:`, or a table of its own, scores more"
+            )
 
     report: dict[str, Any] = {
         "source": sheet.shown,
@@ -203,6 +210,12 @@ def load(recipe: Recipe, sources: Mapping[str, Source | None], run_folder: Path,
         "fingerprint": fingerprint(train, validation, labels),
     }
     return Table(train, validation, labels, report)
+
+
+def _without(examples: Examples, labels: list[str], counts: Mapping[int, int]) -> list[str]:
+    """Return the labels that none of `examples` has, though several rows of the table do (`counts` by number)."""
+    there = {label for each in examples.labels for label in (each if isinstance(each, list) else [each])}
+    return [name for at, name in enumerate(labels) if counts[at] > 1 and at not in there]
 
 
 def label_name(labels: list[str], label: int | list[int]) -> str:

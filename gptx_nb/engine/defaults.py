@@ -1,7 +1,8 @@
 """What a recipe that sets nothing trains with: one table by tuning method, and where each row was measured.
 
 `plan.py` takes learning rate, warm-up, batch and number of steps from here. The source of a row is
-`benchmarks/defaults.py`, run as it says; "not swept" means that the row is an older choice that no sweep has confirmed.
+`benchmarks/defaults.py`, whose tables are in benchmarks/results; "not swept" means that the row is an older choice that
+no sweep has confirmed.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ class Default:
 
 
 DEFAULTS = {
-    "full": Default(1.2e-3, True, True, 60, "batch 64 at 8e-5 against 16 at 2e-5 on 2,000 of SST-2, smollm2-135m"),
+    "full": Default(1.2e-3, True, True, 60, "SST-2 and TREC, smollm2-135m (results/defaults-smollm2-135m.md)"),
     "full, small": Default(
         2.4e-3, True, True, 60, "sst2, trec, banking77 with 100 and 1,000 examples, tiny (docs/scores.md)", 250
     ),
-    "lora": Default(6e-3, True, True, 60, "5e-4 on 2,000 of SST-2, smollm2-135m"),
+    "lora": Default(6e-3, True, True, 60, "SST-2 and TREC, smollm2-135m (results/defaults-smollm2-135m.md)"),
     "top": Default(4.8e-3, True, True, 200, "rates and passes on 300 of SST-2 and of TREC, smollm2-135m"),
     "top, other": Default(1.2e-3, True, True, 60, "not swept: models that write, and small ones"),
     "head": Default(3e-3, False, False, 200, "3e-4 to 1e-2, 60 and 200 steps, on SST-2 and TREC, smollm2-135m"),

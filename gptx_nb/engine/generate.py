@@ -333,7 +333,7 @@ class _Reader:
         self._decoder = model.get_decoder()
         self._head = model.get_output_embeddings()
         self._graphs = graphs.Graphs(model) if graphs.serve(self._device) else None
-        self._threads = streams.Threads() if self._device.type == "cpu" else None
+        self._threads = streams.threads_of(model) if self._device.type == "cpu" else None
 
     def prefix(self, tokens: list[int]) -> _Cache:
         """Return the keys and values of `tokens`."""
@@ -346,13 +346,14 @@ class _Reader:
 
         On an NVIDIA GPU the next reading may overwrite them.
         """
-        is_step = all(len(each) == 1 for each in tokens)
-        if self._graphs is not None and first == 0 and is_step:
+        is_step = all(row.new for row in rows)
+        if self._graphs is not None and first == 0 and all(len(each) == 1 for each in tokens):
             found = self._replayed(self._graphs, cache, rows, [token for each in tokens for token in each])
             if found is not None:
                 return found
-        with self._threads.quickest(len(rows)) if self._threads and is_step else contextlib.nullcontext():
-            logits: torch.Tensor = self._head(self._states(cache, first, rows, tokens))
+        with self._threads.quickest("step", len(rows)) if self._threads and is_step else contextlib.nullcontext():
+            states = self._states(cache, first, rows, tokens)
+        logits: torch.Tensor = self._head(states)  # one large product: for all threads
         return logits.float()
 
     def _replayed(

@@ -8,6 +8,7 @@ model. Training itself knows neither.
 from __future__ import annotations
 
 import functools
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -54,6 +55,7 @@ SAMPLES = 2  # held-out rows that a model answers at each evaluation
 SAMPLE_TOKENS = 32
 SHOWN_OF_A_TEXT = 40  # characters, by which its writer finds it
 MOST_OF_THE_TIME = 0.03  # share of a run's time in which they are written
+MOST_TIMES_USUAL = 4  # tokens of an answer, times the task's usual number, however long those learnt from were
 PARTS = ("train", "validation")
 SHOTS, MOST_FEW_SHOT = 4, 20  # examples that an untuned model is shown, and answers that it then writes
 
@@ -441,6 +443,7 @@ class Writing:
         if self.recipe.long_texts == "windows":
             self._facts["windows"] = Windows(max_length, self.recipe.stride).to_json()
         held = self.table.validation or []
+        unlearnt: list[str] = []  # rows with an answer that fits by itself into none
         cut, of_train, first_cut, left_out = 0, 0, "", {part: list[int]() for part in PARTS}
         lost = {part: list[int]() for part in PARTS}  # examples whose answer stands in what is not read
         for part, examples, rows in zip(PARTS, (self.table.train, held), (self._rows, self._held), strict=True):
@@ -458,10 +461,15 @@ class Writing:
                     of_train += part == "train"
                 lost[part] += [at] if any(self.task.loses_answer(example, read, row.cut) for row in fitting) else []
                 left_out[part] += [] if fitting else [at]
+                if fitting and self.task.name == "chat" and len(fitting) < len(found):
+                    unlearnt.append(self._row(part, at))
                 rows.extend(fitting)
                 parts += [] if self._rows else segments
             if parts and not rows and rows is self._rows:
                 encoder.rows(parts, f"{self._row(part, 0)} and all others")  # says why nothing can be learnt
+        longest = max((_longest_answer(row) for row in self._rows), default=0)
+        if longest > self.task.max_new_tokens and self._facts.get("answer_tokens") is None:
+            self._facts["answer_tokens"] = min(longest, MOST_TIMES_USUAL * self.task.max_new_tokens)
         self._facts.pop("max_length", None)
         if of_train and self.task.name != "chat":  # of which every part is learnt
             self._facts["max_length"] = max_length
@@ -484,11 +492,22 @@ class Writing:
         elif cut and self.task.name == "chat":
             self._remarks.append(
                 f"{_rows_are(cut, first_cut)} longer than {max_length:,} tokens: each is learnt in parts, every answer "
-                "in one of them; a larger `max_length:` lets answers see more of what was said"
+                f"{'that fits ' if unlearnt else ''}in one of them; a larger `max_length:` lets answers see more of "
+                "what was said"
             )
         elif cut:
             self._notes.append(
                 f"{_rows_are(cut, first_cut)} longer than {max_length:,} tokens, and what asks for the answer is cut. "
+                "Set a larger `max_length:`, if the model allows it, or shorten them"
+            )
+        if unlearnt:
+            have = (
+                f"1 conversation ({unlearnt[0]}) has"
+                if len(unlearnt) == 1
+                else (f"{len(unlearnt):,} conversations (the first: {unlearnt[0]}) have")
+            )
+            self._notes.append(
+                f"{have} answers of more than {max_length:,} tokens, with what asks for them, which are not learnt. "
                 "Set a larger `max_length:`, if the model allows it, or shorten them"
             )
         for part, what in zip(PARTS, ("the model learns to guess", "in scoring it has to be guessed"), strict=True):
@@ -720,6 +739,11 @@ def _stretched(recipe: Recipe) -> list[str]:
     if recipe.context is None:
         return []
     return [f"the base model is scored with its positions stretched to {recipe.context:,} tokens, as the run begins"]
+
+
+def _longest_answer(row: Encoded) -> int:
+    """Return how many tokens the longest answer of `row` has."""
+    return max((sum(1 for _ in each) for is_target, each in itertools.groupby(row.loss) if is_target), default=0)
 
 
 def _contexts(count: int, first: str = "") -> str:

@@ -18,6 +18,7 @@ from gptx_nb.recipe import Recipe
 Names = list[str]
 
 SEPARATORS = (";", "|", ",", "；", "，", "、", "/", " ")  # that tables put between labels; none of them is assumed
+RARE = (";", "|", "；")  # in names of labels: they are asked about wherever they stand between two words
 REPEATED = 2 / 3  # of the parts of joined labels, those that stand in other labels too: then they surely are several
 DOUBTFUL = 1 / 2  # the same, from where they may be
 A_FEW = 100  # numbers that may be labels with blanks between
@@ -72,7 +73,8 @@ def of_column(sheet: Sheet, column: str, recipe: Recipe) -> list[Names | None] |
     if any(isinstance(value, list) for value in values):
         return [_listed(sheet, column, number, value) for number, value in enumerate(values, 1)]
     if recipe.label_separator is not None:
-        if not any(recipe.label_separator in str(value) for value in values):
+        listed = recipe.label_separator == "," and any(_LIST.fullmatch(str(value).strip()) for value in values)
+        if not listed and not any(recipe.label_separator in str(value) for value in values):
             _refuse_joined(sheet, column, recipe)  # another one may be meant
         return [_parted(value, recipe.label_separator) for value in values]
     _refuse_joined(sheet, column, recipe)
@@ -126,6 +128,9 @@ def doubts(sheet: Sheet, column: str, recipe: Recipe) -> list[str]:
     distinct = {value.strip() for value in values if isinstance(value, str)} - set(recipe.labels or ())
     for separator in SEPARATORS:
         joined, share = _joined(distinct, separator, sure=False)
+        if separator in RARE and share < DOUBTFUL:
+            joined = [each for each in distinct if separator in each and all(map(str.strip, each.split(separator)))]
+            share = DOUBTFUL if joined else 0
         if share >= DOUBTFUL:
             return [
                 f"labels such as {min(joined)[:60]!r} look like several in one text, and are read as one each. If they "

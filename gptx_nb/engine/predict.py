@@ -4,7 +4,8 @@ Tokens and batches are those of training's scoring (`text_classification`): rows
 where the model allows that. So in one arithmetic a text's result does not depend on the texts beside it.
 
 Labels are float32's. Where the device computes bfloat16 faster (`arithmetic`), products are in it, and the texts whose
-labels rounding could change are computed again in float32 (`close_calls`). (With
+labels rounding could change are computed again in float32 (`close_calls`): few where weights are dithered
+(`products`), more where they are not. (With
 heads whose logits differ by about 2, on joined SST-2 sentences, products in bfloat16 alone change 0.35 % of 2,000
 labels with tiny.) What is left of that is in the probabilities of texts whose labels are sure.
 """
@@ -108,7 +109,7 @@ class Classifier:
         self._tokenizer = tokenizer
         self._wording = wording
         self._pad_id: int = pad_id
-        self._threads = streams.Threads()
+        self._threads = streams.threads_of(model)
         # By how much bfloat16 may move what decides a label.
         self._moved = self._try() if self.dtype is torch.bfloat16 else None
 
@@ -158,7 +159,7 @@ class Classifier:
 
     def _settled(self, rows: Sequence[Row]) -> np.ndarray:
         """Return the logits of `rows`, whose labels are float32's: rows whose labels are open are computed exactly."""
-        logits = self._logits(rows, self._recorded)
+        logits = self._logits(rows)
         if self._moved is None:
             return logits
         return close_calls.settle(
@@ -167,16 +168,15 @@ class Classifier:
 
     def _exactly(self, rows: Sequence[Row]) -> np.ndarray:
         with products.exactly(self._model):
-            return self._logits(rows, cpu_tokens=CPU_EXACT_TOKENS)
+            return self._logits(rows, exact=True)
 
-    def _logits(
-        self, rows: Sequence[Row], recorded: graphs.Graphs | None = None, cpu_tokens: int = CPU_TOKENS
-    ) -> np.ndarray:
-        """Return the logits (rows, labels), with what is recorded of how these products are computed."""
+    def _logits(self, rows: Sequence[Row], *, exact: bool = False) -> np.ndarray:
+        """Return the logits (rows, labels). `exact`: products are float32 ones at the moment."""
         on_cpu = self._device.type == "cpu"
         # Several texts, or windows of one, share the cores (`streams`).
         tokens = len(rows[0]) if len(rows) == 1 and isinstance(rows[0], list) else 0
-        with self._threads.quickest(tokens, cpu_tokens) if on_cpu and tokens else contextlib.nullcontext():
+        kind = "exact" if exact else "plain"
+        with self._threads.quickest(kind, tokens) if on_cpu and tokens else contextlib.nullcontext():
             return text_classification.logits(
                 self._model,
                 rows,
@@ -184,8 +184,8 @@ class Classifier:
                 device=self._device,
                 labels=len(self.labels),
                 packed=self._packed,
-                token_budget=cpu_tokens if on_cpu else GPU_TOKENS,
-                recorded=recorded,
+                token_budget=(CPU_EXACT_TOKENS if exact else CPU_TOKENS) if on_cpu else GPU_TOKENS,
+                recorded=None if exact else self._recorded,
             )
 
     def _try(self) -> float:

@@ -85,11 +85,11 @@ def split(whole: torch.Tensor, thresholds: Thresholds | None = None) -> tuple[to
     """Return float32 numbers as bfloat16 and what that leaves out: 16 bits, int16, or None if all are zero.
 
     Numbers go to the nearest one of bfloat16, what lies midway to the larger. With `thresholds` (`thresholds_for`) what
-    has to lie above a number to be the next one is not the half, but anything from none to all, by the place; numbers
-    of bfloat16 stay what they are, with a chance of 1 in 65,536 to be the next one.
+    has to lie above a number to be the next one is not the half, but anything from none to all, by the place; of
+    numbers of bfloat16 beside others 1 in 65,536 becomes the next one.
     """
     bits = whole.view(torch.int32)
-    if not bool((bits & 0xFFFF).any()):
+    if not bool((bits & 0xFFFF).any()) or not bool(whole.isfinite().all()):  # what is no number stays none
         return whole.to(torch.bfloat16), None
     shift = 0 if thresholds is None else (thresholds[0] + thresholds[1]).int()  # 16 bits, which wrap around
     high = (bits + (2**15 - shift)) >> 16
@@ -100,15 +100,26 @@ def thresholds_for(whole: torch.Tensor) -> Thresholds | None:
     """Return by what float32 weights (rows, columns) are dithered; None for those that go to the nearest number.
 
     They are the same ones for any weights of a shape. The nearest number of bfloat16 is, in the mean, a quarter of what
-    lies between two of them away; weights that began at such numbers are nearer, by more than three standard errors.
+    lies between two of them away. Weights that began at such numbers are nearer, those that began at numbers of float16
+    are nearer to these, of which there are eight times as many: by more than three standard errors.
     """
     low = (whole.view(torch.int32) & 0xFFFF).float() / 2**16
-    of_others, error = 1 / 4, (1 / 48 / max(1, whole.numel())) ** 0.5
-    if float(torch.minimum(low, 1 - low).mean()) > of_others - 3 * error:
+    least = 1 / 4 - 3 * (1 / 48 / max(1, whole.numel())) ** 0.5
+
+    def distance(times: int) -> float:
+        within = (low * times).remainder(1)
+        return float(torch.minimum(within, 1 - within).mean())
+
+    if min(distance(1), distance(8)) > least:
         return None
     draw = torch.Generator().manual_seed(0)
     rows, columns = (torch.randint(-(2**15), 2**15, (size,), generator=draw).short() for size in whole.shape)
     return rows[:, None].to(whole.device), columns[None].to(whole.device)
+
+
+def joined_in(count: int, thresholds: Thresholds | None) -> int:
+    """Return how many float32 numbers of room it takes to put `count` of them together (`joined`)."""
+    return count if thresholds is None else count + -(-count // 2)
 
 
 def joined(
@@ -117,13 +128,13 @@ def joined(
     thresholds: Thresholds | None = None,
     room: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the float32 numbers that `split` has taken apart, to the last bit; in `room`, float32, 3 for each 2.
+    """Return the float32 numbers that `split` has taken apart, to the last bit; in `room`, if given.
 
     Read as whole numbers of 32 bits, those of bfloat16 have zeros where what they leave out belongs.
     """
     count = rounded.numel()
     if room is None:
-        room = torch.empty(count + -(-count // 2), device=rounded.device)
+        room = torch.empty(joined_in(count, thresholds), device=rounded.device)
     whole = room[:count].view(rounded.shape)
     whole.copy_(rounded)
     if rest is not None:
@@ -177,8 +188,9 @@ class Product(torch.nn.Module):
         self._rest: torch.Tensor | None = None
         self._thresholds: Thresholds | None = None
         if dtype is torch.bfloat16:
-            self._thresholds = thresholds_for(weight)
-            weight, self._rest = split(weight, self._thresholds)
+            thresholds = thresholds_for(weight)
+            weight, self._rest = split(weight, thresholds)
+            self._thresholds = None if self._rest is None else thresholds
         biases = [_bias(layer, size, weight.device) for layer, size in zip(layers, self.sizes, strict=True)]
         self._bias = torch.cat(biases) if any(bool(bias.any()) for bias in biases) else None
         # torch lays weights out in blocks when it compiles a model for inference ("freezing"), with these two
@@ -190,16 +202,18 @@ class Product(torch.nn.Module):
         self.bytes = sum(each.nbytes for each in (weight, self._rest, self._bias) if each is not None)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        given: Any = states.to(torch.float32 if self.exact else self.dtype)
-        if self.exact and self.dtype is torch.bfloat16:
+        exact = self.exact  # another thread may change it meanwhile
+        given: Any = states.to(torch.float32 if exact else self.dtype)
+        if exact and self.dtype is torch.bfloat16:
             rounded = self._weight.to_dense() if self._is_laid_out else self._weight
-            room = _room(3 * -(-rounded.numel() // 2)) if rounded.device.type == "cpu" else None
+            on_cpu = rounded.device.type == "cpu"
+            room = _room(joined_in(rounded.numel(), self._thresholds)) if on_cpu else None
             product = torch.nn.functional.linear(given, joined(rounded, self._rest, self._thresholds, room))
         elif self._is_laid_out:
             product = torch.ops.mkldnn._linear_pointwise(given, self._weight, None, "none", [], "")
         else:
             product = torch.nn.functional.linear(given, self._weight)
-        result: torch.Tensor = product.to(self.dtype if self.gives_lower and not self.exact else torch.float32)
+        result: torch.Tensor = product.to(self.dtype if self.gives_lower and not exact else torch.float32)
         return result if self._bias is None else (result + self._bias).to(result.dtype)
 
 

@@ -35,6 +35,8 @@ Example = dict[str, Any]
 Roles = dict[str, str | list[str]]
 
 CLASSIFICATION = "text-classification"
+FEW_LABELS = 9  # different ones, from which on they have to stand in two rows each for a column to be one of labels
+LONGEST_NAME = 40  # characters of a label's name
 SEEN = 200  # rows that a guess looks at
 FEWEST_GROUPS = 10  # contexts; with fewer, questions on the same text may stand on both sides of the split
 
@@ -258,9 +260,11 @@ def _has_label(sheet: Sheet, recipe: Recipe, guess: Guess) -> bool:
     labels = [each for each in sheet.columns[found.label] if each is not None]
     distinct = len({str(each) for each in labels})
     by_name = bool(data.by_name([found.label], data.LABEL_NAMES))
-    most = len(labels) // 2 if by_name else min(100, len(labels) // 5)
+    most = max(len(labels) // 2, FEW_LABELS) if by_name else min(100, len(labels) // 5)
     if by_name and any(isinstance(each, list) for each in labels):
         return set(guess.roles) == {"text"}
+    if by_name and distinct > len(labels) // 2 and not _are_names(found.label, labels):
+        return False
     if not 2 <= distinct <= max(2, most) or any(isinstance(each, list | dict) for each in labels):
         return False
     if set(guess.roles) == {"text"}:
@@ -269,6 +273,12 @@ def _has_label(sheet: Sheet, recipe: Recipe, guess: Guess) -> bool:
     # A text with a head beside it is not its summary where a label is what there is to learn.
     beside = guess.task == "summarization" and plain_name(found.label) in ("label", "labels", "标签")
     return few and by_name and (beside or (found.label in flattened(guess.roles) and "choices" not in guess.roles))
+
+
+def _are_names(column: str, labels: Sequence[Any]) -> bool:
+    """Say whether what stands in a column that is called after a label is so short that it names one, not answers."""
+    vague = plain_name(column) in ("target", "output")
+    return not vague and all(len(str(each)) <= LONGEST_NAME for each in labels)
 
 
 def find_columns(

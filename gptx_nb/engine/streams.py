@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 import time
+import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
@@ -70,36 +72,59 @@ class Threads:
 
     A few tokens are some thousand small operations that wait for memory and, where several threads share each, for each
     other too (smollm2-135m, two cores with AMX, one thread and two: 16 rows written at 222 and 187 tokens/s, 96 rows at
-    253 and 267; one sentence classified in 54 and 82 ms). Each number of threads has its turn first. What is computed
-    is the same to the last bit.
+    253 and 267; one sentence classified in 54 and 82 ms). Each number of threads has its turns, at first and then now
+    and again, as what a machine does besides may end. There it gave the same bits with one thread and with two; the
+    libraries promise that but for how sums are rounded.
     """
 
     TURNS = 2
+    HOLDS = 500  # pieces of work, after which the numbers have their turns again
 
     def __init__(self) -> None:
-        self._all = torch.get_num_threads()
-        self._numbers = [self._all >> halved for halved in range(self._all.bit_length())]
         self._seconds: dict[Hashable, dict[int, list[float]]] = {}
+        self._done: dict[Hashable, int] = {}
+        self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def quickest(self, size: int, kind: Hashable = None) -> Iterator[None]:
-        """Let this thread's operations take so many threads meanwhile.
+    def quickest(self, kind: str, size: int) -> Iterator[None]:
+        """Let this thread's operations take so many of the threads that it has now; `size` is in tokens or rows.
 
-        `size` is in tokens: what has been measured holds for work of the same `kind`, up to twice as large.
+        What has been measured holds for work of the same `kind` and nearly the same size. What other threads compute
+        meanwhile is neither measured nor given a number: a part of the setting holds for all.
         """
-        found = self._seconds.setdefault((kind, size.bit_length()), {each: [] for each in self._numbers})
-        number = min(found, key=lambda each: len(found[each]))
-        is_measured = len(found[number]) >= self.TURNS
-        if is_measured:
-            number = min(found, key=lambda each: min(found[each]))
-        torch.set_num_threads(number)
-        started = time.perf_counter()
-        try:
+        before = torch.get_num_threads()
+        if before == 1 or not self._lock.acquire(blocking=False):
             yield
+            return
+        try:
+            step = max(0, size.bit_length() - 3)  # so that sizes are told apart by a quarter at most
+            about = (kind, before, size >> step << step)
+            if self._done.get(about, 0) % self.HOLDS == 0:
+                self._seconds[about] = {before >> halved: [] for halved in range(before.bit_length())}
+            found = self._seconds[about]
+            number = min(found, key=lambda each: len(found[each]))
+            is_measured = len(found[number]) >= self.TURNS
+            if is_measured:
+                number = min(found, key=lambda each: min(found[each]))
+            torch.set_num_threads(number)
+            started = time.perf_counter()
+            try:
+                yield
+            finally:
+                torch.set_num_threads(before)
+            self._done[about] = self._done.get(about, 0) + 1
+            if not is_measured:
+                found[number].append(time.perf_counter() - started)
         finally:
-            torch.set_num_threads(self._all)
-        if not is_measured:
-            found[number].append((time.perf_counter() - started) / max(1, size))
+            self._lock.release()
+
+
+_threads: weakref.WeakKeyDictionary[torch.nn.Module, Threads] = weakref.WeakKeyDictionary()
+
+
+def threads_of(model: torch.nn.Module) -> Threads:
+    """Return what has been measured of small work for `model`, as long as it is there."""
+    return _threads.setdefault(model, Threads())
 
 
 def backward(

@@ -155,6 +155,11 @@ class Writer:
             return cls(model, tokenizer, told["task"], {**before, **told["facts"]}, tuned=True)
         return cls(model, tokenizer, task or "text-generation", {}, tuned=False)
 
+    @property
+    def usual_new_tokens(self) -> int:
+        """Tokens that an answer has at most where nothing is asked: as many as the longest that was learnt from."""
+        return max(self.task.max_new_tokens, int(self.facts.get("answer_tokens") or 0))
+
     def asking(self, roles: Roles | None = None, source: str | None = None, to: str | None = None) -> Asking:
         """Return how it is asked: by the columns of `roles`, if it was tuned on them, and in which languages."""
         return Asking(self.task, self.facts, roles if self.tuned else None, source, to)
@@ -193,7 +198,7 @@ class Writer:
         """
         how = how or How()
         numbers = range(1, len(examples) + 1) if numbers is None else numbers
-        new = how.max_new_tokens or self.task.max_new_tokens
+        new = how.max_new_tokens or self.usual_new_tokens
         room = min(new, max(1, self.context // 2))
         if (windows := long_contexts.Windows.of(self.facts)) is not None and examples:
             return self._over_windows(windows, examples, how, shots, on_text, stopped, numbers)
@@ -213,7 +218,7 @@ class Writer:
             prompts += [found.ids] * how.n
         stops = _Stops(tuple(each for each in how.stop if each), self._usual_stops(examples, shots))
         stream = _Stream(self, stops, on_text) if on_text is not None and len(prompts) == 1 else None
-        tail = stops.longest + 16  # tokens; each is a character at least, but for bytes
+        tail = 4 * stops.longest + 16  # tokens; each is a byte at least, and a character has up to four
 
         def stop(tokens: list[int]) -> bool:
             if stopped():
@@ -239,9 +244,11 @@ class Writer:
                 stop=stop,
                 on_token=stream.take if stream else None,
             )
-        written = [Written(self._text(each.tokens, stops), len(each.tokens), each.ended) for each in continued]
+        written = [
+            Written(self._text(each.tokens, stops, each.ended), len(each.tokens), each.ended) for each in continued
+        ]
         if stream is not None:
-            stream.end(continued[0].tokens)
+            stream.end(continued[0].tokens, continued[0].ended)
         return Answers([written[at : at + how.n] for at in range(0, len(written), how.n)], cut_at)
 
     def _usual_stops(self, examples: Sequence[Example], shots: Sequence[Example]) -> tuple[str, ...]:
@@ -282,7 +289,7 @@ class Writer:
         cut_at: set[int] = set()
 
         def split(example: Example, at: int) -> list[dict[str, Any]]:
-            found, whole = plain._parts(example, shots, windows, how.max_new_tokens or self.task.max_new_tokens)
+            found, whole = plain._parts(example, shots, windows, how.max_new_tokens or self.usual_new_tokens)
             cut_at.update([] if whole else [at])
             return found
 
@@ -368,8 +375,10 @@ class Writer:
         text = self._decode(tokens)
         return text.removeprefix("\n") if self.task.name == "code-generation" else text
 
-    def _text(self, tokens: Sequence[int], stops: _Stops) -> str:
+    def _text(self, tokens: Sequence[int], stops: _Stops, ended: str | None = None) -> str:
         text = self._said(tokens)
+        if ended in ("length", "context"):
+            text = text.rstrip("\ufffd")  # of a character whose other bytes would have come
         end = stops.place(text)
         return text[:end].strip() if self.task.one_right_answer and self.task.name != "code-generation" else text[:end]
 
@@ -518,8 +527,8 @@ class _Stream:
         )
         self._hand_on(text[: len(text) - held].rstrip("\ufffd"))
 
-    def end(self, tokens: Sequence[int]) -> None:
-        self._hand_on(self._writer._text(tokens, self._stops))
+    def end(self, tokens: Sequence[int], ended: str) -> None:
+        self._hand_on(self._writer._text(tokens, self._stops, ended))
 
     def _hand_on(self, text: str) -> None:
         if len(text) > len(self._said) and text.startswith(self._said):

@@ -44,7 +44,10 @@ def read_wording(
     which each is a `pair` or none.
     """
     if len(set(labels)) < 2:
-        raise DataError(f"labels: at least two are needed, and there are {len(set(labels))}: {', '.join(labels)}")
+        raise DataError(
+            f"labels: at least two are needed, and there are {len(set(labels))}: {', '.join(labels)}. "
+            "Name them as in `--labels positive,negative`"
+        )
     for label in words or {}:
         if label not in labels:
             raise DataError(f"label_words: {label!r} is none of the labels.{nearest(label, labels)}")

@@ -41,6 +41,7 @@ SHOWN_LABELS = 12
 SHOWN_PAIRS = 10
 CURVE_POINTS = 120
 SHOWN_NOTES = 20
+REASON = 800  # characters: a reason may quote a prompt and the words of many labels
 LINES, LINE = 80, 600  # of the plain text, and characters of one
 SHOWN_RECIPE = 6_000  # characters
 MOST = 60_000  # characters of tables and words: with the image, twice in it, a notebook stays under 200 kB
@@ -158,7 +159,7 @@ def _choices(run: Run) -> str:
     return markup.table(
         ("setting", "value", "why"),
         [
-            (markup.escaped(name), markup.escaped(value), markup.escaped(why))
+            (markup.escaped(name), markup.escaped(value), markup.escaped(why, REASON))
             for name, value, why in progress.choices(run)
         ],
     )

@@ -111,9 +111,11 @@ def check(messages: Any, asked: bool = False) -> None:
     for number, role in enumerate(talk, 1 + len(roles) - len(talk)):
         wanted = "user" if (number - len(roles) + len(talk)) % 2 else "assistant"
         if role != wanted:
+            first = number == 1 + len(roles) - len(talk)
+            mend = "Leave that turn out" if first and role == "assistant" else "Join turns of the same speaker"
             raise DataError(
                 f"turn {number} of a conversation is of {str(role)[:40]!r}, and {wanted!r} is due: user and assistant "
-                "speak by turns, the user first, after one system message at most. Join turns of the same speaker"
+                f"speak by turns, the user first, after one system message at most. {mend}"
             )
     if not talk or (talk[-1] == "user") != asked:
         wanted, got = ("user", "assistant") if asked else ("assistant", "user")
@@ -154,9 +156,9 @@ def _read(held: _Held, answers: list[int]) -> tuple[list[list[Segment]], str]:
     afters = [held.written(at + 1, asking=False) for at in answers]
     for before, after in zip(befores, afters, strict=True):
         if not after.startswith(before):
-            raise ModelError(
+            raise DataError(
                 "the model's chat template writes an answer otherwise than it asks for one, so it cannot be learnt "
-                "from. Give the tokenizer another `chat_template`"
+                "from. Type another `chat_template:`, as in `chat_template: zephyr`"
             )
     together = all(before.startswith(after) for after, before in zip(afters, befores[1:], strict=False))
     parts = []
@@ -204,7 +206,7 @@ class _Held:
             reason = (str(error) or type(error).__name__).splitlines()[0][:160].rstrip(".!")
             raise DataError(
                 f"the model's chat template does not take a conversation: {reason}. Change what it refuses (often a "
-                "system message), or choose a base model with another `chat_template`"
+                "system message), or type another `chat_template:`, as in `chat_template: zephyr`"
             ) from None
         return str(written)
 

@@ -97,7 +97,10 @@ LABEL = (
     "类别",
     "分类",
 )
-PAIR_LABEL = (*LABEL, "is_duplicate", "is_paraphrase", "entailment_judgment")
+PAIR_LABEL = (
+    *(*LABEL, "is_duplicate", "is_paraphrase", "entailment_judgment", "entailment", "judgment", "judgement"),
+    *("verdict", "relation", "stance", "关系", "结论"),
+)
 TEXT = ("text", "content", "line", "document", "sentence", "verse", "poem", "文本", "内容", "评论")
 
 _CHINESE_STEMS = {
@@ -319,7 +322,8 @@ def _summary(table: Table) -> Guess | None:
     document = table.called(DOCUMENT, but=(summary or "",))
     if summary is None or document is None or not (table.texts(summary) and table.texts(document)):
         return None
-    if table.length(document) < _LONGER * table.length(summary):
+    is_sure = table.plain()[summary] in SUMMARY[:2] and table.plain()[document] in DOCUMENT[:3]
+    if table.length(document) < (1 if is_sure else _LONGER) * table.length(summary):
         return None
     return _found(
         "summarization",
