@@ -39,6 +39,11 @@ MEASURED_ON_FEW = (
     "with smollm2-135m, 16 sentences of SST-2 taught it .86 and every weight .80, 16 questions of TREC .69 and .59 "
     "(but 16 of 77 intents .20 and .27)"
 )
+FEWEST = 8  # examples, below which what a model forgets is more than what it learns
+MEASURED_ON_FOUR = (
+    "with smollm2-135m, a head held to the labels' words got .84, .43 and .16 right of SST-2, TREC and 77 intents after "
+    "4 examples, low-rank updates .76, .33 and .06"
+)
 # Parts that hang on what this attempt runs on, and beside what.
 OF_AN_ATTEMPT = (
     *("devices", "device", "dtype", "sharding", "rows", "memory", "proposal", "launches", "compile", "time", "limit"),
@@ -200,10 +205,12 @@ def optimiser_time(trained: int, steps: int, copies: float) -> dict[str, float]:
 def proposal_for_few(recipe: Recipe, rows: int, parameters: int) -> dict[str, dict[str, Any]]:
     """Return what the plan proposes instead of every weight where examples are few; nothing elsewhere.
 
-    Low-rank updates can forget less of what a model with so many `parameters` knows.
+    Low-rank updates can forget less of what a model with so many `parameters` knows, and a head alone nothing.
     """
     if recipe.tune != "full" or recipe.task != "text-classification" or rows >= FEW or parameters < defaults.SMALL:
         return {}
+    if rows < FEWEST and recipe.head != "plain":
+        return {"proposal": {"choice": "tune: head", "reason": f"{rows:,} examples are few: {MEASURED_ON_FOUR}"}}
     return {"proposal": {"choice": "tune: lora", "reason": f"{rows:,} examples are few: {MEASURED_ON_FEW}"}}
 
 
