@@ -122,6 +122,7 @@ def main() -> None:
     found: list[dict[str, Any]] = json.loads(kept.read_text())["every"] if kept and kept.exists() else []
     for each in found:
         each.setdefault("draw", 0)  # of a time when there was one
+        each.setdefault("draws", 1)  # which rows are held hangs on it
     done = [{name: each[name] for name in each if name not in ("accuracy", "seconds")} for each in found]
     own = (None, None, None, None)
     grid = [own, *itertools.product(arguments.rates, arguments.batches, arguments.epochs, arguments.warmups)]
@@ -134,6 +135,7 @@ def main() -> None:
         asked = {
             **about,
             "draw": draw,
+            "draws": arguments.draws,
             "tune": method,
             **dict(zip(("rate", "batch", "epochs", "warmup"), setting, strict=True)),
         }

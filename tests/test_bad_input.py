@@ -73,7 +73,7 @@ def test_a_template_that_fails_names_the_conversation_and_what_to_change(tmp_pat
     assert str(caught.value) == (
         "df (list), row 2 ('system: Be brief. user: Hello there'): the model's chat template does not take a "
         "conversation: No system here. Change what it refuses (often a system message), or type another "
-        "`chat_template:`, as in `chat_template: zephyr`"
+        "`chat_template:`, as in `chat_template: zephyr`, or choose another base model"
     )
 
 

@@ -397,7 +397,8 @@ def test_a_template_that_fails_is_told_in_one_message() -> None:
         chat_templates.question(tokenizer, [{"role": "user", "content": "Hi"}])
     assert str(caught.value) == (
         "the model's chat template does not take a conversation: Only user and assistant roles are supported. Change "
-        "what it refuses (often a system message), or type another `chat_template:`, as in `chat_template: zephyr`"
+        "what it refuses (often a system message), or type another `chat_template:`, as in `chat_template: zephyr`, or "
+        "choose another base model"
     )
 
 

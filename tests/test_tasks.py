@@ -103,7 +103,7 @@ def test_few_rows_with_a_label_by_name_are_for_text_classification(tmp_path: Pat
         table = table_of(tmp_path, pd.DataFrame(rows, columns=columns))
         assert not isinstance(table, roles.RoleTable), labels
         assert table.labels == sorted(set(labels))
-    lists = pd.DataFrame([(f"Day {at}.", [("glad", "sad")[at % 2]]) for at in range(20)], columns=["text", "tags"])
+    lists = pd.DataFrame([(f"Day {at}.", [("glad", "sad")[at % 2]]) for at in range(20)], columns=["text", "emotions"])
     assert table_of(tmp_path, lists).multi_label
     answers = [(f"Text {at}.", f"What follows the text with number {at}, word by word.") for at in range(4)]
     assert isinstance(table_of(tmp_path, pd.DataFrame(answers, columns=["text", "topic"])), roles.RoleTable)
@@ -312,7 +312,7 @@ def test_an_answer_that_fits_into_no_part_of_its_conversation_is_counted(tmp_pat
 
 def test_answers_may_be_as_long_as_those_that_were_learnt(tmp_path: Path, tiny_model: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    for words in (1, 30, 400):
+    for words in (1, 30, 100):
         frame = pd.DataFrame({"question": ["Who?"] * 3, "answer": ["Ann", "Bo", "no " * words]})
         job = jobs.of(table_of(tmp_path, frame, validation=0), make_recipe({"data": "df"}))
         job.encode(tokenizer, 512)

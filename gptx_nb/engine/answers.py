@@ -102,7 +102,7 @@ def written(
     else:
         told = writer.write(asked, greedy, shots)
         answers, cut_at = [each[0].text for each in told.written], told.cut_at
-        unended = sum(each[0].ended == "length" for each in told.written)
+        unended = sum(each[0].ended in ("length", "context") for each in told.written)
         if allow_code and any("tests" in each for each in asked):
             found["pass@1"] = _passed(asked, answers)
         found |= _by_direction(writer, asked, answers)
@@ -133,7 +133,7 @@ def _prompts(
     asked, encoder = writer.prompt(example, shots), writer.encoder
     if choose:
         return [encoder.encode([*asked, Segment(f" {choice}", target=True)]) for choice in example["choices"]]
-    room = min(how.max_new_tokens or writer.usual_new_tokens, max(1, writer.context // 2))
+    room = min(how.max_new_tokens or writer.task.max_new_tokens, max(1, writer.context // 2))
     found = encoder.prompt(asked, room)
     if found is None and (shorter := writer.task.shorter(example)) is not None:
         return _prompts(writer, shorter, shots, how)
@@ -158,8 +158,8 @@ def notes(found: dict[str, Any], row: Callable[[int], str], reads: str) -> list[
         )
     if unended := found.get("unended"):
         told.append(
-            f"{unended:,} of {found['written']:,} answers ended at the most tokens that an answer may have, and are "
-            "scored as far as they go"
+            f"{unended:,} of {found['written']:,} answers ended at the most tokens that an answer may have, or where "
+            "the model sees no further, and are scored as far as they go"
         )
     if places := found["cut_at"]:
         told.append(

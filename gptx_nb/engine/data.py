@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 LABEL_NAMES = (
     *("label", "labels", "category", "class", "sentiment", "target", "intent", "topic", "emotion", "tag", "polarity"),
     *("verdict", "genre", "output", "label_text", "label_name", "label_names", "class_name", "category_name"),
-    *("tags", "emotions", "genres", "topics", "categories", "classes", "intents", "sentiments"),
+    *("emotions", "classes", "intents", "sentiments"),
     *("标签", "类别", "分类", "情感", "情绪", "意图", "主题", "话题", "类型"),
 )
 ID_NAMES = ("id", "idx", "index", "guid", "uuid", "key", "url", "link", "date", "time", "timestamp")

@@ -23,6 +23,7 @@ REPEATED = 2 / 3  # of the parts of joined labels, those that stand in other lab
 DOUBTFUL = 1 / 2  # the same, from where they may be
 A_FEW = 100  # numbers that may be labels with blanks between
 _LIST = re.compile(r"\[.*\]|\{.*\}|\(.*\)", re.DOTALL)
+_ENTITY = re.compile(r"&#?\w+;")  # of HTML
 _QUOTED = re.compile(r"""(['"])(.*)\1""", re.DOTALL)
 _ON = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 
@@ -128,15 +129,20 @@ def doubts(sheet: Sheet, column: str, recipe: Recipe) -> list[str]:
     distinct = {value.strip() for value in values if isinstance(value, str)} - set(recipe.labels or ())
     for separator in SEPARATORS:
         joined, share = _joined(distinct, separator, sure=False)
-        if separator in RARE and share < DOUBTFUL:
-            joined = [each for each in distinct if separator in each and all(map(str.strip, each.split(separator)))]
-            share = DOUBTFUL if joined else 0
         if share >= DOUBTFUL:
-            return [
-                f"labels such as {min(joined)[:60]!r} look like several in one text, and are read as one each. If they "
-                f"are several, type `label_separator: '{separator}'`"
-            ]
+            return [_doubt(joined, separator)]
+    for separator in RARE:
+        plain = [text for text in distinct if separator in text and not _ENTITY.search(text)]
+        if joined := [text for text in plain if all(map(str.strip, text.split(separator)))]:
+            return [_doubt(joined, separator)]
     return []
+
+
+def _doubt(joined: Sequence[str], separator: str) -> str:
+    return (
+        f"labels such as {min(joined)[:60]!r} look like several in one text, and are read as one each. If they "
+        f"are several, type `label_separator: '{separator}'`"
+    )
 
 
 def _joined(distinct: set[str], separator: str, sure: bool = True) -> tuple[list[str], float]:

@@ -35,7 +35,7 @@ Example = dict[str, Any]
 Roles = dict[str, str | list[str]]
 
 CLASSIFICATION = "text-classification"
-FEW_LABELS = 9  # different ones, from which on they have to stand in two rows each for a column to be one of labels
+FEW_LABELS = 9  # different ones, beyond which they have to stand in two rows each for a column to be one of labels
 LONGEST_NAME = 40  # characters of a label's name
 SEEN = 200  # rows that a guess looks at
 FEWEST_GROUPS = 10  # contexts; with fewer, questions on the same text may stand on both sides of the split
@@ -263,7 +263,7 @@ def _has_label(sheet: Sheet, recipe: Recipe, guess: Guess) -> bool:
     most = max(len(labels) // 2, FEW_LABELS) if by_name else min(100, len(labels) // 5)
     if by_name and any(isinstance(each, list) for each in labels):
         return set(guess.roles) == {"text"}
-    if by_name and distinct > len(labels) // 2 and not _are_names(found.label, labels):
+    if by_name and distinct > max(2, len(labels) // 2) and not _are_names(found.label, labels):
         return False
     if not 2 <= distinct <= max(2, most) or any(isinstance(each, list | dict) for each in labels):
         return False

@@ -67,6 +67,9 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(MOST, thread_name_prefix="stream")
 
 
+_measuring = threading.Lock()  # of all: a part of the number of threads holds for the whole process
+
+
 class Threads:
     """How many of a CPU's threads one small piece of work takes: as many as it is quickest with, by measurement.
 
@@ -83,7 +86,6 @@ class Threads:
     def __init__(self) -> None:
         self._seconds: dict[Hashable, dict[int, list[float]]] = {}
         self._done: dict[Hashable, int] = {}
-        self._lock = threading.Lock()
 
     @contextlib.contextmanager
     def quickest(self, kind: str, size: int) -> Iterator[None]:
@@ -93,7 +95,7 @@ class Threads:
         meanwhile is neither measured nor given a number: a part of the setting holds for all.
         """
         before = torch.get_num_threads()
-        if before == 1 or not self._lock.acquire(blocking=False):
+        if before == 1 or not _measuring.acquire(blocking=False):
             yield
             return
         try:
@@ -116,7 +118,7 @@ class Threads:
             if not is_measured:
                 found[number].append(time.perf_counter() - started)
         finally:
-            self._lock.release()
+            _measuring.release()
 
 
 _threads: weakref.WeakKeyDictionary[torch.nn.Module, Threads] = weakref.WeakKeyDictionary()

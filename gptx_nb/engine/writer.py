@@ -157,8 +157,12 @@ class Writer:
 
     @property
     def usual_new_tokens(self) -> int:
-        """Tokens that an answer has at most where nothing is asked: as many as the longest that was learnt from."""
-        return max(self.task.max_new_tokens, int(self.facts.get("answer_tokens") or 0))
+        """Tokens that an answer has at most where nothing is asked: as many as the longest that was learnt from.
+
+        Prompts leave room for the task's usual number, so that one long answer takes nothing from all contexts.
+        """
+        learnt = int(self.facts.get("answer_tokens") or 0) if self.tuned else 0
+        return max(self.task.max_new_tokens, learnt)
 
     def asking(self, roles: Roles | None = None, source: str | None = None, to: str | None = None) -> Asking:
         """Return how it is asked: by the columns of `roles`, if it was tuned on them, and in which languages."""
@@ -199,7 +203,7 @@ class Writer:
         how = how or How()
         numbers = range(1, len(examples) + 1) if numbers is None else numbers
         new = how.max_new_tokens or self.usual_new_tokens
-        room = min(new, max(1, self.context // 2))
+        room = min(how.max_new_tokens or self.task.max_new_tokens, max(1, self.context // 2))
         if (windows := long_contexts.Windows.of(self.facts)) is not None and examples:
             return self._over_windows(windows, examples, how, shots, on_text, stopped, numbers)
         prompts: list[list[int]] = []
@@ -289,7 +293,7 @@ class Writer:
         cut_at: set[int] = set()
 
         def split(example: Example, at: int) -> list[dict[str, Any]]:
-            found, whole = plain._parts(example, shots, windows, how.max_new_tokens or self.usual_new_tokens)
+            found, whole = plain._parts(example, shots, windows, how.max_new_tokens or self.task.max_new_tokens)
             cut_at.update([] if whole else [at])
             return found
 

@@ -69,7 +69,7 @@ def told(tokenizer: PreTrainedTokenizerBase, asked: str | None = None) -> str:
         example = conversation(tokenizer, said)[0]
     except (DataError, ModelError) as error:
         reason = str(error).partition("does not take a conversation: ")[2].partition(". Change what it refuses")[0]
-        why = reason or str(error).partition(". Give the tokenizer")[0]
+        why = reason or str(error).partition(". Type another")[0]
         raise DataError(f"chat_template: {why}. Correct it, or type `chat_template: zephyr`") from None
     for turn in said:
         if turn["content"] not in "".join(each.text for each in example):
@@ -158,7 +158,7 @@ def _read(held: _Held, answers: list[int]) -> tuple[list[list[Segment]], str]:
         if not after.startswith(before):
             raise DataError(
                 "the model's chat template writes an answer otherwise than it asks for one, so it cannot be learnt "
-                "from. Type another `chat_template:`, as in `chat_template: zephyr`"
+                "from. Type another `chat_template:`, as in `chat_template: zephyr`, or choose another base model"
             )
     together = all(before.startswith(after) for after, before in zip(afters, befores[1:], strict=False))
     parts = []
@@ -206,7 +206,8 @@ class _Held:
             reason = (str(error) or type(error).__name__).splitlines()[0][:160].rstrip(".!")
             raise DataError(
                 f"the model's chat template does not take a conversation: {reason}. Change what it refuses (often a "
-                "system message), or type another `chat_template:`, as in `chat_template: zephyr`"
+                "system message), or type another `chat_template:`, as in `chat_template: zephyr`, or choose another "
+                "base model"
             ) from None
         return str(written)
 
