@@ -16,7 +16,8 @@ from gptx_nb.engine.multi_label import Threshold
 
 # Times the root mean square of the moves of the texts that a model is tried on. With a tuned tiny,
 # of 800 joined SST-2 sentences the one that was moved most is at 5.4 times, and 6 are computed again; of 800 questions
-# of banking77, with 77 labels, at 1.6 times, and 52 (products rounded as bfloat16 does, in float32).
+# of banking77, with 77 labels, at 1.6 times, and 52 (products rounded as bfloat16 does, in
+# float32, weights to the nearest number).
 SURE = 8.0
 TRIED = 24  # texts; few and short, as they are computed twice before the first answer
 LENGTHS = (4, 25)  # tokens; from, and below

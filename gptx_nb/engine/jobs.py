@@ -469,6 +469,7 @@ class Writing:
                 encoder.rows(parts, f"{self._row(part, 0)} and all others")  # says why nothing can be learnt
         answering = not any(self.task.whole_text(each) for each in self.table.train[:1])
         longest = max((_longest_answer(row) for row in self._rows), default=0) if answering else 0
+        # Where memory makes rows shorter, examples are encoded again: what whole answers had stays.
         if longest > self.task.max_new_tokens and self._facts.get("answer_tokens") is None:
             self._facts["answer_tokens"] = min(longest, MOST_TIMES_USUAL * self.task.max_new_tokens)
         self._facts.pop("max_length", None)

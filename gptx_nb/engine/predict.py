@@ -4,10 +4,10 @@ Tokens and batches are those of training's scoring (`text_classification`): rows
 where the model allows that. So in one arithmetic a text's result does not depend on the texts beside it.
 
 Labels are float32's. Where the device computes bfloat16 faster (`arithmetic`), products are in it, and the texts whose
-labels rounding could change are computed again in float32 (`close_calls`): few where weights are dithered
-(`products`), more where they are not. (With
-heads whose logits differ by about 2, on joined SST-2 sentences, products in bfloat16 alone change 0.35 % of 2,000
-labels with tiny.) What is left of that is in the probabilities of texts whose labels are sure.
+labels rounding could change are computed again in float32 (`close_calls`): few where weights are dithered (`products`),
+more where they are not. (With heads whose logits differ by about 2, on joined SST-2 sentences, weights rounded to the
+nearest number alone change 0.35 % of 2,000 labels with tiny.) What is left of that is in the probabilities of texts
+whose labels are sure.
 """
 
 from __future__ import annotations
