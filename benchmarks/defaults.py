@@ -4,14 +4,16 @@
         [--rates 0.25,0.5,1,2,4] [--batches 16,64] [--epochs 1,3] [--warmups 0.1] [--examples 1000] [--held 500]
         [--draws 1] [--seconds 280] [--out defaults]
 
-DATA_FOLDER is that of benchmarks/fewshot.py. --rates are times the rate that the package takes by itself. Every run
-trains as `%%gpt_finetune` does, on the same examples, and is scored with its last weights on other rows of the training
-table, the same ones: what is chosen here has seen no test row. A batch of 0 is the package's own; with --rates "" only
-the package's own settings are run. Of several --draws each learns from other examples. A sweep is made of pieces: with
---out, what stands in OUT.json is not run again, and after --seconds no run is begun.
+DATA_FOLDER is that of benchmarks/fewshot.py; --sets are folders of it with labelled texts, or sets that a model writes
+answers to, by their names in benchmarks/tasks.py (e2e, tatoeba, …). --rates are times the rate that the package takes
+by itself. Every run trains as `%%gpt_finetune` does, on the same examples, and is scored with its last weights on other
+rows of the training table, the same ones: what is chosen here has seen no test row. A batch of 0 is the package's own;
+with --rates "" only the package's own settings are run. Of several --draws each learns from other examples. A sweep is
+made of pieces: with --out, what stands in OUT.json is not run again, and after --seconds no run is begun.
 
-The table gives, for each method, the best setting by mean accuracy over the sets, what the package takes by itself
-("default"), and how far that is below the best.
+The table gives, for each method, the best setting by mean score over the sets, what the package takes by itself
+("default"), and how far that is below the best. A score is accuracy or, of a model that writes, the loss on the held
+rows' answers (nats a token), negative.
 """
 
 from __future__ import annotations
@@ -20,50 +22,79 @@ import argparse
 import itertools
 import json
 import statistics
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import tasks
 from fewshot import MAX_LENGTH, Set, numbers
 from report import report
 
+from gptx_nb import sources
 from gptx_nb.catalog import CATALOG
-from gptx_nb.engine import plan
+from gptx_nb.engine import examples as tables
+from gptx_nb.engine import jobs, plan
 from gptx_nb.engine.data import Examples, Table
-from gptx_nb.engine.transfer import accuracy
-from gptx_nb.recipe import Recipe
+from gptx_nb.engine.transfer import goodness
+from gptx_nb.recipe import Recipe, make_recipe
 
 
 def shares(text: str) -> list[float]:
     return [float(each) for each in text.split(",") if each]
 
 
-def run(data: Set, asked: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train once by the settings in `asked`, where None leaves one to the package; return them with the accuracy."""
-    (texts, labels), count = data.train, arguments.examples
-    learnt, kept = slice(asked["draw"] * count, (asked["draw"] + 1) * count), slice(arguments.draws * count, None)
-    train, held = (Examples(texts[part], labels[part].tolist()) for part in (learnt, kept))
-    about = {"text": "text", "label": "label", "warnings": [], "source": data.name}
-    recipe = Recipe(
-        data="benchmark",
-        model=arguments.model,
-        tune=asked["tune"],
-        batch_size=asked["batch"] or None,
-        epochs=asked["epochs"],
-        max_length=MAX_LENGTH,
-        keep="last",  # the rows it is scored on choose nothing
-        baselines=False,
+class WrittenSet:
+    """A set whose answers a model writes: `rows` of its training table, and the task's columns."""
+
+    def __init__(self, folder: Path, name: str, rows: int) -> None:
+        self.name, self.which = name, tasks.SETS[name]
+        self.rows = tasks.table(folder, self.which, "train", rows)
+
+
+def job_of(data: Set | WrittenSet, learnt: slice, held: slice, given: dict[str, Any]) -> tuple[Recipe, jobs.Job]:
+    """Return the recipe that has the settings `given`, and its job: rows to learn from and rows to be scored on."""
+    if isinstance(data, Set):
+        texts, labels = data.train
+        train, kept = (Examples(texts[part], labels[part].tolist()) for part in (learnt, held))
+        about = {"text": "text", "label": "label", "warnings": [], "source": data.name}
+        recipe = Recipe(data="benchmark", max_length=MAX_LENGTH, **given)
+        return recipe, jobs.Classification(Table(train, kept, data.labels, about), recipe)
+    recipe = make_recipe({"task": data.which.task, "max_length": data.which.max_length, **given})
+    with tempfile.TemporaryDirectory() as scratch:
+        where = sources.stage(recipe, data.rows[learnt], data.rows[held], Path(scratch))
+        return recipe, jobs.of(tables.load(recipe, where, Path(scratch)), recipe)
+
+
+def run(data: Set | WrittenSet, asked: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train once by the settings in `asked`, where None leaves one to the package; return them with the score."""
+    count = arguments.examples
+    given = {
+        "model": arguments.model,
+        "tune": asked["tune"],
+        "batch_size": asked["batch"] or None,
+        "epochs": asked["epochs"],
+        "keep": "last",  # the rows it is scored on choose nothing
+        "baselines": False,
         **({} if asked["warmup"] is None else {"warmup": asked["warmup"]}),
-    )
+    }
+    labelled = isinstance(data, Set)
+    parts = slice(asked["draw"] * count, (asked["draw"] + 1) * count), slice(arguments.draws * count, None)
+    recipe, job = job_of(data, *parts, given)
     if asked["rate"] is not None:
         size = round(CATALOG[arguments.model].parameters * 1e6)
-        batch, _ = plan.batch_size(recipe, len(train), size)
-        own, _ = plan.learning_rate(recipe.model_copy(update={"batch_size": batch}), size)
-        recipe = recipe.model_copy(update={"learning_rate": asked["rate"] * own})
+        batch, _ = plan.batch_size(recipe, count, size, labelled)
+        own, _ = plan.learning_rate(recipe.model_copy(update={"batch_size": batch}), size, labelled)
+        recipe, job = job_of(data, *parts, {**given, "learning_rate": asked["rate"] * own})
     started = time.perf_counter()
-    table = Table(train, held, data.labels, about)
-    score = accuracy(recipe, table, scratch=False, should_stop=lambda: False, record=lambda entry: None)
-    return {**asked, "accuracy": score, "seconds": round(time.perf_counter() - started)}
+    found = goodness(recipe, job)
+    assert found is not None
+    score = {"accuracy": found[0]} if labelled else {"nats": -found[0]}
+    return {**asked, **score, "seconds": round(time.perf_counter() - started)}
+
+
+def score_of(each: dict[str, Any]) -> float:
+    return float(each["accuracy"] if "accuracy" in each else -each["nats"])
 
 
 SETTINGS = ("rate", "batch", "epochs", "warmup")
@@ -76,10 +107,11 @@ def best_of(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     groups: dict[tuple[Any, ...], dict[tuple[Any, ...], dict[Any, float]]] = {}
     for each in found:
-        group = groups.setdefault((each["model"], each["examples"], each["tune"]), {})
-        group.setdefault(tuple(each[name] for name in SETTINGS), {})[each["set"], each["draw"]] = each["accuracy"]
+        kind = "accuracy" if "accuracy" in each else "nats"
+        group = groups.setdefault((each["model"], each["examples"], each["tune"], kind), {})
+        group.setdefault(tuple(each[name] for name in SETTINGS), {})[each["set"], each["draw"]] = score_of(each)
     rows = []
-    for (model, examples, tune), settings in groups.items():
+    for (model, examples, tune, kind), settings in groups.items():
         own = settings[None, None, None, None]
         whole = {key: each for key, each in settings.items() if len(each) > 1 and own.keys() >= each.keys()}
         below = {key: statistics.mean(each[at] - own[at] for at in each) for key, each in whole.items()}
@@ -91,6 +123,7 @@ def best_of(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "model": model,
                 "examples": examples,
                 "tune": tune,
+                "score": kind if kind == "accuracy" else "-nats a token",
                 "settings": len(whole),
                 "sets": ", ".join(sorted({name for name, _ in whole[best]})),
                 "best": statistics.mean(whole[best].values()),
@@ -123,11 +156,15 @@ def main() -> None:
     for each in found:
         each.setdefault("draw", 0)  # of a time when there was one
         each.setdefault("draws", 1)  # which rows are held hangs on it
-    done = [{name: each[name] for name in each if name not in ("accuracy", "seconds")} for each in found]
+    done = [{name: each[name] for name in each if name not in ("accuracy", "nats", "seconds")} for each in found]
     own = (None, None, None, None)
     grid = [own, *itertools.product(arguments.rates, arguments.batches, arguments.epochs, arguments.warmups)]
     rows = arguments.draws * arguments.examples + arguments.held
-    data = [Set(arguments.folder / name, rows, 1) for name in arguments.sets.split(",")]
+    writing = [name for name, which in tasks.SETS.items() if which.task != "text-classification"]
+    data = [
+        WrittenSet(arguments.folder, name, rows) if name in writing else Set(arguments.folder / name, rows, 1)
+        for name in arguments.sets.split(",")
+    ]
     begun = time.perf_counter()
     draws = range(arguments.draws)
     for setting, method, each, draw in itertools.product(grid, arguments.methods.split(","), data, draws):

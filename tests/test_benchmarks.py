@@ -94,6 +94,13 @@ def test_a_sweep_says_how_far_the_default_is_below_its_best() -> None:
         [*found, *({**setting, "set": "c", "rate": rate, "epochs": None, "accuracy": 0.6} for rate in (None,))]
     )
     assert (row["sets"], row["default"]) == ("a, b", pytest.approx(0.75)), "on the sets that both were run on"
+    written = [
+        {**setting, "set": name, "rate": rate, "epochs": None, "nats": nats}
+        for rate, nats in ((None, 2.0), (2.0, 1.5))
+        for name in ("c", "d")
+    ]
+    _, row = defaults.best_of([*found, *written])
+    assert (row["score"], row["best"], row["below"]) == ("-nats a token", pytest.approx(-1.5), pytest.approx(0.5))
 
 
 def test_draws_have_a_spread_but_where_all_are_the_same() -> None:

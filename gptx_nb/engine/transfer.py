@@ -16,7 +16,7 @@ import torch
 
 from gptx_nb.engine import setup
 from gptx_nb.engine.data import Table
-from gptx_nb.engine.jobs import Classification, Learner
+from gptx_nb.engine.jobs import Classification, Job, Learner
 from gptx_nb.engine.train import arithmetic, make_scaler, train
 from gptx_nb.recipe import Recipe
 
@@ -69,26 +69,49 @@ def accuracy(
     save_memory: Callable[[Learner, torch.device], None] | None = None,
     needs_less: Callable[[int], bool] = lambda step: False,
 ) -> float | None:
-    """Train once by `recipe`, from random weights if `scratch`, and return the accuracy on the rows held back.
+    """Train a classifier once by `recipe`, from random weights if `scratch`; return its accuracy on the rows held back.
 
     It is that of the weights which the recipe keeps. None: `should_stop` said so. `record` is told of every step.
     `save_memory` may let the learner take less memory before it begins. Where memory runs out at a step,
     `needs_less(step)` says whether the learner takes less from now on; the step then begins again.
     """
-    assert table.validation is not None
-    job = Classification(table, recipe)
+    found = goodness(
+        recipe,
+        Classification(table, recipe),
+        scratch=scratch,
+        should_stop=should_stop,
+        record=record,
+        save_memory=save_memory,
+        needs_less=needs_less,
+    )
+    return None if found is None else found[0]
+
+
+def goodness(
+    recipe: Recipe,
+    job: Job,
+    *,
+    scratch: bool = False,
+    should_stop: Callable[[], bool] = lambda: False,
+    record: Callable[[dict[str, Any]], None] = lambda entry: None,
+    save_memory: Callable[[Learner, torch.device], None] | None = None,
+    needs_less: Callable[[int], bool] = lambda step: False,
+) -> list[float] | None:
+    """Train once, as `accuracy` does, whatever the task; return by what `job` finds weights good: greater is better.
+
+    That is accuracy, then loss, negative, of a classifier; the loss alone, negative, of a model that writes.
+    """
     made = setup.prepare(recipe, job, lambda text: None, scratch=scratch, save_memory=save_memory)
     learner, device = made.learner, made.device
     if learner.frozen is not None:
         learner.prepare(lambda: arithmetic(made.model, device.device, device.dtype))
-    found: list[tuple[float, float]] = []
+    found: list[list[float]] = []
 
     def score(step: int) -> None:
         if recipe.keep == "last" and step < made.settings.steps:
             return
         with arithmetic(made.model, device.device, device.dtype):
-            accuracy, surer = job.evaluation(made.model, made.tokenizer, learner)[1]
-        found.append((accuracy, surer))
+            found.append(job.evaluation(made.model, made.tokenizer, learner)[1])
 
     end = train(
         made.model,
@@ -108,4 +131,4 @@ def accuracy(
     )
     if end.early:
         return None
-    return max(found)[0] if recipe.keep == "best" else found[-1][0]
+    return max(found) if recipe.keep == "best" else found[-1]
