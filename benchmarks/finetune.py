@@ -18,8 +18,9 @@ SST2_FOLDER holds train and validation tables (.csv or .csv.xz) with columns `te
 Batch and learning rate of a variant can be set, so that settings are compared in one run: `ours@32`, `best@64:1e-4`.
 
 Every run is a process of its own; variants take turns within a repeat, and a ratio is the median over the repeats of
-the ratio within one. All variants begin with the same weights in float32, see the same examples, use every core, and
-wait for work asleep (OMP_WAIT_POLICY), as runs of gptx_nb do. The seed is the number of the repeat.
+the ratio within one. All variants begin with the same weights in float32, see the same examples, and use every core.
+Threads of ours wait for work as runs of gptx_nb do (`launch.WAITING`), the others' as torch has it. The seed is the
+number of the repeat.
 
 - Training is what the clock sees: batches, steps, and the frozen part's single pass. Preparation is loading the model
   and tokenising. Imports and scoring are left out for all; nobody saves.
@@ -68,10 +69,10 @@ from gptx_nb.engine.jobs import Classification
 from gptx_nb.engine.predict import use_all_cores
 from gptx_nb.engine.tasks import text_classification as task
 from gptx_nb.engine.train import arithmetic, train
+from gptx_nb.launch import WAITING
 from gptx_nb.recipe import Recipe
 
 MAX_LENGTH = 512
-WAITING = "OMP_WAIT_POLICY"  # gptx_nb starts its processes with "passive", so that a waiting thread takes no core
 SCORINGS = 8  # of ours, on the way
 
 
@@ -411,12 +412,16 @@ def one(arguments: argparse.Namespace) -> Measured:
     return with_engine(variant, arguments, device)
 
 
+def surroundings(variant: str) -> dict[str, str]:
+    """Return the environment of a variant's process: how threads wait for work is ours to say for `ours`."""
+    return {**WAITING, **os.environ} if variant.startswith("ours") else dict(os.environ)
+
+
 def in_a_process(variant: str, seed: int, arguments: argparse.Namespace) -> Measured:
     command = [sys.executable, __file__, str(arguments.folder), "--one", variant, "--seed", str(seed)]
     for name in ("model", "examples", "epochs"):
         command += [f"--{name}", str(getattr(arguments, name))]
-    environment = {WAITING: "passive", **os.environ}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=surroundings(variant))
     if done.returncode:
         raise SystemExit(f"{variant} failed:\n{done.stderr}")
     return Measured(**json.loads(done.stdout.splitlines()[-1]))

@@ -13,18 +13,18 @@ generate.md (the table).
     ours           `gptx_nb.engine.generate`, products in the arithmetic that the package chooses for answers here
     ours-float32   the same, all in float32
 
-Every run is a process of its own, uses every core, and waits for work asleep (OMP_WAIT_POLICY), as processes of gptx_nb
-do; variants take turns within a repeat, and a ratio is the median over the repeats of the ratio within one. No text
-ends early: end tokens are ordinary ones here. Loading and one short round are left out. Same tokens: the share of the
-tokens before the first that differs from the documented way's, in the mean over the prompts; after a near-tie that
-falls the other way two texts have nothing to do with each other.
+Every run is a process of its own and uses every core; threads of ours wait for work as processes of gptx_nb do
+(`launch.WAITING`), the others' as torch has it. Variants take turns within a repeat, and a ratio is the median over the
+repeats of the ratio within one. No text ends early: end tokens are ordinary ones here. Loading and one short round are
+left out. One prompt at a time: the median of the first three. Same tokens: the share of the tokens before the first
+that differs from the documented way's, in the mean over the prompts; after a near-tie that falls the other way two
+texts have nothing to do with each other.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from finetune import WAITING, forget_high_water, high_water, machine, read, synchronise
+from finetune import forget_high_water, high_water, machine, read, surroundings, synchronise
 from report import report
 from transformers import AutoModelForCausalLM
 
@@ -116,8 +116,7 @@ def in_a_process(variant: str, arguments: argparse.Namespace) -> Measured:
     command = [sys.executable, __file__, str(arguments.folder), "--one", variant]
     for name in ("model", "prompts", "new_tokens", "threads"):
         command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
-    environment = {WAITING: "passive", **os.environ}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=surroundings(variant))
     if done.returncode:
         raise SystemExit(f"{variant} failed:\n{done.stderr}")
     return Measured(**json.loads(done.stdout.splitlines()[-1]))

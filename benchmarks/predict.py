@@ -11,7 +11,8 @@ writes predict.json and predict.md.
     pipeline       `pipeline("text-classification")` as documented: one text a batch
     pipeline-16    the same with batch_size=16
 
-All read the same saved folder, the pipelines in float32, in one process, use every core and take turns within a
+All read the same saved folder, the pipelines in float32. Each is a process of its own that uses every core; threads of
+ours wait for work as processes of gptx_nb do (`launch.WAITING`), the others' as torch has it. They take turns within a
 repeat; ratios are medians over the repeats of the ratio within one. Loading is left out. One text at a time: the first
 --singles texts, one call each, after a call that is not counted. The classifier is fine-tuned before, on --examples
 sentences of the train table: how many labels are computed again in float32 depends on how sure it is. The largest
@@ -21,20 +22,20 @@ difference of a probability is reported, against the pipeline as documented.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import transformers
-from finetune import MAX_LENGTH, WAITING, machine, read, synchronise
+from finetune import MAX_LENGTH, machine, read, surroundings, synchronise
 from report import report
 
 import gptx_nb
@@ -76,66 +77,94 @@ def classifier_of(name: str, sentences: pd.DataFrame) -> Path:
 WAYS = ("ours", "pipeline", "pipeline-16")
 
 
-def ways(folder: Path, device: devices.Device, named: Sequence[str]) -> dict[str, Classify]:
-    """Return those of `WAYS` that are `named`, each with its model loaded."""
+def loaded(name: str, folder: Path, device: devices.Device) -> Classify:
+    """Return one of `WAYS`, with its model loaded. Columns of probabilities are in the order of our labels."""
     classifier = Classifier.load(folder, device)
+    if name == "ours":
+        return lambda texts: np.array(classifier.predict(texts))
+    labels = classifier.labels
+    classifier.close()
+    options: dict[str, Any] = {"batch_size": 16} if name == "pipeline-16" else {}
+    pipe: Any = transformers.pipeline("text-classification", model=str(folder), device=device.device, **options)
 
-    def peer(**options: Any) -> Classify:
-        pipe: Any = transformers.pipeline("text-classification", model=str(folder), device=device.device, **options)
+    def classify(texts: list[str]) -> np.ndarray:
+        answers = pipe(texts, top_k=None, truncation=True)
+        by_label = ({each["label"]: each["score"] for each in answer} for answer in answers)
+        return np.array([[scores[label] for label in labels] for scores in by_label])
 
-        def classify(texts: list[str]) -> np.ndarray:
-            answers = pipe(texts, top_k=None, truncation=True)
-            by_label = ({each["label"]: each["score"] for each in answer} for answer in answers)
-            return np.array([[scores[label] for label in classifier.labels] for scores in by_label])
-
-        return classify
-
-    make: dict[str, Callable[[], Classify]] = {
-        "ours": lambda: lambda texts: np.array(classifier.predict(texts)),
-        "pipeline": peer,
-        "pipeline-16": lambda: peer(batch_size=16),
-    }
-    return {name: make[name]() for name in named}
+    return classify
 
 
-def measure(arguments: argparse.Namespace) -> None:
+def serve(name: str, folder: Path, asked: Connection) -> None:
+    """Answer in this process: texts come, seconds and probabilities go, until None comes."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     use_all_cores()
+    device = devices.choose()
+    classify = loaded(name, folder, device)
+    while (texts := asked.recv()) is not None:
+        synchronise(device)
+        started = time.perf_counter()
+        found = classify(texts)
+        asked.send((time.perf_counter() - started, found))
+
+
+class Served:
+    """One of `WAYS` in a process of its own."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._asked, there = context.Pipe()
+        self._process = context.Process(target=serve, args=(name, folder, there), daemon=True)
+        before = dict(os.environ)
+        os.environ.update(surroundings(name))  # how threads wait is read when torch is loaded
+        try:
+            self._process.start()
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+        there.close()  # or the end of the process would not be seen
+
+    def __call__(self, texts: list[str]) -> tuple[float, np.ndarray]:
+        self._asked.send(texts)
+        seconds, found = self._asked.recv()
+        return seconds, found
+
+    def end(self) -> None:
+        self._asked.send(None)
+        self._process.join()
+
+
+def measure(arguments: argparse.Namespace) -> None:
     device = devices.choose()
     texts = mixed(read(arguments.folder, "test").texts, arguments.texts)
     learnt = read(arguments.folder, "train", arguments.examples)
     names = ("negative", "positive")
     sentences = pd.DataFrame({"text": learnt.texts, "label": [names[label] for label in learnt.labels]})
+    tokenizer = models.load_tokenizer(models.find(arguments.model))
+    lengths = sorted(min(MAX_LENGTH, len(row)) for row in tokenizer(texts, verbose=False)["input_ids"])
+    many: dict[str, list[float]] = {name: [] for name in arguments.ways.split(",")}
+    single: dict[str, list[float]] = {name: [] for name in many}
+    found: dict[str, np.ndarray] = {}
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["GPTX_HOME"] = scratch
         folder = classifier_of(arguments.model, sentences)
-        classify = ways(folder, device, arguments.ways.split(","))
-        tokenizer = models.load_tokenizer(models.find(arguments.model))
-    lengths = sorted(min(MAX_LENGTH, len(row)) for row in tokenizer(texts, verbose=False)["input_ids"])
-
-    def seconds(name: str, some: list[str]) -> tuple[float, np.ndarray]:
-        synchronise(device)
-        started = time.perf_counter()
-        found = classify[name](some)
-        return time.perf_counter() - started, found
-
-    many: dict[str, list[float]] = {name: [] for name in classify}
-    single: dict[str, list[float]] = {name: [] for name in classify}
-    found: dict[str, np.ndarray] = {}
-    for name in classify:
-        seconds(name, texts[:4])
-    for repeat in range(arguments.repeats):
-        for name in classify:
-            took, found[name] = seconds(name, texts)
-            many[name].append(took)
-            print(f"repeat {repeat + 1}, {name}: {len(texts) / took:.1f} texts/s", flush=True)
-        turns: dict[str, list[float]] = {name: [] for name in classify}
-        for text in texts[: arguments.singles]:
+        ways = {name: Served(name, folder) for name in many}
+        for way in ways.values():
+            way(texts[:4])
+        for repeat in range(arguments.repeats):
+            for name, way in ways.items():
+                took, found[name] = way(texts)
+                many[name].append(took)
+                print(f"repeat {repeat + 1}, {name}: {len(texts) / took:.1f} texts/s", flush=True)
+            turns: dict[str, list[float]] = {name: [] for name in ways}
+            for text in texts[: arguments.singles]:
+                for name, way in ways.items():
+                    turns[name].append(way([text])[0])
             for name, taken in turns.items():
-                taken.append(seconds(name, [text])[0])
-        for name, taken in turns.items():
-            single[name].append(statistics.median(taken))
+                single[name].append(statistics.median(taken))
+        for way in ways.values():
+            way.end()
 
     def times_ours(figures: dict[str, list[float]], name: str) -> float:
         return statistics.median(its / ours for its, ours in zip(figures[name], figures["ours"], strict=True))
@@ -151,7 +180,7 @@ def measure(arguments: argparse.Namespace) -> None:
             "labels that differ, %": 100 * float((found[name].argmax(1) != found["pipeline"].argmax(1)).mean()),
             "largest difference of a probability": float(np.abs(found[name] - found["pipeline"]).max()),
         }
-        for name in classify
+        for name in many
     ]
     about = {
         **machine(device),
@@ -177,11 +206,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if {"ours", "pipeline"} - set(named := arguments.ways.split(",")) or set(named) - set(WAYS):
         parser.error(f"--ways: ours,pipeline and, where wanted, {WAYS[2]}; not {arguments.ways}")
-    if WAITING in os.environ:
-        measure(arguments)
-    else:  # it is read when torch is loaded, so it takes a new process
-        environment = {**os.environ, WAITING: "passive"}
-        sys.exit(subprocess.run([sys.executable, *sys.argv], env=environment, check=False).returncode)
+    measure(arguments)
 
 
 if __name__ == "__main__":

@@ -526,6 +526,18 @@ def test_waiting_has_an_end_where_one_is_set(behave: Callable[[str], None]) -> N
         launch.wait(run)
 
 
+def test_threads_wait_as_the_user_has_said_or_spin_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in launch.WAITING:
+        monkeypatch.delenv(name, raising=False)
+    assert launch.environment().items() >= launch.WAITING.items()
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert launch.environment()["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert launch.environment()["OMP_WAIT_POLICY"] == "active"
+    assert "GOMP_SPINCOUNT" not in launch.environment(), "it would count for more"
+
+
 def test_the_worker_gets_the_callers_home_and_package(
     home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

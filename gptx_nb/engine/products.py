@@ -46,6 +46,8 @@ def prepare(model: PreTrainedModel, dtype: torch.dtype) -> None:
     its weights can no longer be trained, saved or moved.
     """
     head = model.get_output_embeddings() or getattr(model, "score", None)
+    embedding = model.get_input_embeddings().weight
+    tied = embedding.detach() if getattr(head, "weight", None) is embedding and dtype is torch.bfloat16 else None
     for parent in list(model.modules()):
         layers = {name: layer for name, layer in parent.named_children() if type(layer) in (torch.nn.Linear, Conv1D)}
         for names in TOGETHER:
@@ -56,7 +58,10 @@ def prepare(model: PreTrainedModel, dtype: torch.dtype) -> None:
         if hasattr(parent, "layer_idx"):  # attention, whose own products are as those of its layers
             setattr(parent, ATTENDS_IN, dtype)
         for name, layer in layers.items():
-            setattr(parent, name, Product([layer], torch.float32 if layer is head else dtype))
+            product = Product([layer], torch.float32 if layer is head else dtype)
+            if layer is head and product.is_laid_out:
+                product.searched = tied  # the weights stay as they were, and in memory, for the embedding
+            setattr(parent, name, product)
 
 
 @contextlib.contextmanager
@@ -178,6 +183,7 @@ class Product(torch.nn.Module):
     """
 
     gives_lower = False
+    searched: torch.Tensor | None = None  # weights of an output head whose largest logit may be looked for (`largest`)
 
     def __init__(self, layers: Sequence[torch.nn.Module], dtype: torch.dtype) -> None:
         super().__init__()
@@ -185,6 +191,7 @@ class Product(torch.nn.Module):
         weight = torch.cat(weights) if len(weights) > 1 else weights[0].contiguous()
         self.dtype, self.sizes = dtype, [len(each) for each in weights]
         self.exact = False
+        self._largest: _Largest | None = None
         self._rest: torch.Tensor | None = None
         self._thresholds: Thresholds | None = None
         if dtype is torch.bfloat16:
@@ -196,8 +203,8 @@ class Product(torch.nn.Module):
         # torch lays weights out in blocks when it compiles a model for inference ("freezing"), with these two
         # operators: measured here at 1.2 to 1.9 times the speed of plain ones for 1 to 16 rows. They are not public,
         # so there is a way without them.
-        self._is_laid_out = weight.device.type == "cpu" and _can_lay_out(dtype)
-        self._weight: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight) if self._is_laid_out else weight
+        self.is_laid_out = weight.device.type == "cpu" and _can_lay_out(dtype)
+        self._weight: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight) if self.is_laid_out else weight
         # A layout of its own does not tell its size. It is no buffer: it could be neither saved nor moved.
         self.bytes = sum(each.nbytes for each in (weight, self._rest, self._bias) if each is not None)
 
@@ -205,16 +212,70 @@ class Product(torch.nn.Module):
         exact = self.exact  # another thread may change it meanwhile
         given: Any = states.to(torch.float32 if exact else self.dtype)
         if exact and self.dtype is torch.bfloat16:
-            rounded = self._weight.to_dense() if self._is_laid_out else self._weight
+            rounded = self._weight.to_dense() if self.is_laid_out else self._weight
             on_cpu = rounded.device.type == "cpu"
             room = _room(joined_in(rounded.numel(), self._thresholds)) if on_cpu else None
             product = torch.nn.functional.linear(given, joined(rounded, self._rest, self._thresholds, room))
-        elif self._is_laid_out:
+        elif self.is_laid_out:
             product = torch.ops.mkldnn._linear_pointwise(given, self._weight, None, "none", [], "")
         else:
             product = torch.nn.functional.linear(given, self._weight)
         result: torch.Tensor = product.to(self.dtype if self.gives_lower and not exact else torch.float32)
         return result if self._bias is None else (result + self._bias).to(result.dtype)
+
+
+class _Largest:
+    """Finds the largest logits of an output head, most of them looked at in bfloat16 alone.
+
+    By the Cauchy-Schwarz inequality a logit is off by no more than the lengths of what is rounded away of the states
+    and of the weights allow: for all but a few tokens that is too little to be the largest. The few are computed in
+    float32. (smollm2-135m, two cores with AMX, 16 rows: 2.1 ms instead of 6.9; 2 tokens in the mean of 1,000 states,
+    at most 26.)
+    """
+
+    FEW = 32
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        """`weight` (vocabulary, width) is not copied."""
+        rounded = weight.to(torch.bfloat16)
+        self._weight, self._rounded = weight, torch.ops.mkldnn._reorder_linear_weight(rounded)
+        self._longest, self._most_lost = (each.norm(dim=-1).max() for each in (rounded.float(), weight - rounded))
+
+    def __call__(self, states: torch.Tensor) -> torch.Tensor:
+        """Return the token (rows,) with the largest float32 logit for each of `states` (rows, width), float32."""
+        low = states.to(torch.bfloat16)
+        rough: torch.Tensor = torch.ops.mkldnn._linear_pointwise(low, self._rounded, None, "none", [], "")
+        values, few = rough.topk(min(self.FEW, rough.shape[-1]), dim=-1)
+        best, last = values[:, 0].float(), values[:, -1].float()
+        few = few.sort(dim=-1).values  # of equal logits the first is taken, as `max` does
+        logits, place = torch.linalg.vecdot(self._weight[few].float(), states[:, None]).max(dim=-1)
+        found = few.gather(1, place[:, None])[:, 0]
+        lost = (states - low.float()).norm(dim=-1) * self._longest + states.norm(dim=-1) * self._most_lost
+        written = torch.maximum(best.abs(), last.abs()) / 2**8  # a logit itself is rounded to bfloat16, too
+        is_open = best - last <= 2.02 * (lost + written)  # a little more, as sums in float32 are rounded, too
+        if few.shape[-1] < rough.shape[-1] and bool(is_open.any()):
+            logits[is_open], found[is_open] = (states[is_open] @ self._weight.float().T).max(dim=-1)
+        check_finite(logits)
+        return found
+
+
+def check_finite(logits: torch.Tensor) -> None:
+    """Raise FloatingPointError if one of the largest `logits` of rows is not finite."""
+    if not bool(torch.isfinite(logits).all()):
+        raise FloatingPointError("the model gives no finite numbers")
+
+
+def largest(head: Any, states: torch.Tensor) -> torch.Tensor | None:
+    """Return the token (rows,) with the largest float32 logit of `head` for each of `states` (rows, width).
+
+    None where no way is known that is quicker than all logits. Raises FloatingPointError for logits that are not
+    finite.
+    """
+    if not isinstance(head, Product) or head.searched is None or head.exact:
+        return None
+    if head._largest is None:
+        head._largest = _Largest(head.searched)
+    return head._largest(states)
 
 
 class _Joint(Product):
