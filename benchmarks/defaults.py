@@ -45,47 +45,50 @@ def shares(text: str) -> list[float]:
 
 
 class WrittenSet:
-    """A set whose answers a model writes: `rows` of its training table, and the task's columns."""
+    """A set whose answers a model writes: `rows` of its training table, in an order of their own."""
 
     def __init__(self, folder: Path, name: str, rows: int) -> None:
         self.name, self.which = name, tasks.SETS[name]
-        self.rows = tasks.table(folder, self.which, "train", rows)
+        self.rows = tasks.table(folder, self.which, "train", rows).sample(frac=1, random_state=0)
+        if len(self.rows) < rows:
+            raise SystemExit(f"{name}: {len(self.rows)} rows, and examples of all draws and rows to score take {rows}")
+        self.settings = {"task": self.which.task, "max_length": self.which.max_length}
 
 
-def job_of(data: Set | WrittenSet, learnt: slice, held: slice, given: dict[str, Any]) -> tuple[Recipe, jobs.Job]:
-    """Return the recipe that has the settings `given`, and its job: rows to learn from and rows to be scored on."""
+def job_of(data: Set | WrittenSet, learnt: slice, held: slice, recipe: Recipe) -> jobs.Job:
+    """Return what `recipe` is to train on: rows to learn from and rows to be scored on."""
     if isinstance(data, Set):
         texts, labels = data.train
         train, kept = (Examples(texts[part], labels[part].tolist()) for part in (learnt, held))
         about = {"text": "text", "label": "label", "warnings": [], "source": data.name}
-        recipe = Recipe(data="benchmark", max_length=MAX_LENGTH, **given)
-        return recipe, jobs.Classification(Table(train, kept, data.labels, about), recipe)
-    recipe = make_recipe({"task": data.which.task, "max_length": data.which.max_length, **given})
+        return jobs.Classification(Table(train, kept, data.labels, about), recipe)
     with tempfile.TemporaryDirectory() as scratch:
         where = sources.stage(recipe, data.rows[learnt], data.rows[held], Path(scratch))
-        return recipe, jobs.of(tables.load(recipe, where, Path(scratch)), recipe)
+        return jobs.of(tables.load(recipe, where, Path(scratch)), recipe)
 
 
 def run(data: Set | WrittenSet, asked: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
     """Train once by the settings in `asked`, where None leaves one to the package; return them with the score."""
-    count = arguments.examples
-    given = {
-        "model": arguments.model,
-        "tune": asked["tune"],
-        "batch_size": asked["batch"] or None,
-        "epochs": asked["epochs"],
-        "keep": "last",  # the rows it is scored on choose nothing
-        "baselines": False,
-        **({} if asked["warmup"] is None else {"warmup": asked["warmup"]}),
-    }
-    labelled = isinstance(data, Set)
-    parts = slice(asked["draw"] * count, (asked["draw"] + 1) * count), slice(arguments.draws * count, None)
-    recipe, job = job_of(data, *parts, given)
+    count, labelled = arguments.examples, isinstance(data, Set)
+    recipe = make_recipe(
+        {
+            "model": arguments.model,
+            "tune": asked["tune"],
+            "batch_size": asked["batch"] or None,
+            "epochs": asked["epochs"],
+            "keep": "last",  # the rows it is scored on choose nothing
+            "baselines": False,
+            **({} if asked["warmup"] is None else {"warmup": asked["warmup"]}),
+            **({"data": "benchmark", "max_length": MAX_LENGTH} if isinstance(data, Set) else data.settings),
+        }
+    )
     if asked["rate"] is not None:
         size = round(CATALOG[arguments.model].parameters * 1e6)
         batch, _ = plan.batch_size(recipe, count, size, labelled)
         own, _ = plan.learning_rate(recipe.model_copy(update={"batch_size": batch}), size, labelled)
-        recipe, job = job_of(data, *parts, {**given, "learning_rate": asked["rate"] * own})
+        recipe = recipe.model_copy(update={"learning_rate": asked["rate"] * own})
+    learnt, held = slice(asked["draw"] * count, (asked["draw"] + 1) * count), slice(arguments.draws * count, None)
+    job = job_of(data, learnt, held, recipe)
     started = time.perf_counter()
     found = goodness(recipe, job)
     assert found is not None

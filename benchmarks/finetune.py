@@ -19,7 +19,7 @@ Batch and learning rate of a variant can be set, so that settings are compared i
 
 Every run is a process of its own; variants take turns within a repeat, and a ratio is the median over the repeats of
 the ratio within one. All variants begin with the same weights in float32, see the same examples, and use every core.
-Threads of ours wait for work as runs of gptx_nb do (`launch.WAITING`), the others' as torch has it. The seed is the
+Threads of ours wait for work as runs of gptx_nb do (`launch.waiting`), the others' as torch has it. The seed is the
 number of the repeat.
 
 - Training is what the clock sees: batches, steps, and the frozen part's single pass. Preparation is loading the model
@@ -69,7 +69,7 @@ from gptx_nb.engine.jobs import Classification
 from gptx_nb.engine.predict import use_all_cores
 from gptx_nb.engine.tasks import text_classification as task
 from gptx_nb.engine.train import arithmetic, train
-from gptx_nb.launch import WAITING
+from gptx_nb.launch import waiting
 from gptx_nb.recipe import Recipe
 
 MAX_LENGTH = 512
@@ -414,7 +414,7 @@ def one(arguments: argparse.Namespace) -> Measured:
 
 def surroundings(variant: str) -> dict[str, str]:
     """Return the environment of a variant's process: how threads wait for work is ours to say for `ours`."""
-    return {**WAITING, **os.environ} if variant.startswith("ours") else dict(os.environ)
+    return {**os.environ, **(waiting(os.environ) if variant.startswith("ours") else {})}
 
 
 def in_a_process(variant: str, seed: int, arguments: argparse.Namespace) -> Measured:

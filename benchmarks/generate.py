@@ -14,7 +14,7 @@ generate.md (the table).
     ours-float32   the same, all in float32
 
 Every run is a process of its own and uses every core; threads of ours wait for work as processes of gptx_nb do
-(`launch.WAITING`), the others' as torch has it. Variants take turns within a repeat, and a ratio is the median over the
+(`launch.waiting`), the others' as torch has it. Variants take turns within a repeat, and a ratio is the median over the
 repeats of the ratio within one. No text ends early: end tokens are ordinary ones here. Loading and one short round are
 left out. One prompt at a time: the median of the first three. Same tokens: the share of the tokens before the first
 that differs from the documented way's, in the mean over the prompts; after a near-tie that falls the other way two
@@ -82,7 +82,7 @@ def measure(arguments: argparse.Namespace) -> Measured:
     model = AutoModelForCausalLM.from_pretrained(base.path, dtype=dtype, **base.options).to(device.device)
     model.generation_config.eos_token_id = None
     if arguments.one == "ours":
-        products.prepare(model, arithmetic.of_answers(device, written=True).dtype)
+        products.prepare(model, arithmetic.of_answers(device, written=True).dtype, writes=True)
     elif arguments.one == "ours-float32":
         products.prepare(model, torch.float32)
 

@@ -12,7 +12,7 @@ writes predict.json and predict.md.
     pipeline-16    the same with batch_size=16
 
 All read the same saved folder, the pipelines in float32. Each is a process of its own that uses every core; threads of
-ours wait for work as processes of gptx_nb do (`launch.WAITING`), the others' as torch has it. They take turns within a
+ours wait for work as processes of gptx_nb do (`launch.waiting`), the others' as torch has it. They take turns within a
 repeat; ratios are medians over the repeats of the ratio within one. Loading is left out. One text at a time: the first
 --singles texts, one call each, after a call that is not counted. The classifier is fine-tuned before, on --examples
 sentences of the train table: how many labels are computed again in float32 depends on how sure it is. The largest
@@ -116,16 +116,15 @@ class Served:
         context = multiprocessing.get_context("spawn")
         self._asked, there = context.Pipe()
         self._process = context.Process(target=serve, args=(name, folder, there), daemon=True)
-        before = dict(os.environ)
+        before = set(os.environ)
         os.environ.update(surroundings(name))  # how threads wait is read when torch is loaded
-        try:
-            self._process.start()
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
+        self._process.start()
+        for added in set(os.environ) - before:
+            del os.environ[added]
         there.close()  # or the end of the process would not be seen
 
     def __call__(self, texts: list[str]) -> tuple[float, np.ndarray]:
+        time.sleep(0.05)  # threads of another way spin on for a while
         self._asked.send(texts)
         seconds, found = self._asked.recv()
         return seconds, found

@@ -19,7 +19,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -423,19 +423,25 @@ def _supervisor_command(run: Run, attempt: int) -> list[str]:
     return [sys.executable, "-P", "-m", "gptx_nb.supervisor", str(run.folder), str(attempt)]
 
 
-# How OpenMP's threads wait for work, unless the user has said so. Those that only spin starve every other process of
-# the cores, and ours beside them: measured on two busy cores, a run took 3 times as long. Those that sleep at once are
-# woken too late for work of 0.1 ms. GNU's, which torch has on Linux, spin so many times before they sleep, some tenths
-# of a millisecond (16 rows written by smollm2-135m, two cores: 235 tokens/s asleep at once, 310 so; beside another busy
-# process 215 and 200, and 140 if they only spin).
+# How OpenMP's threads wait for work. Those that only spin starve every other process of the cores, and ours beside
+# them: measured on two busy cores, a run took 3 times as long. Those that sleep at once are woken too late for work of
+# 0.1 ms. GNU's, which torch has on Linux, spin so many times before they sleep, some tenths of a millisecond (16 rows
+# written by smollm2-135m, two cores: 235 tokens/s asleep at once, 310 so; beside another busy process 215 and 200, and
+# 140 if they only spin).
 WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "10000"}
+
+
+def waiting(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return what of `WAITING` a process with these environment variables is given: nothing where the user decided."""
+    if "OMP_WAIT_POLICY" in variables:
+        return {}
+    return {name: value for name, value in WAITING.items() if name not in variables}
 
 
 def environment() -> dict[str, str]:
     """Return the environment for a process of ours: this one's, with the same home and the same gptx_nb."""
     variables = {**os.environ, "GPTX_HOME": str(home()), "PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "1"}
-    if "OMP_WAIT_POLICY" not in variables:
-        variables = {**WAITING, **variables}
+    variables |= waiting(variables)
     # Small objects that glibc keeps for reuse hold large blocks apart: without them the peak of memory is up to a third
     # lower, and the same from run to run. No slower, measured.
     variables.setdefault("GLIBC_TUNABLES", "glibc.malloc.tcache_count=0")

@@ -291,8 +291,15 @@ def lengths(plan: dict[str, Any]) -> str:
     """Say how long the texts are in tokens and how many will be cut."""
     tokens = plan["tokens"]
     longest = plan["max_length"]["choice"]
-    begins = " ".join((tokens.get("first_cut") or "").split())  # not known of older runs, and of texts that are written
-    which = f" ({'it' if tokens['cut'] == 1 else 'the first'} begins {begins!r})" if begins else ""
+    # Neither is known of older runs, and of texts that are written.
+    row, begins = tokens.get("first_cut_row"), " ".join((tokens.get("first_cut") or "").split())
+    who = "it" if tokens["cut"] == 1 else "the first"
+    if row and begins:
+        which = f" ({who}, {row}, begins {begins!r})"
+    elif row:
+        which = f" ({who} is {row})"
+    else:
+        which = f" ({who} begins {begins!r})" if begins else ""
     long = f"{counted(tokens['cut'], 'row')} longer than {longest:,}{which} will be cut"
     cut = long if tokens["cut"] else "none will be cut"
     return (

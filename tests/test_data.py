@@ -862,7 +862,8 @@ def test_seventy_seven_labels_survive_the_snapshot(tmp_path: Path) -> None:
     assert len(table.labels) == 77
     assert data.load_snapshot(tmp_path / "data") == table
     frame = pd.read_parquet(tmp_path / "data" / "train.parquet")
-    assert list(frame.columns) == ["text", "label", "label_name"]
+    assert list(frame.columns) == ["text", "label", "label_name", "row"]
+    assert [rows[number - 1] for number in frame["row"]] == list(zip(frame["text"], frame["label_name"], strict=True))
     assert frame["label_name"].tolist() == [table.labels[at] for at in table.train.labels]
 
 

@@ -164,8 +164,9 @@ def test_the_texts_that_are_cut_are_known(tokenizer: Any, prompt: str | None, wa
     assert label_words.read(tokenizer, wording, texts[:1], Reading(24, way)).cut_at == []
 
 
-def test_a_plan_says_how_the_first_text_that_is_cut_begins(home: Path, tiny_model: Path) -> None:
+def test_a_plan_says_which_the_first_text_that_is_cut_is(home: Path, tiny_model: Path) -> None:
     texts = ["short", "I was told that\nit would last " + "long " * 40, "brief"] * 4
+    texts[0] = ""  # left out, and counted as a row all the same
     small = {
         "model": str(tiny_model),
         "max_length": 48,
@@ -174,14 +175,24 @@ def test_a_plan_says_how_the_first_text_that_is_cut_begins(home: Path, tiny_mode
         "validation": 0,
         "head": "plain",
     }
-    run = gptx_nb.finetune("long", pd.DataFrame({"text": texts, "label": ["a", "b", "a"] * 4}), device="cpu", **small)
+    table = pd.DataFrame({"text": texts, "label": ["a", "b", "a"] * 4})
+    run = gptx_nb.finetune("long", table, device="cpu", **small)
     told = run.plan()
     assert told is not None
     assert progress.lengths(told).endswith(
-        "; 4 rows longer than 48 (the first begins 'I was told that it would last long long') will be cut"
+        "; 4 rows longer than 48 (the first, row 2, begins 'I was told that it would last long long') will be cut"
     )
     told["tokens"].update(cut=1)
-    assert " (it begins 'I was told that " in progress.lengths(told)
+    assert " (it, row 2, begins 'I was told that " in progress.lengths(told)
+    told["tokens"].update(cut=4, first_cut="   ")
+    assert "longer than 48 (the first is row 2) will be cut" in progress.lengths(told)
+    told["tokens"].update(cut=1, first_cut="I was told that\nit")
+    told["tokens"].pop("first_cut_row")
+    assert " (it begins 'I was told that " in progress.lengths(told), "of a run that does not know"
+    short = table.assign(text=table["text"].str[:9])
+    held = gptx_nb.finetune("held", short, device="cpu", **{**small, "validation": table[2:]}).plan()
+    assert held is not None
+    assert held["tokens"]["first_cut_row"].startswith("row 3 of "), "a table of its own"
 
 
 def test_settings_of_long_texts_that_make_no_sense_are_refused() -> None:

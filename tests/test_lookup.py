@@ -1,6 +1,6 @@
-"""Tokens are guessed from what a text says already, and never change what is written."""
+"""Tokens are guessed from what a text says already, and change nothing of what is written."""
 
-from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -55,21 +55,18 @@ def test_tokens_that_are_added_are_looked_up_as_those_of_the_beginning() -> None
             assert grown.guess(5) == Lookup(text[: place + 3]).guess(5)
 
 
-class Planted:
-    """Guesses what stands in `texts`, each token wrong with a third of a chance."""
+class Planted(Lookup):
+    """Guesses what stands in one of `texts`, by how it begins; each token is wrong with a third of a chance."""
 
-    def __init__(self, texts: list[list[int]]) -> None:
-        self.texts, self._draw = texts, np.random.default_rng(0)
-        self.right = self.wrong = 0
+    texts: ClassVar[list[list[int]]] = []
+    right = wrong = 0
 
-    def __call__(self, row: generation._Row, max_new_tokens: int, limit: int) -> list[int]:
-        if row.lookup is None:
-            return []
-        room = min(max_new_tokens, limit - len(row.prompt)) - len(row.new) - 1
-        following = self.texts[row.number][len(row.new) :][: min(room, int(self._draw.integers(0, 6)))]
-        found = [token if self._draw.random() > 1 / 3 else (token + 1) % 90 for token in following]
-        same = found == following
-        self.right, self.wrong = self.right + same, self.wrong + (not same)
+    def guess(self, most: int) -> list[int]:
+        text = next(each for each in self.texts if each[: len(self._tokens)] == self._tokens)
+        draw = np.random.default_rng(self._tokens)
+        following = text[len(self._tokens) :][: max(0, min(most, int(draw.integers(0, 6))))]
+        found = [token if draw.random() > 1 / 3 else (token + 1) % 90 for token in following]
+        Planted.right, Planted.wrong = self.right + (found == following), self.wrong + (found != following)
         return found
 
 
@@ -80,11 +77,16 @@ def test_guesses_right_or_wrong_change_no_token(
     kind: str, prompts: list[list[int]], sampling: Sampling | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = small(kind)
+    context = model.config.max_position_embeddings
+    to_the_end = tokens(generate(model, prompts, max_new_tokens=context, sampling=sampling, look_up=False))
+    assert [len(prompt) + len(new) for prompt, new in zip(prompts, to_the_end, strict=True)] == [context] * len(prompts)
     expected = generate(model, prompts, max_new_tokens=LONG, sampling=sampling, look_up=False)
     whole = tokens(expected)
-    planted = Planted(whole)
     monkeypatch.setattr(generation, "LOOK_UP_ROWS", 8)
-    monkeypatch.setattr(generation._Row, "guess", lambda *given: planted(*given))
+    monkeypatch.setattr(generation, "Lookup", Planted)
+    monkeypatch.setattr(Planted, "texts", [prompt + new for prompt, new in zip(prompts, to_the_end, strict=True)])
+    monkeypatch.setattr(Planted, "right", 0)
+    monkeypatch.setattr(Planted, "wrong", 0)
     told: list[tuple[int, int]] = []
     for rows in (None, 2, 1):
         told.clear()
@@ -94,38 +96,39 @@ def test_guesses_right_or_wrong_change_no_token(
         )  # fmt: skip
         assert found == expected
         assert [[token for row, token in told if row == number] for number in range(len(prompts))] == whole
-    assert planted.right > 20
-    assert planted.wrong > 20
+    assert Planted.right > 20
+    assert Planted.wrong > 20
     ends = {whole[0][6], whole[2][11]}
     assert generate(model, prompts, max_new_tokens=LONG, sampling=sampling, end_ids=ends) == generate(
         model, prompts, max_new_tokens=LONG, sampling=sampling, end_ids=ends, look_up=False
     )
     stopped = generate(model, prompts, max_new_tokens=LONG, sampling=sampling, stop=lambda new: len(new) == 5)
     assert [each.tokens for each in stopped] == [row[:5] for row in whole]
-    room = model.config.max_position_embeddings - max(map(len, prompts)) + 7
-    assert tokens(generate(model, prompts, max_new_tokens=room, sampling=sampling)) == tokens(
-        generate(model, prompts, max_new_tokens=room, sampling=sampling, look_up=False)
-    ), "at the end of the context, too"
+    assert tokens(generate(model, prompts, max_new_tokens=context, sampling=sampling)) == to_the_end
 
 
 @pytest.fixture
-def readings() -> Iterator[list[int]]:
+def readings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The tokens of each reading."""
     found: list[int] = []
     before = generation._Reader.read
 
-    def read(self: generation._Reader, *given: object, **named: object) -> generation._Found:
-        found.append(sum(map(len, given[3])))  # type: ignore[call-overload]
-        return before(self, *given, **named)  # type: ignore[arg-type]
+    def read(self: Any, cache: Any, first: int, rows: Any, tokens: list[list[int]], **more: Any) -> Any:
+        found.append(sum(map(len, tokens)))
+        return before(self, cache, first, rows, tokens, **more)
 
-    generation._Reader.read = read  # type: ignore[method-assign]
-    yield found
-    generation._Reader.read = before  # type: ignore[method-assign]
+    monkeypatch.setattr(generation._Reader, "read", read)
+    return found
+
+
+def tied(kind: str = "llama") -> Any:
+    model = small(kind)
+    model.get_output_embeddings().weight = model.get_input_embeddings().weight
+    return model
 
 
 def test_a_text_that_repeats_itself_takes_fewer_readings(readings: list[int]) -> None:
-    model = small("llama")
-    model.get_output_embeddings().weight = model.get_input_embeddings().weight
+    model = tied()
     for layer in model.get_decoder().layers:  # its layers say little, so it says its last token again
         for parameter in layer.parameters():
             parameter.data.mul_(0.1 if parameter.ndim > 1 else 1)
@@ -145,44 +148,96 @@ needs_layout = pytest.mark.skipif(
 )
 
 
+def head_of(weight: torch.Tensor) -> products.Product:
+    layer = torch.nn.Linear(weight.shape[1], len(weight), bias=False)
+    layer.weight = torch.nn.Parameter(weight)
+    return products.Product([layer], torch.float32)
+
+
 @needs_layout
 @pytest.mark.parametrize("is_rounded", [True, False])
-def test_the_largest_logit_is_that_of_float32(is_rounded: bool) -> None:
+def test_the_largest_logit_is_that_of_float32(is_rounded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    for spread in (1.0, 0.01, 0.0):  # far apart; so near that more than a few could be the largest; all the same
+    every: list[int] = []
+    forward = products.Product.forward
+
+    def counting(self: products.Product, states: torch.Tensor) -> torch.Tensor:
+        every.append(len(states))
+        return forward(self, states)
+
+    monkeypatch.setattr(products.Product, "forward", counting)
+    for spread in (1.0, 0.001, 0.0):  # far apart; so near that more than a few could be the largest; all the same
         weight = torch.randn(1, 48) + spread * torch.randn(500, 48)
         weight = weight.bfloat16().float() if is_rounded else weight
         weight[300] = weight[20]  # of equal ones the first counts
         states = torch.cat([torch.randn(40, 48), weight[20:21] * 3, weight[300:301]])
         logits = states @ weight.T
-        found = products._Largest(weight)(states)
-        best = logits.max(dim=-1).values
+        every.clear()
+        with torch.inference_mode():
+            found = products._Largest(head_of(weight), weight)(states)
         chosen = logits.gather(1, found[:, None])[:, 0]
-        assert torch.allclose(chosen, best, rtol=1e-6, atol=1e-5)
+        assert torch.allclose(chosen, logits.max(dim=-1).values, rtol=1e-6, atol=1e-5)
         if spread == 1:
             assert found.tolist() == logits.argmax(-1).tolist()
             assert found[-2:].tolist() == [20, 20]
+            assert sum(every) < 10
+        else:
+            assert sum(every) == len(states), "all logits of those rows"
 
 
 @needs_layout
-def test_a_model_whose_head_is_its_embedding_finds_the_largest_and_tells_numbers_that_are_none() -> None:
-    model = small("llama")
-    assert products.largest(model.get_output_embeddings(), torch.randn(2, 32)) is None, "as it is"
+@pytest.mark.parametrize("prompts", [RAGGED, ALIKE], ids=["ragged", "alike"])
+def test_a_model_whose_head_is_its_embedding_writes_the_same_by_the_largest_alone(
+    prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tied()
+    products.prepare(model, torch.bfloat16, writes=True)
+    head = model.get_output_embeddings()
+    monkeypatch.setattr(products._Largest, "FEW", 4)
+    with monkeypatch.context() as patched:
+        patched.setattr(products, "largest", lambda head, states: None)
+        expected = generate(model, prompts, max_new_tokens=LONG)
+        drawn = generate(model, prompts, max_new_tokens=LONG, sampling=Sampling(0.7))
+    asked: list[int] = []
+    head.register_forward_hook(lambda module, given, found: asked.append(len(found)))
+    assert generate(model, prompts, max_new_tokens=LONG) == expected
+    assert sum(asked) < LONG * len(prompts) / 4, "few rows need all logits"
+    assert generate(model, prompts, max_new_tokens=LONG, sampling=Sampling(0.7)) == drawn
+    assert products.size(model) == products.size(tied_plain()) + model.get_input_embeddings().weight.numel() * 2
+
+
+def tied_plain() -> Any:
+    model = tied()
     products.prepare(model, torch.bfloat16)
-    assert products.largest(model.get_output_embeddings(), torch.randn(2, 32)) is None, "its weights are its own"
-    tied = small("llama")
-    tied.get_output_embeddings().weight = tied.get_input_embeddings().weight
-    products.prepare(tied, torch.bfloat16)
-    head = tied.get_output_embeddings()
-    states = torch.randn(6, tied.config.hidden_size)
-    found = products.largest(head, states)
-    assert found is not None
-    assert found.tolist() == head(states).argmax(-1).tolist()
-    with products.exactly(tied):
-        assert products.largest(head, states) is None
-    states[2] = float("nan")
+    return model
+
+
+@needs_layout
+def test_where_the_largest_is_not_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = torch.randn(2, small("llama").config.hidden_size)
+
+    def looks(model: Any, dtype: torch.dtype = torch.bfloat16, *, writes: bool = True) -> bool:
+        products.prepare(model, dtype, writes=writes)
+        return products.largest(model.get_output_embeddings(), states) is not None
+
+    assert looks(tied())
+    assert not looks(tied(), writes=False)
+    assert not looks(tied(), torch.float32)
+    assert not looks(small("llama")), "its weights would be kept twice"
+    assert products.largest(tied().get_output_embeddings(), states) is None, "as it was loaded"
+    biased = tied()
+    biased.lm_head.bias = torch.nn.Parameter(torch.ones(biased.config.vocab_size))
+    assert not looks(biased)
+    monkeypatch.setattr(products, "_can_lay_out", lambda dtype: dtype is torch.float32)
+    assert not looks(tied())
+
+
+@needs_layout
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_numbers_that_are_none_are_told(number: str) -> None:
+    model = tied()
+    products.prepare(model, torch.bfloat16, writes=True)
+    states = torch.randn(3, model.config.hidden_size)
+    states[1] = float(number)
     with pytest.raises(FloatingPointError, match="no finite numbers"):
-        products.largest(head, states)
-    states[2] = float("inf")
-    with pytest.raises(FloatingPointError, match="no finite numbers"):
-        products.largest(head, states)
+        products.largest(model.get_output_embeddings(), states)

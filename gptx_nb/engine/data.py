@@ -52,10 +52,14 @@ _LISTED = 12
 
 @dataclass(frozen=True)
 class Examples:
-    """Texts and, for each, the index of its label in `Table.labels`; of a multi-label table a list of such."""
+    """Texts and, for each, the index of its label in `Table.labels`; of a multi-label table a list of such.
+
+    `numbers`: the row, from 1, of its table that each was; empty where there was no table, and in older snapshots.
+    """
 
     texts: Sequence[str]
     labels: Sequence[Any]
+    numbers: Sequence[int] = ()
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -131,14 +135,14 @@ def load(recipe: Recipe, sources: Mapping[str, Source | None], run_folder: Path,
     renamed: dict[str, str] = {}
     if sets is not None:
         labels, numbered = label_sets.order(sheet, rows.labels, rows.numbers, recipe)
-        everything = Examples(rows.texts, numbered)
+        everything = Examples(rows.texts, numbered, rows.numbers)
         counts = Counter(label for row in everything.labels for label in row)
     else:
         if learns or not recipe.labels:  # rows that are scored or shown may all have one of known labels
             _check_labels(sheet, columns, rows, named=recipe.label is not None)
         labels, renamed = _order(sheet, columns, rows, recipe)
         index = {name: at for at, name in enumerate(labels)}
-        everything = Examples(rows.texts, [index[renamed.get(label, label)] for label in rows.labels])
+        everything = Examples(rows.texts, [index[renamed.get(label, label)] for label in rows.labels], rows.numbers)
         counts = Counter(everything.labels)
         rows.warnings += label_sets.doubts(sheet, columns.label, recipe)
     warnings = [*sheet.notes, *rows.warnings, *_repeats(everything, sheet.shown)]
@@ -701,13 +705,14 @@ def _own_validation(
         sets = _label_sets(sheet, columns, recipe)
         rows = _usable(sheet, columns, sets if sets is not None else [])
         known_labels = recipe.model_copy(update={"labels": labels})
-        validation = Examples(rows.texts, label_sets.order(sheet, rows.labels, rows.numbers, known_labels)[1])
+        order = label_sets.order(sheet, rows.labels, rows.numbers, known_labels)[1]
+        validation = Examples(rows.texts, order, rows.numbers)
     else:
         rows = _usable(sheet, columns, None)
         called = [renamed.get(label, label) for label in rows.labels]
         _refuse_label(sheet, called, rows.numbers, labels, "training table's labels")
         index = {name: at for at, name in enumerate(labels)}
-        validation = Examples(rows.texts, [index[name] for name in called])
+        validation = Examples(rows.texts, [index[name] for name in called], rows.numbers)
     known = {text.strip() for text in train.texts}
     leaked = sum(1 for text in validation.texts if text.strip() in known)
     warnings = [*sheet.notes, *(f"validation: {warning}" for warning in rows.warnings)]
@@ -735,7 +740,8 @@ def _own_validation(
 
 
 def _pick(examples: Examples, rows: list[int]) -> Examples:
-    return Examples([examples.texts[row] for row in rows], [examples.labels[row] for row in rows])
+    numbers: Sequence[int] = [examples.numbers[row] for row in rows] if examples.numbers else ()
+    return Examples([examples.texts[row] for row in rows], [examples.labels[row] for row in rows], numbers)
 
 
 # ---- snapshot -------------------------------------------------------------------------------------------------------
@@ -792,13 +798,14 @@ def _to_parquet(examples: Examples, labels: list[str]) -> bytes:
     import pyarrow.parquet as pq
 
     several = any(isinstance(each, list) for each in examples.labels)
-    table = pa.table(
-        {
-            "text": pa.array(examples.texts, pa.string()),
-            "label": pa.array(examples.labels, pa.list_(pa.int64()) if several else pa.int64()),
-            "label_name": pa.array([label_name(labels, each) for each in examples.labels], pa.string()),
-        }
-    ).replace_schema_metadata({"gptx_nb.labels": json.dumps(labels, ensure_ascii=False)})
+    columns = {
+        "text": pa.array(examples.texts, pa.string()),
+        "label": pa.array(examples.labels, pa.list_(pa.int64()) if several else pa.int64()),
+        "label_name": pa.array([label_name(labels, each) for each in examples.labels], pa.string()),
+    }
+    if examples.numbers:
+        columns["row"] = pa.array(examples.numbers, pa.int64())
+    table = pa.table(columns).replace_schema_metadata({"gptx_nb.labels": json.dumps(labels, ensure_ascii=False)})
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", row_group_size=ROWS_AT_ONCE)
     return buffer.getvalue()
@@ -807,11 +814,12 @@ def _to_parquet(examples: Examples, labels: list[str]) -> bytes:
 def _from_parquet(path: Path) -> tuple[Examples, list[str]]:
     import pyarrow.parquet as pq
 
-    metadata = pq.read_schema(path).metadata or {}
-    labels: list[str] = json.loads(metadata[b"gptx_nb.labels"])
-    numbers: Stored[Any] = Stored(path, "label", _as_it_is)
-    several = len(numbers) > 0 and isinstance(numbers[0], list)
-    return Examples(Stored(path, "text", str), Ragged(numbers) if several else list(numbers)), labels
+    schema = pq.read_schema(path)
+    labels: list[str] = json.loads((schema.metadata or {})[b"gptx_nb.labels"])
+    marks: Stored[Any] = Stored(path, "label", _as_it_is)
+    several = len(marks) > 0 and isinstance(marks[0], list)
+    numbers: Sequence[int] = Stored(path, "row", int) if "row" in schema.names else ()
+    return Examples(Stored(path, "text", str), Ragged(marks) if several else list(marks), numbers), labels
 
 
 def _as_it_is(cell: Any) -> Any:

@@ -14,6 +14,7 @@ sums: where two tokens are all but equally likely, rounding may decide.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -87,6 +88,9 @@ class Sampling:
             raise ValueError(f"top_p is {self.top_p}, and it must be above 0 and at most 1")
 
 
+GREEDY = Sampling()
+
+
 def why_alone(model: PreTrainedModel) -> str | None:
     """Say why `generate` takes one prompt at a time for `model`, with the model's own cache; None if it does not."""
     return packing.why_not(model)
@@ -154,7 +158,8 @@ def generate(
                 _grow_alone(model, row, take)
         elif alive:
             with _attention_of(model):
-                _grow_together(model, alive, take, max_new_tokens, limit, rows, share_prefix, look_up)
+                reader = _Reader(model, greedy=not sampling.temperature)
+                _grow_together(model, alive, take, max_new_tokens, limit, rows, share_prefix, look_up, reader)
     finally:
         model.train(was_training)
     return [Continuation(row.new, row.ended or "length") for row in batch]
@@ -168,7 +173,7 @@ class _Row:
         self.new: list[int] = []
         self.ended: Ended | None = None
         self.kept = 0  # tokens whose keys and values are kept, without the shared prefix
-        self.lookup: Lookup | None = None  # where tokens are guessed
+        self.lookup: Lookup | None = None  # once tokens are guessed
         self._looked_up = 0  # of the new tokens, how many it has
         self._random = np.random.default_rng((sampling.seed, draw)) if sampling.temperature else None
 
@@ -187,29 +192,31 @@ class _Row:
     def guess(self, max_new_tokens: int, limit: int) -> list[int]:
         """Return tokens that may follow: fewer than there is room for, as one more follows the last of them."""
         if self.lookup is None:
-            return []
+            self.lookup = Lookup(self.prompt)
         self.lookup.add(self.new[self._looked_up :])
         self._looked_up = len(self.new)
         return self.lookup.guess(min(max_new_tokens, limit - len(self.prompt)) - len(self.new) - 1)
 
 
-@dataclass(frozen=True)
 class _Found:
-    """What a model says of the tokens that may follow, in rows: logits (rows, vocabulary), or states behind `head`."""
+    """What may follow some tokens: the likeliest ones where no others are written, else all logits."""
 
-    states: torch.Tensor  # (rows, width), or logits where there is no `head`
-    head: Any = None
+    def __init__(self, *, tokens: list[int] | None = None, logits: torch.Tensor | None = None) -> None:
+        """`logits` (rows, vocabulary), float32."""
+        self._tokens, self._logits = tokens, logits
 
     def at(self, places: list[int]) -> _Found:
-        return _Found(self.states[places], self.head)
+        if self._tokens is not None:
+            return _Found(tokens=[self._tokens[place] for place in places])
+        assert self._logits is not None
+        return _Found(logits=self._logits[places])
 
     def draw(self, sampling: Sampling, uniforms: Sequence[float] | None) -> list[int]:
-        """Return a token for each row, as `draw` does."""
-        if not sampling.temperature and (largest := products.largest(self.head, self.states)) is not None:
-            greedy: list[int] = largest.tolist()
-            return greedy
-        logits: torch.Tensor = self.states if self.head is None else self.head(self.states)
-        return draw(logits.float(), sampling, uniforms)
+        """Return a token for each row, as the function `draw` does."""
+        if self._tokens is not None:
+            return self._tokens
+        assert self._logits is not None
+        return draw(self._logits, sampling, uniforms)
 
 
 Take = Callable[[Sequence[_Row], _Found], None]
@@ -222,7 +229,7 @@ def _grow_alone(model: Any, row: _Row, take: Take) -> None:
     while row.ended is None:
         ids = torch.tensor([tokens], device=model.device)
         logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-        take([row], _Found(logits))
+        take([row], _Found(logits=logits.float()))
         tokens = row.new[-1:]
 
 
@@ -235,17 +242,15 @@ def _grow_together(
     most_rows: int | None,
     share_prefix: bool,
     look_up: bool,
+    reader: _Reader,
 ) -> None:
     on_cpu = model.device.type == "cpu"
-    if look_up and on_cpu and not graphs.serve(model.device):
-        for row in alive:
-            row.lookup = Lookup(row.prompt)
+    look_up = look_up and on_cpu and not graphs.serve(model.device)
     shared = _shared_length([row.prompt for row in alive]) if share_prefix else 0
     # The last token that is written is never read, so its keys take no room.
     room = min(max(len(row.prompt) for row in alive) + max_new_tokens - 1, limit) - shared
     fitting = max(1, _cache_tokens(model, CPU_CACHE_TOKENS if on_cpu else GPU_CACHE_TOKENS) // max(1, room))
     slots = min(len(alive), most_rows or (CPU_ROWS if on_cpu else GPU_ROWS), fitting)
-    reader = _Reader(model, CPU_READ_TOKENS if on_cpu else GPU_READ_TOKENS)
     cache = _Cache(model, slots, room, reader.prefix(alive[0].prompt[:shared]) if shared else None)
 
     # Prompts of similar length are read together, as inside attention the longest of them sets the width.
@@ -259,8 +264,8 @@ def _grow_together(
             take(entering, found)
             _retire(growing, cache)
         if growing:
-            few = len(growing) <= LOOK_UP_ROWS
-            guesses = [row.guess(max_new_tokens, limit) if few else [] for row in growing]
+            are_few = look_up and len(growing) <= LOOK_UP_ROWS
+            guesses = [row.guess(max_new_tokens, limit) if are_few else [] for row in growing]
             given = [[row.new[-1], *guess] for row, guess in zip(growing, guesses, strict=True)]
             _take_guessed(growing, guesses, reader.read(cache, 0, growing, given, every=True), take)
             _retire(growing, cache)
@@ -275,11 +280,9 @@ def _take_guessed(rows: Sequence[_Row], guesses: Sequence[list[int]], found: _Fo
     if not any(guesses):
         take(rows, found)
         return
-    going, place = [], 0
-    for row, guess in zip(rows, guesses, strict=True):
-        going.append((row, guess, place))
-        place += 1 + len(guess)
-    before = {id(row): len(row.new) for row in rows}
+    before = [len(row.new) for row in rows]
+    starts = itertools.accumulate((1 + len(guess) for guess in guesses[:-1]), initial=0)
+    going = list(zip(rows, guesses, starts, strict=True))
     depth = 0
     while going:
         take([row for row, _, _ in going], found.at([place + depth for _, _, place in going]))
@@ -289,13 +292,12 @@ def _take_guessed(rows: Sequence[_Row], guesses: Sequence[list[int]], found: _Fo
             if row.ended is None and depth < len(guess) and row.new[-1] == guess[depth]
         ]
         depth += 1
-    for row, guess in zip(rows, guesses, strict=True):
-        new = row.new[before[id(row)] :]
-        # A row that has ended may have taken nothing behind its last guess.
-        right = next((at for at, token in enumerate(guess) if new[at : at + 1] != [token]), len(guess))
+    for row, guess, length in zip(rows, guesses, before, strict=True):
+        are_same = (guessed == token for guessed, token in zip(guess, row.new[length:], strict=False))
+        right = sum(itertools.takewhile(bool, are_same))
         row.kept -= len(guess) - right
-        assert row.lookup is not None
-        row.lookup.learn(len(guess), right)
+        if row.lookup is not None:
+            row.lookup.learn(len(guess), right)
 
 
 def _cache_tokens(model: PreTrainedModel, most: int) -> int:
@@ -335,6 +337,7 @@ def _retire(growing: list[_Row], cache: _Cache) -> None:
     for slot in reversed(range(len(growing))):
         if growing[slot].ended is None:
             continue
+        growing[slot].lookup = None  # keeps no memory
         moved = growing.pop()
         if slot < len(growing):
             growing[slot] = moved
@@ -400,11 +403,15 @@ class _Places:
 
 
 class _Reader:
-    """Lets the model read tokens, at most `tokens` at once but for rows of one, and keeps their keys and values."""
+    """Lets the model read tokens, at most `tokens` at once but for rows of one, and keeps their keys and values.
 
-    def __init__(self, model: Any, tokens: int) -> None:
-        self.tokens = tokens
+    `greedy`: only the likeliest tokens are asked for.
+    """
+
+    def __init__(self, model: Any, *, greedy: bool = False) -> None:
         self._device: torch.device = model.device
+        self._greedy = greedy
+        self.tokens = CPU_READ_TOKENS if self._device.type == "cpu" else GPU_READ_TOKENS
         self._decoder = model.get_decoder()
         self._head = model.get_output_embeddings()
         self._graphs = graphs.Graphs(model) if graphs.serve(self._device) else None
@@ -421,17 +428,22 @@ class _Reader:
     ) -> _Found:
         """Read each row's next tokens into the slots from `first`; return what may follow the last one of each row.
 
-        Or what may follow `every` token. On an NVIDIA GPU the next reading may overwrite it.
+        `every`: what may follow each token, not only the last ones. On an NVIDIA GPU the next reading may overwrite
+        it.
         """
         is_step = all(row.new for row in rows)
         if self._graphs is not None and first == 0 and all(len(each) == 1 for each in tokens):
             found = self._replayed(self._graphs, cache, rows, [token for each in tokens for token in each])
             if found is not None:
-                return _Found(found)
+                return _Found(logits=found)
         count = sum(map(len, tokens))
         with self._threads.quickest("step", count) if self._threads and is_step else contextlib.nullcontext():
             states = self._states(cache, first, rows, tokens, every)
-        return _Found(states, self._head)  # one large product: for all threads
+        # One large product: for all threads.
+        if self._greedy and (likeliest := products.largest(self._head, states)) is not None:
+            return _Found(tokens=likeliest.tolist())
+        logits: torch.Tensor = self._head(states).float()
+        return _Found(tokens=draw(logits, GREEDY)) if self._greedy else _Found(logits=logits)
 
     def _replayed(
         self, recorded: graphs.Graphs, cache: _Cache, rows: Sequence[_Row], tokens: list[int]

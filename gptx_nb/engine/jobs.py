@@ -20,7 +20,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gptx_nb.engine import answers, evaluate, models, multi_label, plan
-from gptx_nb.engine.data import Table, label_name
+from gptx_nb.engine.data import Examples, Table, label_name
 from gptx_nb.engine.examples import AnyTable
 from gptx_nb.engine.ragged import Ragged
 from gptx_nb.engine.rendering import pieces
@@ -132,7 +132,7 @@ class Classification:
         self._rows, self._held = TokenRows(), TokenRows()
         self._renumbered: Any = None  # the cut vocabulary (vocabulary.Cut) whose numbers the rows have
         self._cut = 0
-        self._first_cut: str | None = None
+        self._first_cut: tuple[str | None, str] | None = None
         self.start = Start(None, None, "a new head on the plain text")
         self._before: head_start.Before | None = None
         self._not_before = ""  # why the base model is not scored, where it could have been
@@ -198,17 +198,26 @@ class Classification:
         found = self._read(tokenizer, self.table.train.texts)
         more = self._read(tokenizer, self.table.validation.texts if self.table.validation is not None else [])
         self._rows, self._held, self._cut = found.rows, more.rows, len(found.cut_at) + len(more.cut_at)
-        self._first_cut = self._beginning(found.cut_at, more.cut_at)
+        self._first_cut = self._find_first_cut(found.cut_at, more.cut_at)
         self._renumbered = self._before_cut = None
         self._cost = self._reading.cost(found.rows, self._cut, found.tokens + more.tokens, more.rows)
 
-    def _beginning(self, of_train: list[int], of_held: list[int]) -> str | None:
-        """Return how the first text that is cut begins, by which its writer finds it; places are those of such."""
+    def _find_first_cut(self, of_train: list[int], of_held: list[int]) -> tuple[str | None, str] | None:
+        """Return which row the first text that is cut is, if known, and how it begins, for its writer to find it.
+
+        The places are those of such texts.
+        """
         if of_train:
-            return self.table.train.texts[of_train[0]][:SHOWN_OF_A_TEXT]
+            return self._row(self.table.train, of_train[0], None)
         if of_held and self.table.validation is not None:
-            return self.table.validation.texts[of_held[0]][:SHOWN_OF_A_TEXT]
+            return self._row(self.table.validation, of_held[0], self.report.get("validation_table"))
         return None
+
+    def _row(self, part: Examples, at: int, own: dict[str, Any] | None) -> tuple[str | None, str]:
+        """Return the row that an example of a `part` was, with the name of its `own` table, and how it begins."""
+        where = f" of {own['source']}" if own else ""
+        row = f"row {part.numbers[at]}{where}" if part.numbers else None
+        return row, part.texts[at][:SHOWN_OF_A_TEXT]
 
     def _reading_at(self, max_length: int) -> Reading:
         pair = self.report.get("text_pair") is not None

@@ -77,11 +77,12 @@ def examples(
     held_rows: TokenRows,
     first: Sequence[Row],
     cut: int,
-    first_cut: str | None,
+    first_cut: tuple[str | None, str] | None,
 ) -> dict[str, Any]:
     """Return what the plan says of the encoded examples: numbers, lengths, the `first` few as the model sees them.
 
-    Those have the tokenizer's numbers; `rows` may have others. `cut` rows are cut, the first of which begins so.
+    Those have the tokenizer's numbers; `rows` may have others. `cut` rows are cut, `first_cut` is which row the
+    first of them is, if known, and how it begins.
     """
     lengths = np.sort(np.concatenate([rows.lengths, held_rows.lengths])).tolist()
     return {
@@ -94,7 +95,8 @@ def examples(
             "p95": lengths[min(len(lengths) - 1, int(len(lengths) * 0.95))],
             "max": lengths[-1],
             "cut": cut,
-            "first_cut": first_cut,
+            "first_cut": first_cut[1] if first_cut else None,
+            "first_cut_row": first_cut[0] if first_cut else None,
         },
         "rendered": [
             {

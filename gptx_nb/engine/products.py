@@ -1,12 +1,13 @@
 """Make the matrix products of a model that only answers faster: weights in bfloat16, and laid out once for the CPU.
 
 Only the products are in bfloat16, those of attention over packed texts among them (`packing`): what is added up from
-layer to layer, norms, positions and softmax stay float32. So less is rounded than in a model that is wholly in
+layer to layer, norms, positions and softmax stay float32, and so do logits: those of a vocabulary are looked at in
+bfloat16 only to tell which few of them can be the largest. So less is rounded than in a model that is wholly in
 bfloat16, and nothing more than in training under autocast.
 
 A model in bfloat16 can be computed with in float32 for a while (`exactly`). For that, the 16 bits of each weight that
 bfloat16 has no room for are kept beside it: together they take what float32 takes, and where a model was saved in
-bfloat16 there are none to keep.
+bfloat16 there are none to keep. (A model that writes keeps its vocabulary in bfloat16 besides.)
 
 Most base models were saved in bfloat16, and fine-tuning moves a weight by less than lies between two numbers of it:
 rounded to the nearest one, most weights are again what they were, and much of what was learnt is gone. Such weights
@@ -38,16 +39,19 @@ GATED = ("gate_proj", "up_proj")
 TOGETHER = (("q_proj", "k_proj", "v_proj"), GATED)
 
 
-def prepare(model: PreTrainedModel, dtype: torch.dtype) -> None:
+def prepare(model: PreTrainedModel, dtype: torch.dtype, *, writes: bool = False) -> None:
     """Replace the linear layers of `model`, in place, by ones that compute in `dtype` (float32 or bfloat16).
 
     They take float32 and give it, but for the gated ones. The output head (of a language model or a classifier) stays
-    float32: its logits are compared with each other, and bfloat16 has 3 digits. Move the model to its device before;
-    its weights can no longer be trained, saved or moved.
+    float32: its logits are compared with each other, and bfloat16 has 3 digits. Of a model that `writes` in bfloat16
+    on a CPU a second head in bfloat16 stands beside it, to find out which logits need be computed (`largest`). Move the
+    model to its device before; its weights can no longer be trained, saved or moved.
     """
-    head = model.get_output_embeddings() or getattr(model, "score", None)
-    embedding = model.get_input_embeddings().weight
-    tied = embedding.detach() if getattr(head, "weight", None) is embedding and dtype is torch.bfloat16 else None
+    head: Any = model.get_output_embeddings() or getattr(model, "score", None)
+    embedding: Any = model.get_input_embeddings()
+    # The plain weights of a head are needed to search it. They are there anyway where they are the embedding's.
+    is_tied = head is not None and head.weight is embedding.weight and head.weight.device.type == "cpu"
+    searches = writes and is_tied and dtype is torch.bfloat16 and _can_lay_out(dtype)
     for parent in list(model.modules()):
         layers = {name: layer for name, layer in parent.named_children() if type(layer) in (torch.nn.Linear, Conv1D)}
         for names in TOGETHER:
@@ -59,8 +63,8 @@ def prepare(model: PreTrainedModel, dtype: torch.dtype) -> None:
             setattr(parent, ATTENDS_IN, dtype)
         for name, layer in layers.items():
             product = Product([layer], torch.float32 if layer is head else dtype)
-            if layer is head and product.is_laid_out:
-                product.searched = tied  # the weights stay as they were, and in memory, for the embedding
+            if layer is head and searches and product.bias is None:
+                product.search = _Largest(product, embedding.weight.detach())
             setattr(parent, name, product)
 
 
@@ -172,7 +176,8 @@ def dtype_of(model: PreTrainedModel) -> torch.dtype:
 def size(model: torch.nn.Module) -> int:
     """Return the bytes that the weights and buffers of `model` take, those of its products included."""
     own = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-    return own + sum({id(each): each.bytes for each in model.modules() if isinstance(each, Product)}.values())
+    products = {id(each): each for each in model.modules() if isinstance(each, Product)}.values()
+    return own + sum(each.bytes + (each.search.bytes if each.search else 0) for each in products)
 
 
 class Product(torch.nn.Module):
@@ -183,7 +188,7 @@ class Product(torch.nn.Module):
     """
 
     gives_lower = False
-    searched: torch.Tensor | None = None  # weights of an output head whose largest logit may be looked for (`largest`)
+    search: _Largest | None = None  # of an output head: see `largest`
 
     def __init__(self, layers: Sequence[torch.nn.Module], dtype: torch.dtype) -> None:
         super().__init__()
@@ -191,7 +196,6 @@ class Product(torch.nn.Module):
         weight = torch.cat(weights) if len(weights) > 1 else weights[0].contiguous()
         self.dtype, self.sizes = dtype, [len(each) for each in weights]
         self.exact = False
-        self._largest: _Largest | None = None
         self._rest: torch.Tensor | None = None
         self._thresholds: Thresholds | None = None
         if dtype is torch.bfloat16:
@@ -199,29 +203,29 @@ class Product(torch.nn.Module):
             weight, self._rest = split(weight, thresholds)
             self._thresholds = None if self._rest is None else thresholds
         biases = [_bias(layer, size, weight.device) for layer, size in zip(layers, self.sizes, strict=True)]
-        self._bias = torch.cat(biases) if any(bool(bias.any()) for bias in biases) else None
+        self.bias = torch.cat(biases) if any(bool(bias.any()) for bias in biases) else None
         # torch lays weights out in blocks when it compiles a model for inference ("freezing"), with these two
         # operators: measured here at 1.2 to 1.9 times the speed of plain ones for 1 to 16 rows. They are not public,
         # so there is a way without them.
-        self.is_laid_out = weight.device.type == "cpu" and _can_lay_out(dtype)
-        self._weight: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight) if self.is_laid_out else weight
+        self._is_laid_out = weight.device.type == "cpu" and _can_lay_out(dtype)
+        self._weight: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight) if self._is_laid_out else weight
         # A layout of its own does not tell its size. It is no buffer: it could be neither saved nor moved.
-        self.bytes = sum(each.nbytes for each in (weight, self._rest, self._bias) if each is not None)
+        self.bytes = sum(each.nbytes for each in (weight, self._rest, self.bias) if each is not None)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         exact = self.exact  # another thread may change it meanwhile
         given: Any = states.to(torch.float32 if exact else self.dtype)
         if exact and self.dtype is torch.bfloat16:
-            rounded = self._weight.to_dense() if self.is_laid_out else self._weight
+            rounded = self._weight.to_dense() if self._is_laid_out else self._weight
             on_cpu = rounded.device.type == "cpu"
             room = _room(joined_in(rounded.numel(), self._thresholds)) if on_cpu else None
             product = torch.nn.functional.linear(given, joined(rounded, self._rest, self._thresholds, room))
-        elif self.is_laid_out:
+        elif self._is_laid_out:
             product = torch.ops.mkldnn._linear_pointwise(given, self._weight, None, "none", [], "")
         else:
             product = torch.nn.functional.linear(given, self._weight)
         result: torch.Tensor = product.to(self.dtype if self.gives_lower and not exact else torch.float32)
-        return result if self._bias is None else (result + self._bias).to(result.dtype)
+        return result if self.bias is None else (result + self.bias).to(result.dtype)
 
 
 class _Largest:
@@ -229,17 +233,22 @@ class _Largest:
 
     By the Cauchy-Schwarz inequality a logit is off by no more than the lengths of what is rounded away of the states
     and of the weights allow: for all but a few tokens that is too little to be the largest. The few are computed in
-    float32. (smollm2-135m, two cores with AMX, 16 rows: 2.1 ms instead of 6.9; 2 tokens in the mean of 1,000 states,
-    at most 26.)
+    float32; where there may be more than a few, all are. (smollm2-135m, two cores with AMX, 16 rows: 2.1 ms instead of
+    6.9; 2 tokens in the mean of 1,000 states, at most 26.)
     """
 
     FEW = 32
+    AT_ONCE = 4096  # tokens, whose weights are looked at together at first
 
-    def __init__(self, weight: torch.Tensor) -> None:
-        """`weight` (vocabulary, width) is not copied."""
+    def __init__(self, head: Product, weight: torch.Tensor) -> None:
+        """`weight` (vocabulary, width) of `head`, float32 or bfloat16, is not copied."""
         rounded = weight.to(torch.bfloat16)
-        self._weight, self._rounded = weight, torch.ops.mkldnn._reorder_linear_weight(rounded)
-        self._longest, self._most_lost = (each.norm(dim=-1).max() for each in (rounded.float(), weight - rounded))
+        self._head, self._weight = head, weight
+        self._rounded = torch.ops.mkldnn._reorder_linear_weight(rounded)
+        self.bytes = rounded.nbytes
+        pieces = list(zip(weight.split(self.AT_ONCE), rounded.split(self.AT_ONCE), strict=True))
+        self._longest = max(float(low.float().norm(dim=-1).max()) for _, low in pieces)
+        self._most_lost = max(float((whole - low.float()).norm(dim=-1).max()) for whole, low in pieces)
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         """Return the token (rows,) with the largest float32 logit for each of `states` (rows, width), float32."""
@@ -250,11 +259,13 @@ class _Largest:
         few = few.sort(dim=-1).values  # of equal logits the first is taken, as `max` does
         logits, place = torch.linalg.vecdot(self._weight[few].float(), states[:, None]).max(dim=-1)
         found = few.gather(1, place[:, None])[:, 0]
-        lost = (states - low.float()).norm(dim=-1) * self._longest + states.norm(dim=-1) * self._most_lost
+        lengths = states.norm(dim=-1)
+        summed = states.shape[-1] * torch.finfo(torch.float32).eps * lengths * self._longest  # rounding of the sums
+        lost = (states - low.float()).norm(dim=-1) * self._longest + lengths * self._most_lost
         written = torch.maximum(best.abs(), last.abs()) / 2**8  # a logit itself is rounded to bfloat16, too
-        is_open = best - last <= 2.02 * (lost + written)  # a little more, as sums in float32 are rounded, too
+        is_open = best - last <= 2 * (lost + summed + written)
         if few.shape[-1] < rough.shape[-1] and bool(is_open.any()):
-            logits[is_open], found[is_open] = (states[is_open] @ self._weight.float().T).max(dim=-1)
+            logits[is_open], found[is_open] = self._head(states[is_open]).max(dim=-1)
         check_finite(logits)
         return found
 
@@ -268,14 +279,10 @@ def check_finite(logits: torch.Tensor) -> None:
 def largest(head: Any, states: torch.Tensor) -> torch.Tensor | None:
     """Return the token (rows,) with the largest float32 logit of `head` for each of `states` (rows, width).
 
-    None where no way is known that is quicker than all logits. Raises FloatingPointError for logits that are not
-    finite.
+    None where `prepare` has set up no way that is quicker than all logits. Raises FloatingPointError for logits that
+    are not finite.
     """
-    if not isinstance(head, Product) or head.searched is None or head.exact:
-        return None
-    if head._largest is None:
-        head._largest = _Largest(head.searched)
-    return head._largest(states)
+    return head.search(states) if isinstance(head, Product) and head.search is not None else None
 
 
 class _Joint(Product):

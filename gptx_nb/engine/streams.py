@@ -74,10 +74,10 @@ class Threads:
     """How many of a CPU's threads one small piece of work takes: as many as it is quickest with, by measurement.
 
     A few tokens are some thousand small operations that wait for memory and, where several threads share each, for each
-    other too (smollm2-135m, two cores with AMX, one thread and two: 16 rows written at 222 and 187 tokens/s, 96 rows at
-    253 and 267; one sentence classified in 54 and 82 ms). Each number of threads has its turns, at first and then now
-    and again, as what a machine does besides may end. There it gave the same bits with one thread and with two; the
-    libraries promise that but for how sums are rounded.
+    other too. What is best hangs on how threads wait (16 rows written by smollm2-135m, two cores with AMX, one thread
+    and two: 235 and 187 tokens/s where they sleep at once, 245 and 310 where they spin for a moment, `launch.WAITING`)
+    and on what the machine does besides. So each number of threads has its turns, at first and then now and again.
+    There it gave the same bits with one thread and with two; the libraries promise that but for how sums are rounded.
     """
 
     TURNS = 2

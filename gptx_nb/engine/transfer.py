@@ -59,31 +59,10 @@ class Gain:
         }
 
 
-def accuracy(
-    recipe: Recipe,
-    table: Table,
-    *,
-    scratch: bool,
-    should_stop: Callable[[], bool],
-    record: Callable[[dict[str, Any]], None],
-    save_memory: Callable[[Learner, torch.device], None] | None = None,
-    needs_less: Callable[[int], bool] = lambda step: False,
-) -> float | None:
-    """Train a classifier once by `recipe`, from random weights if `scratch`; return its accuracy on the rows held back.
-
-    It is that of the weights which the recipe keeps. None: `should_stop` said so. `record` is told of every step.
-    `save_memory` may let the learner take less memory before it begins. Where memory runs out at a step,
-    `needs_less(step)` says whether the learner takes less from now on; the step then begins again.
-    """
-    found = goodness(
-        recipe,
-        Classification(table, recipe),
-        scratch=scratch,
-        should_stop=should_stop,
-        record=record,
-        save_memory=save_memory,
-        needs_less=needs_less,
-    )
+def accuracy(recipe: Recipe, table: Table, **how: Any) -> float | None:
+    """Train a classifier once, as `goodness` does; return its accuracy on the rows held back, or None if stopped."""
+    assert table.validation is not None
+    found = goodness(recipe, Classification(table, recipe), **how)
     return None if found is None else found[0]
 
 
@@ -97,9 +76,13 @@ def goodness(
     save_memory: Callable[[Learner, torch.device], None] | None = None,
     needs_less: Callable[[int], bool] = lambda step: False,
 ) -> list[float] | None:
-    """Train once, as `accuracy` does, whatever the task; return by what `job` finds weights good: greater is better.
+    """Train once by `recipe`, from random weights if `scratch`; return by what `job` finds weights good.
 
-    That is accuracy, then loss, negative, of a classifier; the loss alone, negative, of a model that writes.
+    Greater is better: accuracy (micro F1 with several labels a text) and then the loss, negative, of a classifier, the
+    loss alone of a model that writes; on the rows held back, and of the weights which the recipe keeps. None:
+    `should_stop` said so. `record` is told of every step. `save_memory` may let the learner take less memory before it
+    begins. Where memory runs out at a step, `needs_less(step)` says whether the learner takes less from now on; the
+    step then begins again.
     """
     made = setup.prepare(recipe, job, lambda text: None, scratch=scratch, save_memory=save_memory)
     learner, device = made.learner, made.device

@@ -148,7 +148,7 @@ class Writer:
         `dtype` is that of the products it writes with, by default what `arithmetic` chooses.
         """
         torch.nn.Module.to(model, device.device)  # transformers' own `to` is typed wrongly
-        products.prepare(model, dtype or arithmetic.of_answers(device, written=True).dtype)
+        products.prepare(model, dtype or arithmetic.of_answers(device, written=True).dtype, writes=True)
         model.eval()
         if told is not None and task in (None, told["task"]):
             before = {"line": "asked"} if told["task"] == "code-generation" else {}  # of runs that do not say
