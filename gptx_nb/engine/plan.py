@@ -42,8 +42,8 @@ MEASURED_ON_FEW = (
 FEWEST = 8  # examples, below which what is forgotten is more than what is learnt: it is at 4, and at 8 no more
 # Three draws each, scored on 400 other rows of the training tables (docs/scores.md).
 MEASURED_ON_FOUR = (
-    "of SST-2 and TREC, smollm2-135m with a head held to the labels' words gets .82 and .34 right after 4 examples, .80 "
-    "and .31 with low-rank updates, .79 and .30 with every weight"
+    "of SST-2 and TREC, smollm2-135m with a head held to the labels' words gets .82 and .34 right after 4 examples, "
+    ".80 and .31 with low-rank updates, .79 and .30 with every weight"
 )
 # Parts that hang on what this attempt runs on, and beside what.
 OF_AN_ATTEMPT = (
