@@ -260,7 +260,7 @@ def tune(data: Set, arguments: argparse.Namespace, done: list[dict[str, Any]]) -
                 **{name: json.loads(value) if value[0].isdigit() else value for name, value in settings.items()},
             )
             started = time.perf_counter()
-            score = accuracy(recipe, table, scratch=False, should_stop=lambda: False, record=lambda entry: None)
+            score = accuracy(recipe, table)
             yield {**about, "accuracy": score, "seconds": round(time.perf_counter() - started)}
 
 

@@ -11,6 +11,8 @@ import pytest
 
 import gptx_nb
 from gptx_nb import inference
+from gptx_nb.engine.transfer import goodness
+from gptx_nb.recipe import make_recipe
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -101,6 +103,19 @@ def test_a_sweep_says_how_far_the_default_is_below_its_best() -> None:
     ]
     _, row = defaults.best_of([*found, *written])
     assert (row["score"], row["best"], row["below"]) == ("-nats a token", pytest.approx(-1.5), pytest.approx(0.5))
+
+
+def test_a_sweep_trains_models_that_write_on_some_rows_and_scores_others(data: Path) -> None:
+    import defaults
+
+    held = defaults.WrittenSet(data, "scitldr", 8)
+    recipe = make_recipe({"model": "tiny", "epochs": 1, "keep": "last", "baselines": False, **held.settings})
+    job = defaults.job_of(held, slice(0, 3), slice(3, None), recipe)
+    assert (job.report["train"], job.report["validation"]) == (3, 5)
+    (loss,) = goodness(recipe, job) or [0.0]
+    assert -12 < loss < -1
+    with pytest.raises(SystemExit, match="8 rows, and examples of all draws and rows to score take 9"):
+        defaults.WrittenSet(data, "scitldr", 9)
 
 
 def test_draws_have_a_spread_but_where_all_are_the_same() -> None:

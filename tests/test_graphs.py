@@ -390,7 +390,7 @@ def test_a_run_is_recorded_where_its_device_serves(
     asked: dict[str, Any] = {"dtype": "bfloat16", "device": "cpu", "tune": "full", "head": "plain", "epochs": 3.0}
     recipe = make_recipe({"data": "df", "model": str(tiny_model), "baselines": False, "learning_rate": 0.01, **asked})
     before = Again.made
-    found = transfer.accuracy(recipe, table, scratch=False, should_stop=lambda: False, record=lambda entry: None)
+    found = transfer.accuracy(recipe, table)
     assert found is not None
     assert found >= 0.9
     assert Again.made > before

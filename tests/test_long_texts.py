@@ -24,7 +24,8 @@ from transformers import (
 
 import gptx_nb
 from gptx_nb import inference, launch, progress
-from gptx_nb.engine import longer_context, models, packing, plan, tuning
+from gptx_nb.engine import jobs, longer_context, models, packing, plan, tuning
+from gptx_nb.engine.data import Examples, Table
 from gptx_nb.engine.device import choose
 from gptx_nb.engine.predict import Classifier
 from gptx_nb.engine.tasks import label_words, reading, text_classification
@@ -193,6 +194,21 @@ def test_a_plan_says_which_the_first_text_that_is_cut_is(home: Path, tiny_model:
     held = gptx_nb.finetune("held", short, device="cpu", **{**small, "validation": table[2:]}).plan()
     assert held is not None
     assert held["tokens"]["first_cut_row"].startswith("row 3 of "), "a table of its own"
+
+
+def test_of_rows_that_are_learnt_and_held_back_the_first_of_the_table_is_named() -> None:
+    learnt, held = (Examples(["x", "y"], [0, 1], numbers) for numbers in ([3, 5], [2, 9]))
+    recipe = make_recipe({"data": "df"})
+    of_one = jobs.Classification(Table(learnt, held, ["a", "b"], {"validation_table": None}), recipe)
+    assert of_one._find_first_cut([1], [0]) == ("row 2", "x")
+    assert of_one._find_first_cut([1], [1]) == ("row 5", "y")
+    assert of_one._find_first_cut([], [1]) == ("row 9", "y")
+    assert of_one._find_first_cut([], []) is None
+    own = jobs.Classification(Table(learnt, held, ["a", "b"], {"validation_table": {"source": "held.csv"}}), recipe)
+    assert own._find_first_cut([1], [0]) == ("row 5", "y")
+    assert own._find_first_cut([], [0]) == ("row 2 of held.csv", "x")
+    older = jobs.Classification(Table(Examples(["x"], [0]), None, ["a", "b"], {}), recipe)
+    assert older._find_first_cut([0], []) == (None, "x")
 
 
 def test_settings_of_long_texts_that_make_no_sense_are_refused() -> None:

@@ -85,9 +85,7 @@ def measured(folder: Path, count: int, seed: int, test: int) -> dict[str, float]
         table = data.load(recipe, sources, run)
         assert table.validation is not None
         arms = {
-            arm: transfer.accuracy(
-                recipe, table, scratch=scratch_arm, should_stop=lambda: False, record=lambda entry: None
-            )
+            arm: transfer.accuracy(recipe, table, scratch=scratch_arm)
             for arm, scratch_arm in (("tiny", False), ("random weights", True))
         }
         known: dict[str, Any] = evaluate.baselines(table.train, table.validation)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gptx_nb.engine import answers, evaluate, models, multi_label, plan
-from gptx_nb.engine.data import Examples, Table, label_name
+from gptx_nb.engine.data import Table, label_name
 from gptx_nb.engine.examples import AnyTable
 from gptx_nb.engine.ragged import Ragged
 from gptx_nb.engine.rendering import pieces
@@ -207,17 +207,19 @@ class Classification:
 
         The places are those of such texts.
         """
-        if of_train:
-            return self._row(self.table.train, of_train[0], None)
-        if of_held and self.table.validation is not None:
-            return self._row(self.table.validation, of_held[0], self.report.get("validation_table"))
-        return None
-
-    def _row(self, part: Examples, at: int, own: dict[str, Any] | None) -> tuple[str | None, str]:
-        """Return the row that an example of a `part` was, with the name of its `own` table, and how it begins."""
-        where = f" of {own['source']}" if own else ""
-        row = f"row {part.numbers[at]}{where}" if part.numbers else None
-        return row, part.texts[at][:SHOWN_OF_A_TEXT]
+        own = self.report.get("validation_table")
+        parts = [(part, at[0]) for part, at in ((self.table.train, of_train), (self.table.validation, of_held)) if at]
+        firsts = [
+            (part.numbers[at] if part.numbers else 0, part is not self.table.train, part.texts[at])
+            for part, at in parts
+            if part is not None
+        ]
+        if not firsts:
+            return None
+        # Both parts may be of one table, and then the first of its rows is meant.
+        number, is_held, text = firsts[0] if own else min(firsts)
+        where = f" of {own['source']}" if own and is_held else ""
+        return f"row {number}{where}" if number else None, text[:SHOWN_OF_A_TEXT]
 
     def _reading_at(self, max_length: int) -> Reading:
         pair = self.report.get("text_pair") is not None
@@ -453,7 +455,7 @@ class Writing:
             self._facts["windows"] = Windows(max_length, self.recipe.stride).to_json()
         held = self.table.validation or []
         unlearnt: list[str] = []  # rows with an answer that fits by itself into none
-        cut, of_train, first_cut, left_out = 0, 0, "", {part: list[int]() for part in PARTS}
+        cut, of_train, firsts, left_out = 0, 0, dict[str, int](), {part: list[int]() for part in PARTS}
         lost = {part: list[int]() for part in PARTS}  # examples whose answer stands in what is not read
         for part, examples, rows in zip(PARTS, (self.table.train, held), (self._rows, self._held), strict=True):
             parts: list[Any] = []
@@ -466,7 +468,8 @@ class Writing:
                     raise DataError(f"{self._row(part, at)} ({begins!r}): {error}") from None
                 fitting = [row for row in found if row is not None and any(row.loss)]
                 if shortened or any(row.cut for row in fitting):
-                    cut, first_cut = cut + 1, first_cut or self._row(part, at)
+                    cut += 1
+                    firsts.setdefault(part, at)
                     of_train += part == "train"
                 lost[part] += [at] if any(self.task.loses_answer(example, read, row.cut) for row in fitting) else []
                 left_out[part] += [] if fitting else [at]
@@ -476,6 +479,7 @@ class Writing:
                 parts += [] if self._rows else segments
             if parts and not rows and rows is self._rows:
                 encoder.rows(parts, f"{self._row(part, 0)} and all others")  # says why nothing can be learnt
+        first_cut = self._first(firsts) if firsts else ""
         answering = not any(self.task.whole_text(each) for each in self.table.train[:1])
         longest = max((_longest_answer(row) for row in self._rows), default=0) if answering else 0
         # Where memory makes rows shorter, examples are encoded again: what whole answers had stays.
@@ -536,6 +540,12 @@ class Writing:
                 self._notes.append(f"{which} out of {what}: {why}")
         if held and not self._held:
             self._notes.append(self.why_unscored)
+
+    def _first(self, firsts: Mapping[str, int]) -> str:
+        """Name the first of the rows that `firsts` has by part; both parts may be of one table."""
+        own = self.report["validation_table"] is not None
+        part = min(firsts, key=lambda part: (own and part == "validation", self.table.numbers[part][firsts[part]]))
+        return self._row(part, firsts[part])
 
     def _row(self, part: str, at: int) -> str:
         """Name the row of the table that an example was; the example where an older snapshot does not know it."""

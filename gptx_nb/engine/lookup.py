@@ -4,9 +4,8 @@ Answers repeat what was asked and what they have said: names, quoted words, line
 been there before, those that followed then are guessed to follow again. A model reads some tokens at once in little
 more time than one, as its weights have to come from memory either way, and tells from its own logits how many of the
 guesses are what it would have written; so guesses change how soon a text is there and, but for the rounding of sums,
-not the text (Leviathan et al. 2023,
-arXiv:2211.17192, with the text itself as the drafting model: Saxena 2023, "Prompt Lookup Decoding"; Yang et al. 2023,
-arXiv:2304.04487).
+not the text (Leviathan et al. 2023, arXiv:2211.17192, with the text itself as the drafting model: Saxena 2023, "Prompt
+Lookup Decoding"; Yang et al. 2023, arXiv:2304.04487).
 """
 
 from __future__ import annotations

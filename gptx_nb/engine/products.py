@@ -7,7 +7,8 @@ bfloat16, and nothing more than in training under autocast.
 
 A model in bfloat16 can be computed with in float32 for a while (`exactly`). For that, the 16 bits of each weight that
 bfloat16 has no room for are kept beside it: together they take what float32 takes, and where a model was saved in
-bfloat16 there are none to keep. (A model that writes keeps its vocabulary in bfloat16 besides.)
+bfloat16 there are none to keep. (A model that writes, and whose head is its embedding, keeps its
+vocabulary in bfloat16 besides.)
 
 Most base models were saved in bfloat16, and fine-tuning moves a weight by less than lies between two numbers of it:
 rounded to the nearest one, most weights are again what they were, and much of what was learnt is gone. Such weights
@@ -44,13 +45,13 @@ def prepare(model: PreTrainedModel, dtype: torch.dtype, *, writes: bool = False)
 
     They take float32 and give it, but for the gated ones. The output head (of a language model or a classifier) stays
     float32: its logits are compared with each other, and bfloat16 has 3 digits. Of a model that `writes` in bfloat16
-    on a CPU a second head in bfloat16 stands beside it, to find out which logits need be computed (`largest`). Move the
-    model to its device before; its weights can no longer be trained, saved or moved.
+    on a CPU, and whose head is its embedding, a second one in bfloat16 stands beside it, to find out which logits need
+    be computed (`largest`). Move the model to its device before; its weights can no longer be trained, saved or moved.
     """
     head: Any = model.get_output_embeddings() or getattr(model, "score", None)
     embedding: Any = model.get_input_embeddings()
     # The plain weights of a head are needed to search it. They are there anyway where they are the embedding's.
-    is_tied = head is not None and head.weight is embedding.weight and head.weight.device.type == "cpu"
+    is_tied = getattr(head, "weight", None) is embedding.weight and embedding.weight.device.type == "cpu"
     searches = writes and is_tied and dtype is torch.bfloat16 and _can_lay_out(dtype)
     for parent in list(model.modules()):
         layers = {name: layer for name, layer in parent.named_children() if type(layer) in (torch.nn.Linear, Conv1D)}
