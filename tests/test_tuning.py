@@ -253,9 +253,7 @@ def test_low_rank_updates_are_proposed_for_few_examples() -> None:
     assert not plan.proposal_for_few(asked, 32, 135_000_000)
     fewest = plan.proposal_for_few(asked, 4, 135_000_000)["proposal"]
     assert fewest["choice"] == "tune: head"
-    assert fewest["reason"].startswith(
-        "4 examples are few: of SST-2 and TREC, smollm2-135m with a head held to"
-    )
+    assert fewest["reason"].startswith("4 examples are few: of SST-2 and TREC, smollm2-135m with a head held to")
     plain = asked.model_copy(update={"head": "plain"})
     assert plan.proposal_for_few(plain, 4, 135_000_000)["proposal"]["choice"] == "tune: lora", "it has no words to keep"
     assert not plan.proposal_for_few(asked, 16, 7_000_000), "a small model has little to forget"

@@ -51,8 +51,9 @@ def prepare(model: PreTrainedModel, dtype: torch.dtype, *, writes: bool = False)
     head: Any = model.get_output_embeddings() or getattr(model, "score", None)
     embedding: Any = model.get_input_embeddings()
     # The plain weights of a head are needed to search it. They are there anyway where they are the embedding's.
-    is_tied = getattr(head, "weight", None) is embedding.weight and embedding.weight.device.type == "cpu"
-    searches = writes and is_tied and dtype is torch.bfloat16 and _can_lay_out(dtype)
+    weight: torch.Tensor = embedding.weight
+    is_tied = getattr(head, "weight", None) is weight
+    searches = writes and is_tied and weight.device.type == "cpu" and dtype is torch.bfloat16 and _can_lay_out(dtype)
     for parent in list(model.modules()):
         layers = {name: layer for name, layer in parent.named_children() if type(layer) in (torch.nn.Linear, Conv1D)}
         for names in TOGETHER:
@@ -65,7 +66,7 @@ def prepare(model: PreTrainedModel, dtype: torch.dtype, *, writes: bool = False)
         for name, layer in layers.items():
             product = Product([layer], torch.float32 if layer is head else dtype)
             if layer is head and searches and product.bias is None:
-                product.search = _Largest(product, embedding.weight.detach())
+                product.search = _Largest(product, weight.detach())
             setattr(parent, name, product)
 
 
