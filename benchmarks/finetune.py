@@ -62,7 +62,7 @@ from report import report
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from gptx_nb.engine import device as devices
-from gptx_nb.engine import models, plan, setup, tuning
+from gptx_nb.engine import last_layer, models, plan, setup, tuning
 from gptx_nb.engine.data import Examples, Table
 from gptx_nb.engine.device import Device
 from gptx_nb.engine.jobs import Classification
@@ -311,7 +311,10 @@ def with_engine(variant: Variant, arguments: argparse.Namespace, device: Device)
     )
     seconds, accuracy, loss = curve[-1]
     frozen = 0.0 if learner.frozen is None else 2.0 * matrices(model, trained=False)
-    flops = tuning.flops_per_token(model) * arguments.epochs * variant.epochs + frozen
+    spared = last_layer.spared(model.base_model, learner.asked) if variant.method == "head" else None
+    if spared is not None:
+        frozen -= 2.0 * (1 - learner.asked) * sum(each.numel() for each in spared.parameters() if each.ndim >= 2)
+    flops = tuning.flops_per_token(model, learner.asked) * arguments.epochs * variant.epochs + frozen
     return Measured(
         batch=variant.batch,
         rate=settings.learning_rate,

@@ -70,7 +70,7 @@ SETS = {
     "chatterbot": Set("chatterbot_en_zh", "chat", ("turns",), 128, 32, "rougeL"),
     "shakespeare": Set("tinyshakespeare", "text-generation", ("text",), 384, 64, "bits_per_byte"),
     "chnsenticorp": Set("chnsenticorp", "text-classification", LABELLED, 256, 0, "accuracy"),
-    "cmrc2018": Set("cmrc2018_zh", "question-answering", ("context", "question", "answers"), 384, 24, "f1"),
+    "cmrc2018": Set("cmrc2018_zh", "question-answering", ("context", "question", "answers"), 384, 64, "f1"),
     "nq_open": Set("nq_open", "question-answering", ("question", "answers"), 96, 12, "f1"),
 }
 

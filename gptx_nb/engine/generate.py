@@ -14,6 +14,7 @@ sums: where two tokens are all but equally likely, rounding may decide.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -402,6 +403,24 @@ class _Places:
     gather: torch.Tensor | None
     hidden: torch.Tensor | None
 
+    # The same in every layer, and found out in the first:
+
+    def rows_in(self, memory: torch.Tensor) -> torch.Tensor:
+        """Return which rows of `memory` (slots, key heads, room, size), seen as one of size, are each token's."""
+        found: torch.Tensor | None = self.__dict__.get("_rows")
+        if found is None:
+            _, heads, room, _ = memory.shape
+            found = ((self.slot[:, None] * heads + torch.arange(heads)) * room + self.place[:, None]).reshape(-1)
+            self.__dict__["_rows"] = found
+        return found
+
+    @functools.cached_property
+    def mask(self) -> torch.Tensor | None:
+        """What is added to scores: -inf where attention must not look, else 0."""
+        if self.hidden is None:
+            return None
+        return torch.zeros(self.hidden.shape).masked_fill_(self.hidden, float("-inf"))
+
 
 class _Reader:
     """Lets the model read tokens, at most `tokens` at once but for rows of one, and keeps their keys and values.
@@ -565,10 +584,21 @@ def _attention(
     """
     cache, rows = places.cache, places.end - places.first
     keys, values = cache.layer(module.layer_idx, key, value)
-    keys[places.slot, :, places.place] = key[0].transpose(0, 1)
-    values[places.slot, :, places.place] = value[0].transpose(0, 1)
     key_heads, size = keys.shape[1], keys.shape[3]
     scale = size**-0.5 if scaling is None else scaling
+    if keys.device.type == "cpu":
+        at = places.rows_in(keys)
+        for memory, new in ((keys, key), (values, value)):
+            memory.view(-1, size).index_copy_(0, at, new[0].transpose(0, 1).reshape(-1, size))
+    else:
+        keys[places.slot, :, places.place] = key[0].transpose(0, 1)
+        values[places.slot, :, places.place] = value[0].transpose(0, 1)
+    if keys.device.type == "cpu" and places.spread is None and cache.prefix is None and not keys.requires_grad:
+        # The queries that look at the same keys stand below each other, as if they were several tokens.
+        q = query[0].transpose(0, 1).reshape(rows, key_heads, -1, size)
+        k, v = (memory[places.first : places.end, :, : places.width] for memory in (keys, values))
+        mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=places.mask, scale=scale)
+        return mixed.reshape(1, rows, -1, size), None
 
     # (rows, heads, longest, size) -> (rows, key heads, group * longest, size)
     q = query[0] * scale

@@ -32,6 +32,13 @@ def use(model: torch.nn.Module) -> None:
             module.__class__ = RMSNorm
 
 
+def normed(states: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """Return `states` (..., width) over their root mean square, times `weight`: float32, on a CPU, no gradient."""
+    scale = torch.linalg.vector_norm(states, dim=-1, keepdim=True).square_().div_(states.shape[-1])
+    scaled: torch.Tensor = states * scale.add_(epsilon).rsqrt_()
+    return scaled.mul_(weight)
+
+
 class RMSNorm(torch.nn.Module):
     """One of `KNOWN`: (..., width) to (..., width)."""
 
@@ -41,17 +48,15 @@ class RMSNorm(torch.nn.Module):
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         learns = torch.is_grad_enabled() and (states.requires_grad or self.weight.requires_grad)
         if states.device.type == "cpu" and not learns and states.dtype is self.weight.dtype is torch.float32:
-            scale = torch.linalg.vector_norm(states, dim=-1, keepdim=True).square_().div_(states.shape[-1])
-            result: torch.Tensor = (states * scale.add_(self.variance_epsilon).rsqrt_()).mul_(self.weight)
-            return result
+            return normed(states, self.weight, self.variance_epsilon)
         if states.device.type == "cpu" and (learns or states.numel() > AT_ONCE):
             found: torch.Tensor = _Blocks.apply(states, self.weight, self.variance_epsilon)
             return found
         if states.device.type == "cuda" and states.dtype is self.weight.dtype:
             return torch.nn.functional.rms_norm(states, self.weight.shape, self.weight, self.variance_epsilon)
         wide = states.float()
-        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
-        return self.weight * normed.to(states.dtype)
+        scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return self.weight * scaled.to(states.dtype)
 
 
 class _Blocks(torch.autograd.Function):

@@ -16,7 +16,7 @@ import torch
 from transformers import AttentionInterface, PreTrainedModel
 
 from gptx_nb.engine import dropout as dropouts
-from gptx_nb.engine import varlen
+from gptx_nb.engine import last_layer, varlen
 from gptx_nb.engine.products import ATTENDS_IN
 
 Tensors = dict[str, torch.Tensor]
@@ -123,6 +123,15 @@ def states(model: PreTrainedModel, tensors: Tensors) -> torch.Tensor:
     The model must have been given our attention (see `use`).
     """
     return decode(model.base_model, tensors)
+
+
+def states_at(decoder: Any, tensors: Tensors, places: str, **more: torch.Tensor) -> torch.Tensor:
+    """Return the last hidden states (places, width) of the tokens that `tensors[places]` names, none of them twice.
+
+    `decoder` is `model.base_model`; `more` as `decode` has it.
+    """
+    at = tensors[places]
+    return decode(last_layer.only(decoder, at, tensors["input_ids"].shape[1]), tensors, **more)[at]
 
 
 def decode(decoder: Any, tensors: Tensors, **more: torch.Tensor) -> torch.Tensor:

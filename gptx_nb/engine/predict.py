@@ -34,6 +34,7 @@ from gptx_nb.engine import (
     arithmetic,
     close_calls,
     graphs,
+    lean,
     models,
     multi_label,
     norms,
@@ -103,6 +104,7 @@ class Classifier:
         self.bytes = products.size(model)
         self._packed = packing.use(model) is None
         norms.use(model)
+        lean.use(model)
         self._model = model.eval()
         fast = self._packed and self.dtype is torch.bfloat16 and varlen.serves(self._device, self.dtype, model.config)
         self._recorded = graphs.Graphs(model) if fast else None

@@ -36,8 +36,9 @@ Thresholds = tuple[torch.Tensor, torch.Tensor]  # of rows and of columns, int16 
 
 # Layers of one block that are given the same states: one product is quicker than two or three small ones.
 # What comes of the gated ones is multiplied and rounded again before the next product, so it need not be wider.
+ATTENTION = ("q_proj", "k_proj", "v_proj")
 GATED = ("gate_proj", "up_proj")
-TOGETHER = (("q_proj", "k_proj", "v_proj"), GATED)
+TOGETHER = (ATTENTION, GATED)
 
 
 def prepare(model: PreTrainedModel, dtype: torch.dtype, *, writes: bool = False) -> None:
@@ -215,6 +216,15 @@ class Product(torch.nn.Module):
         self.bytes = sum(each.nbytes for each in (weight, self._rest, self.bias) if each is not None)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
+        product = self._multiply(states)
+        result: torch.Tensor = product if self.gives_lower else product.float()
+        return result if self.bias is None else (result + self.bias).to(result.dtype)
+
+    def lower(self, states: torch.Tensor) -> torch.Tensor:
+        """Return the same in the dtype in which it is computed, if that is lower: to be added to what is wider."""
+        return self._multiply(states) if self.bias is None else self(states)
+
+    def _multiply(self, states: torch.Tensor) -> torch.Tensor:
         exact = self.exact  # another thread may change it meanwhile
         given: Any = states.to(torch.float32 if exact else self.dtype)
         if exact and self.dtype is torch.bfloat16:
@@ -226,8 +236,7 @@ class Product(torch.nn.Module):
             product = torch.ops.mkldnn._linear_pointwise(given, self._weight, None, "none", [], "")
         else:
             product = torch.nn.functional.linear(given, self._weight)
-        result: torch.Tensor = product.to(self.dtype if self.gives_lower and not exact else torch.float32)
-        return result if self.bias is None else (result + self.bias).to(result.dtype)
+        return product
 
 
 class _Largest:
@@ -306,13 +315,19 @@ class _Joint(Product):
         return found
 
 
+def joint_of(parent: torch.nn.Module, names: tuple[str, ...]) -> Product | None:
+    """Return the product that computes those layers of `parent` side by side; None where each has its own."""
+    first = getattr(parent, names[0], None)
+    return first.joint if isinstance(first, _Part) else None
+
+
 class _Part(torch.nn.Module):
     def __init__(self, joint: _Joint, number: int) -> None:
         super().__init__()
-        self._joint, self._number = joint, number
+        self.joint, self._number = joint, number
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        return self._joint.part(self._number, states)
+        return self.joint.part(self._number, states)
 
 
 def _weight(layer: Any) -> torch.Tensor:

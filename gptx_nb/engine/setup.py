@@ -144,7 +144,7 @@ class Setup:
             self.learner.tokens if once else round(self.learner.tokens * self.settings.steps / self.steps_per_epoch)
         )
         peak = devices.matrix_peak(self.device.device, self.device.dtype, seconds=0.02)
-        flops, copies = tuning.flops_per_token(self.model), devices.copy_speed(self.device.device)
+        flops, copies = tuning.flops_per_token(self.model, self.learner.asked), devices.copy_speed(self.device.device)
         more = {} if once else self._beside_the_passes(rate, copies)
         told = plan.speed(
             self.learner.tokens if once else tokens, seconds, step.tokens, flops, peak, copies, self.ranks, tried, more

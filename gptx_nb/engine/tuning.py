@@ -27,7 +27,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from gptx_nb.engine import batches, packing
+from gptx_nb.engine import batches, last_layer, packing
 from gptx_nb.engine import streams as parallel
 from gptx_nb.engine.ragged import Ragged
 from gptx_nb.errors import ModelError
@@ -56,23 +56,31 @@ class Tuning:
 
 def layers_of(model: PreTrainedModel) -> torch.nn.ModuleList:
     """Return the decoder's layers."""
-    decoder: Any = model.base_model
-    found: torch.nn.ModuleList = decoder.h if hasattr(decoder, "h") else decoder.layers
-    return found
+    return last_layer.layers(model.base_model)
 
 
-def flops_per_token(model: PreTrainedModel) -> float:
+def flops_per_token(model: PreTrainedModel, asked: float = 1.0) -> float:
     """Return what training needs for a token at least: the matrix products of the layers that a gradient passes.
 
     6 FLOPs for each trained weight (2 forward, 4 backward) and 4 for one that a gradient only passes. Attention's own
-    products, norms, embeddings and the optimiser count nothing.
+    products, norms, embeddings and the optimiser count nothing. `asked`: the share of the tokens whose last states are
+    asked for, as `last_layer` has it.
     """
     total = 0.0
     for layer in layers_of(model):
-        matrices = [each for each in layer.parameters() if each.ndim >= 2]
+        matrices = _matrices(layer)
         if any(each.requires_grad for each in matrices):
-            total += sum((6 if each.requires_grad else 4) * each.numel() for each in matrices)
-    return total
+            total += _flops(matrices)
+    spared = last_layer.spared(model.base_model, asked) if total else None
+    return total if spared is None else total - (1 - asked) * _flops(_matrices(spared))
+
+
+def _flops(matrices: list[torch.nn.Parameter]) -> float:
+    return float(sum((6 if each.requires_grad else 4) * each.numel() for each in matrices))
+
+
+def _matrices(module: torch.nn.Module) -> list[torch.nn.Parameter]:
+    return [each for each in module.parameters() if each.ndim >= 2]
 
 
 def forward_share(model: PreTrainedModel, *, step_spared: bool, forward_spared: bool) -> float:
@@ -82,7 +90,7 @@ def forward_share(model: PreTrainedModel, *, step_spared: bool, forward_spared: 
     """
     passed, all_layers = 0.0, 0.0
     for layer in layers_of(model):
-        matrices = [each for each in layer.parameters() if each.ndim >= 2]
+        matrices = _matrices(layer)
         size = 2.0 * sum(each.numel() for each in matrices)
         all_layers += size
         passed += size if any(each.requires_grad for each in matrices) else 0
@@ -269,7 +277,7 @@ class FrozenPart:
             on_device = {name: tensor.to(device) for name, tensor in packed.items()}
             with torch.no_grad(), autocast():
                 if self._whole:
-                    return packing.states(self._model, on_device)[on_device["last"]]
+                    return packing.states_at(self._model.base_model, on_device, "last")
                 with contextlib.suppress(_Caught):
                     packing.states(self._model, on_device)
                 states: torch.Tensor = caught.states.squeeze(0)
@@ -313,7 +321,7 @@ class FrozenPart:
         """Return the logits (texts, labels) of a micro-batch that `tensors` has made."""
         head: Any = self._model.get_submodule("score")
         kept = tensors["kept"].to(head.weight.dtype)
-        states = kept if self.upper is None else packing.decode(self.upper, tensors, kept=kept)[tensors["last"]]
+        states = kept if self.upper is None else packing.states_at(self.upper, tensors, "last", kept=kept)
         scored: torch.Tensor = head(states)
         return scored
 

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from gptx_nb import files
-from gptx_nb.engine import arithmetic, beams, generate, models, packing, products
+from gptx_nb.engine import arithmetic, beams, generate, lean, models, packing, products
 from gptx_nb.engine.asked import Asking
 from gptx_nb.engine.device import Device, is_out_of_memory
 from gptx_nb.engine.models import context
@@ -149,6 +149,7 @@ class Writer:
         """
         torch.nn.Module.to(model, device.device)  # transformers' own `to` is typed wrongly
         products.prepare(model, dtype or arithmetic.of_answers(device, written=True).dtype, writes=True)
+        lean.use(model)
         model.eval()
         if told is not None and task in (None, told["task"]):
             before = {"line": "asked"} if told["task"] == "code-generation" else {}  # of runs that do not say

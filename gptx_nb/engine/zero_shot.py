@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gptx_nb.engine import arithmetic, close_calls, models, products
+from gptx_nb.engine import arithmetic, close_calls, lean, models, products
 from gptx_nb.engine.device import Device
 from gptx_nb.engine.models import Base, context
 from gptx_nb.engine.predict import CPU_EXACT_TOKENS, CPU_TOKENS, GPU_TOKENS, Answer
@@ -80,6 +80,7 @@ class ZeroShot:
         torch.nn.Module.to(model, device.device)  # transformers' own `to` is typed wrongly
         self.dtype = dtype or arithmetic.of_answers(device).dtype
         products.prepare(model, self.dtype)
+        lean.use(model)
         self.bytes = products.size(model)
         self._model, self._tokenizer, self._device = model.eval(), tokenizer, device.device
         self._heads: OrderedDict[tuple[Any, ...], tuple[torch.Tensor, float]] = OrderedDict()

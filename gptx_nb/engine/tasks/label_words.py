@@ -286,7 +286,7 @@ def states(
                 tensors = packing.pack(mine, pad_id) if packed else batches.pad(mine, pad_id)
                 tensors = {name: each.to(device) for name, each in tensors.items()}
                 if packed:
-                    hidden = packing.states(model, tensors)[tensors["last"]]
+                    hidden = packing.states_at(model.base_model, tensors, "last")
                 else:
                     last = tensors["attention_mask"].sum(dim=1) - 1
                     every = model.base_model(**tensors, use_cache=False).last_hidden_state

@@ -97,8 +97,8 @@ class Learner:
         if self.frozen is None or "kept" not in tensors:
             return self.whole_loss(model, tensors)
         kept = tensors["kept"].to(next(self._model.parameters()).dtype)
-        states = packing.decode(self.frozen.upper, tensors, kept=kept)
-        return cross_entropy(self._model, states[tensors["at"]], tensors["targets"], tensors.get("counts"))
+        states = packing.states_at(self.frozen.upper, tensors, "at", kept=kept)
+        return cross_entropy(self._model, states, tensors["targets"], tensors.get("counts"))
 
     def whole_loss(self, model: torch.nn.Module, tensors: Tensors) -> torch.Tensor:
         """Return the loss as the whole model gives it, without a frozen part that is kept."""
@@ -108,6 +108,11 @@ class Learner:
     def tokens(self) -> int:
         """Tokens of one epoch."""
         return int(self._lengths.sum())
+
+    @property
+    def asked(self) -> float:
+        """The share of the tokens whose last states are asked for."""
+        return int(self._rows.targets.sum()) / max(1, self.tokens) if self.padded_because is None else 1.0
 
     writes = True
 
@@ -182,7 +187,7 @@ def loss(model: torch.nn.Module, tensors: Tensors) -> torch.Tensor:
 def _states(model: Any, tensors: Tensors) -> torch.Tensor:
     """Return the states (targets, width) from which the targets are predicted."""
     if "spread" in tensors:
-        return packing.states(model, tensors)[tensors["at"]]
+        return packing.states_at(model.base_model, tensors, "at")
     output = model.get_decoder()(
         input_ids=tensors["input_ids"], attention_mask=tensors["attention_mask"], use_cache=False
     )

@@ -148,6 +148,11 @@ class Learner:
         """Tokens of one epoch."""
         return int(np.maximum(1, self._rows.lengths).sum())
 
+    @property
+    def asked(self) -> float:
+        """The share of the tokens whose last states are asked for."""
+        return len(self._rows.windows) / max(1, self.tokens) if self.padded_because is None else 1.0
+
     writes = False
 
     @property
@@ -230,7 +235,7 @@ def _logits(model: torch.nn.Module, tensors: Tensors) -> torch.Tensor:
         ).logits
         return reading.pooled(padded, tensors)
     classifier: Any = model  # transformers gives every decoder's classifier a `score`
-    scored: torch.Tensor = classifier.score(packing.states(classifier, tensors)[tensors["last"]])
+    scored: torch.Tensor = classifier.score(packing.states_at(classifier.base_model, tensors, "last"))
     return reading.pooled(scored, tensors)
 
 
