@@ -31,7 +31,8 @@ number of the repeat.
 - Memory is the highest resident size of the process while it trains, on a GPU the most that torch has allocated.
 - Share of peak: useful FLOPs a second, over the most that a product of square matrices reaches in any of the runs, in
   bfloat16 where the device has it. Useful are 6 FLOPs for each trained weight of the decoder's matrices and each real
-  token (2 forward, 4 backward), 4 for a frozen weight that a gradient passes, 2 (once) for one in the frozen part.
+  token (2 forward, 4 backward), 4 for a frozen weight that a gradient passes, 2 (once) for one in the frozen part, but
+  for those that ours spares in the last layer (`last_layer`): others compute them.
   Padding, embeddings, attention's own products, norms and the optimiser count nothing.
 """
 

@@ -41,7 +41,7 @@ from finetune import forget_high_water, high_water, machine, read, surroundings,
 from report import report
 from transformers import AutoModelForCausalLM
 
-from gptx_nb.engine import arithmetic, models, products
+from gptx_nb.engine import arithmetic, lean, models, products
 from gptx_nb.engine import device as devices
 from gptx_nb.engine.generate import generate
 from gptx_nb.engine.predict import use_all_cores
@@ -83,6 +83,7 @@ def measure(arguments: argparse.Namespace) -> Measured:
     model.generation_config.eos_token_id = None
     if arguments.one == "ours":
         products.prepare(model, arithmetic.of_answers(device, written=True).dtype, writes=True)
+        lean.use(model)
     elif arguments.one == "ours-float32":
         products.prepare(model, torch.float32)
 

@@ -21,6 +21,7 @@ from gptx_nb.engine import arithmetic, close_calls, packing, products, sharding,
 from gptx_nb.engine import device as devices
 from gptx_nb.engine.device import choose
 from gptx_nb.engine.generate import generate
+from gptx_nb.engine.lean import Lean
 from gptx_nb.engine.predict import Classifier
 from gptx_nb.engine.tasks import label_words
 from gptx_nb.engine.tasks.label_words import Wording
@@ -91,6 +92,7 @@ def undecided(tokenizer: Any, kind: str, asked: list[str], sharpness: float = 4.
         again.load_state_dict(model.state_dict())
         again.score.weight.data.copy_(head)
         found[dtype] = Classifier(again, tokenizer, CPU, dtype=dtype, **options)
+        assert isinstance(getattr(again.model.layers[0], "lean", None), Lean)
         dithered = [each for each in again.modules() if getattr(each, "_thresholds", None) is not None]
         assert bool(dithered) == (kind == "dithered" and dtype is torch.bfloat16)
     return found
@@ -202,6 +204,7 @@ def test_a_base_model_gives_the_labels_that_it_gives_in_float32(
         model = LlamaForSequenceClassification(LlamaConfig(vocab_size=len(tokenizer), num_labels=2, **SIZES))
         output = torch.randn(len(tokenizer), SIZES["hidden_size"])
         found.append(ZeroShot(model, tokenizer, output, CPU, dtype))
+        assert isinstance(getattr(model.model.layers[0], "lean", None), Lean)
     exact, rounded = found
     expected = np.array(exact.classify(asked, ASKED, asked[::5]).probabilities)
     shares = np.array(rounded.classify(asked, ASKED, asked[::5]).probabilities)
@@ -406,6 +409,7 @@ def writers(tokenizer: Any) -> list[Writer]:
         torch.manual_seed(0)
         model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **SIZES))
         found.append(Writer.of(model, tokenizer, CPU, None, "question-answering", dtype))
+        assert isinstance(getattr(model.model.layers[0], "lean", None), Lean)
     return found
 
 

@@ -45,7 +45,9 @@ def test_states_that_are_asked_for_and_their_gradients_are_those_of_the_whole_la
     whole = packing.states(model, tensors)[tensors[places]]
     expected = gradients(model, whole)
     found = packing.states_at(model.base_model, tensors, places)
-    assert rows == [55, 55 if places == "many" else len(tensors[places])]
+    packing.states_at(model.base_model, tensors, places, spare=False)
+    assert rows.pop() == 55
+    assert rows == [55, len(tensors[places])]
     assert torch.allclose(found, whole, atol=1e-5)
     of_found = gradients(model, found)
     assert of_found.keys() == expected.keys()
@@ -63,6 +65,25 @@ def test_a_model_of_another_form_and_a_layer_with_hooks_are_computed_whole() -> 
     packing.states_at(decoder, tensors, "last")
     assert seen == [55], "who hooks a layer sees it called"
     hook.remove()
+    assert last_layer.spares(decoder)
+
+
+def test_it_is_computed_again_where_activations_are_not_kept() -> None:
+    model = plain("llama").train()
+    tensors = packing.pack(ROWS, PAD)
+    expected = gradients(model, packing.states_at(model.base_model, tensors, "last"))
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    rows: list[int] = []
+    tuning.layers_of(model)[-1].mlp.register_forward_hook(lambda _, given, made: rows.append(made.shape[1]))
+    found = gradients(model, packing.states_at(model.base_model, tensors, "last"))
+    assert rows == [len(ROWS)] * 2
+    assert all(torch.allclose(found[name], gradient, atol=1e-6) for name, gradient in expected.items())
+
+
+def test_what_is_cut_among_processes_is_computed_whole() -> None:
+    decoder: Any = plain("llama").base_model
+    with last_layer.whole():
+        assert not last_layer.spares(decoder)
     assert last_layer.spares(decoder)
 
 

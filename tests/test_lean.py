@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_generate import alone, tokens
+from test_generate import ALIKE, alone, tokens
 from test_generate import small as writing
 from test_packing import CPU, PAD, ROWS, small
 
@@ -17,8 +17,8 @@ KINDS = ("llama", "mistral", "qwen2")
 BF16 = torch.bfloat16
 
 
-def classifier(kind: str, dtype: torch.dtype = torch.float32) -> Any:
-    model = small(kind, **({"sliding_window": None} if kind == "mistral" else {})).eval()
+def classifier(kind: str, dtype: torch.dtype = torch.float32, **settings: Any) -> Any:
+    model = small(kind, **({"sliding_window": None} if kind == "mistral" else {}), **settings).eval()
     products.prepare(model, dtype)
     assert packing.use(model) is None
     return model
@@ -47,7 +47,12 @@ def test_packed_texts_get_the_same_logits(kind: str, dtype: torch.dtype, monkeyp
     expected = logits(model)
     lean.use(model)
     seen = calls_of(monkeypatch)
+    down: Any = tuning.layers_of(model)[-1].mlp.down_proj
+    rows: list[int] = []
+    multiply = down._multiply
+    monkeypatch.setattr(down, "_multiply", lambda states: (rows.append(len(states)), multiply(states))[1])
     found = logits(model)
+    assert sum(rows) == len(ROWS), "of the last layer, a text's last token"
     assert sum(seen) == 55 * len(tuning.layers_of(model)), "every token, in as many streams as there are cores"
     apart = np.abs(found - expected).max()
     assert apart < (1e-5 if dtype is torch.float32 else 0.05 * np.abs(expected).max())
@@ -55,16 +60,41 @@ def test_packed_texts_get_the_same_logits(kind: str, dtype: torch.dtype, monkeyp
         assert np.abs(logits(model) - logits(classifier(kind))).max() < 1e-4
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"attention_bias": True, "mlp_bias": True},
+        {"head_dim": 12},
+        {"hidden_act": "gelu"},
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "factor": 2.0,
+                "rope_theta": 1e4,
+                "original_max_position_embeddings": 32,
+            }
+        },
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_other_settings_of_a_llama_give_the_same_logits(settings: dict[str, Any]) -> None:
+    model = classifier("llama", **settings)
+    expected = logits(model)
+    lean.use(model)
+    assert np.abs(logits(model) - expected).max() < 1e-5
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_prompts_are_continued_as_by_transformers(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = writing(kind)
-    prompts = [list(range(2, 2 + length)) for length in (5, 1, 9)] + [[7, 8, 9, 10] * 4]
-    expected = [alone(model, prompt, 12) for prompt in prompts]
+    every = [[list(range(2, 2 + length)) for length in (5, 1, 9)] + [[7, 8, 9, 10] * 4], ALIKE]
+    expected = [[alone(model, prompt, 12) for prompt in prompts] for prompts in every]
     products.prepare(model, torch.float32)
     lean.use(model)
     seen = calls_of(monkeypatch)
-    for more in ({}, {"share_prefix": False}, {"look_up": False}, {"rows": 2}):
-        assert tokens(generate(model, prompts, max_new_tokens=12, **more)) == expected
+    for prompts, written in zip(every, expected, strict=True):
+        for more in ({}, {"share_prefix": False}, {"look_up": False}, {"rows": 2}):
+            assert tokens(generate(model, prompts, max_new_tokens=12, **more)) == written
     assert min(seen) <= 2 < max(seen), "prompts are read and single tokens"
 
 

@@ -7,7 +7,11 @@ quarters of the layer's products, serves nobody, forward or back. What is asked 
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,14 +23,30 @@ KNOWN = {
     **{f"{name}DecoderLayer": _LLAMA for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3", "Starcoder2")},
 }
 
-MOST = 0.5  # share of the tokens: for more, what is put back into its place takes about what is spared
+MOST = 0.5  # share of the tokens that are asked for: for more, what is put back into its place takes what is spared
+
+_now = threading.local()
+
+
+@contextlib.contextmanager
+def whole() -> Iterator[None]:
+    """Let this thread compute last layers whole for a while, as where a model is cut among processes."""
+    _now.whole = True
+    try:
+        yield
+    finally:
+        _now.whole = False
 
 
 def spares(decoder: Any) -> bool:
-    """Whether `decoder` can do without a part of its last layer; a layer that somebody hooks is computed whole."""
+    """Whether `decoder` can do without a part of its last layer; one with forward hooks is computed whole.
+
+    Only on a CPU: a GPU is given rows that are filled up, of which one place may be asked for several times.
+    """
     last = layers(decoder)[-1]
-    on_cpu = next(last.parameters()).device.type == "cpu"  # a GPU launches more and computes less: not tried
-    return on_cpu and type(last).__name__ in KNOWN and not last._forward_hooks and not last._forward_pre_hooks
+    if getattr(_now, "whole", False) or next(last.parameters()).device.type != "cpu":
+        return False
+    return type(last).__name__ in KNOWN and not last._forward_hooks and not last._forward_pre_hooks
 
 
 def spared(decoder: Any, asked: float) -> torch.nn.Module | None:
@@ -38,12 +58,12 @@ def spared(decoder: Any, asked: float) -> torch.nn.Module | None:
     return mlp
 
 
-def only(decoder: Any, places: torch.Tensor, tokens: int) -> Any:
+def only(decoder: Any, places: torch.Tensor) -> Any:
     """Return a decoder with the same layers that gives right states for the tokens `places` alone, of one row.
 
-    `places`: int64, none twice; `tokens`: how many the row has. It is `decoder` itself where nothing is spared.
+    `places`: int64, none twice. It is `decoder` itself where that `spares` nothing.
     """
-    if len(places) > MOST * tokens or not spares(decoder):
+    if not spares(decoder):
         return decoder
     found = copy.copy(decoder)
     every = layers(decoder)
@@ -68,6 +88,13 @@ class _Last(torch.nn.Module):
         self._layer, self._places = [layer], places  # in a list, as it is no part of this module
 
     def forward(self, hidden: torch.Tensor, *_: Any, **more: Any) -> torch.Tensor:
+        layer: Any = self._layer[0]
+        if layer.training and layer.gradient_checkpointing:  # as transformers' layers do
+            again: torch.Tensor = layer._gradient_checkpointing_func(functools.partial(self._compute, **more), hidden)
+            return again
+        return self._compute(hidden, **more)
+
+    def _compute(self, hidden: torch.Tensor, **more: Any) -> torch.Tensor:
         layer, places = self._layer[0], self._places
         lean: Any = getattr(layer, "lean", None)
         if lean is not None and lean.serves and not layer.training:

@@ -12,7 +12,6 @@ a layer is the model's own.
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import torch
@@ -104,15 +103,15 @@ def _normed(states: torch.Tensor, norm: Any) -> torch.Tensor:
     return norms.normed(states, norm.weight, norm.variance_epsilon)
 
 
-_now = threading.local()
+def _signed(sin: Any) -> torch.Tensor:
+    """Return `sin` with its first half negated, by which a vector that is rolled by half is turned.
 
-
-def _signed(sin: torch.Tensor) -> torch.Tensor:
-    """Return `sin` with its first half negated, made once for all layers: a vector rolled by half is turned by it."""
-    if getattr(_now, "of", None) is not sin:
+    It stands with `sin`, which all layers are given.
+    """
+    found: torch.Tensor | None = getattr(sin, "signed", None)
+    if found is None:
         half = sin.shape[-1] // 2
-        _now.of, _now.signed = sin, torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
-    found: torch.Tensor = _now.signed
+        found = sin.signed = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
     return found
 
 

@@ -125,13 +125,14 @@ def states(model: PreTrainedModel, tensors: Tensors) -> torch.Tensor:
     return decode(model.base_model, tensors)
 
 
-def states_at(decoder: Any, tensors: Tensors, places: str, **more: torch.Tensor) -> torch.Tensor:
-    """Return the last hidden states (places, width) of the tokens that `tensors[places]` names, none of them twice.
+def states_at(decoder: Any, tensors: Tensors, places: str, *, spare: bool = True, **more: torch.Tensor) -> torch.Tensor:
+    """Return the last hidden states (places, width) of the tokens that `tensors[places]` names.
 
-    `decoder` is `model.base_model`; `more` as `decode` has it.
+    `decoder` is `model.base_model`; `more` as `decode` has it. `spare`: its last layer need not be computed for others
+    (`last_layer`). On a CPU no token may be named twice.
     """
     at = tensors[places]
-    return decode(last_layer.only(decoder, at, tensors["input_ids"].shape[1]), tensors, **more)[at]
+    return decode(last_layer.only(decoder, at) if spare else decoder, tensors, **more)[at]
 
 
 def decode(decoder: Any, tensors: Tensors, **more: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """A trained classifier: texts in, probabilities out. It loads a plain Hugging Face folder and knows no run.
 
 Tokens and batches are those of training's scoring (`text_classification`): rows of similar length together, packed
-where the model allows that. So in one arithmetic a text's result does not depend on the texts beside it.
+where the model allows that. So in one arithmetic a text's result does not
+depend on the texts beside it, but for rounding.
 
 Labels are float32's. Where the device computes bfloat16 faster (`arithmetic`), products are in it, and the texts whose
 labels rounding could change are computed again in float32 (`close_calls`): few where weights are dithered (`products`),

@@ -221,7 +221,7 @@ class Product(torch.nn.Module):
         return result if self.bias is None else (result + self.bias).to(result.dtype)
 
     def lower(self, states: torch.Tensor) -> torch.Tensor:
-        """Return the same in the dtype in which it is computed, if that is lower: to be added to what is wider."""
+        """Return the same in the dtype in which it is computed, to be added to what is wider; with a bias, the same."""
         return self._multiply(states) if self.bias is None else self(states)
 
     def _multiply(self, states: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ Reads the base model; writes no file and trains nothing.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from gptx_nb.engine import (
     dropout,
     fitting,
     graphs,
+    last_layer,
     longer_context,
     memory,
     models,
@@ -144,7 +146,8 @@ class Setup:
             self.learner.tokens if once else round(self.learner.tokens * self.settings.steps / self.steps_per_epoch)
         )
         peak = devices.matrix_peak(self.device.device, self.device.dtype, seconds=0.02)
-        flops, copies = tuning.flops_per_token(self.model, self.learner.asked), devices.copy_speed(self.device.device)
+        asked = 1.0 if self.sharded else self.learner.asked  # the last layer of shards is computed whole
+        flops, copies = tuning.flops_per_token(self.model, asked), devices.copy_speed(self.device.device)
         more = {} if once else self._beside_the_passes(rate, copies)
         told = plan.speed(
             self.learner.tokens if once else tokens, seconds, step.tokens, flops, peak, copies, self.ranks, tried, more
@@ -523,7 +526,7 @@ def estimate_memory(
         masters = [torch.empty_like(parameter, dtype=torch.float32) for parameter in trained]
         return MasterAdamW(trained, masters, settings.learning_rate, settings.weight_decay, settings.betas)
 
-    with quantized.without_values(model):
+    with quantized.without_values(model), last_layer.whole() if sharded else contextlib.nullcontext():
         return memory.estimate(
             model,
             max(step.micro, key=lambda tensors: tensors["input_ids"].numel()),

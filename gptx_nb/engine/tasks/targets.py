@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from gptx_nb.engine import batches, distributed, memory, packing
+from gptx_nb.engine import batches, distributed, last_layer, memory, packing
 from gptx_nb.engine import streams as parallel
 from gptx_nb.engine.tasks.encoding import Encoded, EncodedRows
 from gptx_nb.engine.tasks.language_modeling import cross_entropy, logits
@@ -56,6 +56,8 @@ class Learner:
         self.streams = streams
         self._twice = False
         self.padded_because = packing.use(model)
+        # For all steps alike, so that none takes more memory than the one with the most tokens.
+        self._spares = self.asked <= last_layer.MOST
         self.frozen: FrozenPart | None = None
         if tuned.has_frozen_part and self.padded_because is None:
             read = (row.read for part in (self._rows, self.held_rows) for row in part)
@@ -97,12 +99,12 @@ class Learner:
         if self.frozen is None or "kept" not in tensors:
             return self.whole_loss(model, tensors)
         kept = tensors["kept"].to(next(self._model.parameters()).dtype)
-        states = packing.states_at(self.frozen.upper, tensors, "at", kept=kept)
+        states = packing.states_at(self.frozen.upper, tensors, "at", spare=self._spares, kept=kept)
         return cross_entropy(self._model, states, tensors["targets"], tensors.get("counts"))
 
     def whole_loss(self, model: torch.nn.Module, tensors: Tensors) -> torch.Tensor:
         """Return the loss as the whole model gives it, without a frozen part that is kept."""
-        return loss(model, tensors)
+        return loss(model, tensors, spare=self._spares)
 
     @property
     def tokens(self) -> int:
@@ -179,15 +181,18 @@ def tensors_of(rows: Sequence[Encoded], pad_id: int, packed: bool) -> Tensors:
     return {**tensors, "at": torch.tensor(at), "targets": torch.tensor(targets), "rows": torch.tensor(counts)}
 
 
-def loss(model: torch.nn.Module, tensors: Tensors) -> torch.Tensor:
-    """Return the mean cross entropy, in nats, of the target tokens of what `tensors_of` has made."""
-    return cross_entropy(model, _states(model, tensors), tensors["targets"], tensors.get("counts"))
+def loss(model: torch.nn.Module, tensors: Tensors, *, spare: bool = True) -> torch.Tensor:
+    """Return the mean cross entropy, in nats, of the target tokens of what `tensors_of` has made.
+
+    `spare` as `packing.states_at` has it.
+    """
+    return cross_entropy(model, _states(model, tensors, spare), tensors["targets"], tensors.get("counts"))
 
 
-def _states(model: Any, tensors: Tensors) -> torch.Tensor:
+def _states(model: Any, tensors: Tensors, spare: bool = True) -> torch.Tensor:
     """Return the states (targets, width) from which the targets are predicted."""
     if "spread" in tensors:
-        return packing.states_at(model.base_model, tensors, "at")
+        return packing.states_at(model.base_model, tensors, "at", spare=spare)
     output = model.get_decoder()(
         input_ids=tensors["input_ids"], attention_mask=tensors["attention_mask"], use_cache=False
     )
