@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_packing import PAD, ROWS, small
 
+from gptx_nb.engine import dropout as dropouts
 from gptx_nb.engine import last_layer, packing, tuning
 
 KINDS = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "smollm3", "starcoder2")
@@ -78,6 +79,20 @@ def test_it_is_computed_again_where_activations_are_not_kept() -> None:
     found = gradients(model, packing.states_at(model.base_model, tensors, "last"))
     assert rows == [len(ROWS)] * 2
     assert all(torch.allclose(found[name], gradient, atol=1e-6) for name, gradient in expected.items())
+
+
+def test_what_chance_drops_is_dropped_in_the_same_places() -> None:
+    model: Any = small("gpt2", resid_pdrop=0.3, embd_pdrop=0.3, attn_pdrop=0.3).train()
+    packing.use(model)
+    dropouts.use(model)
+    tensors = asked_of(packing.pack(ROWS, PAD))
+    for places in ("last", "few", "many"):
+        dropouts.seed(1, 2, 3)
+        expected = packing.states(model, tensors)[tensors[places]]
+        found = packing.states_at(model.base_model, tensors, places)
+        assert torch.allclose(found, expected, atol=1e-5)
+    dropouts.seed(1, 2, 4)
+    assert not torch.allclose(packing.states_at(model.base_model, tensors, "many"), found, atol=0.1)
 
 
 def test_what_is_cut_among_processes_is_computed_whole() -> None:

@@ -433,14 +433,14 @@ def test_memory_that_runs_out_while_the_frozen_part_is_computed_takes_smaller_pa
 ) -> None:
     whole = frozen_learner(method)
     whole.prepare(contextlib.nullcontext)
-    forward = packing.states
+    forward = packing.decode
 
-    def states(model: Any, packed: Any, **more: Any) -> torch.Tensor:
+    def decode(decoder: Any, packed: Any, **more: Any) -> torch.Tensor:
         if packed["input_ids"].numel() > 40:
             raise RuntimeError(FULL)
-        return forward(model, packed, **more)
+        return forward(decoder, packed, **more)
 
-    monkeypatch.setattr(packing, "states", states)
+    monkeypatch.setattr(packing, "decode", decode)
     found = frozen_learner(method)
     attempt_of(run, found)._keep_frozen_part(found, contextlib.nullcontext)
     assert torch.allclose(kept(found), kept(whole), atol=1e-6)

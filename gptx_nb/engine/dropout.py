@@ -8,8 +8,11 @@ a multiple of 1/65536.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import math
 import threading
+from collections.abc import Iterator
 
 import torch
 
@@ -29,6 +32,16 @@ def seed(*numbers: int) -> None:
     _now.numbers = numbers
 
 
+@contextlib.contextmanager
+def at(places: torch.Tensor, tokens: int) -> Iterator[None]:
+    """Let what this thread drops of (1, places, width) for a while be what it would there of (1, `tokens`, width)."""
+    _now.among = places, tokens
+    try:
+        yield
+    finally:
+        _now.among = None
+
+
 def drop(states: torch.Tensor, rate: float, place: int) -> torch.Tensor:
     """Return `states` with a share `rate` of its values zero and the others larger; `place` tells layers apart.
 
@@ -42,10 +55,14 @@ def drop(states: torch.Tensor, rate: float, place: int) -> torch.Tensor:
     mixed = hashlib.blake2b(repr((*numbers, place)).encode("ascii"), digest_size=8).digest()
     generator = torch.Generator()
     generator.manual_seed(int.from_bytes(mixed, "little") >> 1)
-    count = states.numel()
+    places, tokens = getattr(_now, "among", None) or (None, 1)
+    shape = states.shape if places is None else (tokens, states.shape[-1])
+    count = math.prod(shape)
     drawn = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
     dropped = round(rate * 65536)
-    kept = drawn.view(torch.int16)[:count].view(states.shape) >= dropped - 32768
+    kept = drawn.view(torch.int16)[:count].view(shape) >= dropped - 32768
+    if places is not None:
+        kept = kept[places][None]
     return states * (kept * (65536 / (65536 - dropped))).to(states.dtype)
 
 

@@ -543,13 +543,13 @@ class Writing:
 
     def _first(self, firsts: Mapping[str, int]) -> str:
         """Name the first of the rows that `firsts` has by part; both parts may be of one table."""
-        own = self.report["validation_table"] is not None
+        own = self.report.get("validation_table") is not None
         part = min(firsts, key=lambda part: (own and part == "validation", self.table.numbers[part][firsts[part]]))
         return self._row(part, firsts[part])
 
     def _row(self, part: str, at: int) -> str:
         """Name the row of the table that an example was; the example where an older snapshot does not know it."""
-        own = self.report["validation_table"] if part == "validation" else None
+        own = self.report.get("validation_table") if part == "validation" else None
         number = self.table.numbers[part][at]
         where = f"row {number}" if number else f"example {at + 1} of the {part} part"
         return f"{(own or self.report)['source']}, {where}"

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from gptx_nb.engine import dropout
+
 # Layers that add attention(norm(x)) and then mlp(norm(x)) to x, by the names of these four. Each is tested.
 _LLAMA = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
 KNOWN = {
@@ -103,5 +105,7 @@ class _Last(torch.nn.Module):
         before, attention, between, mlp = (getattr(layer, name) for name in KNOWN[type(layer).__name__])
         mixed = attention(before(hidden), **{**more, "past_key_values": None, "attention_mask": None})[0]
         asked = mixed.index_select(1, places) + hidden.index_select(1, places)
-        asked = asked + mlp(between(asked))
+        normed = between(asked)
+        with dropout.at(places, hidden.shape[1]):  # chance, too, is as in the whole layer
+            asked = asked + mlp(normed)
         return hidden.to(asked.dtype).index_copy(1, places, asked)
