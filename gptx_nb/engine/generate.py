@@ -586,14 +586,15 @@ def _attention(
     keys, values = cache.layer(module.layer_idx, key, value)
     key_heads, size = keys.shape[1], keys.shape[3]
     scale = size**-0.5 if scaling is None else scaling
-    if keys.device.type == "cpu":
+    on_cpu = keys.device.type == "cpu"
+    if on_cpu:
         at = places.rows_in(keys)
         for memory, new in ((keys, key), (values, value)):
             memory.view(-1, size).index_copy_(0, at, new[0].transpose(0, 1).reshape(-1, size))
     else:
         keys[places.slot, :, places.place] = key[0].transpose(0, 1)
         values[places.slot, :, places.place] = value[0].transpose(0, 1)
-    if keys.device.type == "cpu" and places.spread is None and cache.prefix is None and not keys.requires_grad:
+    if on_cpu and places.spread is None and cache.prefix is None:
         # The queries that look at the same keys stand below each other, as if they were several tokens.
         q = query[0].transpose(0, 1).reshape(rows, key_heads, -1, size)
         k, v = (memory[places.first : places.end, :, : places.width] for memory in (keys, values))
