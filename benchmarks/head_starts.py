@@ -1,11 +1,11 @@
 """Does a model do better from its labels' words or from a new head on the plain text, and does the tool choose rightly?
 
     python benchmarks/head_starts.py DATA_FOLDER [--sets sst2,trec] [--model tiny] [--tune full] [--examples 100,1000]
-        [--draws 3] [--test 300] [--starts plain,words] [--out head_starts]
+        [--draws 3] [--test 300] [--held] [--starts plain,words] [--out head_starts]
 
 DATA_FOLDER is that of benchmarks/fewshot.py. For each set, number of examples and draw, the same examples are learnt
 from each start, with the tool's own settings else; the last weights are scored on the test rows, so that nothing is
-chosen by them. Beside the accuracies stands what the tool looked at when it chose by itself (`head: auto`). What
+chosen by them. With --held they are scored on rows of the training table that were not drawn: to choose by. Beside the accuracies stands what the tool looked at when it chose by itself (`head: auto`). What
 stands in OUT.json is not measured again.
 """
 
@@ -31,10 +31,14 @@ from gptx_nb.recipe import Recipe
 
 
 def asked(data: Set, count: int, draw: int, arguments: argparse.Namespace) -> tuple[Table, Recipe]:
-    """Return the examples of one draw beside the test rows, and the recipe that says nothing of the start."""
+    """Return the examples of one draw beside the rows to score, and the recipe that says nothing of the start."""
     places = data.draw(count, draw)
     train = Examples([data.train[0][place] for place in places], data.train[1][places].tolist())
-    held = Examples(data.test[0], data.test[1].tolist())
+    (texts, labels), scored = data.test, range(len(data.test[0]))
+    if arguments.held:
+        (texts, labels), drawn = data.train, set(places)
+        scored = [place for place in range(len(texts)) if place not in drawn][: arguments.test]
+    held = Examples([texts[place] for place in scored], [int(labels[place]) for place in scored])
     table = Table(train, held, data.labels, {"text": "text", "label": "label", "warnings": [], "source": data.name})
     recipe = Recipe(
         data="benchmark",
@@ -96,13 +100,14 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--pool", type=int, default=3000)
     parser.add_argument("--test", type=int, default=300)
+    parser.add_argument("--held", action="store_true", help="score rows of the training table that were not drawn")
     parser.add_argument("--starts", type=lambda text: text.split(","), default=["plain", "words"])
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     use_all_cores()
     kept = arguments.out.with_suffix(".json") if arguments.out else None
     found: list[dict[str, Any]] = json.loads(kept.read_text())["every"] if kept and kept.exists() else []
-    about = {"model": arguments.model, "tune": arguments.tune, "test": arguments.test}
+    about = {"model": arguments.model, "tune": arguments.tune, "test": arguments.test, "held": arguments.held}
     sets = [Set(arguments.folder / name, arguments.pool, arguments.test) for name in arguments.sets.split(",")]
     for draw in range(arguments.draws):
         for count in arguments.examples:

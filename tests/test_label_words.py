@@ -279,11 +279,21 @@ def test_many_examples_decide_by_cross_validation() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "knowing", "chosen"),
-    [(0.5, False, False), (0.64, False, False), (0.95, False, True), (0.58, True, False), (0.64, True, True)],
+    ("told", "plain", "knowing", "tune", "chosen"),
+    [
+        (0.5, 0.5, False, "full", False),
+        (0.64, 0.5, False, "full", False),
+        (0.95, 0.5, False, "full", True),
+        (0.58, 0.5, True, "head", False),
+        (0.64, 0.5, True, "head", True),
+        (0.58, 0.9, True, "full", False),
+        (0.58, 0.5, True, "full", True),
+        (0.58, 0.5, True, "lora", True),
+        (0.64, 0.5, True, "full", True),
+    ],
 )
 def test_words_have_to_be_ahead_by_more_than_chance_or_not_behind_in_a_large_model(
-    tiny: Any, monkeypatch: pytest.MonkeyPatch, told: float, knowing: bool, chosen: bool
+    tiny: Any, monkeypatch: pytest.MonkeyPatch, told: float, plain: float, knowing: bool, tune: str, chosen: bool
 ) -> None:
     if knowing:
         monkeypatch.setattr(head_start, "KNOWING", 1_000_000)
@@ -292,12 +302,12 @@ def test_words_have_to_be_ahead_by_more_than_chance_or_not_behind_in_a_large_mod
     rng = torch.Generator().manual_seed(0)
 
     class Known(Base):
-        """A model whose states within the prompt tell so many of the labels, and without it half."""
+        """A model whose states tell so many of the labels, within the prompt and without it."""
 
         def states(self, texts: Any, wording: Wording | None) -> torch.Tensor:
             if len(texts) < len(truth):
                 return torch.zeros(len(texts), 4)
-            share = told if wording is not None else 0.5
+            share = told if wording is not None else plain
             right = torch.rand(len(truth), generator=rng) < share
             said = torch.where(right, truth, 1 - truth).float() * 2 - 1
             return torch.stack([-said, said, *torch.randn(2, len(truth), generator=rng) / 10], dim=1)
@@ -308,14 +318,15 @@ def test_words_have_to_be_ahead_by_more_than_chance_or_not_behind_in_a_large_mod
     base, tokenizer, model = tiny
     known = Known(model, tokenizer, lambda: models.output_rows(base, model), Reading(64))
     rows = [(f"text {number}", labels[number % 2]) for number in range(100)]
-    start = choose(known, table(rows, labels), Recipe(data="here"))
+    start = choose(known, table(rows, labels), Recipe(data="here", tune=tune))
     assert start.tried is not None
     assert (start.wording is not None) is chosen
-    within_chance = abs(start.tried["ahead"]) <= start.tried["spread"]
-    assert (start.tried["ahead"] >= 0 if knowing else start.tried["ahead"] > start.tried["spread"]) is chosen
-    assert f"{start.tried['ahead']:+.2f} for the words" in start.reason
-    left = "which is left to a model of 7.5 million parameters as it knows what words mean"
-    assert (left in start.reason) is (knowing and chosen and within_chance)
+    ahead, spread = start.tried["ahead"], start.tried["spread"]
+    least = spread * (head_start.DOUBTED if not knowing else 0 if tune == "head" else -head_start.DOUBTED)
+    assert (ahead >= least) is chosen
+    assert f"{ahead:+.2f} for the words" in start.reason
+    kept = "too little to keep a model of 7.5 million parameters, which knows what words mean, from them"
+    assert (kept in start.reason) is (knowing and chosen and ahead <= spread)
 
 
 def test_a_resumed_recipe_begins_in_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -631,7 +631,7 @@ def test_a_run_outlives_interrupt_restart_and_shutdown_of_its_kernel(behave: Cal
     assert unharmed()
     launch.stop(run)
     assert run.state() == "stopped"
-    assert not any(Process.alive(each) for each in processes.values())
+    until(lambda: not any(each.alive() for each in processes.values()))  # the supervisor ends after its last word
 
 
 def test_an_interrupt_while_a_cell_starts_its_run_leaves_the_run_on_the_screen(behave: Callable[[str], None]) -> None:

@@ -2,9 +2,10 @@
 
 Where the recipe leaves it open, both are tried on some of the examples, with the base model as it is: how many are
 right by the labels' words alone, and how many by a head that is learnt, cross-validated, from the states within the
-prompt and without it. Of texts that may have several labels it is how well these are ranked (`_right`). Where they are
-not ahead by more than the standard error of the difference, a large model begins at the words, if these are not behind;
-a small one knows little of them and learns better from the plain text (benchmarks/head_starts.py). Trains no model;
+prompt and without it. Of texts that may have several labels it is how well these are ranked (`_right`). A small model
+knows little of words and begins at them only where they are clearly ahead (benchmarks/head_starts.py). A large one does
+so where they are not behind, and where more than its head is trained, if they are not clearly behind: of the model as
+it is, cross-validation does not tell how much further it gets from words once its layers learn, too. Trains no model;
 label_words.py has the arithmetic.
 """
 
@@ -38,7 +39,9 @@ ENOUGH = 32  # examples from which on cross-validation is trusted; of fewer, the
 # Parameters from which on a model knows what words mean. smollm2-135m does (0.84 of SST-2 without an example); tiny, of
 # 7.5 million, does not: over five sets at 100 examples its words are no better than a new head (docs/scores.md).
 KNOWING = 50_000_000
-DOUBTED = 2.0  # standard errors by which the words of a smaller one have to be ahead; one is chance in one of six
+# Standard errors by which the words of a smaller one have to be ahead, and those of a larger one whose layers are trained
+# have to be behind to be left; one is chance in one of six.
+DOUBTED = 2.0
 MOST_TEXTS, A_LABEL = 128, 4  # texts that calibration and choice look at: so many, or so many a label
 SHRINK = 30.0  # of what is learnt; best of 3 to 300 on SST-2 and TREC with smollm2-135m, taken together
 FIRM = 300.0  # where the words alone get TRUST of the way from chance to all right (docs/scores.md)
@@ -329,10 +332,12 @@ def choose(base: Base, table: Table, recipe: Recipe) -> Start:
         f"{within.mean():.2f} by a head learnt within the prompt, {plain.mean():.2f} by one learnt on the plain text "
         f"({how}): {better:+.2f} for the words, with a standard error of {spread:.2f}"
     )
-    if 0 <= better <= spread and size >= KNOWING:
-        said = f"{said}, which is left to a model of {size / 1e6:.1f} million parameters as it knows what words mean"
-        return Start(wording, head, said, rows, tried, pull)
-    if better > (spread if size >= KNOWING else DOUBTED * spread):
+    knows = size >= KNOWING
+    behind = DOUBTED * spread if recipe.tune != "head" else 0.0
+    if knows and -behind <= better <= spread:
+        model = f"a model of {size / 1e6:.1f} million parameters, which knows what words mean"
+        return Start(wording, head, f"{said}, too little to keep {model}, from them", rows, tried, pull)
+    if better > (spread if knows else DOUBTED * spread):
         return Start(wording, head, said, rows, tried, pull)
     if better > spread:
         said = f"{said}, too little for a model of {size / 1e6:.1f} million parameters, which knows little of words"
