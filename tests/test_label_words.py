@@ -322,7 +322,7 @@ def test_words_have_to_be_ahead_by_more_than_chance_or_not_behind_in_a_large_mod
     assert start.tried is not None
     assert (start.wording is not None) is chosen
     ahead, spread = start.tried["ahead"], start.tried["spread"]
-    least = spread * (head_start.DOUBTED if not knowing else 0 if tune == "head" else -head_start.DOUBTED)
+    least = spread * (head_start.DOUBTED if not knowing else 0 if tune == "head" else -head_start.HOPELESS)
     assert (ahead >= least) is chosen
     assert f"{ahead:+.2f} for the words" in start.reason
     kept = "too little to keep a model of 7.5 million parameters, which knows what words mean, from them"

@@ -4,9 +4,9 @@ Where the recipe leaves it open, both are tried on some of the examples, with th
 right by the labels' words alone, and how many by a head that is learnt, cross-validated, from the states within the
 prompt and without it. Of texts that may have several labels it is how well these are ranked (`_right`). A small model
 knows little of words and begins at them only where they are clearly ahead (benchmarks/head_starts.py). A large one does
-so where they are not behind, and where more than its head is trained, if they are not clearly behind: of the model as
-it is, cross-validation does not tell how much further it gets from words once its layers learn, too. Trains no model;
-label_words.py has the arithmetic.
+so where they are not behind, and where more than its head is trained, if they are not far behind: looking at the model
+as it is, cross-validation does not tell how much further it gets from words once its layers learn, too. Trains no
+model; label_words.py has the arithmetic.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ ENOUGH = 32  # examples from which on cross-validation is trusted; of fewer, the
 # Parameters from which on a model knows what words mean. smollm2-135m does (0.84 of SST-2 without an example); tiny, of
 # 7.5 million, does not: over five sets at 100 examples its words are no better than a new head (docs/scores.md).
 KNOWING = 50_000_000
-# Standard errors by which the words of a smaller one have to be ahead, and those of a larger one whose layers are trained
-# have to be behind to be left; one is chance in one of six.
-DOUBTED = 2.0
+DOUBTED = 2.0  # standard errors by which the words of a smaller one have to be ahead; one is chance in one of six
+# Standard errors by which words have to be behind so that a larger one of which more than the head is trained leaves them:
+# of trec they were behind by two, and tuned from them smollm2-135m was ahead by .16 (docs/scores.md).
+HOPELESS = 4.0
 MOST_TEXTS, A_LABEL = 128, 4  # texts that calibration and choice look at: so many, or so many a label
 SHRINK = 30.0  # of what is learnt; best of 3 to 300 on SST-2 and TREC with smollm2-135m, taken together
 FIRM = 300.0  # where the words alone get TRUST of the way from chance to all right (docs/scores.md)
@@ -333,7 +334,7 @@ def choose(base: Base, table: Table, recipe: Recipe) -> Start:
         f"({how}): {better:+.2f} for the words, with a standard error of {spread:.2f}"
     )
     knows = size >= KNOWING
-    behind = DOUBTED * spread if recipe.tune != "head" else 0.0
+    behind = HOPELESS * spread if recipe.tune != "head" else 0.0
     if knows and -behind <= better <= spread:
         model = f"a model of {size / 1e6:.1f} million parameters, which knows what words mean"
         return Start(wording, head, f"{said}, too little to keep {model}, from them", rows, tried, pull)
