@@ -5,8 +5,9 @@
 
 DATA_FOLDER is that of benchmarks/fewshot.py. For each set, number of examples and draw, the same examples are learnt
 from each start, with the tool's own settings else; the last weights are scored on the test rows, so that nothing is
-chosen by them. With --held they are scored on rows of the training table that were not drawn: to choose by. Beside the accuracies stands what the tool looked at when it chose by itself (`head: auto`). What
-stands in OUT.json is not measured again.
+chosen by them. With --held they are scored on rows of the training table that were not drawn: to choose by. Beside the
+accuracies stands what the tool looked at when it chose by itself (`head: auto`). What stands in OUT.json is not
+measured again.
 """
 
 from __future__ import annotations

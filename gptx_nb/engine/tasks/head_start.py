@@ -40,8 +40,8 @@ ENOUGH = 32  # examples from which on cross-validation is trusted; of fewer, the
 # 7.5 million, does not: over five sets at 100 examples its words are no better than a new head (docs/scores.md).
 KNOWING = 50_000_000
 DOUBTED = 2.0  # standard errors by which the words of a smaller one have to be ahead; one is chance in one of six
-# Standard errors by which words have to be behind so that a larger one of which more than the head is trained leaves them:
-# of trec they were behind by two, and tuned from them smollm2-135m was ahead by .16 (docs/scores.md).
+# Standard errors by which words have to be behind so that a larger one leaves them, of which more than the head is
+# trained: of trec they were behind by two, and tuned from them smollm2-135m was ahead by .16 (docs/scores.md).
 HOPELESS = 4.0
 MOST_TEXTS, A_LABEL = 128, 4  # texts that calibration and choice look at: so many, or so many a label
 SHRINK = 30.0  # of what is learnt; best of 3 to 300 on SST-2 and TREC with smollm2-135m, taken together
