@@ -39,6 +39,11 @@ def asked(data: Set, count: int, draw: int, arguments: argparse.Namespace) -> tu
     if arguments.held:
         (texts, labels), drawn = data.train, set(places)
         scored = [place for place in range(len(texts)) if place not in drawn][: arguments.test]
+        if len(scored) < arguments.test:
+            raise SystemExit(
+                f"{data.name}: {len(texts)} training rows, and --examples {count} beside --test {arguments.test} take "
+                f"{count + arguments.test}. Raise --pool, or lower one of them"
+            )
     held = Examples([texts[place] for place in scored], [int(labels[place]) for place in scored])
     table = Table(train, held, data.labels, {"text": "text", "label": "label", "warnings": [], "source": data.name})
     recipe = Recipe(

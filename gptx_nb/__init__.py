@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from gptx_nb.recipe import Recipe
     from gptx_nb.runs import Run
 
-__version__ = "0.6.0"
+__version__ = "0.7.0"
 
 __all__ = [
     "Comparison",

@@ -226,7 +226,7 @@ class Recipe(Settings):
         "auto",
         "What a classifier begins with: the words of its labels behind a prompt, or a new head on the plain text.",
         reason="the words where cross-validation on the examples favours them; of 50 million parameters or more, where "
-        "they are not behind, or not far if more than the head is trained",
+        "they are not behind, or not far if its layers are tuned",
     )
     prompt: str | None = setting(
         None,

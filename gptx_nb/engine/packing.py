@@ -201,7 +201,7 @@ def _attention(
         return mixed.transpose(1, 2).to(given), None
     q, k, v = (_side_by_side(each, spread, texts).transpose(0, 1) for each in (query, key, value))
     groups = q.shape[1] // k.shape[1]
-    if groups > 1 and (learns or kind != "cpu"):
+    if groups > 1 and (learns or kind != "cpu"):  # without a backward pass a CPU's kernel is quicker with the groups
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     beside = torch.nn.functional.scaled_dot_product_attention(
         q, k, v, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=k.shape[1] < q.shape[1]

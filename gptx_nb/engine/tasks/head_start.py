@@ -4,9 +4,9 @@ Where the recipe leaves it open, both are tried on some of the examples, with th
 right by the labels' words alone, and how many by a head that is learnt, cross-validated, from the states within the
 prompt and without it. Of texts that may have several labels it is how well these are ranked (`_right`). A small model
 knows little of words and begins at them only where they are clearly ahead (benchmarks/head_starts.py). A large one does
-so where they are not behind, and where more than its head is trained, if they are not far behind: looking at the model
-as it is, cross-validation does not tell how much further it gets from words once its layers learn, too. Trains no
-model; label_words.py has the arithmetic.
+so where they are not behind. Where its layers are trained, too, and the words tell labels apart by themselves, they may
+be behind, but not far: looking at the model as it is, cross-validation does not tell how much further it gets from
+them. Trains no model; label_words.py has the arithmetic.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ MOST_BESIDE = 50  # examples that calibrate it where others stand before each te
 LOOK = 200  # texts that tell whether they are questions
 ENOUGH = 32  # examples from which on cross-validation is trusted; of fewer, the words know more
 # Parameters from which on a model knows what words mean. smollm2-135m does (0.84 of SST-2 without an example); tiny, of
-# 7.5 million, does not: over five sets at 100 examples its words are no better than a new head (docs/scores.md).
+# 7.5 million, does not: over four sets at 100 examples its words are no better than a new head (docs/scores.md).
 KNOWING = 50_000_000
 DOUBTED = 2.0  # standard errors by which the words of a smaller one have to be ahead; one is chance in one of six
-# Standard errors by which words have to be behind so that a larger one leaves them, of which more than the head is
-# trained: of trec they were behind by two, and tuned from them smollm2-135m was ahead by .16 (docs/scores.md).
+# Standard errors by which words may be behind where a larger one's layers are trained. Two are too few: of one draw of
+# trec they were behind by that, and smollm2-135m, tuned from them, was ahead by .16 (docs/scores.md).
 HOPELESS = 4.0
 MOST_TEXTS, A_LABEL = 128, 4  # texts that calibration and choice look at: so many, or so many a label
 SHRINK = 30.0  # of what is learnt; best of 3 to 300 on SST-2 and TREC with smollm2-135m, taken together
@@ -334,15 +334,26 @@ def choose(base: Base, table: Table, recipe: Recipe) -> Start:
         f"({how}): {better:+.2f} for the words, with a standard error of {spread:.2f}"
     )
     knows = size >= KNOWING
-    behind = HOPELESS * spread if recipe.tune != "head" else 0.0
-    if knows and -behind <= better <= spread:
-        model = f"a model of {size / 1e6:.1f} million parameters, which knows what words mean"
-        return Start(wording, head, f"{said}, too little to keep {model}, from them", rows, tried, pull)
+    model = f"a model of {size / 1e6:.1f} million parameters"
+    if knows and 0 <= better <= spread:
+        said = f"{said}, which is left to {model} as it knows what words mean"
+        return Start(wording, head, said, rows, tried, pull)
+    if knows and better < 0 and recipe.tune != "head" and not table.multi_label and _tell(right, truth):
+        if better >= -HOPELESS * spread:
+            said = f"{said}, no more than {HOPELESS:g} of these: {model} whose layers are tuned gets further from words"
+            return Start(wording, head, said, rows, tried, pull)
+        said = f"{said}, more than {HOPELESS:g} of these"
     if better > (spread if knows else DOUBTED * spread):
         return Start(wording, head, said, rows, tried, pull)
     if better > spread:
-        said = f"{said}, too little for a model of {size / 1e6:.1f} million parameters, which knows little of words"
+        said = f"{said}, too little for {model}, which knows little of words"
     return Start(None, None, said, tried=tried)
+
+
+def _tell(right: np.ndarray, truth: np.ndarray) -> bool:
+    """Whether words that are `right` (texts,) tell labels apart: clearly more often than the commonest label is."""
+    commonest = float(np.bincount(truth).max() / len(truth))
+    return bool(right.mean() > commonest + DOUBTED * (commonest * (1 - commonest) / len(right)) ** 0.5)
 
 
 def _ahead(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
