@@ -39,7 +39,9 @@ ENOUGH = 32  # examples from which on cross-validation is trusted; of fewer, the
 # Parameters from which on a model knows what words mean. smollm2-135m does (0.84 of SST-2 without an example); tiny, of
 # 7.5 million, does not: over four sets at 100 examples its words are no better than a new head (docs/scores.md).
 KNOWING = 50_000_000
-DOUBTED = 2.0  # standard errors by which the words of a smaller one have to be ahead; one is chance in one of six
+# Standard errors by which the words of a smaller one have to be ahead of a plain head, and those of a larger one that
+# may be behind it, ahead of the commonest label; one is chance in one of six.
+DOUBTED = 2.0
 # Standard errors by which words may be behind where a larger one's layers are trained. Two are too few: of one draw of
 # trec they were behind by that, and smollm2-135m, tuned from them, was ahead by .16 (docs/scores.md).
 HOPELESS = 4.0
@@ -351,7 +353,10 @@ def choose(base: Base, table: Table, recipe: Recipe) -> Start:
 
 
 def _tell(right: np.ndarray, truth: np.ndarray) -> bool:
-    """Whether words that are `right` (texts,) tell labels apart: clearly more often than the commonest label is."""
+    """Whether words that are `right` (texts,) tell labels apart: clearly more often than the commonest label is.
+
+    `truth` (texts,) are the labels' numbers.
+    """
     commonest = float(np.bincount(truth).max() / len(truth))
     return bool(right.mean() > commonest + DOUBTED * (commonest * (1 - commonest) / len(right)) ** 0.5)
 
